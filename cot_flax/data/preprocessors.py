@@ -1,0 +1,110 @@
+"""SeqIO preprocessors: from a record to `inputs`, `targets` and teacher rows.
+
+A record has `id`, `question`, `rationale` and `answer` (strings). A record of a store (store.py)
+has instead of a rationale its `targets` (ids with EOS) and the teacher's flattened rows.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import seqio
+import tensorflow as tf
+
+from cot_flax.text.prompts import ExemplarPool, build_input, build_target, is_cot, is_few_shot
+
+
+def write_prompt(
+    dataset: tf.data.Dataset,
+    *,
+    format: str,
+    pool: Callable[[], ExemplarPool],
+    settings: Callable[[], dict],
+) -> tf.data.Dataset:
+    """Adds `inputs_pretokenized`, and `targets_pretokenized` where the record has no tokens.
+
+    Exemplars depend on the seed and the record's id alone, so neither sharding nor a restart
+    changes them.
+
+    Args:
+        pool: the exemplars' source, called when the data set is built.
+        settings: shots, style and seed; see registration.prompting.
+    """
+    chosen = settings()
+    exemplars = pool() if is_few_shot(format) else None
+
+    def inputs(question, key):
+        question, key = question.decode(), f"{chosen['seed']}/{key.decode()}"
+        shown = exemplars.draw(question, chosen["shots"], key) if exemplars else ()
+        return build_input(question, format, shown, chosen["style"]).encode()
+
+    def targets(rationale, answer):
+        return build_target(rationale.decode(), answer.decode(), format).encode()
+
+    def add(record):
+        record["inputs_pretokenized"] = _string(inputs, record["question"], record["id"])
+        if "rationale" in record or not is_cot(format):
+            rationale = record.get("rationale", "")
+            record["targets_pretokenized"] = _string(targets, rationale, record["answer"])
+        return record
+
+    return dataset.map(add, num_parallel_calls=tf.data.AUTOTUNE)
+
+
+@seqio.map_over_dataset
+def tokenize(record, *, vocabulary: seqio.Vocabulary, format: str, top_k: int):
+    """Adds token ids, each closed by EOS, and teacher rows [T, K] (zeros where there are none)."""
+
+    def encode(text):
+        return tf.concat([vocabulary.encode_tf(text), [vocabulary.eos_id]], axis=0)
+
+    stored = is_cot(format) and "targets" in record
+    targets = record["targets"] if stored else encode(record["targets_pretokenized"])
+    record = record | {
+        "inputs": encode(record["inputs_pretokenized"]),
+        "targets": tf.cast(targets, tf.int32),
+    }
+    if stored:
+        record["targets_pretokenized"] = vocabulary.decode_tf(record["targets"][:-1])
+    if top_k:
+        record |= _teacher_rows(record, tf.shape(record["targets"])[0], stored, top_k)
+    return record
+
+
+def first_samples(dataset: tf.data.Dataset) -> tf.data.Dataset:
+    """Keeps one record a question: the answer formats need no second chain (paper [1], 1.1)."""
+    return dataset.filter(lambda record: record.get("first", 1) == 1)
+
+
+def drop_overlong(
+    dataset: tf.data.Dataset, sequence_length: dict[str, int] | None
+) -> tf.data.Dataset:
+    """Drops examples longer than the run's lengths: a cut chain would lose its answer.
+
+    Our own trainer asks for no lengths here; it drops and counts by itself (batches.py).
+    """
+    if not sequence_length:
+        return dataset
+
+    def fits(example):
+        return tf.reduce_all(
+            [tf.size(example[name]) <= sequence_length[name] for name in ("inputs", "targets")]
+        )
+
+    return dataset.filter(fits)
+
+
+def _teacher_rows(record, length, stored: bool, top_k: int):
+    if stored and "teacher_top_ids" in record:
+        ids = tf.reshape(tf.cast(record["teacher_top_ids"], tf.int32), [-1, top_k])
+        logprobs = tf.reshape(record["teacher_top_logprobs"], [-1, top_k])
+    else:
+        ids = tf.zeros([length, top_k], tf.int32)
+        logprobs = tf.zeros([length, top_k], tf.float32)
+    return {"teacher_top_ids": ids, "teacher_top_logprobs": logprobs}
+
+
+def _string(function, *args):
+    result = tf.numpy_function(
+        lambda *values: np.asarray(function(*values), dtype=object), args, tf.string, stateful=False
+    )
+    return tf.ensure_shape(result, [])

@@ -1,0 +1,163 @@
+"""`add_cot_task`: one call registers a data set in the four formats, and their mixture."""
+
+import functools
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import gin
+import seqio
+import tensorflow as tf
+
+from cot_flax.data import preprocessors
+from cot_flax.data.features import T5Vocabulary, output_features
+from cot_flax.errors import UserError
+from cot_flax.text import scoring
+from cot_flax.text.prompts import FORMATS, Exemplar, ExemplarPool, check_no_leak, is_cot
+
+GIN_MODULE = "cot_flax.data.registration"
+
+
+@dataclass(frozen=True)
+class CotTask:
+    """What an evaluation needs to know of a registered task beside SeqIO's own fields."""
+
+    format: str
+    answer_kind: str
+
+
+_REGISTERED: dict[str, CotTask] = {}
+
+
+@gin.configurable(module=GIN_MODULE)
+def prompting(shots: int = 4, style: str = "t5", seed: int = 0) -> dict:
+    """How few-shot prompts are made: exemplars a prompt, a name of prompts.STYLES, their seed."""
+    return {"shots": shots, "style": style, "seed": seed}
+
+
+@gin.configurable(module=GIN_MODULE)
+def format_rates(
+    few_shot_cot: float = 0.4,
+    zero_shot_cot: float = 0.4,
+    few_shot_answer: float = 0.1,
+    zero_shot_answer: float = 0.1,
+) -> dict[str, float]:
+    """The mixing rates of every `<name>_cot_mix`; bind them under the scope `<name>_cot_mix`."""
+    return dict(locals())
+
+
+def add_cot_task(
+    name: str,
+    source: seqio.DataSource,
+    *,
+    parse: Callable[[dict], dict] | None = None,
+    exemplars: Callable[[], Iterable[Exemplar]] | None = None,
+    formats: Sequence[str] = FORMATS,
+    answer_kind: str = "number",
+    vocabulary: seqio.Vocabulary | None = None,
+    top_k: int = 0,
+) -> None:
+    """Registers `<name>_<format>` for every format and their mixture `<name>_cot_mix`.
+
+    Args:
+        name: the data set's name.
+        source: any SeqIO data source with a train split, and validation or test to evaluate on.
+        parse: makes one record of the source (a dict of tensors) into `id`, `question`,
+            `rationale` and `answer`; None where it has them already. Other fields pass through;
+            an integer `steps` lets the evaluation report by number of steps.
+        exemplars: where few-shot exemplars come from; by default the source's own train split,
+            checked against its held-out splits.
+        formats: those of the four that make sense, for instance only answers without rationales.
+        answer_kind: "number", "choice", "yes_no" or "text"; see text/answers.py.
+        vocabulary: of inputs and targets; by default T5's.
+        top_k: teacher entries a target position, for a source that is a store; 0 for none.
+    """
+    vocabulary = vocabulary or T5Vocabulary()
+    pool = functools.cache(functools.partial(_pool, source, parse, exemplars))
+    for format in formats:
+        steps: list = [functools.partial(_parse, parse=parse)] if parse else []
+        if not is_cot(format):
+            steps.append(preprocessors.first_samples)
+        steps += [
+            functools.partial(
+                preprocessors.write_prompt, format=format, pool=pool, settings=prompting
+            ),
+            functools.partial(
+                preprocessors.tokenize, vocabulary=vocabulary, format=format, top_k=top_k
+            ),
+            preprocessors.drop_overlong,
+        ]
+        seqio.TaskRegistry.add(
+            f"{name}_{format}",
+            source=source,
+            preprocessors=steps,
+            output_features=output_features(vocabulary, top_k),
+            postprocess_fn=functools.partial(_postprocess, kind=answer_kind),
+            metric_fns=[functools.partial(_accuracy, kind=answer_kind)],
+        )
+        _REGISTERED[f"{name}_{format}"] = CotTask(format, answer_kind)
+    mixture = f"{name}_cot_mix"
+    seqio.MixtureRegistry.add(
+        mixture,
+        [(f"{name}_{format}", _rate(mixture, format)) for format in formats],
+    )
+
+
+def cot_task(name: str) -> CotTask:
+    """Looks up a task that `add_cot_task` registered; raises UserError where it did not."""
+    if name not in _REGISTERED:
+        raise UserError(
+            f"task {name!r}",
+            f"one that add_cot_task registered: {', '.join(sorted(_REGISTERED)) or 'none is'}",
+            "correct EVAL_TASKS or import the task's module in the gin file",
+        )
+    return _REGISTERED[name]
+
+
+def _rate(mixture: str, format: str) -> Callable[[seqio.Task], float]:
+    def rate(task):
+        del task
+        with gin.config_scope(mixture):
+            return format_rates()[format]
+
+    return rate
+
+
+def _parse(dataset, parse):
+    return dataset.map(parse, num_parallel_calls=tf.data.AUTOTUNE)
+
+
+def _pool(source, parse, exemplars) -> ExemplarPool:
+    if exemplars:
+        return ExemplarPool(exemplars())
+    records = _records(source, parse, "train")
+    pool = ExemplarPool(Exemplar(r["question"], r["rationale"], r["answer"]) for r in records)
+    for split in source.splits:
+        if split != "train":
+            check_no_leak(pool, (r["question"] for r in _records(source, parse, split)))
+    return pool
+
+
+def exemplars_of(source: seqio.DataSource, parse=None) -> Iterable[Exemplar]:
+    """The train split of a source as exemplars."""
+    for record in _records(source, parse, "train"):
+        yield Exemplar(record["question"], record["rationale"], record["answer"])
+
+
+def _records(source, parse, split):
+    dataset = source.get_dataset(split, shuffle=False)
+    for record in (dataset.map(parse) if parse else dataset).as_numpy_iterator():
+        yield {name: record[name].decode() for name in ("question", "rationale", "answer")}
+
+
+def _postprocess(output, *, kind, example=None, is_target=False):
+    """SeqIO's hook: the gold answer of a target, the text itself of a prediction."""
+    if is_target:
+        return tf.compat.as_text(example["answer"])
+    return output
+
+
+def _accuracy(targets, predictions, *, kind):
+    """SeqIO's metric: accuracy and parse failures of texts against gold answers."""
+    records = scoring.score(predictions, targets, kind=kind, mode="flexible")
+    summary = scoring.summarize(records)
+    return {"accuracy": summary["accuracy"], "parse_failures": summary["parse_failure_rate"]}

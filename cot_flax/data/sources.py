@@ -1,0 +1,77 @@
+"""Where records come from: local JSON Lines, lists made in memory, stores of `prepare`."""
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import seqio
+import tensorflow as tf
+
+from cot_flax.data import store
+from cot_flax.teacher.records import json_lines, require
+from cot_flax.text.prompts import normalize_question
+
+Records = list[dict]
+
+
+def records_source(make: Callable[[str], Records], splits: Iterable[str]) -> seqio.DataSource:
+    """A source whose `make(split)` returns all records as dicts of strings and numbers."""
+
+    def dataset_fn(split, shuffle_files, seed=None):
+        del shuffle_files, seed
+        records = make(split)
+        columns = {name: [record[name] for record in records] for name in records[0]}
+        return tf.data.Dataset.from_tensor_slices(columns)
+
+    return seqio.FunctionDataSource(dataset_fn, splits=list(splits))
+
+
+def read_jsonl(directory: str, file: str, fields: Iterable[str]) -> Records:
+    """Reads `directory/file`, keeping `fields` of every record.
+
+    Raises:
+        UserError: a missing or empty file, a malformed line or a missing field, with its place.
+    """
+    return [
+        {name: require(record, name, str, place) for name in fields}
+        for place, record in json_lines(Path(directory) / file)
+    ]
+
+
+def store_source(
+    directory: Callable[[], str],
+    *,
+    vocabulary: seqio.Vocabulary,
+    top_k: int,
+    held_out: Callable[[], Iterable[str]] = tuple,
+) -> seqio.DataSource:
+    """A store of `cot-flax prepare` as train split.
+
+    Args:
+        directory: called when the data is read, so that gin can bind it.
+        held_out: questions that must not be trained on; their chains are left out (paper [1]
+            trained on its validation questions).
+    """
+
+    def dataset_fn(split, shuffle_files, seed=None):
+        del split, shuffle_files, seed
+        dataset = store.dataset(directory(), vocabulary=vocabulary, top_k=top_k)
+        excluded = {normalize_question(question) for question in held_out()}
+        if not excluded:
+            return dataset
+
+        def allowed(question):
+            return normalize_question(question.decode()) not in excluded
+
+        return dataset.filter(
+            lambda record: tf.ensure_shape(
+                tf.numpy_function(allowed, [record["question"]], tf.bool, stateful=False), []
+            )
+        )
+
+    return seqio.FunctionDataSource(dataset_fn, splits=["train"])
+
+
+def questions(source: seqio.DataSource, split: str) -> Iterable[str]:
+    """The questions of one split of a source."""
+    for record in source.get_dataset(split, shuffle=False).as_numpy_iterator():
+        yield record["question"].decode()

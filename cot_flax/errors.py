@@ -1,0 +1,14 @@
+"""The one exception that a user is meant to read."""
+
+
+class UserError(Exception):
+    """Input that cot-flax cannot work with; the command line prints one line and exits with 2.
+
+    Args:
+        got: what was found, with its place (file, line, parameter).
+        expected: what would have been right.
+        remedy: what the user can do about it.
+    """
+
+    def __init__(self, got: str, expected: str, remedy: str):
+        super().__init__(f"got {got}; expected {expected}; {remedy}".replace("\n", " "))

@@ -1,0 +1,250 @@
+"""Decodes held-out questions and scores them.
+
+`predictions.jsonl` has one line a prediction, `results.json` the accuracies with 95% intervals.
+"""
+
+import dataclasses
+import itertools
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import seqio
+
+from cot_flax.data.batches import TaskBatches, find_task
+from cot_flax.data.features import fingerprint
+from cot_flax.data.registration import cot_task
+from cot_flax.errors import UserError
+from cot_flax.model.decoding import decode, for_decoding
+from cot_flax.model.t5 import T5
+from cot_flax.text import scoring
+from cot_flax.training import checkpoints, state, step
+
+PREDICTIONS, RESULTS = "predictions.jsonl", "results.json"
+LENGTH_BUCKET = 32
+"""Prompts are padded to a multiple of this, so that few shapes are compiled."""
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How answers are made and read.
+
+    Attributes:
+        max_tokens: of a chain with its answer.
+        batch_size: prompts decoded at once.
+        samples: chains a prompt.
+        temperature: 0 is greedy.
+        seed: of the sampling; a prompt's samples depend on it and on the prompt's place alone.
+        mode: of answers.extract_answer: "flexible", "strict" or a paper's rule by name.
+    """
+
+    max_tokens: int = 256
+    batch_size: int = 32
+    samples: int = 1
+    temperature: float = 0.0
+    seed: int = 0
+    mode: str = "flexible"
+
+
+def evaluate(
+    *,
+    checkpoint_path: str,
+    output_dir: str,
+    mixture_or_task_name: str | Sequence[str],
+    split: str = "test",
+    decoding: Decoding = Decoding(),
+    max_examples: int | None = None,
+) -> dict:
+    """Evaluates a checkpoint on tasks, or on all tasks of mixtures; writes and returns the results.
+
+    Raises:
+        UserError: no checkpoint, an unknown task, a task of another vocabulary than the checkpoint.
+    """
+    metadata = checkpoints.read_metadata(checkpoint_path)
+    module = T5(checkpoints.model_config(metadata))
+    tasks = task_names(mixture_or_task_name)
+    for task in tasks:
+        _check_vocabulary(task, metadata, checkpoint_path)
+    abstract = state.abstract_variables(module)["params"]
+    params = checkpoints.load_params(checkpoint_path, abstract, metadata)
+    predictions = {
+        task: predict(module, params, task, split, decoding, max_examples) for task in tasks
+    }
+    results = {
+        "checkpoint": str(checkpoints.find(checkpoint_path)),
+        "split": split,
+        "decoding": dataclasses.asdict(decoding),
+        "tasks": {task: summarize(rows) for task, rows in predictions.items()},
+    }
+    write(output_dir, itertools.chain(*predictions.values()), results)
+    return results
+
+
+def predict(
+    module: T5,
+    params: dict,
+    task: str,
+    split: str,
+    decoding: Decoding,
+    max_examples: int | None = None,
+) -> list[dict]:
+    """Decodes and scores a split of one task.
+
+    Returns:
+        A dict a prediction, in the order of the data: task, format, id, prompt, gold, sample,
+        text, extracted, right, and steps where the data set has them.
+    """
+    about = cot_task(task)
+    examples = read_examples(task, split, max_examples)
+    vocabulary = seqio.get_mixture_or_task(task).output_features["targets"].vocabulary
+    texts = _decode_all(module, params, examples, vocabulary, decoding)
+    golds = [example["answer"].decode() for example in examples]
+    rows = []
+    for sample in range(decoding.samples):
+        drawn = [samples[sample] for samples in texts]
+        scores = scoring.score(drawn, golds, kind=about.answer_kind, mode=decoding.mode)
+        for example, gold, text, score in zip(examples, golds, drawn, scores, strict=True):
+            row = {
+                "task": task,
+                "format": about.format,
+                "id": example["id"].decode(),
+                "prompt": example["inputs_pretokenized"].decode(),
+                "gold": gold,
+                "sample": sample,
+                "text": text,
+                "extracted": score.extracted,
+                "right": score.right,
+            }
+            rows.append(row | ({"steps": int(example["steps"])} if "steps" in example else {}))
+    return rows
+
+
+def summarize(rows: Sequence[Mapping]) -> dict:
+    """Accuracy with its interval and parse failures: of all rows, and by number of steps."""
+
+    def summary(chosen):
+        return scoring.summarize((row["right"], row["extracted"]) for row in chosen)
+
+    steps = sorted({row["steps"] for row in rows if "steps" in row})
+    by_steps = {str(n): summary([r for r in rows if r.get("steps") == n]) for n in steps}
+    return summary(rows) | {"by_steps": by_steps}
+
+
+def write(output_dir: str, rows, results: dict) -> None:
+    """Writes predictions.jsonl and results.json."""
+    folder = Path(output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / PREDICTIONS, "w") as file:
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    (folder / RESULTS).write_text(json.dumps(results, indent=2) + "\n")
+
+
+@dataclass(frozen=True)
+class AccuracyEvaluator:
+    """The accuracy on the first `max_examples` of a split, for the middle of a run."""
+
+    mixture_or_task_name: str
+    split: str = "validation"
+    max_examples: int = 100
+    decoding: Decoding = Decoding()
+
+    def __call__(self, module: T5, params: dict) -> dict[str, float]:
+        metrics = {}
+        for task in task_names(self.mixture_or_task_name):
+            rows = predict(module, params, task, self.split, self.decoding, self.max_examples)
+            summary = summarize(rows)
+            metrics[f"{task}/accuracy"] = summary["accuracy"]
+            metrics[f"{task}/parse_failure_rate"] = summary["parse_failure_rate"]
+        return metrics
+
+
+@dataclass(frozen=True)
+class LossEvaluator:
+    """The loss and its companions on the first `batches` of held-out data."""
+
+    data: TaskBatches
+    batches: int = 20
+
+    def __call__(self, module: T5, params: dict) -> dict[str, float]:
+        objective = step.Objective()
+        sums = jax.jit(lambda params, batch: step.loss_sums(module, objective, params, batch)[1])
+        total: dict[str, float] = {}
+        for batch in itertools.islice(self.data.batches(), self.batches):
+            for name, value in jax.device_get(sums(params, batch)).items():
+                total[name] = total.get(name, 0.0) + float(value)
+        return step.summarize(total)
+
+
+def task_names(names: str | Sequence[str]) -> list[str]:
+    """The tasks behind names of tasks and mixtures."""
+    found = []
+    for name in [names] if isinstance(names, str) else names:
+        provider = find_task(name)
+        found += [task.name for task in getattr(provider, "tasks", [provider])]
+    return list(dict.fromkeys(found))
+
+
+def read_examples(task: str, split: str, max_examples: int | None) -> list[dict]:
+    """The examples of a split as NumPy values, uncut."""
+    provider = find_task(task)
+    if split not in provider.splits:
+        raise UserError(
+            f"split {split!r} of {task}", f"one of {sorted(provider.splits)}", "correct the split"
+        )
+    dataset = provider.get_dataset(sequence_length=None, split=split, shuffle=False, num_epochs=1)
+    return list(itertools.islice(dataset.as_numpy_iterator(), max_examples))
+
+
+def _decode_all(module, params, examples, vocabulary, decoding) -> list[list[str]]:
+    """Texts [examples][samples]; prompts of like length are decoded together."""
+    module, params = for_decoding(module, params)
+    texts: list = [None] * len(examples)
+    keys = jax.random.split(jax.random.key(decoding.seed), len(examples))
+    order = sorted(range(len(examples)), key=lambda i: len(examples[i]["inputs"]))
+    for places in _groups(order, decoding.batch_size):
+        output_BNT = decode(
+            module,
+            params,
+            _pad([examples[i]["inputs"] for i in places]),
+            max_tokens=decoding.max_tokens,
+            samples=decoding.samples,
+            temperature=decoding.temperature,
+            rng=keys[jnp.array(places)],
+        )
+        for i, ids_NT in zip(places, np.asarray(output_BNT), strict=True):
+            texts[i] = [vocabulary.decode(_until_eos(ids_T)) for ids_T in ids_NT]
+    return texts
+
+
+def _groups(order: list[int], size: int) -> Iterator[list[int]]:
+    """Groups of exactly `size`; the last one repeats its last place, whose text is the same."""
+    for start in range(0, len(order), size):
+        group = order[start : start + size]
+        yield group + [group[-1]] * (size - len(group))
+
+
+def _pad(inputs: list[np.ndarray]) -> jax.Array:
+    longest = max(map(len, inputs))
+    length = -(-longest // LENGTH_BUCKET) * LENGTH_BUCKET
+    tokens = np.zeros((len(inputs), length), np.int32)
+    for row, ids in zip(tokens, inputs, strict=True):
+        row[: len(ids)] = ids
+    return jnp.asarray(tokens)
+
+
+def _until_eos(ids_T: np.ndarray) -> list[int]:
+    return [int(i) for i in itertools.takewhile(lambda i: i > 1, ids_T)]
+
+
+def _check_vocabulary(task, metadata, checkpoint_path):
+    wanted = fingerprint(find_task(task).output_features["targets"].vocabulary)
+    if metadata.vocabulary and metadata.vocabulary != wanted:
+        raise UserError(
+            f"a checkpoint with vocabulary {metadata.vocabulary} at {checkpoint_path}",
+            f"vocabulary {wanted} of {task}",
+            "evaluate on tasks of the checkpoint's vocabulary",
+        )

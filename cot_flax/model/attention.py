@@ -1,0 +1,148 @@
+"""T5's attention: no 1/sqrt(C) scaling, a learned relative-position bias, float32 softmax."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from flax.linen.partitioning import param_with_axes, with_sharding_constraint
+
+MASKED = -1e10
+"""Added to the logits of forbidden keys; finite, so that a row with no key at all stays finite."""
+
+
+def relative_position_bucket(
+    distance, *, bidirectional: bool, num_buckets: int = 32, max_distance: int = 128
+):
+    """Maps key position minus query position to a bucket (Raffel et al. 2020, section 2.1).
+
+    Half of the buckets hold one distance each, the other half grow logarithmically up to
+    `max_distance`; everything farther shares the last one. In NumPy, so that the logarithm is the
+    same on every accelerator and the table is a constant of the program.
+
+    Args:
+        distance: int array of any shape, in tokens.
+
+    Returns:
+        int32 array of that shape, in [0, num_buckets).
+    """
+    distance = np.asarray(distance)
+    bucket = np.zeros_like(distance, dtype=np.int32)
+    if bidirectional:
+        num_buckets //= 2
+        bucket += np.where(distance > 0, num_buckets, 0).astype(np.int32)
+        distance = np.abs(distance)
+    else:
+        distance = np.maximum(-distance, 0)
+    exact = num_buckets // 2
+    log_ratio = np.log(np.maximum(distance, 1).astype(np.float32) / exact + np.float32(1e-7))
+    coarse = exact + (log_ratio / math.log(max_distance / exact) * (num_buckets - exact))
+    coarse = np.minimum(coarse.astype(np.int32), num_buckets - 1)
+    return bucket + np.where(distance < exact, distance, coarse).astype(np.int32)
+
+
+class RelativePositionBias(nn.Module):
+    """The learned bias of every (query, key) pair, shared by all layers of a stack."""
+
+    num_heads: int
+    bidirectional: bool
+    dtype: jnp.dtype
+
+    def setup(self):
+        self.rel_embedding = param_with_axes(
+            "rel_embedding",
+            nn.initializers.variance_scaling(1.0, "fan_avg", "uniform"),
+            (self.num_heads, 32),
+            jnp.float32,
+            axes=("heads", "relpos_buckets"),
+            module=self,
+        )
+
+    def __call__(self, queries: int, keys: int) -> jax.Array:
+        """Returns [1, H, queries, keys]."""
+        distance = np.arange(keys)[None, :] - np.arange(queries)[:, None]
+        return self._lookup(relative_position_bucket(distance, bidirectional=self.bidirectional))
+
+    def row(self, position: jax.Array, keys: int) -> jax.Array:
+        """Returns [1, H, 1, keys]: the bias of the one query at `position` (a traced scalar)."""
+        # One table over all distances, of which a query's row is a window.
+        distance = np.arange(1 - keys, keys)
+        bucket = relative_position_bucket(distance, bidirectional=self.bidirectional)
+        window = jax.lax.dynamic_slice_in_dim(jnp.asarray(bucket), keys - 1 - position, keys)
+        return self._lookup(window[None, :])
+
+    def _lookup(self, bucket_QS) -> jax.Array:
+        return jnp.asarray(self.rel_embedding, self.dtype)[:, bucket_QS][None]
+
+
+class Dense(nn.Module):
+    """A bias-free projection whose kernel is stored as one matrix, as T5X stores it.
+
+    `shape` is the shape of the output's last axes: `(D,)`, or `(H, C)` for heads.
+    """
+
+    shape: tuple[int, ...]
+    axes: tuple[str, str]
+    dtype: jnp.dtype
+    init_scale: float = 1.0
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        init = nn.initializers.variance_scaling(self.init_scale, "fan_in", "normal")
+        matrix = (x.shape[-1], math.prod(self.shape))
+        kernel = param_with_axes("kernel", init, matrix, jnp.float32, axes=self.axes)
+        y = x.astype(self.dtype) @ kernel.astype(self.dtype)
+        return y.reshape(*x.shape[:-1], *self.shape)
+
+
+class Attention(nn.Module):
+    """Multi-head attention whose keys and values are made apart from the queries.
+
+    A decoder makes the keys and values of the encoder's output once a prompt.
+    """
+
+    num_heads: int
+    head_dim: int
+    features: int
+    dropout_rate: float
+    dtype: jnp.dtype
+
+    def setup(self):
+        heads = (self.num_heads, self.head_dim)
+        inward = ("embed", "joined_kv")
+        # The missing 1/sqrt(C) of the logits is folded into the query's initial scale.
+        self.query = Dense(heads, inward, self.dtype, init_scale=1.0 / self.head_dim)
+        self.key = Dense(heads, inward, self.dtype)
+        self.value = Dense(heads, inward, self.dtype)
+        self.out = Dense((self.features,), ("joined_kv", "embed"), self.dtype)
+        self.dropout = nn.Dropout(self.dropout_rate, broadcast_dims=(-2,))
+
+    def keys_values(self, x_BSD: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Returns keys and values, each [B, S, H, C]."""
+        return _constrain_heads(self.key(x_BSD)), _constrain_heads(self.value(x_BSD))
+
+    def __call__(self, x_BTD, keys_BSHC, values_BSHC, bias_BHTS, deterministic=True) -> jax.Array:
+        """Attends from `x_BTD` with an additive bias; returns [B, T, D]."""
+        query_BTHC = _constrain_heads(self.query(x_BTD))
+        logits_BHTS = jnp.einsum(
+            "bthc,bshc->bhts", query_BTHC, keys_BSHC, preferred_element_type=jnp.float32
+        )
+        weights_BHTS = jax.nn.softmax(logits_BHTS + bias_BHTS).astype(self.dtype)
+        weights_BHTS = self.dropout(weights_BHTS, deterministic=deterministic)
+        mixed_BTHC = jnp.einsum("bhts,bshc->bthc", weights_BHTS, values_BSHC)
+        return self.out(mixed_BTHC.reshape(*x_BTD.shape[:-1], self.num_heads * self.head_dim))
+
+
+def mask_bias(allowed: jax.Array) -> jax.Array:
+    """Turns a boolean [B, T, S] (true: the query may look) into an additive [B, 1, T, S]."""
+    return jnp.where(allowed, 0.0, MASKED)[:, None].astype(jnp.float32)
+
+
+def same_segment(query_segments_BT: jax.Array, key_segments_BS: jax.Array) -> jax.Array:
+    """Returns boolean [B, T, S]: same example (padding is segment 0)."""
+    return query_segments_BT[:, :, None] == key_segments_BS[:, None, :]
+
+
+def _constrain_heads(x: jax.Array) -> jax.Array:
+    return with_sharding_constraint(x, ("batch", "length", "heads", "kv"))

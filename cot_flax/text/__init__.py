@@ -1,0 +1,1 @@
+"""Text in, text out: prompts, answers, arithmetic and scores, in pure standard-library Python."""

@@ -1,0 +1,134 @@
+"""Reading and evaluating arithmetic that stands in prose, exactly and without `eval`."""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+
+from cot_flax.text.numerals import UNSIGNED, bounded, read_literal
+
+LONGEST_EXPRESSION = 64
+_SYMBOLS = {"−": "-", "–": "-", "×": "*", "·": "*", "x": "*", "X": "*", "÷": "/"}
+_BINARY = ("+", "-", "*", "/")
+
+# Two letters at least: `2x + 3 = 7` is algebra, not a sum with a unit.
+_LETTERS = r"[^\W\d_]{2,}"
+_TOKEN = re.compile(
+    rf"(?P<mark><<[^<>\n]*>>)|(?P<number>{UNSIGNED})|(?P<word>/?{_LETTERS}(?:[-'’/]{_LETTERS})*)"
+    r"|(?P<symbol>[-−–+*×·xX/÷()=%])|(?P<space>[ \t$€£¥₹¢]+)|(?P<other>.)",
+    re.DOTALL,
+)
+
+
+@dataclass(frozen=True)
+class Token:
+    """A piece of text: `kind` is number, word, mark, other, or the symbol (`x` and `×` are `*`)."""
+
+    kind: str
+    text: str
+    start: int
+    end: int
+    value: Fraction | None = None
+
+
+def tokenize(text: str, start: int, end: int) -> list[Token]:
+    """Splits `text[start:end]` into tokens, signs joined to numbers, spaces and `$` left out."""
+    tokens: list[Token] = []
+    for token in _raw_tokens(text, start, end):
+        if token.kind == "number" and _is_sign(tokens, text, token):
+            sign = tokens.pop()
+            token = replace(
+                token, text=text[sign.start : token.end], start=sign.start, value=-token.value
+            )
+        tokens.append(token)
+    return tokens
+
+
+def evaluate(tokens: Sequence[Token]) -> Fraction | None:
+    """Returns the value of an expression, or None if `tokens` are none, or divide by zero.
+
+    More than `LONGEST_EXPRESSION` tokens and values beyond `numerals.LIMIT` are not read either.
+    An expression has at least one operator. `20% of 50` and `50 * 20%` take the percentage as
+    hundredths; in sums alone it is a unit (`100% - 20%` is 80).
+    """
+    operators = {token.kind for token in tokens[1:]} & {*_BINARY, "("}
+    if not operators or len(tokens) > LONGEST_EXPRESSION:
+        return None
+    percent = Fraction(1, 100) if {"*", "/", "("} & operators else Fraction(1)
+    try:
+        value, stop = _sum(tokens, 0, percent)
+    except (SyntaxError, ZeroDivisionError):
+        return None
+    return bounded(value) if stop == len(tokens) else None
+
+
+def _raw_tokens(text: str, start: int, end: int) -> Iterator[Token]:
+    for match in _TOKEN.finditer(text, start, end):
+        kind, piece = match.lastgroup, match[0]
+        if kind == "space":
+            continue
+        value = read_literal(piece) if kind == "number" else None
+        if kind == "number" and value is None:
+            kind = "other"
+        if kind == "symbol":
+            kind = _SYMBOLS.get(piece, piece)
+        yield Token(kind, piece, match.start(), match.end(), value)
+
+
+def _is_sign(before: Sequence[Token], text: str, number: Token) -> bool:
+    if not before or before[-1].kind != "-":
+        return False
+    minus = before[-1]
+    adjacent = text[minus.end : number.start] in ("", "$")
+    after_operand = len(before) > 1 and before[-2].kind in ("number", ")", "%")
+    return adjacent and not after_operand and not text[minus.start - 1 : minus.start].isalnum()
+
+
+# A recursive descent: each function reads its part from `place` on and says where it stopped.
+
+
+def _sum(tokens: Sequence[Token], place: int, percent: Fraction) -> tuple[Fraction, int]:
+    value, place = _product(tokens, place, percent)
+    while _kind(tokens, place) in ("+", "-"):
+        term, stop = _product(tokens, place + 1, percent)
+        value = value + term if tokens[place].kind == "+" else value - term
+        place = stop
+    return value, place
+
+
+def _product(tokens: Sequence[Token], place: int, percent: Fraction) -> tuple[Fraction, int]:
+    value, place = _factor(tokens, place, percent)
+    while _kind(tokens, place) in ("*", "/", "("):
+        operator = tokens[place].kind
+        if _is_ambiguous(tokens, place):
+            raise SyntaxError("25 / 1/3")
+        factor, stop = _factor(tokens, place + (operator != "("), percent)  # 2(3 + 4) is a product
+        value = value / factor if operator == "/" else value * factor
+        place = stop
+    return value, place
+
+
+def _is_ambiguous(tokens: Sequence[Token], place: int) -> bool:
+    """Says whether one of two quotients in a row is set apart: `25 / 1/3` may mean 75 or 8.33."""
+    if (_kind(tokens, place), _kind(tokens, place + 2)) != ("/", "/") or place + 3 >= len(tokens):
+        return False
+    widths = [tokens[at + 1].start - tokens[at - 1].end for at in (place, place + 2)]
+    return (widths[0] == 1) != (widths[1] == 1)
+
+
+def _factor(tokens: Sequence[Token], place: int, percent: Fraction) -> tuple[Fraction, int]:
+    if _kind(tokens, place) == "(":
+        value, place = _sum(tokens, place + 1, percent)
+        if _kind(tokens, place) != ")":
+            raise SyntaxError("unclosed bracket")
+    elif _kind(tokens, place) == "number":
+        value = tokens[place].value
+    else:
+        raise SyntaxError("no operand")
+    if _kind(tokens, place + 1) == "%":
+        return value * percent, place + 2
+    return value, place + 1
+
+
+def _kind(tokens: Sequence[Token], place: int) -> str:
+    return tokens[place].kind if place < len(tokens) else "end"

@@ -1,0 +1,198 @@
+"""Finding the arithmetic steps `a op b = r` in a chain of thought, and judging them.
+
+The finder would rather miss a step than misread one: what it takes for an equation, the calculator
+may rewrite. On the 8,792 human solutions of GSM8K it finds 98.2% of the annotated steps in the bare
+prose, and 99.86% of what it finds is right, as are all 27,556 steps that it reads inside the
+`<<...>>` marks.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from itertools import dropwhile, pairwise
+
+from cot_flax.text.arithmetic import LONGEST_EXPRESSION, Token, evaluate, tokenize
+
+_OPERAND_ENDS = ("number", ")", "%")
+_OPERATORS = ("+", "-", "*", "/")
+_LEFT_OPEN = (*_OPERATORS, "(")
+_MOST_UNIT_WORDS = 4
+_NOT_UNITS = ("because", "is", "are", "so")
+_HUNDREDTHS = ("%", "cents", "cent")
+
+
+@dataclass(frozen=True)
+class Equation:
+    """A step `expression = result` of a text.
+
+    Attributes:
+        operands: the tokens of the expression.
+        results: the stated result, and in GSM8K's `<<6*7=42>>42` its repetition behind the mark.
+        hundredths: the result counts per cent or cents, the expression may count wholes.
+        value: what the expression gives.
+    """
+
+    operands: tuple[Token, ...]
+    results: tuple[Token, ...]
+    hundredths: bool
+    value: Fraction
+
+    @property
+    def stated(self) -> Fraction:
+        """The result as the text states it."""
+        return self.results[0].value
+
+    @property
+    def right(self) -> bool:
+        """Whether the stated result is right: see `agrees`."""
+        return agrees(as_stated(self.value, self), self.results[0])
+
+
+def find_equations(text: str) -> list[Equation]:
+    """Returns the equations `a op b (op c ...) = r` of `text`, in order of their results.
+
+    Operators are + - * x × · / ÷, `of` after a number, and nothing before a bracket; brackets, `$`,
+    thousands separators, per cent and a few words of unit behind a number (`3 halls * 6
+    rooms/hall`) are understood. In `3 * 20 = 30 * 2 = 60` only the last equation states a result. A
+    step inside a GSM8K mark `<<...>>` is an equation of its own: `strip_marks` first to count each
+    step once.
+    """
+    tokens = tokenize(text, 0, len(text))
+    found = list(_equations([token for token in tokens if token.kind != "mark"]))
+    for place, token in enumerate(tokens):
+        if token.kind == "mark":
+            inside = _equations(tokenize(text, token.start + 2, token.end - 2))
+            echo = tuple(after for after in tokens[place + 1 : place + 2] if after.kind == "number")
+            found += [replace(step, results=step.results + echo) for step in inside]
+    return sorted(found, key=lambda step: step.results[-1].start)
+
+
+def agrees(value: Fraction, stated: Token) -> bool:
+    """Says whether `value`, rounded to the decimals of `stated`, is what is stated.
+
+    A result stated as an integer or a fraction must be exact: `10 / 3 = 3` is wrong, `10 / 3 = 3.3`
+    right.
+    """
+    places = decimals(stated)
+    error = abs(value - stated.value)
+    return error == 0 if places == 0 else error * 2 * 10**places <= 1
+
+
+def as_stated(value: Fraction, step: Equation) -> Fraction:
+    """Brings a value of the expression of `step` to the unit of its result.
+
+    Both `10 / 50 = 20%` and `10 / 50 * 100 = 20%` are written: the reading nearer to the result is
+    taken.
+    """
+    readings = (value, 100 * value) if step.hundredths else (value,)
+    return min(readings, key=lambda reading: abs(reading - step.stated))
+
+
+def decimals(number: Token) -> int:
+    """Returns how many decimals a number is written with."""
+    return 0 if "/" in number.text else len(number.text.partition(".")[2])
+
+
+def _equations(tokens: Sequence[Token]) -> Iterator[Equation]:
+    run: list[Token] = []  # the expression that is being read, without its units
+    units = 0  # the words of unit since the last operand
+    for place, token in enumerate(tokens):
+        after_operand = bool(run) and run[-1].kind in _OPERAND_ENDS
+        if token.kind == "=":
+            yield from _equation(run, tokens, place)
+            run, units = [], 0
+        elif token.text == "of" and after_operand and not units:
+            run.append(replace(token, kind="*"))
+        elif token.kind == "word" and after_operand and _is_unit(token, units):
+            units += 1
+        elif token.kind in ("word", "other"):
+            # A token that cannot be read, kept in the run, spoils what follows on a cut expression.
+            cut = (run and run[-1].kind in _LEFT_OPEN) or _splits_number(tokens, place)
+            run, units = [token] * bool(cut), 0
+        elif token.kind == "(" and units:
+            run, units = [token], 0
+        elif token.kind == "number" and after_operand:
+            # So do two numbers in a row: `350 000 * 5`, `1/4 cup + 1 and 1/4 cup`.
+            cut = not units or any(part.kind in _OPERATORS for part in run)
+            run, units = run[-1:] * cut + [token], 0
+        else:
+            run.append(token)
+            units = 0
+
+
+def _equation(run: Sequence[Token], tokens: Sequence[Token], equals: int) -> Iterator[Equation]:
+    result = _result(tokens[equals + 1 : equals + 12])
+    if result is None:
+        return
+    for start in range(max(0, len(run) - LONGEST_EXPRESSION), len(run)):
+        if start and not _opens_aside(run, start):
+            continue
+        value = evaluate(run[start:])
+        if value is not None:
+            number, hundredths = result
+            hundredths |= any(a.text == "100" and b.kind == "%" for a, b in pairwise(run))
+            yield Equation(tuple(run[start:]), (number,), hundredths, value)
+            return
+
+
+def _opens_aside(run: Sequence[Token], start: int) -> bool:
+    """Says whether an aside such as `20 apples (4 * 5 = 20)` begins at `start`."""
+    return run[start - 1].kind == "(" and (start == 1 or run[start - 2].kind in _OPERAND_ENDS)
+
+
+def _is_unit(word: Token, units_before: int) -> bool:
+    return units_before < _MOST_UNIT_WORDS and word.text not in _NOT_UNITS
+
+
+def _splits_number(tokens: Sequence[Token], place: int) -> bool:
+    """Says whether the token at `place` stands inside a number: `13,2000`, `14, 400`, `6:00`."""
+    around = tokens[max(place - 1, 0) : place + 2]
+    if [token.kind for token in around] != ["number", "other", "number"]:
+        return False
+    before, sign, after = around
+    gap = after.start - before.end - 1
+    return sign.text in ",.:" and gap <= (sign.text == ",")
+
+
+def _result(after: Sequence[Token]) -> tuple[Token, bool] | None:
+    """Reads the result that stands behind `=`, and whether it counts hundredths.
+
+    None if no number stands there, or more than a number: `= 90/x`, `= 5 and 2/3`.
+    """
+    number = _fraction(after[:3])
+    if number is None:
+        return None
+    rest = [token for token in after[1:] if token.start >= number.end]
+    unit = next((token.text for token in rest if token.text != "."), "")  # `8.33...%`
+    if _goes_on(number, rest[unit == "%" :]):
+        return None
+    return number, unit in _HUNDREDTHS
+
+
+def _fraction(tokens: Sequence[Token]) -> Token | None:
+    """Joins `1/5`, written without spaces, to one number; returns a plain number as it is."""
+    if not tokens or tokens[0].kind != "number":
+        return None
+    top, bottom = tokens[0], tokens[-1]
+    kinds = [token.kind for token in tokens]
+    if kinds[1:] != ["/", "number"] or bottom.start > top.end + 1 or not bottom.value:
+        return top
+    text = f"{top.text}/{bottom.text}"
+    return Token("number", text, top.start, bottom.end, top.value / bottom.value)
+
+
+def _goes_on(number: Token, rest: Sequence[Token]) -> bool:
+    """Says whether `rest` makes `number` a part of something larger."""
+    if not rest:
+        return False
+    attached = rest[0].start == number.end and _is_operand(rest[0])
+    joined = rest[0].text == "and" and len(rest) > 1 and rest[1].kind in ("number", "(")
+    after_unit = list(dropwhile(lambda token: token.kind == "word", rest))
+    continued = after_unit[:1] and after_unit[0].kind in _OPERATORS
+    operated = continued and len(after_unit) > 1 and _is_operand(after_unit[1])
+    return bool(attached or joined or operated or rest[0].kind == "number")
+
+
+def _is_operand(token: Token) -> bool:
+    is_variable = token.kind != "number" and len(token.text) == 1 and token.text.isalpha()
+    return is_variable or token.kind in ("number", "(")

@@ -1,0 +1,219 @@
+"""The four formats in which a question is put to the student, and the exemplars that go before it.
+
+The templates are those of Fu et al. 2023 ("Specializing Smaller Language Models towards Multi-Step
+Reasoning", section 3 and the authors' `process_data_format`). Style `fu2023` gives their strings
+byte for byte. T5's vocabulary has no newline, so there the blank line between exemplars is no more
+than a space; the default style `t5` puts ` ### ` in its place, which every T5 vocabulary can write.
+"""
+
+import hashlib
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
+from dataclasses import astuple, dataclass
+
+from cot_flax.errors import UserError
+
+FORMATS = ("zero_shot_cot", "few_shot_cot", "zero_shot_answer", "few_shot_answer")
+
+_STEP_BY_STEP = "\nLet's think step by step"
+_ANSWER = "The answer is "
+
+_LETTER = r"[^\W0-9]"
+_PUNCTUATION = re.compile(
+    r"[,;:!?\"“”…–—]|\.(?![0-9])"
+    rf"|(?<={_LETTER})\s*-\s*(?={_LETTER})|(?<={_LETTER})[(){{}}\[\]]|[(){{}}\[\]](?={_LETTER})"
+)
+_WORD = re.compile(rf"[0-9.]+|{_LETTER}+|[^\w\s]")
+
+
+@dataclass(frozen=True)
+class Exemplar:
+    """A worked example: what stands before the question in a few-shot prompt."""
+
+    question: str
+    rationale: str
+    answer: str
+
+
+@dataclass(frozen=True)
+class Style:
+    """How a few-shot prompt is laid out: `separator` stands after each exemplar."""
+
+    separator: str
+
+
+STYLES = {"t5": Style(" ### "), "fu2023": Style("\n\n")}
+
+
+def is_cot(format: str) -> bool:
+    """Says whether the target of `format` has a rationale. Raises UserError for an unknown name."""
+    return _known(format).endswith("_cot")
+
+
+def is_few_shot(format: str) -> bool:
+    """Says whether the input of `format` has exemplars. Raises UserError for an unknown name."""
+    return _known(format).startswith("few_shot")
+
+
+def build_input(
+    question: str, format: str, exemplars: Sequence[Exemplar] = (), style: str = "t5"
+) -> str:
+    """Returns the encoder's text.
+
+    Args:
+        question: the question to answer.
+        format: one of `FORMATS`.
+        exemplars: the worked examples of a few-shot format, in prompt order; none in a zero-shot
+            one.
+        style: a name of `STYLES`.
+
+    Raises:
+        UserError: unknown `format` or `style`; exemplars in a zero-shot format, or none in a
+            few-shot one.
+    """
+    if is_few_shot(format) != bool(exemplars):
+        raise UserError(
+            f"{len(exemplars)} exemplars for format {format!r}",
+            "some in a few-shot format and none in a zero-shot one",
+            "change the format or the number of exemplars",
+        )
+    if style not in STYLES:
+        raise UserError(f"prompt style {style!r}", f"one of {tuple(STYLES)}", "correct the name")
+    shown = "".join(_show(exemplar, format) + STYLES[style].separator for exemplar in exemplars)
+    return shown + _ask(question, format)
+
+
+def build_target(rationale: str, answer: str, format: str) -> str:
+    """Returns the decoder's text: the rationale closed by `The answer is N`, or this alone.
+
+    A rationale that ends with this sentence already, `$`, thousands separators and full stop aside,
+    is left as it is, so that a teacher's token probabilities still fit it.
+
+    Raises:
+        UserError: unknown `format`.
+    """
+    return _close(rationale.strip(), answer) if is_cot(format) else _ANSWER + answer
+
+
+class ExemplarPool:
+    """The training items that may be shown as exemplars, one for each different question.
+
+    Questions are the same if they differ only in case, white space and punctuation. The pool does
+    not depend on the order of `exemplars`: of several for one question it keeps the first in sorted
+    order.
+    """
+
+    def __init__(self, exemplars: Iterable[Exemplar]):
+        by_question: dict[str, Exemplar] = {}
+        for item in sorted(exemplars, key=astuple):
+            by_question.setdefault(normalize_question(item.question), item)
+        questions = sorted(by_question)
+        self._exemplars = [by_question[question] for question in questions]
+        self._place = {question: place for place, question in enumerate(questions)}
+
+    def __len__(self) -> int:
+        return len(self._exemplars)
+
+    def __contains__(self, question: str) -> bool:
+        return normalize_question(question) in self._place
+
+    def draw(self, question: str, n: int, key: str) -> tuple[Exemplar, ...]:
+        """Draws `n` exemplars at random, none on `question` itself and no two on the same one.
+
+        The draw depends on the pool, the question and `key` alone, never on process, shard or call
+        order. It takes O(n) time whatever the size of the pool. Fu et al. 2023 redraw for every
+        training instance, but neither seed the draw nor leave the item out.
+
+        Args:
+            question: the item that the exemplars are for.
+            n: how many.
+            key: the seed; make it different for each item, for instance `f"{seed}/{split}/{id}"`.
+
+        Raises:
+            UserError: fewer than `n` exemplars remain.
+        """
+        own = self._place.get(normalize_question(question))
+        size = len(self) - (own is not None)
+        if n > size:
+            raise UserError(
+                f"a pool of {size} exemplars without the question itself",
+                f"at least the {n} to draw",
+                "ask for fewer exemplars or give a larger training set",
+            )
+        places = _sample_places(size, n, key)
+        return tuple(
+            self._exemplars[place + (own is not None and place >= own)] for place in places
+        )
+
+
+def check_no_leak(pool: ExemplarPool, held_out_questions: Iterable[str]) -> None:
+    """Checks that no held-out question can be drawn as an exemplar.
+
+    Raises:
+        UserError: some are in the pool; it says how many and shows the first three.
+    """
+    leaked = [question for question in held_out_questions if question in pool]
+    if leaked:
+        shown = "; ".join(repr(question[:80]) for question in leaked[:3])
+        raise UserError(
+            f"{len(leaked)} held-out question(s) in the exemplar pool: {shown}",
+            "none",
+            "take them out of the training data",
+        )
+
+
+def normalize_question(question: str) -> str:
+    """Returns `question` without case, white space and punctuation, to compare questions by.
+
+    What carries meaning in a formal question stays: operators, a minus, a decimal point, brackets
+    next to symbols, or all items of Dyck languages and multi-step arithmetic (BBH) would be the
+    same one.
+    """
+    text = unicodedata.normalize("NFKC", question).casefold()
+    text = re.sub(r"['‘’]|(?<=[0-9]),(?=[0-9]{3}(?![0-9]))", "", text)
+    return " ".join(_WORD.findall(_PUNCTUATION.sub(" ", text)))
+
+
+def _known(format: str) -> str:
+    if format not in FORMATS:
+        raise UserError(f"format {format!r}", f"one of {FORMATS}", "correct the name")
+    return format
+
+
+def _ask(question: str, format: str) -> str:
+    if is_cot(format):
+        return f"Q: {question}{_STEP_BY_STEP}"
+    # The paper's two answer-only templates differ in this one character.
+    return f"Q: {question}\nA:" if is_few_shot(format) else f"Q: {question} A:"
+
+
+def _show(exemplar: Exemplar, format: str) -> str:
+    if is_cot(format):
+        return f"{_ask(exemplar.question, format)}\n{_close(exemplar.rationale, exemplar.answer)}"
+    return f"{_ask(exemplar.question, format)} {_ANSWER}{exemplar.answer}"
+
+
+def _close(rationale: str, answer: str) -> str:
+    if _bare(rationale).endswith(_bare(_ANSWER + answer)):
+        return rationale.rstrip()
+    return rationale + "\n" * (rationale[-1:] not in ("", "\n")) + _ANSWER + answer
+
+
+def _bare(text: str) -> str:
+    return re.sub(r"[$,]", "", text).strip().removesuffix(".").casefold()
+
+
+def _sample_places(size: int, n: int, key: str) -> list[int]:
+    """Takes the first `n` steps of a Fisher-Yates shuffle of range(size), its moves in a dict."""
+    moved: dict[int, int] = {}
+    places = []
+    for step in range(n):
+        chosen = step + _random_number(f"{key}#{step}") % (size - step)
+        places.append(moved.get(chosen, chosen))
+        moved[chosen] = moved.get(step, step)
+    return places
+
+
+def _random_number(key: str) -> int:
+    return int.from_bytes(hashlib.sha256(key.encode()).digest())

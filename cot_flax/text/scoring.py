@@ -1,0 +1,87 @@
+"""From predictions to an accuracy with its uncertainty: the core of metrics and reports."""
+
+from collections.abc import Iterable, Sequence
+from math import sqrt
+from typing import NamedTuple
+
+from cot_flax.errors import UserError
+from cot_flax.text.answers import answers_match, extract_answer
+
+
+class Score(NamedTuple):
+    """One scored prediction: is it right, and which answer was found in it (None: none)."""
+
+    right: bool
+    extracted: str | None
+
+
+def score(predictions: Sequence[str], golds: Sequence[str], *, kind: str, mode: str) -> list[Score]:
+    """Scores each prediction against the gold answer of the same place.
+
+    Args:
+        predictions: generated texts.
+        golds: gold answers, bare or at the end of their solutions.
+        kind: as in `answers.extract_answer`.
+        mode: as in `answers.extract_answer`.
+
+    Raises:
+        UserError: unequal lengths, unknown `kind` or `mode`, or a gold without an answer of that
+            kind.
+    """
+    if len(predictions) != len(golds):
+        raise UserError(
+            f"{len(predictions)} predictions for {len(golds)} gold answers",
+            "one each",
+            "predict every item once, in the order of the data",
+        )
+    extracted = [extract_answer(text, kind=kind, mode=mode) for text in predictions]
+    return [
+        Score(answers_match(answer, gold, kind=kind, mode=mode), answer)
+        for answer, gold in zip(extracted, golds, strict=True)
+    ]
+
+
+def summarize(records: Iterable[tuple[bool, str | None]]) -> dict[str, float]:
+    """Sums up (right, extracted) pairs: shares between 0 and 1 and a count.
+
+    Returns:
+        `accuracy`; `accuracy_low` and `accuracy_high`, its 95% Wilson interval;
+        `parse_failure_rate`, the share of predictions in which no answer was found (they count as
+        wrong); `count`.
+
+    Raises:
+        UserError: no records.
+    """
+    pairs = list(records)
+    right = sum(is_right for is_right, _ in pairs)
+    low, high = wilson_interval(right, len(pairs))
+    return {
+        "accuracy": right / len(pairs),
+        "accuracy_low": low,
+        "accuracy_high": high,
+        "parse_failure_rate": sum(answer is None for _, answer in pairs) / len(pairs),
+        "count": len(pairs),
+    }
+
+
+def wilson_interval(right: int, total: int, z: float = 1.96) -> tuple[float, float]:
+    """Returns Wilson's score interval of a proportion: the p with |right/total - p| <= z
+    sqrt(p(1-p)/total).
+
+    Unlike the normal interval it stays within [0, 1] and keeps its width at 0 and `total` right,
+    where a small student on a hard test often is (E. B. Wilson, JASA 22, 1927).
+
+    Raises:
+        UserError: not 0 <= right <= total, or total is 0: an accuracy of nothing is not 0.
+    """
+    if not 0 <= right <= total or total == 0:
+        raise UserError(
+            f"{right} right of {total}",
+            "0 <= right <= total and at least one item",
+            "score at least one prediction",
+        )
+    share = right / total
+    weight = 1 + z * z / total
+    middle = (share + z * z / (2 * total)) / weight
+    half = z / weight * sqrt(share * (1 - share) / total + z * z / (4 * total * total))
+    return max(0.0, middle - half), min(1.0, middle + half)

@@ -1,0 +1,91 @@
+"""What a run tells: metrics.jsonl, TensorBoard, and one progress line."""
+
+import json
+import math
+import sys
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from tensorboardX import SummaryWriter
+
+from cot_flax.errors import UserError
+
+METRICS = "metrics.jsonl"
+
+
+class Logs:
+    """Writes metrics of a step everywhere at once. A resumed run appends."""
+
+    def __init__(self, model_dir: str, *, total_steps: int, first_step: int = 0):
+        folder = Path(model_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        self._jsonl = open(folder / METRICS, "a", buffering=1)  # noqa: SIM115 (closed in close)
+        self._board = SummaryWriter(str(folder / "tensorboard"))
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            TimeElapsedColumn(),
+            TextColumn("eta"),
+            TimeRemainingColumn(),
+            console=Console(file=sys.stderr),
+            transient=False,
+        )
+        self._task = self._progress.add_task("compiling", total=total_steps, completed=first_step)
+        self._progress.start()
+
+    def write(self, step: int, metrics: dict[str, float], *, kind: str = "train") -> None:
+        """Logs float metrics; `kind` is "train" or "eval"."""
+        self._jsonl.write(json.dumps({"step": step, "kind": kind, **metrics}) + "\n")
+        for name, value in metrics.items():
+            self._board.add_scalar(f"{kind}/{name}", value, step)
+        if kind == "train":
+            self._progress.update(self._task, completed=step, description=_line(step, metrics))
+
+    def say(self, text: str) -> None:
+        """Prints a line above the progress line."""
+        self._progress.console.print(text, highlight=False, markup=False)
+
+    def close(self) -> None:
+        self._progress.stop()
+        self._board.close()
+        self._jsonl.close()
+
+
+class Speed:
+    """Tokens a second between two calls."""
+
+    def __init__(self):
+        self._last = time.perf_counter()
+
+    def lap(self, tokens: float) -> float:
+        now = time.perf_counter()
+        speed, self._last = tokens / max(now - self._last, 1e-9), now
+        return speed
+
+
+def check_finite(step: int, metrics: dict[str, float], model_dir: str) -> None:
+    """Raises UserError with the step's number on a loss or gradient that is not finite."""
+    for name in ("loss", "gradient_norm"):
+        if not math.isfinite(metrics[name]):
+            raise UserError(
+                f"{name} {metrics[name]} at step {step}",
+                "a finite value",
+                f"lower the learning rate or inspect the batch; metrics are in {model_dir}",
+            )
+
+
+def read(model_dir: str) -> list[dict]:
+    """Reads metrics.jsonl; of a step that was logged twice (a resumed run) the later stays."""
+    path = Path(model_dir) / METRICS
+    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return list({(row["step"], row["kind"]): row for row in rows}.values())
+
+
+def _line(step: int, metrics: dict[str, float]) -> str:
+    parts = [f"step {step}", f"loss {metrics['loss']:.4f}"]
+    if "kl" in metrics:
+        parts.append(f"kl {metrics['kl']:.4f}")
+    parts += [f"lr {metrics['learning_rate']:.2e}", f"{metrics['tokens_per_second']:,.0f} tokens/s"]
+    return "  ".join(parts)

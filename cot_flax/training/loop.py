@@ -1,0 +1,191 @@
+"""The trainer. One function, readable from top to bottom."""
+
+import dataclasses
+import queue
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
+
+import jax
+import numpy as np
+from flax.linen import partitioning
+
+from cot_flax.model.losses import Objective
+from cot_flax.model.t5 import T5, T5Config
+from cot_flax.training import checkpoints, logs, sharding, state, step
+from cot_flax.training.optimizers import Optimizer
+
+Evaluator = Callable[[T5, dict], dict[str, float]]
+"""Computes metrics of a model and its parameters, in the middle of a run."""
+
+
+class Data(Protocol):
+    """Where batches come from; see data/batches.py for the SeqIO one.
+
+    Attributes:
+        batch_size: rows of a batch.
+        vocabulary: fingerprint of the vocabulary that made the tokens.
+    """
+
+    batch_size: int
+    vocabulary: str
+
+    def check(self, objective: Objective) -> None:
+        """Raises UserError where the data cannot serve the objective."""
+
+    def batches(self, skip: int) -> Iterator[dict[str, np.ndarray]]:
+        """Yields batches for ever, the same ones every time, without the first `skip`."""
+
+    def report(self) -> str:
+        """One line on what was left out so far; "" if nothing."""
+
+
+def train(
+    *,
+    model_dir: str,
+    model: T5Config,
+    data: Data,
+    objective: Objective,
+    optimizer: Optimizer,
+    total_steps: int,
+    mesh: sharding.MeshConfig = sharding.MeshConfig(),  # noqa: B008 (frozen)
+    microbatches: int = 1,
+    seed: int = 0,
+    initial_checkpoint_path: str | None = None,
+    checkpoint_period: int = 1000,
+    keep_checkpoints: int | None = 3,
+    log_period: int = 10,
+    eval_period: int = 0,
+    evaluators: Sequence[Evaluator] = (),
+) -> state.TrainState:
+    """Trains a student, or resumes the run that `model_dir` holds.
+
+    Args:
+        model_dir: gets checkpoints, metrics.jsonl and TensorBoard files.
+        total_steps: optimizer steps from the start of the run, resumed ones included.
+        microbatches: gradient accumulation: parts of a batch that go through the model in turn.
+        initial_checkpoint_path: where a fresh run takes its parameters from; None is random.
+        log_period: metrics are means over so many steps.
+        eval_period: 0 evaluates at the end only.
+
+    Returns:
+        The state after the last step.
+
+    Raises:
+        UserError: a batch that the mesh does not divide, a checkpoint of another model or
+            vocabulary, data that cannot serve the objective, a loss that is not finite.
+    """
+    devices = sharding.make_mesh(mesh)
+    sharding.check_batch_size(data.batch_size, microbatches, devices)
+    data.check(objective)
+    module = T5(model)
+    metadata = checkpoints.Metadata(dataclasses.asdict(model), data.vocabulary, 0)
+    checkpointer = checkpoints.Checkpointer(
+        model_dir, period=checkpoint_period, keep=keep_checkpoints
+    )
+    with jax.set_mesh(devices), partitioning.axis_rules(mesh.rules()):
+        now, shardings = state.create(module, optimizer, seed, devices, mesh.rules())
+        if checkpointer.latest_step is not None:
+            now, metadata = checkpointer.restore(now, metadata)
+        elif initial_checkpoint_path:
+            params = checkpoints.load_params(initial_checkpoint_path, now.params, metadata)
+            now = now.replace(params=params)
+        train_step = jax.jit(
+            step.make_train_step(module, optimizer, objective, microbatches),
+            in_shardings=(shardings, sharding.batch_sharding(devices)),
+            out_shardings=(shardings, None),
+            donate_argnums=0,
+        )
+        first = int(now.step)
+        log = logs.Logs(model_dir, total_steps=total_steps, first_step=first)
+        window = _Window(log, model_dir, log_period)
+        batches = prefetch(data.batches(first), sharding.batch_sharding(devices))
+        try:
+            for i in range(first + 1, total_steps + 1):
+                now, metrics = train_step(now, next(batches))
+                window.add(i, metrics)
+                last = i == total_steps
+                if last:
+                    window.flush()
+                if evaluators and (last or (eval_period and i % eval_period == 0)):
+                    window.flush()
+                    for evaluator in evaluators:
+                        log.write(i, evaluator(module, now.params), kind="eval")
+                metadata = dataclasses.replace(metadata, batches=i)
+                checkpointer.save(now, metadata, step=i, force=last)
+            if data.report():
+                log.say(data.report())
+        finally:
+            batches.close()
+            log.close()
+            checkpointer.close()
+    return now
+
+
+class _Window:
+    """Gathers the metrics of steps and logs their means, fetched one step late.
+
+    Fetching late keeps the device busy: the host reads step i while step i + 1 runs.
+    """
+
+    def __init__(self, log: logs.Logs, model_dir: str, period: int):
+        self._log, self._model_dir, self._period = log, model_dir, period
+        self._speed = logs.Speed()
+        self._pending: tuple[int, dict] | None = None
+        self._sums: dict[str, float] = {}
+        self._steps = 0
+
+    def add(self, i: int, metrics: dict) -> None:
+        previous, self._pending = self._pending, (i, metrics)
+        if previous:
+            self._take(*previous)
+
+    def flush(self) -> None:
+        if self._pending:
+            (i, metrics), self._pending = self._pending, None
+            self._take(i, metrics)
+
+    def _take(self, i, metrics):
+        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        logs.check_finite(i, values, self._model_dir)
+        self._sums = {name: self._sums.get(name, 0.0) + value for name, value in values.items()}
+        self._steps += 1
+        if i % self._period == 0:
+            # Rates and norms are no sums; their means are over steps.
+            for name in ("learning_rate", "gradient_norm"):
+                self._sums[name] /= self._steps
+            speed = self._speed.lap(self._sums["tokens"])
+            self._log.write(i, step.summarize(self._sums) | {"tokens_per_second": speed})
+            self._sums, self._steps = {}, 0
+
+
+def prefetch(batches: Iterator[dict], sharding, depth: int = 2) -> Iterator[dict]:
+    """Puts batches on the devices from a thread, `depth` ahead of their use."""
+    ready: queue.Queue = queue.Queue(depth)
+    stop = threading.Event()
+
+    def put(item):
+        while not stop.is_set():
+            try:
+                return ready.put(item, timeout=0.1)
+            except queue.Full:
+                continue
+
+    def work():
+        try:
+            for batch in batches:
+                put(jax.device_put(batch, sharding))
+                if stop.is_set():
+                    return
+        except BaseException as error:  # handed to the consumer, whatever it is
+            put(error)
+
+    threading.Thread(target=work, daemon=True).start()
+    try:
+        while True:
+            item = ready.get()
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+    finally:
+        stop.set()

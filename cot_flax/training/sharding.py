@@ -1,0 +1,112 @@
+"""Where arrays live: a (data, model) mesh, and T5X's logical axes mapped onto it."""
+
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+import optax
+from flax.linen import partitioning
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from cot_flax.errors import UserError
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+    """How many devices split the batch and how many split the parameters.
+
+    Attributes:
+        data: devices along the batch; 0 takes all that `model` leaves.
+        model: devices that split heads, MLP and vocabulary.
+        fsdp: also split the width of the parameters over `data`.
+    """
+
+    data: int = 0
+    model: int = 1
+    fsdp: bool = False
+
+    def rules(self) -> list[tuple[str, str | None]]:
+        """The logical axis rules, those of T5X's `standard_logical_axis_rules`."""
+        return [
+            ("batch", "data"),
+            ("vocab", "model"),
+            ("mlp", "model"),
+            ("heads", "model"),
+            ("joined_kv", "model"),
+            ("embed", "data" if self.fsdp else None),
+            ("kv", None),
+            ("length", None),
+            ("layers", None),
+            ("relpos_buckets", None),
+        ]
+
+
+def make_mesh(config: MeshConfig) -> Mesh:
+    """Arranges the devices; raises UserError where they do not fill the mesh."""
+    devices = jax.devices()
+    data = config.data or len(devices) // config.model
+    if data * config.model > len(devices) or data == 0:
+        raise UserError(
+            f"a mesh of data={data} x model={config.model}",
+            f"at most {len(devices)} devices",
+            "lower MeshConfig.data or MeshConfig.model",
+        )
+    used = np.array(devices[: data * config.model]).reshape(data, config.model)
+    return Mesh(used, ("data", "model"))
+
+
+def check_batch_size(batch_size: int, microbatches: int, mesh: Mesh) -> None:
+    """Raises UserError where the mesh and the micro-batches do not divide the batch."""
+    parts = mesh.shape["data"] * microbatches
+    if batch_size % parts:
+        raise UserError(
+            f"BATCH_SIZE {batch_size}",
+            f"a multiple of {parts} ({mesh.shape['data']} devices along data x {microbatches} "
+            "micro-batches)",
+            f"set BATCH_SIZE to {(batch_size // parts + 1) * parts} or change the mesh",
+        )
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, P("data"))
+
+
+def param_shardings(mesh: Mesh, rules, variables):
+    """Shardings of the parameters from their logical axes.
+
+    Args:
+        variables: abstract `{"params": ..., "params_axes": ...}` from the model's init. An axis
+            that its devices do not divide is replicated.
+    """
+    names = partitioning.get_axis_names(variables["params_axes"])
+    return jax.tree.map(
+        lambda leaf, axes: _fitting(mesh, partitioning.logical_to_mesh_axes(axes, rules), leaf),
+        variables["params"],
+        _unfreeze(names),
+    )
+
+
+def optimizer_shardings(transform, opt_state, params, shardings, mesh):
+    """Shardings of the optimizer's state: a leaf of a parameter's shape lies where it does."""
+    replicated = NamedSharding(mesh, P())
+    return optax.tree_map_params(
+        transform,
+        lambda leaf, param, sharding: sharding if leaf.shape == param.shape else replicated,
+        opt_state,
+        params,
+        shardings,
+        transform_non_params=lambda _: replicated,
+    )
+
+
+def _fitting(mesh, spec, leaf):
+    fits = [
+        axis if axis is not None and size % mesh.shape[axis] == 0 else None
+        for axis, size in zip(tuple(spec), leaf.shape, strict=True)
+    ]
+    return NamedSharding(mesh, P(*fits))
+
+
+def _unfreeze(tree):
+    return {k: _unfreeze(v) for k, v in tree.items()} if hasattr(tree, "items") else tree

@@ -1,0 +1,126 @@
+"""One optimizer step: float32 sums over real target tokens, divided once at the end."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from cot_flax.model.losses import Objective, cross_entropy, teacher_metrics, topk_kl
+from cot_flax.model.t5 import T5
+from cot_flax.training.optimizers import Optimizer
+from cot_flax.training.state import TrainState
+
+Sums = dict[str, jax.Array]
+
+
+def loss_sums(model: T5, objective: Objective, params, batch, rng=None) -> tuple[jax.Array, Sums]:
+    """Returns the summed loss of a batch (nats) and the sums behind every metric.
+
+    Args:
+        batch: T5X's keys; `teacher_top_ids` and `teacher_top_logprobs` [B, T, K] where the run
+            uses a teacher. `decoder_loss_weights` is 1 on real target tokens, else 0.
+        rng: the dropout key, or None to switch dropout off.
+    """
+    targets_BT = batch["decoder_target_tokens"]
+    weights_BT = batch["decoder_loss_weights"].astype(jnp.float32)
+    logits_BTV = model.apply(
+        {"params": params},
+        batch["encoder_input_tokens"],
+        batch["decoder_input_tokens"],
+        targets_BT,
+        batch.get("encoder_segment_ids"),
+        batch.get("decoder_segment_ids"),
+        enable_dropout=rng is not None,
+        rngs=None if rng is None else {"dropout": rng},
+    )
+    teacher = batch.get("teacher_top_ids"), batch.get("teacher_top_logprobs")
+    total = jnp.sum(objective(logits_BTV, targets_BT, *teacher) * weights_BT)
+    return total, jax.lax.stop_gradient(
+        {"loss": total} | _metric_sums(objective, logits_BTV, targets_BT, weights_BT, *teacher)
+    )
+
+
+def make_train_step(
+    model: T5, optimizer: Optimizer, objective: Objective, microbatches: int = 1
+) -> Callable[[TrainState, dict], tuple[TrainState, Sums]]:
+    """Returns a pure function of (state, batch); jit it with the state donated.
+
+    With several micro-batches the gradient is the sum of their summed gradients divided by all
+    their tokens: the same step as with the whole batch at once.
+    """
+
+    def train_step(state, batch):
+        rng = jax.random.fold_in(state.rng, state.step) if model.config.dropout_rate else None
+        grads, sums = _accumulate(model, objective, state.params, batch, rng, microbatches)
+        grads = jax.tree.map(lambda g: g / jnp.maximum(sums["tokens"], 1.0), grads)
+        updates, opt_state = optimizer.transform.update(grads, state.opt_state, state.params)
+        metrics = sums | {
+            "learning_rate": jnp.asarray(optimizer.schedule(state.step), jnp.float32),
+            "gradient_norm": optax.global_norm(grads),
+        }
+        params = optax.apply_updates(state.params, updates)
+        return TrainState(state.step + 1, params, opt_state, state.rng), metrics
+
+    return train_step
+
+
+def summarize(sums: dict[str, float]) -> dict[str, float]:
+    """Turns sums into means: a token for the loss, a position with a teacher for what compares."""
+    tokens, soft = max(sums["tokens"], 1.0), sums.get("soft_tokens", 0.0)
+    means = {name: sums[name] / tokens for name in ("loss", "cross_entropy", "token_accuracy")}
+    if soft:
+        means |= {name[5:]: value / soft for name, value in sums.items() if name[:5] == "soft/"}
+        means["soft_fraction"] = soft / tokens
+    kept = ("learning_rate", "gradient_norm")
+    return means | {name: sums[name] for name in kept if name in sums}
+
+
+def _accumulate(model, objective, params, batch, rng, microbatches):
+    gradient = jax.grad(lambda p, b, r: loss_sums(model, objective, p, b, r), has_aux=True)
+    if microbatches == 1:
+        return gradient(params, batch, rng)
+
+    # Every micro-batch takes one row in `microbatches`, so that each device keeps its own rows.
+    def split(x):
+        return x.reshape(-1, microbatches, *x.shape[1:]).swapaxes(0, 1)
+
+    def body(total, part):
+        index, rows = part
+        key = None if rng is None else jax.random.fold_in(rng, index)
+        return jax.tree.map(jnp.add, total, gradient(params, rows, key)), None
+
+    rows = jax.tree.map(split, batch)
+    first = jax.tree.map(lambda x: x[0], rows)
+    shapes = jax.eval_shape(gradient, params, first, rng)
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    return jax.lax.scan(body, zeros, (jnp.arange(microbatches), rows))[0]
+
+
+def _metric_sums(objective, logits_BTV, targets_BT, weights_BT, ids_BTK, logprobs_BTK) -> Sums:
+    def total(values_BT, weights_BT):
+        return jnp.sum(values_BT * weights_BT)
+
+    sums = {
+        "tokens": jnp.sum(weights_BT),
+        "cross_entropy": total(cross_entropy(logits_BTV, targets_BT), weights_BT),
+        "token_accuracy": total(jnp.argmax(logits_BTV, axis=-1) == targets_BT, weights_BT),
+    }
+    if not objective.uses_teacher:
+        return sums
+    soft_BT = weights_BT * jnp.any(ids_BTK > 0, axis=-1)
+    tempered_BT = topk_kl(
+        logits_BTV,
+        ids_BTK,
+        logprobs_BTK,
+        tail=objective.tail,
+        temperature=objective.temperature,
+    )
+    metrics = teacher_metrics(logits_BTV, ids_BTK, logprobs_BTK)
+    metrics["kl_at_temperature"] = tempered_BT
+    # A product with 0 would let the infinity of a position without teacher through as a NaN.
+    soft = {
+        f"soft/{name}": jnp.sum(jnp.where(soft_BT > 0, values_BT * soft_BT, 0.0))
+        for name, values_BT in metrics.items()
+    }
+    return sums | soft | {"soft_tokens": jnp.sum(soft_BT)}

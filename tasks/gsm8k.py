@@ -1,0 +1,90 @@
+"""GSM8K (Cobbe et al. 2021): `gsm8k_<format>`, and `gsm8k_teacher_<format>` from a store.
+
+From a local directory with train.jsonl and test.jsonl where one is bound, else from TFDS. The last
+500 training questions are the validation split; neither exemplars nor teacher chains come from it.
+"""
+
+import functools
+
+import gin
+import tensorflow as tf
+
+from cot_flax.data.features import T5Vocabulary
+from cot_flax.data.registration import add_cot_task, exemplars_of
+from cot_flax.data.sources import questions, read_jsonl, records_source, store_source
+from cot_flax.errors import UserError
+from cot_flax.text.calculator import strip_marks
+
+VALIDATION = 500
+TOP_K = 5
+VOCABULARY = T5Vocabulary()
+
+
+@gin.configurable(module="cot_flax.tasks.gsm8k")
+def data(directory: str | None = None) -> str | None:
+    """Where train.jsonl and test.jsonl of openai/grade-school-math lie; None is TFDS."""
+    return directory
+
+
+@gin.configurable(module="cot_flax.tasks.gsm8k")
+def teacher_store(directory: str = gin.REQUIRED) -> str:
+    """The folder that `cot-flax prepare` made of the teacher's samples."""
+    return directory
+
+
+def _records(split):
+    file = "test" if split == "test" else "train"
+    records = _from_tfds(file) if data() is None else _from_jsonl(file)
+    if file == "train":
+        records = records[-VALIDATION:] if split == "validation" else records[:-VALIDATION]
+    return [_parse(record, f"gsm8k-{split}-{i}") for i, record in enumerate(records)]
+
+
+def _from_jsonl(file):
+    return read_jsonl(data(), f"{file}.jsonl", ("question", "answer"))
+
+
+@functools.cache
+def _from_tfds(file):
+    import tensorflow_datasets as tfds
+
+    try:
+        dataset = tfds.load("gsm8k", split=file)
+    except Exception as error:  # TFDS has no common base for what a download can raise
+        raise UserError(
+            f"no GSM8K from TFDS ({type(error).__name__})",
+            "a network or a prepared TFDS directory",
+            "bind gsm8k.data.directory to a folder with train.jsonl and test.jsonl",
+        ) from error
+    return [
+        {name: tf.compat.as_text(record[name]) for name in ("question", "answer")}
+        for record in dataset.as_numpy_iterator()
+    ]
+
+
+def _parse(record, id):
+    solution, _, answer = record["answer"].partition("####")
+    return {
+        "id": id,
+        "question": record["question"],
+        "rationale": strip_marks(solution).strip(),
+        "answer": answer.strip(),
+        "steps": solution.count("<<"),
+    }
+
+
+SOURCE = records_source(_records, ("train", "validation", "test"))
+
+add_cot_task("gsm8k", SOURCE, vocabulary=VOCABULARY)
+add_cot_task(
+    "gsm8k_teacher",
+    store_source(
+        teacher_store,
+        vocabulary=VOCABULARY,
+        top_k=TOP_K,
+        held_out=lambda: questions(SOURCE, "validation"),
+    ),
+    exemplars=lambda: exemplars_of(SOURCE),
+    vocabulary=VOCABULARY,
+    top_k=TOP_K,
+)

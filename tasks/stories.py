@@ -1,0 +1,56 @@
+"""The embedded world's stories: `stories_<format>`, and `stories_teacher_<format>` from a store."""
+
+import gin
+import seqio
+
+from cot_flax.data.registration import add_cot_task, exemplars_of
+from cot_flax.data.sources import records_source, store_source
+from cot_flax.world.stories import SPLITS, make_stories
+from cot_flax.world.teacher import reference_rationale
+from cot_flax.world.vocabulary import VOCABULARY_PATH
+
+VOCABULARY = seqio.SentencePieceVocabulary(str(VOCABULARY_PATH))
+TOP_K = 5
+
+
+@gin.configurable(module="cot_flax.tasks.stories")
+def size(train: int = 6000, validation: int = 200, test: int = 400, seed: int = 0) -> dict:
+    """How many stories a split has, and the seed that makes them."""
+    return dict(locals())
+
+
+@gin.configurable(module="cot_flax.tasks.stories")
+def teacher_store(directory: str = gin.REQUIRED) -> str:
+    """The folder that `cot-flax prepare` made of the teacher's samples."""
+    return directory
+
+
+def stories(split: str):
+    """The stories of a split, as `size` has them."""
+    wanted = size()
+    return make_stories(wanted[split], split=split, seed=wanted["seed"])
+
+
+def _records(split):
+    return [
+        {
+            "id": f"stories-{split}-{i}",
+            "question": story.question,
+            "rationale": reference_rationale(story),
+            "answer": str(story.answer),
+            "steps": len(story.steps),
+        }
+        for i, story in enumerate(stories(split))
+    ]
+
+
+SOURCE = records_source(_records, SPLITS)
+
+add_cot_task("stories", SOURCE, vocabulary=VOCABULARY)
+add_cot_task(
+    "stories_teacher",
+    store_source(teacher_store, vocabulary=VOCABULARY, top_k=TOP_K),
+    exemplars=lambda: exemplars_of(SOURCE),
+    vocabulary=VOCABULARY,
+    top_k=TOP_K,
+)
