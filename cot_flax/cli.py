@@ -98,8 +98,8 @@ def prepare(
     from cot_flax.data.registration import cot_task
     from cot_flax.teacher.samples import read_samples
 
-    _parse_gin(context, gin_file, gin_search_paths)
     _import_tasks()
+    _parse_gin(context, gin_file, gin_search_paths)
     manifest = store.write_store(
         out,
         read_samples(samples),

@@ -1,7 +1,9 @@
 """Batches of a registered task or mixture, for the trainer."""
 
+import atexit
 import difflib
 import itertools
+import weakref
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -12,6 +14,8 @@ from cot_flax.data import packing
 from cot_flax.data.features import fingerprint
 from cot_flax.errors import UserError
 from cot_flax.model.losses import Objective
+
+_OPEN: weakref.WeakSet = weakref.WeakSet()
 
 
 @dataclass
@@ -108,7 +112,7 @@ class TaskBatches:
             seed=self.seed,
             num_epochs=num_epochs,
         )
-        return iter(dataset.as_numpy_iterator())
+        return _closed_before_exit(dataset)
 
     def _fitting(self, examples):
         limit = self.feature_lengths
@@ -131,6 +135,26 @@ class TaskBatches:
 
     def _top_k(self, group) -> int:
         return group[0][0]["teacher_top_ids"].shape[1] if self.has_teacher else 0
+
+
+def _closed_before_exit(dataset) -> Iterator[dict[str, np.ndarray]]:
+    """The dataset's examples, through an iterator that does not outlive the interpreter.
+
+    Its threads call back into Python; one that is alive while the interpreter shuts down hangs it.
+    """
+
+    def examples():
+        yield from dataset.as_numpy_iterator()
+
+    iterator = examples()
+    _OPEN.add(iterator)
+    return iterator
+
+
+@atexit.register
+def _close_all() -> None:
+    for iterator in list(_OPEN):
+        iterator.close()
 
 
 def find_task(name: str) -> seqio.Task | seqio.Mixture:

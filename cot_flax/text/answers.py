@@ -1,7 +1,7 @@
 """Finding the answer in a generated text, and comparing it with the gold one.
 
 The papers' own rules lose signs, thousands and trailing zeros, or read a choice out of any capital
-letter (docs of `legacy`). Here numbers are exact, choices are letters that stand as choices, and an
+letter (see `legacy`). Here numbers are exact, choices are letters that stand as choices, and an
 answer that cannot be found is None, which never matches.
 
 Cut a generation at its end-of-sequence token before it comes here: where a model runs on into a

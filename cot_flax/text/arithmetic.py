@@ -51,8 +51,10 @@ def evaluate(tokens: Sequence[Token]) -> Fraction | None:
     An expression has at least one operator. `20% of 50` and `50 * 20%` take the percentage as
     hundredths; in sums alone it is a unit (`100% - 20%` is 80).
     """
+    if len(tokens) > LONGEST_EXPRESSION:
+        return None
     operators = {token.kind for token in tokens[1:]} & {*_BINARY, "("}
-    if not operators or len(tokens) > LONGEST_EXPRESSION:
+    if not operators:
         return None
     percent = Fraction(1, 100) if {"*", "/", "("} & operators else Fraction(1)
     try:
@@ -101,7 +103,7 @@ def _product(tokens: Sequence[Token], place: int, percent: Fraction) -> tuple[Fr
     while _kind(tokens, place) in ("*", "/", "("):
         operator = tokens[place].kind
         if _is_ambiguous(tokens, place):
-            raise SyntaxError("25 / 1/3")
+            raise SyntaxError("ambiguous quotient")
         factor, stop = _factor(tokens, place + (operator != "("), percent)  # 2(3 + 4) is a product
         value = value / factor if operator == "/" else value * factor
         place = stop

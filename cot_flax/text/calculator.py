@@ -1,9 +1,9 @@
 """A calculator for chains of thought, applied after they were written.
 
-Wei et al. 2022 (arXiv 2201.11903, appendix B) evaluate every equation of a generated chain and
-carry each corrected result into the later ones. How much accuracy this wins is a cheap proxy for
-their category "calculator error only" (appendix D.2). Theirs is Python's `eval`; this one reads
-nothing but arithmetic.
+Wei et al. 2022 (arXiv 2201.11903, Table 1) evaluate every equation of a generated chain and carry
+each corrected result into the later ones. How much accuracy this wins is a cheap proxy for their
+category "calculator error only" (appendix D.2). Theirs is Python's `eval`; this one reads nothing
+but arithmetic.
 """
 
 import re

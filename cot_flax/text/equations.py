@@ -1,7 +1,7 @@
 """Finding the arithmetic steps `a op b = r` in a chain of thought, and judging them.
 
 The finder would rather miss a step than misread one: what it takes for an equation, the calculator
-may rewrite. On the 8,792 human solutions of GSM8K it finds 98.2% of the annotated steps in the bare
+may rewrite. On the 8,792 human solutions of GSM8K it finds 98.3% of the annotated steps in the bare
 prose, and 99.86% of what it finds is right, as are all 27,556 steps that it reads inside the
 `<<...>>` marks.
 """
@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import dropwhile, pairwise
 
-from cot_flax.text.arithmetic import LONGEST_EXPRESSION, Token, evaluate, tokenize
+from cot_flax.text.arithmetic import Token, evaluate, tokenize
 
 _OPERAND_ENDS = ("number", ")", "%")
 _OPERATORS = ("+", "-", "*", "/")
@@ -51,11 +51,11 @@ class Equation:
 def find_equations(text: str) -> list[Equation]:
     """Returns the equations `a op b (op c ...) = r` of `text`, in order of their results.
 
-    Operators are + - * x × · / ÷, `of` after a number, and nothing before a bracket; brackets, `$`,
-    thousands separators, per cent and a few words of unit behind a number (`3 halls * 6
-    rooms/hall`) are understood. In `3 * 20 = 30 * 2 = 60` only the last equation states a result. A
-    step inside a GSM8K mark `<<...>>` is an equation of its own: `strip_marks` first to count each
-    step once.
+    Operators are + - * x × · / ÷ and `of` after a number; a bracket right behind an operand
+    multiplies. `$`, thousands separators, per cent and a few words of unit behind a number
+    (`3 halls * 6 rooms/hall`) are understood. In `3 * 20 = 30 * 2 = 60` only the last equation
+    states a result. A step inside a GSM8K mark `<<...>>` is an equation of its own: `strip_marks`
+    first to count each step once.
     """
     tokens = tokenize(text, 0, len(text))
     found = list(_equations([token for token in tokens if token.kind != "mark"]))
@@ -90,7 +90,7 @@ def as_stated(value: Fraction, step: Equation) -> Fraction:
 
 def decimals(number: Token) -> int:
     """Returns how many decimals a number is written with."""
-    return 0 if "/" in number.text else len(number.text.partition(".")[2])
+    return len(number.text.partition(".")[2])
 
 
 def _equations(tokens: Sequence[Token]) -> Iterator[Equation]:
@@ -124,7 +124,7 @@ def _equation(run: Sequence[Token], tokens: Sequence[Token], equals: int) -> Ite
     result = _result(tokens[equals + 1 : equals + 12])
     if result is None:
         return
-    for start in range(max(0, len(run) - LONGEST_EXPRESSION), len(run)):
+    for start in range(len(run)):
         if start and not _opens_aside(run, start):
             continue
         value = evaluate(run[start:])
@@ -151,7 +151,7 @@ def _splits_number(tokens: Sequence[Token], place: int) -> bool:
         return False
     before, sign, after = around
     gap = after.start - before.end - 1
-    return sign.text in ",.:" and gap <= (sign.text == ",")
+    return sign.text in ",.:" and (gap == 0 or (sign.text == "," and len(after.text) == 3))
 
 
 def _result(after: Sequence[Token]) -> tuple[Token, bool] | None:
@@ -186,11 +186,17 @@ def _goes_on(number: Token, rest: Sequence[Token]) -> bool:
     if not rest:
         return False
     attached = rest[0].start == number.end and _is_operand(rest[0])
-    joined = rest[0].text == "and" and len(rest) > 1 and rest[1].kind in ("number", "(")
+    joined = rest[0].text == "and" and _is_proper_fraction(rest[1:5])
     after_unit = list(dropwhile(lambda token: token.kind == "word", rest))
     continued = after_unit[:1] and after_unit[0].kind in _OPERATORS
     operated = continued and len(after_unit) > 1 and _is_operand(after_unit[1])
     return bool(attached or joined or operated or rest[0].kind == "number")
+
+
+def _is_proper_fraction(tokens: Sequence[Token]) -> bool:
+    numbers = [token for token in tokens if token.kind != "("][:3]
+    kinds = [token.kind for token in numbers]
+    return kinds == ["number", "/", "number"] and numbers[0].value < numbers[2].value
 
 
 def _is_operand(token: Token) -> bool:

@@ -64,7 +64,8 @@ def _ho_candidates(text: str, kind: str) -> list[str]:
     if kind == "yes_no":
         words = re.sub(r"[\"'\n.\s:,]", " ", text.lower()).split(" ")
         return [word for word in words if word in ("yes", "no")]
-    return [re.sub(r"[\"'\n.\s]", "", text)]
+    letters = re.sub(r"[\"'\n.\s]", "", text)
+    return [letters] if letters else []
 
 
 def _ho_matches(found: str, gold: str, kind: str) -> bool:

@@ -1,9 +1,9 @@
 """The four formats in which a question is put to the student, and the exemplars that go before it.
 
 The templates are those of Fu et al. 2023 ("Specializing Smaller Language Models towards Multi-Step
-Reasoning", section 3 and the authors' `process_data_format`). Style `fu2023` gives their strings
-byte for byte. T5's vocabulary has no newline, so there the blank line between exemplars is no more
-than a space; the default style `t5` puts ` ### ` in its place, which every T5 vocabulary can write.
+Reasoning", arXiv 2301.12726, and the authors' `process_data_format`). Style `fu2023` gives their
+strings byte for byte. T5's vocabulary has no newline, so there the blank line between exemplars is
+no more than a space; the default style `t5` puts ` ### ` in its place, which T5's pieces can write.
 """
 
 import hashlib
@@ -21,10 +21,10 @@ _ANSWER = "The answer is "
 
 _LETTER = r"[^\W0-9]"
 _PUNCTUATION = re.compile(
-    r"[,;:!?\"“”…–—]|\.(?![0-9])"
+    r"[.,;:!?\"“”…–—]"
     rf"|(?<={_LETTER})\s*-\s*(?={_LETTER})|(?<={_LETTER})[(){{}}\[\]]|[(){{}}\[\]](?={_LETTER})"
 )
-_WORD = re.compile(rf"[0-9.]+|{_LETTER}+|[^\w\s]")
+_WORD = re.compile(rf"[0-9]+|{_LETTER}+|[^\w\s]")
 
 
 @dataclass(frozen=True)
@@ -166,9 +166,8 @@ def check_no_leak(pool: ExemplarPool, held_out_questions: Iterable[str]) -> None
 def normalize_question(question: str) -> str:
     """Returns `question` without case, white space and punctuation, to compare questions by.
 
-    What carries meaning in a formal question stays: operators, a minus, a decimal point, brackets
-    next to symbols, or all items of Dyck languages and multi-step arithmetic (BBH) would be the
-    same one.
+    What carries meaning in a formal question stays: operators, a minus, brackets next to symbols,
+    or all items of Dyck languages and multi-step arithmetic (BBH) would be the same one.
     """
     text = unicodedata.normalize("NFKC", question).casefold()
     text = re.sub(r"['‘’]|(?<=[0-9]),(?=[0-9]{3}(?![0-9]))", "", text)

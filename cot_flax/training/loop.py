@@ -141,9 +141,12 @@ class _Window:
             self._take(*previous)
 
     def flush(self) -> None:
+        """Fetches the last step and logs what has gathered, however short the window."""
         if self._pending:
             (i, metrics), self._pending = self._pending, None
             self._take(i, metrics)
+            if self._steps:
+                self._write(i)
 
     def _take(self, i, metrics):
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
@@ -151,12 +154,15 @@ class _Window:
         self._sums = {name: self._sums.get(name, 0.0) + value for name, value in values.items()}
         self._steps += 1
         if i % self._period == 0:
-            # Rates and norms are no sums; their means are over steps.
-            for name in ("learning_rate", "gradient_norm"):
-                self._sums[name] /= self._steps
-            speed = self._speed.lap(self._sums["tokens"])
-            self._log.write(i, step.summarize(self._sums) | {"tokens_per_second": speed})
-            self._sums, self._steps = {}, 0
+            self._write(i)
+
+    def _write(self, i):
+        # Rates and norms are no sums; their means are over steps.
+        for name in ("learning_rate", "gradient_norm"):
+            self._sums[name] /= self._steps
+        speed = self._speed.lap(self._sums["tokens"])
+        self._log.write(i, step.summarize(self._sums) | {"tokens_per_second": speed})
+        self._sums, self._steps = {}, 0
 
 
 def prefetch(batches: Iterator[dict], sharding, depth: int = 2) -> Iterator[dict]:
@@ -180,7 +186,8 @@ def prefetch(batches: Iterator[dict], sharding, depth: int = 2) -> Iterator[dict
         except BaseException as error:  # handed to the consumer, whatever it is
             put(error)
 
-    threading.Thread(target=work, daemon=True).start()
+    worker = threading.Thread(target=work, daemon=True)
+    worker.start()
     try:
         while True:
             item = ready.get()
@@ -189,3 +196,4 @@ def prefetch(batches: Iterator[dict], sharding, depth: int = 2) -> Iterator[dict
             yield item
     finally:
         stop.set()
+        worker.join()

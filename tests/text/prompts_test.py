@@ -163,15 +163,11 @@ def test_draw_does_not_depend_on_pool_order(questions, key, data):
 
 
 def test_draw_is_the_same_in_another_process():
-    code = (
-        "from tests_pool import *"  # replaced below: the child must not import pytest
-        "\nprint([e.answer for e in pool.draw('What is 3 + 1?', 4, '0/train/3')])"
-    ).replace(
-        "from tests_pool import *",
-        "from cot_flax.text.prompts import Exemplar, ExemplarPool"
-        "\npool = ExemplarPool(Exemplar(f'What is {i} + 1?', f'{i} + 1', str(i + 1))"
-        " for i in range(50))",
-    )
+    code = """
+from cot_flax.text.prompts import Exemplar, ExemplarPool
+pool = ExemplarPool(Exemplar(f"What is {i} + 1?", f"{i} + 1", str(i + 1)) for i in range(50))
+print([e.answer for e in pool.draw("What is 3 + 1?", 4, "0/train/3")])
+"""
     here = [e.answer for e in make_pool(50).draw("What is 3 + 1?", 4, "0/train/3")]
     there = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert there.stdout.strip() == str(here)
@@ -209,6 +205,7 @@ def test_draw_does_not_walk_the_pool():
         ("ice-cream (cold)", "ice cream cold"),
         ("“Why?”", '"why"'),
         ("a\n\nb", "a b"),
+        ("５ ﬁsh", "5 fish"),
     ],
 )
 def test_same_question(same):

@@ -1,0 +1,78 @@
+"""Tests of the post-hoc calculator."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cot_flax.text.calculator import rewrite, strip_marks
+from cot_flax.text.equations import find_equations
+
+
+@pytest.mark.parametrize(
+    ("chain", "expected"),
+    [
+        (
+            "2 + 2 = 5 apples. 5 * 3 = 15 coins.\nThe answer is 15.",
+            "2 + 2 = 4 apples. 4 * 3 = 12 coins.\nThe answer is 12.",
+        ),
+        (
+            "3 x $1,200 = $3,500. $3,500 - $500 = $3,000\n#### 3,000",
+            "3 x $1,200 = $3,600. $3,600 - $500 = $3,100\n#### 3,100",
+        ),
+        (
+            "48/2 = <<48/2=25>>25, 25+48 = <<25+48=73>>73\n#### 73",
+            "48/2 = <<48/2=24>>24, 24+48 = <<24+48=72>>72\n#### 72",
+        ),
+        ("10-5 = <<10-5=10>>10", "10-5 = <<10-5=5>>5"),
+        ("Total: <<2+2=5>>5.", "Total: <<2+2=4>>4."),
+        ("5 - 8 = 3\n3 + 2 = 5", "5 - 8 = -3\n-3 + 2 = -1"),
+        ("8 - 5 = -$3", "8 - 5 = $3"),
+        ("10 / 3 = 3", "10 / 3 = 3.3333"),
+        ("10/3 = 4\n4*9 = 36", "10/3 = 3.3333\n3.3333*9 = 29.9997"),
+        ("1 / 4 = 0.5", "1 / 4 = 0.25"),
+        ("10/50 = 30%", "10/50 = 20%"),
+        ("2.50 - 2.24 = 27 cents", "2.50 - 2.24 = 26 cents"),
+        # A number that an equation states rightly is no longer the wrong result.
+        ("2+2 = 5. 3+2 = 5. 5*2 = 10", "2+2 = 4. 3+2 = 5. 5*2 = 10"),
+        ("2+2 = 5. The answer is 5. I have 5 dogs", "2+2 = 4. The answer is 4. I have 5 dogs"),
+        # Prose outside equations and answers stays.
+        ("2+2 = 5 and 5 dogs", "2+2 = 4 and 5 dogs"),
+        ("The answer is 5 of 6. 2+2 = 5", "The answer is 4 of 6. 2+2 = 4"),
+        ("4-4 = 1. 8/1 = 8", "4-4 = 0. 8/0 = 8"),
+        ("10/3 = 3.3\n3.3*3 = 9.9", "10/3 = 3.3\n3.3*3 = 9.9"),
+        ("no arithmetic", "no arithmetic"),
+    ],
+)
+def test_rewrite(chain, expected):
+    assert rewrite(chain) == expected
+    assert rewrite(expected) == expected
+
+
+@given(
+    a=st.integers(0, 10**6),
+    b=st.integers(1, 10**4),
+    operator=st.sampled_from("+-*/"),
+    stated=st.integers(-(10**6), 10**6),
+)
+def test_a_rewritten_equation_is_right(a, b, operator, stated):
+    (equation,) = find_equations(rewrite(f"{a} {operator} {b} = {stated}"))
+    assert equation.right
+
+
+@given(st.lists(st.sampled_from([*"125.,()+-*/=x%$ \n", "<<", ">>", " answer is ", "cats"])))
+def test_never_raises(pieces):
+    assert isinstance(rewrite("".join(pieces)), str)
+
+
+def test_strip_marks():
+    assert strip_marks("48/2 = <<48/2=24>>24 <<a\nb>>") == "48/2 = 24 <<a\nb>>"
+
+
+def test_right_chains_stay_as_they_are(shared_data):
+    """The teacher's real chains have no calculator error, so not one letter may change."""
+    path = shared_data / "teacher" / "gsm8k_train_codex_top5.jsonl"
+    for line in path.read_text().splitlines():
+        text = json.loads(line)["text"]
+        assert rewrite(text) == text
