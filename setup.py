@@ -12,7 +12,11 @@ setup(
     python_requires=">=3.11",
     packages=[*find_packages(include=["cot_flax", "cot_flax.*"]), "cot_flax.tasks", "cot_flax.gin"],
     package_dir={"cot_flax.tasks": "tasks", "cot_flax.gin": "gin"},
-    package_data={"cot_flax.gin": ["**/*.gin"], "cot_flax.world": ["*.model"]},
+    package_data={
+        "cot_flax.gin": ["**/*.gin"],
+        "cot_flax.world": ["*.model"],
+        "cot_flax.evaluation": ["*.jinja", "*.css"],
+    },
     install_requires=[
         "flax>=0.12.8",
         "gin-config>=0.5.0",
@@ -35,7 +39,7 @@ setup(
     extras_require={
         "tpu": ["jax[tpu]>=0.10.2"],
         "gpu": ["jax[cuda13]>=0.10.2"],
-        "dev": ["hypothesis>=6.150", "pytest>=8.4", "ruff>=0.14"],
+        "dev": ["hypothesis>=6.150", "pytest>=8.4", "pytest-xdist>=3.8", "ruff>=0.14"],
         "bench": ["torch>=2.13.0", "transformers>=4.57"],
     },
     entry_points={"console_scripts": ["cot-flax = cot_flax.cli:main"]},

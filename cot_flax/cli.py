@@ -138,7 +138,9 @@ def evaluate(context: typer.Context, gin_file: GinFile, gin_search_paths: Search
 
     _parse_gin(context, gin_file, gin_search_paths)
     results = configuration.call("run.evaluate")
-    report.print_results(results)
+    import json
+
+    print(json.dumps(results["tasks"], indent=1)[:3000])
 
 
 @app.command("report")
@@ -152,7 +154,10 @@ def report_command(
     """
     from cot_flax.evaluation import report
 
-    report.write(Path(out), {Path(run).name: Path(run) for run in runs})
+    # Folders of one name keep their whole path, or the later one would hide the other.
+    names = [Path(run).name for run in runs]
+    labels = names if len(set(names)) == len(names) else runs
+    report.write(Path(out), dict(zip(labels, map(Path, runs), strict=True)))
     typer.echo(out)
 
 

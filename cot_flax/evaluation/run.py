@@ -19,12 +19,12 @@ from cot_flax.data.batches import TaskBatches, find_task
 from cot_flax.data.features import fingerprint
 from cot_flax.data.registration import cot_task
 from cot_flax.errors import UserError
+from cot_flax.evaluation.outputs import PREDICTIONS, RESULTS
 from cot_flax.model.decoding import decode, for_decoding
 from cot_flax.model.t5 import T5
 from cot_flax.text import scoring
 from cot_flax.training import checkpoints, state, step
 
-PREDICTIONS, RESULTS = "predictions.jsonl", "results.json"
 LENGTH_BUCKET = 32
 """Prompts are padded to a multiple of this, so that few shapes are compiled."""
 

@@ -99,7 +99,7 @@ def train(
         first = int(now.step)
         log = logs.Logs(model_dir, total_steps=total_steps, first_step=first)
         window = _Window(log, model_dir, log_period)
-        batches = prefetch(data.batches(first), sharding.batch_sharding(devices))
+        batches = prefetch(data.batches(metadata.batches), sharding.batch_sharding(devices))
         try:
             for i in range(first + 1, total_steps + 1):
                 now, metrics = train_step(now, next(batches))

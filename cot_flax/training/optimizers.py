@@ -95,13 +95,22 @@ def _per_layer(transform: optax.GradientTransformation) -> optax.GradientTransfo
     Adafactor takes root mean squares over whole parameters; one stacked parameter holds many.
     """
     stacked = optax.GradientTransformation(
-        jax.vmap(transform.init), lambda u, s, p: jax.vmap(transform.update)(u, s, p)
+        _over_layers(transform.init), _over_layers(transform.update)
     )
-    return optax.partition({"one": transform, "stacked": stacked}, _labels)
+    # Encoder and decoder apart, since they may differ in depth.
+    return optax.partition({"": transform, "encoder": stacked, "decoder": stacked}, _labels)
+
+
+def _over_layers(function):
+    # A model without scanned stacks leaves nothing to map over.
+    return lambda *trees: (jax.vmap(function) if jax.tree.leaves(trees[0]) else function)(*trees)
 
 
 def _labels(params):
+    """The stack of every scanned parameter, "" for all others."""
+
     def label(path, _):
-        return "stacked" if any(getattr(key, "key", None) == "layers" for key in path) else "one"
+        names = [getattr(key, "key", None) for key in path]
+        return names[0] if "layers" in names else ""
 
     return jax.tree_util.tree_map_with_path(label, params)

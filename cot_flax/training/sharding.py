@@ -90,13 +90,21 @@ def param_shardings(mesh: Mesh, rules, variables):
 def optimizer_shardings(transform, opt_state, params, shardings, mesh):
     """Shardings of the optimizer's state: a leaf of a parameter's shape lies where it does."""
     replicated = NamedSharding(mesh, P())
+
+    def masked(leaf):  # a parameter that another part of a partitioned transform serves
+        return isinstance(leaf, optax.MaskedNode)
+
+    def place(leaf, param, sharding):
+        return leaf if masked(leaf) else sharding if leaf.shape == param.shape else replicated
+
     return optax.tree_map_params(
         transform,
-        lambda leaf, param, sharding: sharding if leaf.shape == param.shape else replicated,
+        place,
         opt_state,
         params,
         shardings,
         transform_non_params=lambda _: replicated,
+        is_leaf=masked,
     )
 
 

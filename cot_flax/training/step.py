@@ -57,7 +57,7 @@ def make_train_step(
         updates, opt_state = optimizer.transform.update(grads, state.opt_state, state.params)
         metrics = sums | {
             "learning_rate": jnp.asarray(optimizer.schedule(state.step), jnp.float32),
-            "gradient_norm": optax.global_norm(grads),
+            "gradient_norm": optax.tree.norm(grads),
         }
         params = optax.apply_updates(state.params, updates)
         return TrainState(state.step + 1, params, opt_state, state.rng), metrics

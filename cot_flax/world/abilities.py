@@ -1,14 +1,22 @@
-"""General-ability tasks, in miniature: what a specialised student may forget.
+"""General-ability tasks, in miniature: what a base model knows and a specialised one may forget.
 
-Modelled on three BIG-Bench-Hard tasks (Suzgun et al. 2022): word sorting, boolean expressions and
-tracking shuffled objects. Each item is a question with a short answer; nothing else is shared with
-the stories.
+Word sorting, boolean expressions and object tracking are modelled on tasks of BIG-Bench Hard
+(Suzgun et al. 2022). Calculation and retelling are the single skills that a chain strings together:
+a base model has them, as a pre-trained T5 has, and still cannot reason in several steps.
 """
 
 import random
+import re
 from collections.abc import Callable
 
-from cot_flax.world.stories import NAMES
+from cot_flax.world.stories import (
+    LARGEST,
+    NAMES,
+    OPERATORS,
+    ORDINALS,
+    apply,
+    make_stories,
+)
 
 WORDS = (
     "amber", "birch", "cedar", "delta", "ember", "fjord", "grove", "heath",
@@ -42,24 +50,48 @@ def object_tracking(rng: random.Random) -> tuple[str, str]:
     return f"{start} {a} and {b} swap. What does {asked} hold?", held[asked]
 
 
+def calculation(rng: random.Random) -> tuple[str, str]:
+    operator = rng.choice(tuple(OPERATORS.values()))
+    left = rng.randint(0, LARGEST)
+    right = 2 if operator in "*/" else rng.randint(0, LARGEST)
+    result = apply(operator, left, right)
+    if result is None:
+        return calculation(rng)
+    return f"Compute {left} {operator} {right}", f"{left} {operator} {right} = {result}"
+
+
+def retelling(rng: random.Random) -> tuple[str, str]:
+    (story,) = make_stories(1, split="train", seed=rng.getrandbits(32), steps=(2, 3, 4))
+    sentences = re.split(r"(?<=[.?]) ", story.question)[:-1]
+    events = dict(s.rstrip(".").split(", ", 1) for s in sentences if s.startswith(ORDINALS))
+    ordinal = rng.choice(tuple(events))
+    return f"{' '.join(sentences)} Tell the {ordinal} event", events[ordinal]
+
+
 ABILITIES: dict[str, Callable[[random.Random], tuple[str, str]]] = {
     "word_sorting": word_sorting,
     "boolean_expressions": boolean_expressions,
     "object_tracking": object_tracking,
+    "calculation": calculation,
+    "retelling": retelling,
 }
+
+
+SMALL = ("boolean_expressions", "calculation")
+"""Too few distinct items to split."""
 
 
 def make_items(ability: str, count: int, *, split: str, seed: int = 0) -> list[tuple[str, str]]:
     """Returns `count` (question, answer) pairs.
 
-    Splits are disjoint for word sorting and tracking; of the 64 boolean expressions all occur in
-    every split, since the smallest student can only be asked what it has once been taught.
+    Splits are disjoint where there are enough items; of the few boolean expressions and sums all
+    occur in every split, since they can only be known by having been taught.
     """
     rng = random.Random(f"{ability} {split} {seed}")
     items = []
     while len(items) < count:
         question, answer = ABILITIES[ability](rng)
-        if ability == "boolean_expressions" or _split_of(question) == split:
+        if ability in SMALL or _split_of(question) == split:
             items.append((question, answer))
     return items
 

@@ -12,39 +12,32 @@ import hashlib
 import random
 from dataclasses import dataclass
 
-LARGEST = 20
+LARGEST = 12
 NAMES = ("Anna", "Ben", "Cara", "Dan", "Eva", "Finn", "Gina", "Hugo")
 THINGS = ("apples", "books", "coins", "cards", "shells", "stamps", "marbles", "pens")
 SPLITS = ("train", "validation", "test")
 
+ORDINALS = ("First", "Second", "Third", "Fourth")
 CHANGES = {
-    "gain": (
-        "{n} finds {k} {t}.",
-        "{n} buys {k} more {t}.",
-        "Then {n} is given {k} {t}.",
-    ),
-    "lose": (
-        "{n} loses {k} {t}.",
-        "{n} gives away {k} {t}.",
-        "Then {n} breaks {k} of the {t}.",
-    ),
+    "gain": ("{n} finds {k} {t}.", "{n} buys {k} more {t}.", "{n} is given {k} {t}."),
+    "lose": ("{n} loses {k} {t}.", "{n} gives away {k} {t}.", "{n} breaks {k} of the {t}."),
     "double": (
         "{n} doubles the {t}.",
         "{n} wins as many {t} again.",
-        "Then the number of {t} of {n} doubles.",
+        "the number of {t} of {n} doubles.",
     ),
     "halve": (
         "{n} sells half of the {t}.",
-        "Then half of the {t} of {n} are lost.",
+        "half of the {t} of {n} are lost.",
         "{n} keeps only half of the {t}.",
     ),
 }
 STARTS = ("{n} has {k} {t}.", "{n} starts with {k} {t}.", "There are {k} {t} in the bag of {n}.")
 COMPARISONS = {
-    "gain": ("{m} has {k} more {t} than {n}.", "{m} has {k} {t} more than {n} has."),
-    "lose": ("{m} has {k} fewer {t} than {n}.", "{m} has {k} {t} fewer than {n} has."),
-    "double": ("{m} has twice as many {t} as {n}.", "{m} has double the {t} of {n}."),
-    "halve": ("{m} has half as many {t} as {n}.", "{m} has half the {t} of {n}."),
+    "gain": ("{m} gets {k} more {t} than {n}.", "{m} gets {k} {t} more than {n} has."),
+    "lose": ("{m} gets {k} fewer {t} than {n}.", "{m} gets {k} {t} fewer than {n} has."),
+    "double": ("{m} gets twice as many {t} as {n}.", "{m} gets double the {t} of {n}."),
+    "halve": ("{m} gets half as many {t} as {n}.", "{m} gets half the {t} of {n}."),
 }
 QUESTIONS = {
     "one": ("How many {t} does {n} have now?", "How many {t} are left with {n}?"),
@@ -61,9 +54,11 @@ OPERATORS = {"gain": "+", "lose": "-", "double": "*", "halve": "/"}
 class Step:
     """One equation: `left operator right`, which gives the new amount of `owner`.
 
-    `left` and `right` are numbers or the indices of earlier steps, as `("step", i)`.
+    `left` and `right` are numbers or the indices of earlier steps, as `("step", i)`. `ordinal` is
+    the word that the story puts before the event; "" for the final sum or difference.
     """
 
+    ordinal: str
     owner: str
     left: int | tuple[str, int]
     operator: str
@@ -161,14 +156,15 @@ class _Teller:
         return self._both(count, "-")
 
     def _both(self, count, operator):
-        """Two characters who change in turn and are put together in the last step."""
-        sentences = [self._start(self.n)]
+        """One character's story, then the other's, put together in the last step."""
         related = count >= 3 and self.rng.random() < 0.4
+        changes = count - 1 - related
+        before = self.rng.randint(0, changes)
+        sentences = [self._start(self.n)] + [self._change(self.n) for _ in range(before)]
         sentences.append(self._compare() if related else self._start(self.m))
-        for _ in range(count - 1 - related):
-            sentences.append(self._change(self.rng.choice((self.n, self.m))))
+        sentences += [self._change(self.m) for _ in range(changes - before)]
         left, right = (self.amounts[who][1] for who in (self.n, self.m))
-        self._add_step("both", left, operator, right)
+        self._add_step("", "both", left, operator, right)
         return sentences
 
     def _start(self, who):
@@ -178,15 +174,15 @@ class _Teller:
 
     def _change(self, who):
         kind = self._kind(who)
-        operand = 2 if kind in ("double", "halve") else self.rng.randint(2, 10)
-        self._add_step(who, self.amounts[who][1], OPERATORS[kind], operand)
-        return self._say(CHANGES[kind], n=who, k=operand, tag=f"{kind}-{self._role(who)}")
+        operand = 2 if kind in ("double", "halve") else self.rng.randint(2, 6)
+        said = self._say(CHANGES[kind], n=who, k=operand, tag=f"{kind}-{self._role(who)}")
+        return self._event(said, who, self.amounts[who][1], OPERATORS[kind], operand)
 
     def _compare(self):
         kind = self._kind(self.n)
-        operand = 2 if kind in ("double", "halve") else self.rng.randint(2, 10)
-        self._add_step(self.m, self.amounts[self.n][1], OPERATORS[kind], operand)
-        return self._say(COMPARISONS[kind], n=self.n, m=self.m, k=operand, tag=f"than-{kind}")
+        operand = 2 if kind in ("double", "halve") else self.rng.randint(2, 6)
+        said = self._say(COMPARISONS[kind], n=self.n, m=self.m, k=operand, tag=f"than-{kind}")
+        return self._event(said, self.m, self.amounts[self.n][1], OPERATORS[kind], operand)
 
     def _kind(self, who):
         """Draws a change that the amount allows."""
@@ -194,12 +190,17 @@ class _Teller:
         kinds = ["gain", "lose"] + ["double"] * (2 * amount <= LARGEST)
         return self.rng.choice(kinds + ["halve"] * (amount % 2 == 0))
 
-    def _add_step(self, owner, left, operator, right):
+    def _event(self, said, *step):
+        ordinal = ORDINALS[len(self.steps)]
+        self._add_step(ordinal, *step)
+        return f"{ordinal}, {said}"
+
+    def _add_step(self, ordinal, owner, left, operator, right):
         values = [x if isinstance(x, int) else self.results[x[1]] for x in (left, right)]
         result = apply(operator, *values)
         if result is None:
             raise ArithmeticError
-        self.steps.append(Step(owner, left, operator, right))
+        self.steps.append(Step(ordinal, owner, left, operator, right))
         self.results.append(result)
         self.amounts[owner] = (result, ("step", len(self.steps) - 1))
 

@@ -18,9 +18,9 @@ from cot_flax.world.stories import LARGEST, Step, Story
 
 WORDINGS = {
     "one": (
-        "{o} has {a} {op} {b} = {c} {t}.",
-        "Now {o} has {a} {op} {b} = {c}.",
-        "{a} {op} {b} = {c}, so {o} has {c} {t}.",
+        "{i}, {o} has {a} {op} {b} = {c} {t}.",
+        "{i}, {o} now has {a} {op} {b} = {c}.",
+        "{i}, {o} comes to {a} {op} {b} = {c} {t}.",
     ),
     "+": ("Together they have {a} {op} {b} = {c} {t}.", "In all that is {a} {op} {b} = {c} {t}."),
     "-": ("The difference is {a} {op} {b} = {c} {t}.", "That is {a} {op} {b} = {c} {t} more."),
@@ -116,7 +116,13 @@ class StoryTeacher:
                     wordings, WORDING_WEIGHTS[len(wordings)], strict=True
                 ):
                     text = wording.format(
-                        o=step.owner, t=story.thing, a=left, b=right, op=operator, c=result
+                        i=step.ordinal,
+                        o=step.owner,
+                        t=story.thing,
+                        a=left,
+                        b=right,
+                        op=operator,
+                        c=result,
                     )
                     first = all(result is None for result in state)
                     yield (

@@ -1,0 +1,100 @@
+"""The demo: one base student, specialised in four ways, measured and compared.
+
+Everything goes through the same gin experiments and functions as a run from the command line.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import typer
+
+from cot_flax import configuration
+from cot_flax.data import store
+from cot_flax.evaluation import report
+from cot_flax.teacher.samples import read_samples, write_samples
+from cot_flax.world.stories import make_stories
+from cot_flax.world.teacher import make_samples
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much of everything: stories and chains, steps of base and students, test items."""
+
+    stories: int
+    samples: int
+    base_steps: int
+    steps: int
+    max_examples: int
+
+
+FULL = Size(stories=6000, samples=2, base_steps=400, steps=700, max_examples=400)
+FAST = Size(stories=1000, samples=2, base_steps=60, steps=80, max_examples=60)
+STUDENTS = {
+    "answer only": "world_answer",
+    "CoT, cross entropy": "world_cot_ce",
+    "CoT, top-5 KL": "world_cot_kl",
+    "few-shot + zero-shot mix, KL": "world_mix_kl",
+}
+
+
+def run(*, out: Path, seed: int, fast: bool) -> None:
+    """Prepares the world, trains and evaluates all students, writes `out/report.html`."""
+    size = FAST if fast else FULL
+    _say("1/4 The teacher writes chains; the right ones are kept and aligned")
+    teacher_store = _prepare(out, size, seed)
+    _say("2/4 A base student learns the world's abilities and answers")
+    runs = {"base": out / "base"}
+    _train("world_base", runs["base"], seed, {"TRAIN_STEPS": size.base_steps})
+    _say("3/4 Four students start from it")
+    for label, experiment in STUDENTS.items():
+        _say(f"    {label}")
+        runs[label] = out / experiment
+        macros = {
+            "TRAIN_STEPS": size.steps,
+            "EVAL_PERIOD": max(size.steps // 4, 1),
+            "TEACHER_STORE": str(teacher_store),
+            "INITIAL_CHECKPOINT_PATH": str(runs["base"]),
+        }
+        _train(experiment, runs[label], seed, macros)
+    _say("4/4 Held-out templates and general abilities")
+    for folder in runs.values():
+        _evaluate(folder, seed, size)
+    report.write(out / "report.html", runs)
+    report.print_table(runs)
+    _say(f"\nreport: {out / 'report.html'}")
+
+
+def _prepare(out: Path, size: Size, seed: int) -> Path:
+    samples = out / "samples.jsonl.gz"
+    stories = make_stories(size.stories, split="train", seed=seed)
+    write_samples(samples, make_samples(stories, samples=size.samples, seed=seed))
+    from cot_flax.tasks.stories import VOCABULARY
+
+    store.write_store(str(out / "store"), read_samples(samples), vocabulary=VOCABULARY)
+    return out / "store"
+
+
+def _train(experiment: str, folder: Path, seed: int, macros: dict) -> None:
+    macros = {"MODEL_DIR": str(folder), "RANDOM_SEED": seed, "WORLD_SEED": seed} | macros
+    configuration.parse([f"experiments/{experiment}.gin"], _bindings(macros))
+    configuration.save(folder / "config.gin")
+    configuration.call("loop.train")
+
+
+def _evaluate(folder: Path, seed: int, size: Size) -> None:
+    macros = {
+        "CHECKPOINT_PATH": str(folder),
+        "EVAL_OUTPUT_DIR": str(folder / "test"),
+        "MAX_EXAMPLES": size.max_examples,
+        "WORLD_SEED": seed,
+    }
+    configuration.parse(["experiments/world_evaluate.gin"], _bindings(macros))
+    configuration.call("run.evaluate")
+
+
+def _bindings(macros: dict) -> list[str]:
+    return [f"{name}={value!r}" for name, value in macros.items()]
+
+
+def _say(text: str) -> None:
+    typer.echo(text, err=True)

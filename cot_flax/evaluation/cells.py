@@ -1,0 +1,85 @@
+"""One number of a report with its 95% interval: the arithmetic, and how it is written."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from math import sqrt
+from typing import NamedTuple
+
+from cot_flax.text.scoring import wilson_interval
+
+
+class Cell(NamedTuple):
+    """A share, or a difference of shares, with its interval.
+
+    Attributes:
+        count: predictions behind it.
+        no_answer: the share of them in which no answer was found.
+        note: what a reader must know beside the number.
+    """
+
+    value: float
+    low: float
+    high: float
+    count: int = 0
+    no_answer: float = 0.0
+    note: str = ""
+
+
+def from_summary(summary: Mapping) -> Cell:
+    """The cell of one summary in a results.json."""
+    keys = ("accuracy", "accuracy_low", "accuracy_high", "count", "parse_failure_rate")
+    return Cell(*(summary[key] for key in keys))
+
+
+def pool(summaries: Iterable[Mapping], note: str = "") -> Cell | None:
+    """One accuracy of several summaries, from their numbers of right predictions.
+
+    Returns:
+        None where there is nothing to pool.
+    """
+    parts = [from_summary(summary) for summary in summaries]
+    total = sum(part.count for part in parts)
+    if not total:
+        return None
+    right = sum(round(part.value * part.count) for part in parts)
+    failures = sum(part.no_answer * part.count for part in parts)
+    return Cell(right / total, *wilson_interval(right, total), total, failures / total, note)
+
+
+def mean(cells: Sequence[Cell]) -> Cell:
+    """The mean of independent shares; its interval joins theirs (Zou and Donner 2008, MOVER)."""
+    n = len(cells)
+    value = sum(cell.value for cell in cells) / n
+    below = sqrt(sum((cell.value - cell.low) ** 2 for cell in cells)) / n
+    above = sqrt(sum((cell.high - cell.value) ** 2 for cell in cells)) / n
+    return Cell(value, value - below, value + above, sum(cell.count for cell in cells))
+
+
+def difference(cell: Cell, reference: Cell) -> Cell:
+    """`cell` - `reference`; the interval takes them as independent (Newcombe 1998, method 10).
+
+    Runs that answer the same questions are not independent, which makes it wider than need be.
+    """
+    value = cell.value - reference.value
+    below = sqrt((cell.value - cell.low) ** 2 + (reference.high - reference.value) ** 2)
+    above = sqrt((cell.high - cell.value) ** 2 + (reference.value - reference.low) ** 2)
+    return Cell(value, value - below, value + above, cell.count)
+
+
+def percent(share: float) -> str:
+    """0.6325 as "63.2"."""
+    return f"{100 * share:.1f}"
+
+
+def signed(share: float) -> str:
+    """-0.125 as "−12.5", with a real minus."""
+    return f"{100 * share:+.1f}".replace("-", "−")
+
+
+def interval(cell: Cell) -> str:
+    """The ends of an accuracy's interval: "58.4–67.8"."""
+    return f"{percent(cell.low)}–{percent(cell.high)}"
+
+
+def signed_interval(cell: Cell) -> str:
+    """The ends of a change's interval: "−20.1 to −4.9"."""
+    return f"{signed(cell.low)} to {signed(cell.high)}"

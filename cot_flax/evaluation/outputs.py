@@ -1,0 +1,142 @@
+"""What training and evaluation leave in a model directory, read back without a model."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cot_flax.errors import UserError
+from cot_flax.training import logs
+
+PREDICTIONS, RESULTS = "predictions.jsonl", "results.json"
+FOLDERS = (".", "test")
+"""Where an evaluation may lie, seen from the model directory."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One trained and evaluated student.
+
+    Attributes:
+        label: its name in tables and plots.
+        folder: its model directory.
+        results: results.json; empty where there is none.
+        predictions: the rows of predictions.jsonl.
+        metrics: the rows of metrics.jsonl.
+        missing: one sentence for each part that was not there.
+    """
+
+    label: str
+    folder: Path
+    results: dict
+    predictions: list[dict]
+    metrics: list[dict]
+    missing: tuple[str, ...] = ()
+
+    @property
+    def tasks(self) -> dict[str, dict]:
+        """The summaries by task; empty where the run was not evaluated."""
+        return self.results.get("tasks", {})
+
+    @property
+    def last_step(self) -> int | None:
+        """The last step in metrics.jsonl."""
+        return max((row["step"] for row in self.metrics), default=None)
+
+    @property
+    def is_base(self) -> bool:
+        """Whether the label calls this the base model ("base", "Base model")."""
+        return self.label.casefold().split()[:1] == ["base"]
+
+
+def read_runs(runs: Mapping[str, Path]) -> list[Run]:
+    """Reads runs by label; what one of them lacks stands in its `missing`.
+
+    Raises:
+        UserError: no runs, a folder that is not there, a malformed file, or no results at all.
+    """
+    found = [_read_run(label, Path(folder)) for label, folder in runs.items()]
+    if not any(run.tasks for run in found):
+        folders = ", ".join(map(str, runs.values())) or "no folders"
+        raise _no_results(folders)
+    return found
+
+
+def read_results(folder: Path) -> dict:
+    """Reads the results.json of a model directory or of its evaluation folder.
+
+    Raises:
+        UserError: it is not there or not what `cot-flax evaluate` writes.
+    """
+    path = _find(folder, RESULTS)
+    if path is None:
+        raise _no_results(str(folder))
+    results = _json(path.read_text(), str(path))
+    if not isinstance(results, dict) or not isinstance(results.get("tasks"), dict):
+        raise UserError(
+            f"{path} without tasks",
+            "the results.json of cot-flax evaluate",
+            "evaluate the run again",
+        )
+    return results
+
+
+def read_predictions(folder: Path) -> list[dict]:
+    """Reads predictions.jsonl from where results.json lies; an empty list if it is not there."""
+    path = _find(folder, PREDICTIONS)
+    if path is None:
+        return []
+    with open(path) as file:
+        return [_json(line, f"{path}, line {i}") for i, line in enumerate(file, 1)]
+
+
+def base_of(runs: Sequence[Run]) -> int | None:
+    """The place of the first run that is called the base, if there is one."""
+    return next((i for i, run in enumerate(runs) if run.is_base), None)
+
+
+def _read_run(label: str, folder: Path) -> Run:
+    if not folder.is_dir():
+        raise UserError(f"no folder {folder}", "a model directory", "correct the path")
+    evaluated = _find(folder, RESULTS) is not None
+    results = read_results(folder) if evaluated else {}
+    predictions = read_predictions(folder) if evaluated else []
+    metrics = _read_metrics(folder)
+    lacks = {
+        f"no {RESULTS}, so it has no accuracies here (run cot-flax evaluate)": evaluated,
+        f"no {PREDICTIONS}, so it has no sample chains": predictions or not evaluated,
+        f"no {logs.METRICS}, so it has no learning curves": metrics,
+    }
+    missing = tuple(sentence for sentence, present in lacks.items() if not present)
+    return Run(label, folder, results, predictions, metrics, missing)
+
+
+def _read_metrics(folder: Path) -> list[dict]:
+    try:
+        return logs.read(str(folder))
+    except (json.JSONDecodeError, KeyError) as error:
+        raise UserError(
+            f"a malformed line in {folder / logs.METRICS} ({error})",
+            "one JSON object a line, with step and kind",
+            "delete the line; a run that was killed may have left half of one",
+        ) from error
+
+
+def _find(folder: Path, name: str) -> Path | None:
+    paths = (Path(folder) / sub / name for sub in FOLDERS)
+    return next((path for path in paths if path.is_file()), None)
+
+
+def _json(text: str, place: str):
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{place}: {error}", "JSON", "evaluate the run again") from error
+
+
+def _no_results(where: str) -> UserError:
+    return UserError(
+        f"no {RESULTS} in {where}",
+        f"one there or in its subfolder {FOLDERS[1]}",
+        "run cot-flax evaluate with EVAL_OUTPUT_DIR there first",
+    )

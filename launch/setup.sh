@@ -1,0 +1,21 @@
+#!/usr/bin/env bash
+# Makes .venv and installs cot-flax into it, once; again only when setup.py has changed.
+#   bash launch/setup.sh [EXTRAS]        EXTRAS: dev (default), tpu, gpu, bench, comma-separated
+# PYTHON chooses the interpreter (3.11 or newer); VENV another folder.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+extras=${1:-dev}
+venv=${VENV:-.venv}
+python=${PYTHON:-python3}
+stamp="$venv/installed-$extras"
+
+"$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
+  echo "setup: got $("$python" --version); expected Python 3.11 or newer; set PYTHON=/path/to/python3.11" >&2
+  exit 2
+}
+if ! cmp -s setup.py "$stamp"; then
+  [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
+  "$venv/bin/python" -m pip install --quiet --upgrade pip setuptools wheel
+  "$venv/bin/python" -m pip install --quiet --editable ".[$extras]"
+  cp setup.py "$stamp"
+fi
