@@ -137,10 +137,7 @@ def evaluate(context: typer.Context, gin_file: GinFile, gin_search_paths: Search
     from cot_flax.evaluation import report
 
     _parse_gin(context, gin_file, gin_search_paths)
-    results = configuration.call("run.evaluate")
-    import json
-
-    print(json.dumps(results["tasks"], indent=1)[:3000])
+    report.print_results(configuration.call("run.evaluate"))
 
 
 @app.command("report")
