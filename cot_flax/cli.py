@@ -1,7 +1,9 @@
 """The command line: it reads arguments, calls one function a verb, prints errors in one line."""
 
+import importlib
 import os
 import sys
+import tempfile
 from pathlib import Path
 from typing import Annotated
 
@@ -185,16 +187,30 @@ def _import_tasks() -> None:
     from cot_flax.tasks import abilities, gsm8k, stories  # noqa: F401
 
 
+def _import_quietly(module: str) -> None:
+    """Imports what starts TensorFlow, whose C++ side prints about missing GPUs in any setting."""
+    sys.stderr.flush()
+    stderr = os.dup(2)
+    with tempfile.TemporaryFile() as hidden:
+        os.dup2(hidden.fileno(), 2)
+        try:
+            importlib.import_module(module)
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+
+
 def _prepare_libraries() -> None:
     """Quiets what talks too much and keeps compiled programs between runs."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     import logging
 
+    _import_quietly("cot_flax.data")
     import jax
 
     logging.getLogger("absl").setLevel(logging.ERROR)
     # gin reports every search path in which an included file is not.
-    logging.getLogger().addFilter(lambda record: not record.msg.startswith("Path not found"))
+    logging.getLogger().addFilter(lambda record: not str(record.msg).startswith("Path not found"))
     cache = os.environ.get("COT_FLAX_CACHE", str(Path.home() / ".cache" / "cot-flax"))
     jax.config.update("jax_compilation_cache_dir", f"{cache}/compiled")
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

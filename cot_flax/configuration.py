@@ -2,6 +2,7 @@
 
 import difflib
 import re
+import tokenize
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ import gin
 
 import cot_flax
 from cot_flax.errors import UserError
+
+_MALFORMED = (ValueError, SyntaxError, tokenize.TokenError)
 
 
 def gin_root() -> Path:
@@ -29,15 +32,16 @@ def parse(files: Sequence[str], bindings: Sequence[str], search_paths: Sequence[
             macro without a value.
     """
     gin.clear_config()
+    del gin.config._LOCATION_PREFIXES[1:]  # of an earlier call
     for path in (*search_paths, str(gin_root())):
         gin.add_config_file_search_path(path)
     try:
         gin.parse_config_files_and_bindings(list(files), None, finalize_config=False)
         for binding in bindings:
-            _check_macro(binding)
-        gin.parse_config(bindings)
+            _bind(binding)
         gin.finalize()
-    except (ValueError, OSError, SyntaxError, ImportError, AttributeError) as error:
+    except (*_MALFORMED, OSError, ImportError, AttributeError, NameError) as error:
+        _raise_if_macro_is_missing(error)
         raise UserError(
             f"gin: {_first_line(error)}",
             "files and names that exist",
@@ -47,15 +51,7 @@ def parse(files: Sequence[str], bindings: Sequence[str], search_paths: Sequence[
 
 def call(name: str, **arguments) -> Any:
     """Calls a configurable by its gin name, such as "loop.train", with what is bound to it."""
-    try:
-        return gin.get_configurable(name)(**arguments)
-    except (TypeError, ValueError, RuntimeError) as error:
-        missing = re.search(r"Required bindings for `(.*?)` not provided.*?: (.*)", str(error))
-        macro = re.search(r"[`'\"]?([A-Z_]+)/(?:gin\.)?macro", str(error))
-        if missing or macro:
-            what = macro.group(1) if macro else missing.group(2)
-            raise UserError(f"no value for {what}", "one", f"pass --gin.{what}=VALUE") from error
-        raise
+    return gin.get_configurable(name)(**arguments)
 
 
 def macro(name: str) -> Any:
@@ -75,6 +71,26 @@ def save(path: Path) -> None:
     path.write_text(gin.config_str())
 
 
+def _raise_if_macro_is_missing(error: BaseException) -> None:
+    missing = re.match(r"(\w+)/macro.value set to `%gin.REQUIRED`", str(error))
+    if missing:
+        name = missing.group(1)
+        raise UserError(f"no value for {name}", "one", f"pass --gin.{name}=VALUE") from error
+
+
+def _bind(binding: str) -> None:
+    """Binds one NAME=VALUE of the command line."""
+    _check_macro(binding)
+    try:
+        gin.parse_config(binding)
+    except _MALFORMED as error:
+        raise UserError(
+            f"--gin.{binding} ({_first_line(error).partition(' on line 1: <')[0]})",
+            "a name that exists and a Python value",
+            "correct the name, or quote the text: --gin.NAME=\"'TEXT'\"",
+        ) from error
+
+
 def _check_macro(binding: str) -> None:
     """gin takes any new macro in silence, so a misspelt --gin.TRAIN_STEP would do nothing."""
     name = binding.partition("=")[0].strip()
@@ -92,4 +108,7 @@ def _check_macro(binding: str) -> None:
 
 
 def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    text = str(error).strip()
+    place = re.search(r'In file (".*?", line \d+)', text)
+    first = text.splitlines()[0] if text else type(error).__name__
+    return f"{first} ({place[1]})" if place else first

@@ -27,8 +27,8 @@ class Size:
     max_examples: int
 
 
-FULL = Size(stories=6000, samples=2, base_steps=400, steps=700, max_examples=400)
-FAST = Size(stories=1000, samples=2, base_steps=60, steps=80, max_examples=60)
+FULL = Size(stories=6000, samples=2, base_steps=400, steps=600, max_examples=400)
+FAST = Size(stories=500, samples=2, base_steps=40, steps=60, max_examples=40)
 STUDENTS = {
     "answer only": "world_answer",
     "CoT, cross entropy": "world_cot_ce",
@@ -51,7 +51,7 @@ def run(*, out: Path, seed: int, fast: bool) -> None:
         runs[label] = out / experiment
         macros = {
             "TRAIN_STEPS": size.steps,
-            "EVAL_PERIOD": max(size.steps // 4, 1),
+            "EVAL_PERIOD": size.steps // 4 if size is FULL else size.steps,
             "TEACHER_STORE": str(teacher_store),
             "INITIAL_CHECKPOINT_PATH": str(runs["base"]),
         }
@@ -75,7 +75,12 @@ def _prepare(out: Path, size: Size, seed: int) -> Path:
 
 
 def _train(experiment: str, folder: Path, seed: int, macros: dict) -> None:
-    macros = {"MODEL_DIR": str(folder), "RANDOM_SEED": seed, "WORLD_SEED": seed} | macros
+    macros |= {
+        "MODEL_DIR": str(folder),
+        "RANDOM_SEED": seed,
+        "WORLD_SEED": seed,
+        "WARMUP_STEPS": macros["TRAIN_STEPS"] // 6,
+    }
     configuration.parse([f"experiments/{experiment}.gin"], _bindings(macros))
     configuration.save(folder / "config.gin")
     configuration.call("loop.train")
@@ -86,6 +91,7 @@ def _evaluate(folder: Path, seed: int, size: Size) -> None:
         "CHECKPOINT_PATH": str(folder),
         "EVAL_OUTPUT_DIR": str(folder / "test"),
         "MAX_EXAMPLES": size.max_examples,
+        "BATCH_SIZE": min(size.max_examples, 100),
         "WORLD_SEED": seed,
     }
     configuration.parse(["experiments/world_evaluate.gin"], _bindings(macros))

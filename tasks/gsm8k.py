@@ -27,7 +27,7 @@ def data(directory: str | None = None) -> str | None:
 
 
 @gin.configurable(module="cot_flax.tasks.gsm8k")
-def teacher_store(directory: str = gin.REQUIRED) -> str:
+def teacher_store(directory: str | None = None) -> str | None:
     """The folder that `cot-flax prepare` made of the teacher's samples."""
     return directory
 

@@ -20,7 +20,7 @@ def size(train: int = 6000, validation: int = 200, test: int = 400, seed: int = 
 
 
 @gin.configurable(module="cot_flax.tasks.stories")
-def teacher_store(directory: str = gin.REQUIRED) -> str:
+def teacher_store(directory: str | None = None) -> str | None:
     """The folder that `cot-flax prepare` made of the teacher's samples."""
     return directory
 

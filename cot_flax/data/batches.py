@@ -74,7 +74,7 @@ class TaskBatches:
         if not objective.uses_teacher:
             return
         if not self.has_teacher or not any(
-            np.any(example["teacher_top_ids"][:-1]) for example in self._examples(num_epochs=1)
+            np.any(example["teacher_top_logprobs"] < 0) for example in self._examples(num_epochs=1)
         ):
             raise UserError(
                 f"no teacher log-probabilities in {self.mixture_or_task_name}",

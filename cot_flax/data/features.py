@@ -51,8 +51,11 @@ def _readable(path: str) -> bool:
 
 
 def fingerprint(vocabulary: seqio.Vocabulary) -> str:
-    """16 hex digits that name the pieces and their order."""
-    return hashlib.sha256(vocabulary.sp_model).hexdigest()[:16]
+    """16 hex digits that name the vocabulary: its SentencePiece model, or its class and size."""
+    named = getattr(vocabulary, "sp_model", None)
+    if named is None:
+        named = f"{type(vocabulary).__name__} {vocabulary.vocab_size}".encode()
+    return hashlib.sha256(named).hexdigest()[:16]
 
 
 def pieces(vocabulary: seqio.Vocabulary) -> dict[str, int]:

@@ -72,7 +72,7 @@ def add_cot_task(
         top_k: teacher entries a target position, for a source that is a store; 0 for none.
     """
     vocabulary = vocabulary or T5Vocabulary()
-    pool = functools.cache(functools.partial(_pool, source, parse, exemplars))
+    pool = _pool_maker(source, parse, exemplars)
     for format in formats:
         steps: list = [functools.partial(_parse, parse=parse)] if parse else []
         if not is_cot(format):
@@ -124,6 +124,17 @@ def _rate(mixture: str, format: str) -> Callable[[seqio.Task], float]:
 
 def _parse(dataset, parse):
     return dataset.map(parse, num_parallel_calls=tf.data.AUTOTUNE)
+
+
+def _pool_maker(source, parse, exemplars) -> Callable[[], ExemplarPool]:
+    """Makes the pool when it is first needed, and again when gin has bound something else."""
+
+    @functools.lru_cache(maxsize=1)
+    def make(config: str) -> ExemplarPool:
+        del config
+        return _pool(source, parse, exemplars)
+
+    return lambda: make(gin.config_str())
 
 
 def _pool(source, parse, exemplars) -> ExemplarPool:

@@ -7,6 +7,7 @@ import seqio
 import tensorflow as tf
 
 from cot_flax.data import store
+from cot_flax.errors import UserError
 from cot_flax.teacher.records import json_lines, require
 from cot_flax.text.prompts import normalize_question
 
@@ -19,6 +20,10 @@ def records_source(make: Callable[[str], Records], splits: Iterable[str]) -> seq
     def dataset_fn(split, shuffle_files, seed=None):
         del shuffle_files, seed
         records = make(split)
+        if not records:
+            raise UserError(
+                f"no records in split {split!r}", "at least one", "check the files and the sizes"
+            )
         columns = {name: [record[name] for record in records] for name in records[0]}
         return tf.data.Dataset.from_tensor_slices(columns)
 
@@ -38,7 +43,7 @@ def read_jsonl(directory: str, file: str, fields: Iterable[str]) -> Records:
 
 
 def store_source(
-    directory: Callable[[], str],
+    directory: Callable[[], str | None],
     *,
     vocabulary: seqio.Vocabulary,
     top_k: int,
@@ -54,6 +59,8 @@ def store_source(
 
     def dataset_fn(split, shuffle_files, seed=None):
         del split, shuffle_files, seed
+        if directory() is None:
+            raise UserError("no teacher store", "a folder", "pass --gin.TEACHER_STORE=\"'FOLDER'\"")
         dataset = store.dataset(directory(), vocabulary=vocabulary, top_k=top_k)
         excluded = {normalize_question(question) for question in held_out()}
         if not excluded:

@@ -38,6 +38,7 @@ def write_store(
     """
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / MANIFEST).unlink(missing_ok=True)  # a store that breaks off must not look whole
     counts: collections.Counter = collections.Counter()
     teachers: set[str] = set()
     with (
@@ -148,7 +149,7 @@ def _records(samples, vocabulary, top_k, counts, teachers) -> Iterator[tf.train.
 def _extended(logprobs: Logprobs, text: str) -> Logprobs:
     """Adds what `build_target` appended to the teacher's own text, as certain tokens."""
     own = "".join(logprobs.tokens)
-    added = text[len(own.rstrip()) :] if text.startswith(own.strip()) else ""
+    added = text[len(own.strip()) :] if text.startswith(own.strip()) else ""
     tokens = tuple(f" {word}" for word in added.split())
     return Logprobs(
         (*logprobs.tokens, *tokens),

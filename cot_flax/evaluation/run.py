@@ -25,7 +25,7 @@ from cot_flax.model.t5 import T5
 from cot_flax.text import scoring
 from cot_flax.training import checkpoints, state, step
 
-LENGTH_BUCKET = 32
+LENGTH_BUCKET = 64
 """Prompts are padded to a multiple of this, so that few shapes are compiled."""
 
 

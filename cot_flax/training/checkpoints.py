@@ -33,17 +33,25 @@ class Checkpointer:
     """Saves a run's state under `model_dir/checkpoints`, in the background."""
 
     def __init__(self, model_dir: str, *, period: int, keep: int | None):
+        # Orbax's default policy would also save the very first step.
+        policies = ocp.checkpoint_managers
+        due = [policies.FixedIntervalPolicy(period), policies.PreemptionCheckpointingPolicy()]
         self._manager = ocp.CheckpointManager(
             Path(model_dir).absolute() / FOLDER,
-            options=ocp.CheckpointManagerOptions(save_interval_steps=period, max_to_keep=keep),
+            options=ocp.CheckpointManagerOptions(
+                save_decision_policy=policies.AnySavePolicy(due), max_to_keep=keep
+            ),
         )
 
     @property
     def latest_step(self) -> int | None:
         return self._manager.latest_step()
 
-    def save(self, state: TrainState, metadata: Metadata, *, step: int, force: bool = False):
-        """Saves if `step` is due, or if forced; a step that is already there stays as it is."""
+    def is_due(self, step: int) -> bool:
+        return self._manager.should_save(step)
+
+    def save(self, state: TrainState, metadata: Metadata, *, step: int):
+        """Saves, due or not; a step that is already there stays as it is."""
         if step in self._manager.all_steps():
             return
         self._manager.save(
@@ -52,7 +60,7 @@ class Checkpointer:
                 state=ocp.args.StandardSave(state),
                 metadata=ocp.args.JsonSave(dataclasses.asdict(metadata)),
             ),
-            force=force,
+            force=True,
         )
 
     def restore(self, state: TrainState, metadata: Metadata) -> tuple[TrainState, Metadata]:

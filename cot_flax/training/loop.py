@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from flax.linen import partitioning
 
+from cot_flax.errors import UserError
 from cot_flax.model.losses import Objective
 from cot_flax.model.t5 import T5, T5Config
 from cot_flax.training import checkpoints, logs, sharding, state, step
@@ -111,8 +112,10 @@ def train(
                     window.flush()
                     for evaluator in evaluators:
                         log.write(i, evaluator(module, now.params), kind="eval")
-                metadata = dataclasses.replace(metadata, batches=i)
-                checkpointer.save(now, metadata, step=i, force=last)
+                if last or checkpointer.is_due(i):
+                    window.catch_up()  # a state that is not finite must not be saved
+                    metadata = dataclasses.replace(metadata, batches=i)
+                    checkpointer.save(now, metadata, step=i)
             if data.report():
                 log.say(data.report())
         finally:
@@ -133,26 +136,29 @@ class _Window:
         self._speed = logs.Speed()
         self._pending: tuple[int, dict] | None = None
         self._sums: dict[str, float] = {}
-        self._steps = 0
+        self._steps = self._last = 0
 
     def add(self, i: int, metrics: dict) -> None:
-        previous, self._pending = self._pending, (i, metrics)
-        if previous:
-            self._take(*previous)
+        self.catch_up()
+        self._pending = i, metrics
+
+    def catch_up(self) -> None:
+        """Fetches the last step and checks that it is finite."""
+        if self._pending:
+            pending, self._pending = self._pending, None
+            self._take(*pending)
 
     def flush(self) -> None:
         """Fetches the last step and logs what has gathered, however short the window."""
-        if self._pending:
-            (i, metrics), self._pending = self._pending, None
-            self._take(i, metrics)
-            if self._steps:
-                self._write(i)
+        self.catch_up()
+        if self._steps:
+            self._write(self._last)
 
     def _take(self, i, metrics):
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         logs.check_finite(i, values, self._model_dir)
         self._sums = {name: self._sums.get(name, 0.0) + value for name, value in values.items()}
-        self._steps += 1
+        self._steps, self._last = self._steps + 1, i
         if i % self._period == 0:
             self._write(i)
 
@@ -183,6 +189,8 @@ def prefetch(batches: Iterator[dict], sharding, depth: int = 2) -> Iterator[dict
                 put(jax.device_put(batch, sharding))
                 if stop.is_set():
                     return
+            remedy = "check that the split has examples that fit TASK_FEATURE_LENGTHS"
+            put(UserError("data that end", "batches for ever", remedy))
         except BaseException as error:  # handed to the consumer, whatever it is
             put(error)
 

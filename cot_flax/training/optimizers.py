@@ -5,6 +5,8 @@ from typing import NamedTuple
 import jax
 import optax
 
+from cot_flax.errors import UserError
+
 
 class Optimizer(NamedTuple):
     """An optax transformation and the schedule inside it, which the loop logs."""
@@ -24,7 +26,17 @@ def constant(peak: float, warmup_steps: int = 0) -> optax.Schedule:
 def warmup_cosine(
     peak: float, total_steps: int, warmup_steps: int = 0, final_fraction: float = 0.0
 ) -> optax.Schedule:
-    """Linear warm-up, then half a cosine down to `final_fraction * peak` at `total_steps`."""
+    """Linear warm-up, then half a cosine down to `final_fraction * peak` at `total_steps`.
+
+    Raises:
+        UserError: no step is left after the warm-up.
+    """
+    if warmup_steps >= total_steps:
+        raise UserError(
+            f"WARMUP_STEPS {warmup_steps} of TRAIN_STEPS {total_steps}",
+            "fewer steps of warm-up than of training",
+            "lower WARMUP_STEPS",
+        )
     return optax.warmup_cosine_decay_schedule(
         0.0 if warmup_steps else peak, peak, warmup_steps, total_steps, final_fraction * peak
     )

@@ -71,7 +71,7 @@ def summarize(sums: dict[str, float]) -> dict[str, float]:
     means = {name: sums[name] / tokens for name in ("loss", "cross_entropy", "token_accuracy")}
     if soft:
         means |= {name[5:]: value / soft for name, value in sums.items() if name[:5] == "soft/"}
-        means["soft_fraction"] = soft / tokens
+        means["teacher_fraction"] = soft / tokens
     kept = ("learning_rate", "gradient_norm")
     return means | {name: sums[name] for name in kept if name in sums}
 

@@ -70,6 +70,7 @@ class StoryTeacher:
             Sentence(tokens, order * weight, (*state[:i], result, *state[i + 1 :]))
             for i, order in zip(ready, self._orders(len(ready)), strict=True)
             for tokens, weight, result in self._equation(story, story.steps[i], state)
+            if order * weight > 0
         ]
 
     def next_token(self, story: Story, prefix: tuple[str, ...]) -> dict[str, float]:
@@ -99,7 +100,7 @@ class StoryTeacher:
                 top = sorted(distribution.items(), key=lambda item: (-item[1], item[0]))[:k]
                 best.append({token: math.log(p) for token, p in top})
             state = sentence.state
-        return Logprobs(tokens=tokens, token_logprobs=chosen, top_logprobs=best)
+        return Logprobs(tuple(tokens), tuple(chosen), tuple(best))
 
     def _orders(self, ready: int) -> list[float]:
         if ready == 1:

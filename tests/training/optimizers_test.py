@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 
+from cot_flax.errors import UserError
 from cot_flax.model.t5 import stack_layers
 from cot_flax.training import optimizers
 
@@ -29,6 +30,13 @@ def test_warmup_cosine():
     steps = (0, 5, 10, 10 + 100 / 3, 60, 110, 500)
     assert values(schedule, *steps) == pytest.approx(expected, rel=1e-5)
     assert values(optimizers.warmup_cosine(2.0, 100), 0, 50, 100) == pytest.approx([2, 1, 0])
+
+
+@pytest.mark.parametrize("warmup", [100, 101])
+def test_a_warmup_that_never_ends_is_refused(warmup):
+    with pytest.raises(UserError, match=f"got WARMUP_STEPS {warmup} of TRAIN_STEPS 100"):
+        optimizers.warmup_cosine(1.0, 100, warmup_steps=warmup)
+    optimizers.warmup_cosine(1.0, 100, warmup_steps=99)
 
 
 def test_inverse_sqrt():

@@ -212,7 +212,7 @@ def test_summarize():
         "token_accuracy": 0.25,
         "kl": 0.5,
         "agreement": 1.0,
-        "soft_fraction": 0.25,
+        "teacher_fraction": 0.25,
         "learning_rate": 0.5,
         "gradient_norm": 3.0,
     }

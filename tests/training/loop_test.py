@@ -1,0 +1,302 @@
+"""Tests of whole runs: learning, resuming bit for bit, and stopping for a stated reason."""
+
+import dataclasses
+import itertools
+import json
+import threading
+import time
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import SingleDeviceSharding
+
+from cot_flax.errors import UserError
+from cot_flax.model.losses import Objective
+from cot_flax.training import logs, loop, optimizers
+from cot_flax.training.checkpoints import Checkpointer, read_metadata
+from cot_flax.training.sharding import MeshConfig
+
+pytestmark = pytest.mark.filterwarnings("error")
+
+STEPS = 60
+
+
+@dataclasses.dataclass
+class Copying:
+    """The targets are the inputs: 8 rows of 3 tokens; a few things can go wrong."""
+
+    batch_size: int = 8
+    vocabulary: str = "copying"
+    spoilt: int | None = None  # the batch (from 1) whose loss is infinite
+    broken: int | None = None  # the batch that cannot be made
+    skipped: list[int] = dataclasses.field(default_factory=list)
+
+    def check(self, objective):
+        if objective.uses_teacher:
+            raise UserError("no teacher", "one", "find one")
+
+    def batches(self, skip):
+        self.skipped.append(skip)
+        return (self.batch(number) for number in itertools.count(skip + 1))
+
+    def batch(self, number):
+        if number == self.broken:
+            raise OSError(f"batch {number} is broken")
+        tokens = np.random.default_rng(number % 4).integers(2, 24, (self.batch_size, 3))
+        targets = np.pad(tokens, ((0, 0), (0, 1)), constant_values=1).astype(np.int32)
+        weights = np.ones(targets.shape, np.float32)
+        return {
+            "encoder_input_tokens": tokens.astype(np.int32),
+            "decoder_input_tokens": np.pad(targets, ((0, 0), (1, 0)))[:, :-1],
+            "decoder_target_tokens": targets,
+            "decoder_loss_weights": weights * (np.inf if number == self.spoilt else 1),
+        }
+
+    def report(self):
+        return "left out nothing"
+
+
+class Interrupted(Exception):
+    """Stands for whatever ends a run from outside."""
+
+
+class Evaluator:
+    """Notes when it was called; may interrupt the run."""
+
+    def __init__(self, interrupt_at=None):
+        self.calls, self._interrupt_at = [], interrupt_at
+
+    def __call__(self, model, params):
+        self.calls.append((model, float(params["decoder"]["decoder_norm"]["scale"][0])))
+        if len(self.calls) == self._interrupt_at:
+            raise Interrupted
+        return {"accuracy": float(len(self.calls))}
+
+
+@pytest.fixture(scope="module")
+def run(config):
+    """Starts or resumes a run that saves every 10 steps, logs every 5, evaluates every 30."""
+
+    def start(model_dir, data=None, **changes):
+        settings = {
+            "model": dataclasses.replace(config, dropout_rate=0.05),
+            "data": data or Copying(),
+            "objective": Objective(),
+            "optimizer": optimizers.adamw(optimizers.warmup_cosine(2e-2, 60, 5)),
+            "mesh": MeshConfig(data=1),
+            "total_steps": STEPS,
+            "checkpoint_period": 10,
+            "log_period": 5,
+            "eval_period": 30,
+        }
+        return loop.train(model_dir=str(model_dir), **settings | changes)
+
+    return start
+
+
+@pytest.fixture(scope="module")
+def finished(run, tmp_path_factory):
+    """An uninterrupted run: its folder, its last state, its evaluator, its data."""
+    folder, evaluator, data = tmp_path_factory.mktemp("finished"), Evaluator(), Copying()
+    return folder, run(folder, data, evaluators=[evaluator]), evaluator, data
+
+
+def rows_of(folder, kind="train"):
+    """What metrics.jsonl says, without the speed."""
+    rows = [row for row in logs.read(str(folder)) if row["kind"] == kind]
+    return [{k: v for k, v in row.items() if k != "tokens_per_second"} for row in rows]
+
+
+def steps_in(folder):
+    return sorted(int(path.name) for path in (folder / "checkpoints").iterdir())
+
+
+def test_learns_to_copy(finished):
+    losses = [row["loss"] for row in rows_of(finished[0])]
+    # At first hardly better than a guess among 24.
+    assert losses[0] > 0.7 * np.log(24)
+    assert losses[-1] < 0.4 * losses[0]
+
+
+def test_logs_a_row_every_period(finished):
+    lines = (finished[0] / logs.METRICS).read_text().splitlines()
+    rows = [row for row in map(json.loads, lines) if row["kind"] == "train"]
+    assert [row["step"] for row in rows] == list(range(5, STEPS + 1, 5))
+    names = {"loss", "cross_entropy", "token_accuracy", "learning_rate", "gradient_norm"}
+    assert all(set(row) == names | {"step", "kind", "tokens_per_second"} for row in rows)
+    assert all(row["tokens_per_second"] > 0 for row in rows)
+    # Means over steps 0 to 4 of a warm-up of 5 steps: 2/5 of the peak.
+    assert rows[0]["learning_rate"] == pytest.approx(2e-2 * 2 / 5)
+
+
+def test_evaluates_every_period_and_at_the_end(finished, config):
+    folder, last, evaluator, _ = finished
+    rows = [{"step": step, "kind": "eval", "accuracy": n} for n, step in ((1, 30), (2, 60))]
+    assert rows_of(folder, "eval") == rows
+    model, scale = evaluator.calls[-1]
+    assert dataclasses.replace(model.config, dropout_rate=0.0) == config
+    assert scale == last.params["decoder"]["decoder_norm"]["scale"][0]
+
+
+def test_saves_every_period_and_at_the_end(finished):
+    folder, last, _, data = finished
+    assert steps_in(folder) == [40, 50, 60]  # keep_checkpoints is 3
+    assert read_metadata(str(folder)).batches == int(last.step) == STEPS
+    assert data.skipped == [0]
+
+
+def assert_same(ours, theirs):
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+
+
+def test_resumes_bit_for_bit_after_an_interruption(finished, run, tmp_path):
+    with pytest.raises(Interrupted):
+        run(tmp_path, evaluators=[Evaluator(interrupt_at=1)])
+    # Interrupted in the evaluation at step 30, before that step was saved.
+    assert steps_in(tmp_path) == [10, 20]
+    data = Copying()
+    resumed = run(tmp_path, data, evaluators=[Evaluator()])
+    assert data.skipped == [20]
+    assert_same(resumed, finished[1])
+    assert rows_of(tmp_path) == rows_of(finished[0])
+
+
+def test_resumes_a_run_that_was_to_be_shorter(finished, run, tmp_path):
+    run(tmp_path, total_steps=15)
+    assert steps_in(tmp_path) == [10, 15]
+    assert_same(run(tmp_path), finished[1])
+
+
+def test_a_finished_run_is_left_as_it_is(finished, run):
+    folder, last, *_ = finished
+    before = (folder / logs.METRICS).read_text()
+    data = Copying()
+    assert_same(run(folder, data), last)
+    assert (folder / logs.METRICS).read_text() == before
+    assert steps_in(folder) == [40, 50, 60]
+
+
+def test_a_fresh_run_takes_the_parameters_alone_from_a_checkpoint(finished, run, tmp_path):
+    folder, last, *_ = finished
+    still = optimizers.adamw(optimizers.constant(0.0))
+    state = run(tmp_path, initial_checkpoint_path=str(folder), total_steps=1, optimizer=still)
+    assert_same(state.params, last.params)
+    assert int(state.step) == 1
+
+
+def test_a_resumed_run_does_not_start_from_the_initial_checkpoint(finished, run):
+    folder, last, *_ = finished
+    assert_same(run(folder, initial_checkpoint_path="/no such folder"), last)
+
+
+@pytest.mark.parametrize("initial", [False, True], ids=["resume", "initial"])
+@pytest.mark.parametrize("wrong", ["vocabulary", "model"])
+def test_refuses_a_checkpoint_of_another_kind(initial, wrong, finished, run, config, tmp_path):
+    folder = finished[0]
+    changes = {"data": Copying(vocabulary="reversing")}
+    message = r"a checkpoint with vocabulary copying at .*60; expected .* vocabulary reversing"
+    if wrong == "model":
+        changes = {"model": dataclasses.replace(config, mlp_dim=64)}
+        message = "another model at .*60: mlp_dim 32, not 64"
+    if initial:
+        changes["initial_checkpoint_path"] = str(folder)
+    with pytest.raises(UserError, match=message):
+        run(tmp_path if initial else folder, **changes)
+
+
+def test_refuses_an_initial_checkpoint_that_is_not_there(run, tmp_path):
+    with pytest.raises(UserError, match="no checkpoint at /no such folder"):
+        run(tmp_path, initial_checkpoint_path="/no such folder")
+
+
+def test_refuses_data_and_batches_that_do_not_fit(run, tmp_path):
+    with pytest.raises(UserError, match="no teacher"):
+        run(tmp_path, objective=Objective(kl_weight=1.0))
+    with pytest.raises(UserError, match=r"BATCH_SIZE 8; .* multiple of 3"):
+        run(tmp_path, microbatches=3)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_infinite_loss_stops_the_run_and_is_not_saved(run, tmp_path):
+    """Step 12 is spoilt; with a checkpoint at every step the last good one is 11."""
+    with pytest.raises(UserError, match=r"got loss inf at step 12; .*metrics are in"):
+        run(tmp_path, Copying(spoilt=12), checkpoint_period=1)
+    assert steps_in(tmp_path)[-1] == 11
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_it_is_noticed_in_the_last_step_too(last, run, tmp_path):
+    with pytest.raises(UserError, match="got loss inf at step 12"):
+        run(tmp_path, Copying(spoilt=12), total_steps=12 if last else 13)
+    assert steps_in(tmp_path) == [10]
+
+
+def test_an_error_of_the_data_ends_the_run_with_its_own_words(run, tmp_path):
+    with pytest.raises(OSError, match="batch 13 is broken"):
+        run(tmp_path, Copying(broken=13))
+    # What was due is saved, and no thread goes on reading.
+    assert steps_in(tmp_path) == [10]
+    assert not prefetchers()
+
+
+def prefetchers():
+    return [thread for thread in threading.enumerate() if "work" in thread.name]
+
+
+class TestPrefetch:
+    place = SingleDeviceSharding(jax.devices()[0])
+
+    def test_gives_every_batch_in_order_on_the_device(self):
+        batches = loop.prefetch(({"x": np.full(2, n)} for n in range(10)), self.place)
+        for n in range(10):
+            batch = next(batches)
+            assert batch["x"].tolist() == [n, n]
+            assert batch["x"].sharding == self.place
+        batches.close()
+
+    def test_reads_no_more_than_its_depth_ahead(self):
+        made = []
+
+        def endless():
+            for n in itertools.count():
+                made.append(n)
+                yield {"x": np.zeros(1)}
+
+        batches = loop.prefetch(endless(), self.place, depth=2)
+        next(batches)
+        wait_until(lambda: len(made) == 4)
+        time.sleep(0.3)
+        # One is used, two are ready, one waits for room.
+        assert len(made) == 4
+        batches.close()
+        assert not prefetchers()
+
+    def test_hands_over_an_error_after_the_batches_before_it(self):
+        def failing():
+            yield {"x": np.zeros(1)}
+            raise RuntimeError("the disk is full")
+
+        batches = loop.prefetch(failing(), self.place)
+        next(batches)
+        with pytest.raises(RuntimeError, match="the disk is full"):
+            next(batches)
+        assert not prefetchers()
+
+    def test_data_that_end_are_an_error_not_a_silence(self):
+        batches = loop.prefetch(iter([{"x": np.zeros(1)}]), self.place)
+        next(batches)
+        with pytest.raises(UserError, match="data that end"):
+            next(batches)
+
+
+def wait_until(condition):
+    deadline = time.monotonic() + 10
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
+def test_a_checkpointer_sees_what_the_loop_saved(finished):
+    checkpointer = Checkpointer(str(finished[0]), period=1, keep=3)
+    assert checkpointer.latest_step == STEPS
+    checkpointer.close()

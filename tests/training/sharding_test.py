@@ -1,0 +1,223 @@
+"""Tests of the mesh: what lies where, and that 8 devices compute what 1 does."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.linen import partitioning
+from jax.sharding import PartitionSpec as P
+
+from cot_flax.errors import UserError
+from cot_flax.model.losses import Objective
+from cot_flax.model.t5 import T5, stack_layers
+from cot_flax.training import optimizers, sharding, state
+from cot_flax.training.sharding import MeshConfig, check_batch_size, make_mesh
+from cot_flax.training.step import make_train_step
+
+pytestmark = [
+    pytest.mark.filterwarnings("error"),
+    pytest.mark.skipif(jax.device_count() < 8, reason="needs 8 (simulated) devices"),
+]
+
+ADAFACTOR = optimizers.adafactor(optimizers.constant(0.05))
+
+
+@pytest.mark.parametrize(
+    ("config", "shape"),
+    [
+        (MeshConfig(), (8, 1)),
+        (MeshConfig(model=2), (4, 2)),
+        (MeshConfig(data=2, model=2), (2, 2)),
+        (MeshConfig(data=1), (1, 1)),
+    ],
+)
+def test_mesh_shapes(config, shape):
+    mesh = make_mesh(config)
+    assert mesh.axis_names == ("data", "model")
+    assert mesh.devices.shape == shape
+    assert len(set(mesh.devices.ravel())) == mesh.devices.size
+
+
+@pytest.mark.parametrize("config", [MeshConfig(data=9), MeshConfig(data=4, model=4)])
+def test_refuses_a_mesh_that_is_too_large(config):
+    with pytest.raises(UserError, match=f"data={config.data} x model={config.model}; .* most 8"):
+        make_mesh(config)
+
+
+def test_refuses_more_model_parts_than_devices():
+    with pytest.raises(UserError, match="model=16"):
+        make_mesh(MeshConfig(model=16))
+
+
+def test_batch_size_must_be_a_multiple_of_devices_and_microbatches():
+    mesh = make_mesh(MeshConfig(data=4, model=2))
+    check_batch_size(24, 2, mesh)
+    with pytest.raises(UserError, match=r"BATCH_SIZE 20; .* multiple of 8 .* to 24"):
+        check_batch_size(20, 2, mesh)
+
+
+def created(config, mesh_config):
+    mesh, rules = make_mesh(mesh_config), mesh_config.rules()
+    with jax.set_mesh(mesh), partitioning.axis_rules(rules):
+        return state.create(T5(config), ADAFACTOR, 0, mesh, rules)
+
+
+def abstract_state(config, optimizer):
+    params = state.abstract_variables(T5(config))["params"]
+    opt_state = jax.eval_shape(optimizer.transform.init, params)
+    return state.TrainState(
+        jax.ShapeDtypeStruct((), jnp.int32), params, opt_state, jax.ShapeDtypeStruct((2,), "uint32")
+    )
+
+
+def placed(config, mesh_config, optimizer=ADAFACTOR):
+    """The sharding of every leaf of a state."""
+    return state.state_shardings(
+        T5(config),
+        optimizer,
+        abstract_state(config, optimizer),
+        make_mesh(mesh_config),
+        mesh_config.rules(),
+    )
+
+
+def by_path(tree):
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(p, simple=True, separator="."): leaf for p, leaf in leaves}
+
+
+def specs(shardings):
+    return {name: sharding.spec for name, sharding in by_path(shardings).items()}
+
+
+WHOLLY_SPLIT = MeshConfig(data=4, model=2, fsdp=True)
+
+
+@pytest.fixture(scope="module")
+def split(config):
+    return created(config, WHOLLY_SPLIT)[0]
+
+
+def test_parameters_are_split_by_their_logical_axes(config):
+    found = specs(placed(config, WHOLLY_SPLIT).params)
+    expected = {
+        "token_embedder.embedding": P("model", "data"),
+        "encoder.relpos_bias.rel_embedding": P("model", None),
+        "encoder.encoder_norm.scale": P("data"),
+        "encoder.layers_0.attention.query.kernel": P("data", "model"),
+        "encoder.layers_0.attention.out.kernel": P("model", "data"),
+        "decoder.layers_0.mlp.wi_1.kernel": P("data", "model"),
+        "decoder.layers_0.mlp.wo.kernel": P("model", "data"),
+        "decoder.logits_dense.kernel": P("data", "model"),
+    }
+    assert {name: found[name] for name in expected} == expected
+
+
+def test_without_fsdp_the_width_is_whole(config):
+    found = specs(placed(config, MeshConfig(data=4, model=2)).params)
+    assert found["token_embedder.embedding"] == P("model", None)
+    assert found["encoder.encoder_norm.scale"] == P(None)
+
+
+def test_a_created_state_lies_where_its_shardings_say(split, config):
+    found = specs(jax.tree.map(lambda leaf: leaf.sharding, split))
+    assert found == specs(placed(config, WHOLLY_SPLIT))
+    embedding = split.params["token_embedder"]["embedding"]
+    assert embedding.shape == (24, 16)
+    assert {shard.data.shape for shard in embedding.addressable_shards} == {(12, 4)}
+
+
+def test_optimizer_slots_lie_where_their_parameters_do(config):
+    shardings = placed(config, WHOLLY_SPLIT, optimizers.adamw(optimizers.constant(0.1)))
+    moments = shardings.opt_state[0]
+    assert specs(moments.mu) == specs(moments.nu) == specs(shardings.params)
+    assert moments.count.spec == shardings.step.spec == shardings.rng.spec == P()
+
+
+def test_so_do_the_unfactored_slots_of_adafactor(config):
+    shardings = placed(config, WHOLLY_SPLIT)
+    slots = {
+        name.partition(".v.")[2]: spec
+        for name, spec in specs(shardings.opt_state).items()
+        if ".v." in name
+    }
+    assert slots == specs(shardings.params)
+
+
+def test_factored_slots_of_scanned_layers_are_replicated(config):
+    wide = dataclasses.replace(config, emb_dim=128, mlp_dim=128, scan_layers=True)
+    shardings = placed(wide, WHOLLY_SPLIT).opt_state
+    shapes = by_path(abstract_state(wide, ADAFACTOR).opt_state)
+    assert by_path(shardings).keys() == shapes.keys()
+    rows = [name for name in shapes if name.endswith("v_row.decoder.layers.mlp.wo.kernel")]
+    assert [(shapes[name].shape, specs(shardings)[name]) for name in rows] == [((1, 128), P())]
+
+
+def test_an_axis_that_does_not_divide_is_replicated(config):
+    # 25 pieces by 2 devices; 18 of width by 4.
+    odd = dataclasses.replace(config, vocab_size=25, emb_dim=18)
+    found = specs(placed(odd, WHOLLY_SPLIT).params)
+    assert found["token_embedder.embedding"] == P(None, None)
+    assert found["decoder.layers_0.mlp.wo.kernel"] == P("model", None)
+
+
+def test_initial_values_depend_on_the_seed_alone(split, config):
+    one, _ = created(config, MeshConfig(data=1))
+    jax.tree.map(np.testing.assert_array_equal, split.params, one.params)
+    np.testing.assert_array_equal(split.rng, one.rng)
+
+
+@pytest.fixture(scope="module")
+def start(split):
+    return jax.device_get(split.params)
+
+
+def trained(config, mesh_config, batch, params, microbatches=1):
+    """Losses of three steps from `params`, and the parameters after them."""
+    mesh, shardings = make_mesh(mesh_config), placed(config, mesh_config)
+    place = sharding.batch_sharding(mesh)
+    opt_state = jax.jit(ADAFACTOR.transform.init)(params)
+    now = state.TrainState(jnp.int32(0), params, opt_state, jax.random.PRNGKey(0))
+    now = jax.device_put(now, shardings)
+    with jax.set_mesh(mesh), partitioning.axis_rules(mesh_config.rules()):
+        step = jax.jit(
+            make_train_step(T5(config), ADAFACTOR, Objective(kl_weight=0.5), microbatches),
+            in_shardings=(shardings, place),
+            out_shardings=(shardings, None),
+        )
+        losses = []
+        for _ in range(3):
+            now, metrics = step(now, jax.device_put(batch, place))
+            losses.append(float(metrics["loss"]))
+    return losses, jax.device_get(now.params)
+
+
+@pytest.fixture(scope="module")
+def on_one_device(config, batch, start):
+    losses, params = trained(config, MeshConfig(data=1), batch, start)
+    assert losses[2] < losses[0] - 1
+    return losses, params
+
+
+@pytest.mark.parametrize(
+    "mesh_config",
+    [MeshConfig(), MeshConfig(data=4, model=2)],
+    ids=["data=8", "data=4,model=2"],
+)
+def test_eight_devices_train_as_one_does(mesh_config, config, batch, start, on_one_device):
+    losses, params = trained(config, mesh_config, batch, start)
+    assert losses == pytest.approx(on_one_device[0], rel=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), params, on_one_device[1])
+
+
+def test_so_do_scanned_layers_with_parameters_split_both_ways(config, batch, start, on_one_device):
+    scanned = dataclasses.replace(config, scan_layers=True, remat="full")
+    losses, params = trained(scanned, WHOLLY_SPLIT, batch, stack_layers(start), microbatches=2)
+    assert losses == pytest.approx(on_one_device[0], rel=1e-5)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5),
+        params,
+        stack_layers(on_one_device[1]),
+    )
