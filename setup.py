@@ -1,4 +1,7 @@
-"""Packaging: `tasks/` and `gin/` lie beside the package in a checkout, inside it when installed."""
+"""Packaging: `tasks/` and `gin/` lie beside the package in a checkout, inside it when installed.
+
+The lower bounds are the versions that CI installs and tests.
+"""
 
 from setuptools import find_packages, setup
 
@@ -15,31 +18,31 @@ setup(
     package_data={
         "cot_flax.gin": ["**/*.gin"],
         "cot_flax.world": ["*.model"],
-        "cot_flax.evaluation": ["*.jinja", "*.css"],
+        "cot_flax.evaluation.report": ["*.jinja", "*.css"],
     },
     install_requires=[
         "flax>=0.12.8",
         "gin-config>=0.5.0",
         "jax>=0.10.2",
-        "jinja2>=3.1",
-        "matplotlib>=3.10",
-        "numpy>=2.0",
+        "jinja2>=3.1.6",
+        "matplotlib>=3.11.2",
+        "numpy>=2.4.6",
         "optax>=0.2.8",
         "orbax-checkpoint>=0.12.8",
-        "protobuf>=5.0",
-        "rich>=14.0",
-        "sentencepiece>=0.2.1",
+        "protobuf>=7.36.2",
+        "rich>=15.0.0",
+        "sentencepiece>=0.2.3",
         "seqio>=0.0.20",
-        "tensorboardX>=2.6.4",
+        "tensorboardX>=2.6.5",
         "tensorflow>=2.21.0",
         "tensorflow-datasets>=4.9.10",
         "tensorflow-text>=2.21.1",
-        "typer>=0.20",
+        "typer>=0.29.2",
     ],
     extras_require={
         "tpu": ["jax[tpu]>=0.10.2"],
         "gpu": ["jax[cuda13]>=0.10.2"],
-        "dev": ["hypothesis>=6.150", "pytest>=8.4", "pytest-xdist>=3.8", "ruff>=0.14"],
+        "dev": ["hypothesis>=6.170.15", "pytest>=9.2.0", "pytest-xdist>=3.8.0", "ruff>=0.17.6,<0.18"],
         "bench": ["torch>=2.13.0", "transformers>=4.57"],
     },
     entry_points={"console_scripts": ["cot-flax = cot_flax.cli:main"]},

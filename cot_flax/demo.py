@@ -1,4 +1,4 @@
-"""The demo: one base student, specialised in four ways, measured and compared.
+"""The demo: the same small student taught in four ways, measured and compared.
 
 Everything goes through the same gin experiments and functions as a run from the command line.
 """
@@ -18,17 +18,17 @@ from cot_flax.world.teacher import make_samples
 
 @dataclass(frozen=True)
 class Size:
-    """How much of everything: stories and chains, steps of base and students, test items."""
+    """How much of everything: stories, chains a story, training steps, test stories."""
 
     stories: int
     samples: int
-    base_steps: int
     steps: int
     max_examples: int
 
 
-FULL = Size(stories=6000, samples=2, base_steps=400, steps=600, max_examples=400)
-FAST = Size(stories=500, samples=2, base_steps=40, steps=60, max_examples=40)
+FULL = Size(stories=6000, samples=2, steps=600, max_examples=400)
+FAST = Size(stories=500, samples=2, steps=60, max_examples=40)
+FORMATS = ("stories_zero_shot_cot", "stories_few_shot_cot", "stories_zero_shot_answer")
 STUDENTS = {
     "answer only": "world_answer",
     "CoT, cross entropy": "world_cot_ce",
@@ -40,12 +40,10 @@ STUDENTS = {
 def run(*, out: Path, seed: int, fast: bool) -> None:
     """Prepares the world, trains and evaluates all students, writes `out/report.html`."""
     size = FAST if fast else FULL
-    _say("1/4 The teacher writes chains; the right ones are kept and aligned")
+    _say("1/3 The teacher writes chains; the right ones are kept and aligned")
     teacher_store = _prepare(out, size, seed)
-    _say("2/4 A base student learns the world's abilities and answers")
-    runs = {"base": out / "base"}
-    _train("world_base", runs["base"], seed, {"TRAIN_STEPS": size.base_steps})
-    _say("3/4 Four students start from it")
+    _say("2/3 Four students of one size, from the same random weights, for as many steps")
+    runs = {}
     for label, experiment in STUDENTS.items():
         _say(f"    {label}")
         runs[label] = out / experiment
@@ -53,10 +51,9 @@ def run(*, out: Path, seed: int, fast: bool) -> None:
             "TRAIN_STEPS": size.steps,
             "EVAL_PERIOD": size.steps // 4 if size is FULL else size.steps,
             "TEACHER_STORE": str(teacher_store),
-            "INITIAL_CHECKPOINT_PATH": str(runs["base"]),
         }
         _train(experiment, runs[label], seed, macros)
-    _say("4/4 Held-out templates and general abilities")
+    _say("3/3 Stories of held-out templates")
     for folder in runs.values():
         _evaluate(folder, seed, size)
     report.write(out / "report.html", runs)
@@ -90,6 +87,7 @@ def _evaluate(folder: Path, seed: int, size: Size) -> None:
     macros = {
         "CHECKPOINT_PATH": str(folder),
         "EVAL_OUTPUT_DIR": str(folder / "test"),
+        "MIXTURE_OR_TASK_NAME": FORMATS,
         "MAX_EXAMPLES": size.max_examples,
         "BATCH_SIZE": min(size.max_examples, 100),
         "WORLD_SEED": seed,

@@ -64,6 +64,8 @@ def _from_tfds(file):
 
 def _parse(record, id):
     solution, _, answer = record["answer"].partition("####")
+    if not answer.strip():
+        raise UserError(f"{id} without an answer", "a solution that ends in #### N", "repair it")
     return {
         "id": id,
         "question": record["question"],

@@ -1,5 +1,7 @@
 """The embedded world's stories: `stories_<format>`, and `stories_teacher_<format>` from a store."""
 
+import functools
+
 import gin
 import seqio
 
@@ -25,13 +27,13 @@ def teacher_store(directory: str | None = None) -> str | None:
     return directory
 
 
-def stories(split: str):
-    """The stories of a split, as `size` has them."""
-    wanted = size()
-    return make_stories(wanted[split], split=split, seed=wanted["seed"])
-
-
 def _records(split):
+    wanted = size()
+    return _solved(split, wanted[split], wanted["seed"])
+
+
+@functools.lru_cache(maxsize=4)
+def _solved(split, count, seed):
     return [
         {
             "id": f"stories-{split}-{i}",
@@ -40,7 +42,7 @@ def _records(split):
             "answer": str(story.answer),
             "steps": len(story.steps),
         }
-        for i, story in enumerate(stories(split))
+        for i, story in enumerate(make_stories(count, split=split, seed=seed))
     ]
 
 

@@ -94,13 +94,17 @@ def drop_overlong(
 
 
 def _teacher_rows(record, length, stored: bool, top_k: int):
+    ids = tf.zeros([0, top_k], tf.int32)
+    logprobs = tf.zeros([0, top_k], tf.float32)
     if stored and "teacher_top_ids" in record:
         ids = tf.reshape(tf.cast(record["teacher_top_ids"], tf.int32), [-1, top_k])
         logprobs = tf.reshape(record["teacher_top_logprobs"], [-1, top_k])
-    else:
-        ids = tf.zeros([length, top_k], tf.int32)
-        logprobs = tf.zeros([length, top_k], tf.float32)
-    return {"teacher_top_ids": ids, "teacher_top_logprobs": logprobs}
+    # A stored chain without log-probabilities has no rows either.
+    missing = [[0, length - tf.shape(ids)[0]], [0, 0]]
+    return {
+        "teacher_top_ids": tf.pad(ids, missing),
+        "teacher_top_logprobs": tf.pad(logprobs, missing),
+    }
 
 
 def _string(function, *args):

@@ -197,6 +197,18 @@ class TestTopkKl:
         np.testing.assert_allclose(padded, value, rtol=1e-6)
 
     @every_setting
+    def test_mask_beside_a_forbidden_padding_token(self, tail, temperature):
+        """Absent entries point at id 0, whose logit may be -inf."""
+        logits, ids, logprobs = position((0.0, 0.4, 0.3, 0.3), (1, 2, 0, 0), (0.5, 0.3, 1.0, 1.0))
+
+        def loss(z):
+            return topk_kl(z, ids, logprobs, tail=tail, temperature=temperature)
+
+        expected = kl_of_position(logits[0, 0], ids[0, 0], logprobs[0, 0], tail, temperature)
+        assert loss(logits) == pytest.approx(expected, rel=1e-5)
+        assert np.all(np.isfinite(gradient_of(loss, logits)))
+
+    @every_setting
     def test_gradient(self, tail, temperature):
         for place in [(0, 0), (0, 1), (1, 0)]:
             ids, logprobs = TEACHER_IDS[place], TEACHER_LOGPROBS[place]

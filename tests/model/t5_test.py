@@ -309,6 +309,54 @@ def test_dropout_acts_everywhere_by_its_key(scan_layers, tiny, tiny_config, forw
     np.testing.assert_array_equal(dropped(0), dropped(0))
 
 
+def test_scanned_layers_drop_different_units(tiny_config):
+    """Each of two layers adds its own positive number to every unit that it does not drop.
+
+    With the embedding's mask that makes 7 sums above 0; with one mask for both layers 3.
+    """
+    config = dataclasses.replace(
+        tiny_config, emb_dim=64, vocab_size=64, scan_layers=True, dropout_rate=0.5
+    )
+    shapes = jax.eval_shape(T5(config).init, jax.random.key(0), *ARRAYS)["params"]
+    constants = {"scale": 1.0, "embedding": 1.0, "wi_0": 1 / 64, "wi_1": 1 / 64, "wo": 1 / 32}
+
+    def fill(path, leaf):
+        names = [key.key for key in path]
+        if "logits_dense" in names:
+            return np.eye(64)
+        # Attention adds nothing.
+        return np.full(leaf.shape, sum(constants.get(name, 0.0) for name in names))
+
+    params = jax.tree_util.tree_map_with_path(fill, shapes)
+    rngs = {"dropout": jax.random.key(0)}
+    apply = jax.jit(T5(config).apply, static_argnames="enable_dropout")
+    logits = apply({"params": params}, *ARRAYS, enable_dropout=True, rngs=rngs)
+    assert len(set(np.round(logits[0, 0], 4)) - {0.0}) > 3
+
+
+@pytest.mark.parametrize("scan_layers", [False, True])
+def test_rematerialised_layers_drop_the_same_units(scan_layers, tiny, tiny_config):
+    params = stack_layers(tiny[1]) if scan_layers else tiny[1]
+
+    def gradient(remat):
+        config = dataclasses.replace(
+            tiny_config, scan_layers=scan_layers, remat=remat, dropout_rate=0.5
+        )
+        rngs = {"dropout": jax.random.key(0)}
+
+        def total(params):
+            logits = T5(config).apply({"params": params}, *ARRAYS, enable_dropout=True, rngs=rngs)
+            return jnp.sum(logits**2)
+
+        return jax.jit(jax.grad(total))(params)
+
+    jax.tree.map(
+        lambda ours, plain: np.testing.assert_allclose(ours, plain, rtol=1e-3, atol=1e-3),
+        gradient("full"),
+        gradient("none"),
+    )
+
+
 def test_bfloat16_activations_give_float32_logits(tiny, tiny_config, forward):
     config = dataclasses.replace(tiny_config, dtype="bfloat16", scan_layers=True)
     logits = forward(T5(config), stack_layers(tiny[1]), *ARRAYS)

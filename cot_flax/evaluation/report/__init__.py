@@ -6,8 +6,9 @@ It reads what `train` and `evaluate` left behind and needs neither JAX nor Tenso
 from collections.abc import Mapping
 from pathlib import Path
 
-from cot_flax.evaluation import outputs, page
-from cot_flax.evaluation.terminal import print_results, print_table
+from cot_flax.evaluation import outputs
+from cot_flax.evaluation.report import page
+from cot_flax.evaluation.report.terminal import print_results, print_table
 
 __all__ = ["print_results", "print_table", "write"]
 

@@ -10,9 +10,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 import cot_flax
-from cot_flax.evaluation import cells, panels, plots, samples, tables
-from cot_flax.evaluation.cells import Cell
 from cot_flax.evaluation.outputs import Run, base_of
+from cot_flax.evaluation.report import cells, examples, panels, plots, tables
+from cot_flax.evaluation.report.cells import Cell
 
 TEMPLATE = "report.html.jinja"
 BLUE, RED = "0, 114, 178", "213, 94, 0"
@@ -33,7 +33,7 @@ def render(runs: Sequence[Run], path: Path) -> str:
             columns=columns,
             groups=[(name, len(list(part))) for name, part in groups],
             figures=_figures(runs),
-            examples=samples.examples(runs),
+            examples=examples.examples(runs),
             titles=tables.FORMAT_TITLES,
             decodings=decodings(runs),
             command=command(runs, path),

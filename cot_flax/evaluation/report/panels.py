@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from cot_flax.evaluation import tables
-from cot_flax.evaluation.cells import Cell, from_summary
 from cot_flax.evaluation.outputs import Run
+from cot_flax.evaluation.report import tables
+from cot_flax.evaluation.report.cells import Cell, from_summary
 
 MOST_POINTS = 200
 

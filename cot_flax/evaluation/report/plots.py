@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from cot_flax.evaluation.outputs import Run
-from cot_flax.evaluation.panels import Line, Panel
+from cot_flax.evaluation.report.panels import Line, Panel
 
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#a8508a", "#8c6d00", "#3a3a3a")
 """Okabe and Ito's palette, its light members darkened to be seen as lines on white."""

@@ -4,8 +4,8 @@ from math import sqrt
 
 import pytest
 
-from cot_flax.evaluation import cells
-from cot_flax.evaluation.cells import Cell
+from cot_flax.evaluation.report import cells
+from cot_flax.evaluation.report.cells import Cell
 
 
 def summary(right, count, unparsed=0):

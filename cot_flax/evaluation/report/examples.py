@@ -5,8 +5,8 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from cot_flax.evaluation import tables
 from cot_flax.evaluation.outputs import Run
+from cot_flax.evaluation.report import tables
 
 
 @dataclass(frozen=True)

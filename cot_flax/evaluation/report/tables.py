@@ -7,7 +7,7 @@ price of specialising.
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from cot_flax.evaluation.cells import Cell, difference, from_summary, mean, pool
+from cot_flax.evaluation.report.cells import Cell, difference, from_summary, mean, pool
 from cot_flax.text.prompts import FORMATS
 
 MANY_STEPS = 3

@@ -9,8 +9,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from cot_flax.evaluation import outputs, tables
-from cot_flax.evaluation.cells import (
+from cot_flax.evaluation import outputs
+from cot_flax.evaluation.report import tables
+from cot_flax.evaluation.report.cells import (
     Cell,
     from_summary,
     interval,
@@ -19,7 +20,7 @@ from cot_flax.evaluation.cells import (
     signed,
     signed_interval,
 )
-from cot_flax.evaluation.tables import Column
+from cot_flax.evaluation.report.tables import Column
 
 LABEL_WIDTH = 16
 """Longer labels are folded."""

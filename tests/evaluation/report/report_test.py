@@ -8,9 +8,10 @@ from html.parser import HTMLParser
 import pytest
 
 from cot_flax.errors import UserError
-from cot_flax.evaluation import page, report
-from cot_flax.evaluation.cells import Cell
+from cot_flax.evaluation import report
 from cot_flax.evaluation.outputs import Run
+from cot_flax.evaluation.report import page
+from cot_flax.evaluation.report.cells import Cell
 
 
 class Outline(HTMLParser):

@@ -5,9 +5,9 @@ from xml.etree import ElementTree
 
 import pytest
 
-from cot_flax.evaluation import panels, plots
 from cot_flax.evaluation.outputs import Run
-from cot_flax.evaluation.panels import Line, Panel
+from cot_flax.evaluation.report import panels, plots
+from cot_flax.evaluation.report.panels import Line, Panel
 
 
 def make_run(label, tasks=None, metrics=()):

@@ -2,9 +2,9 @@
 
 import pytest
 
-from cot_flax.evaluation import tables
-from cot_flax.evaluation.cells import Cell
-from cot_flax.evaluation.tables import Column
+from cot_flax.evaluation.report import tables
+from cot_flax.evaluation.report.cells import Cell
+from cot_flax.evaluation.report.tables import Column
 
 
 def summary(right, count, by_steps=()):

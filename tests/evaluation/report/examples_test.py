@@ -4,15 +4,15 @@ from pathlib import Path
 
 import pytest
 
-from cot_flax.evaluation import samples
 from cot_flax.evaluation.outputs import Run
+from cot_flax.evaluation.report import examples
 from cot_flax.text.prompts import FORMATS, Exemplar, build_input, is_few_shot
 
 MARKS = {f"q{i}": (1 + i % 4, (i % 3 == 0, i % 2 == 0)) for i in range(40)}
 
 
 def test_pick_covers_steps_and_patterns():
-    chosen = samples.pick(MARKS, 6)
+    chosen = examples.pick(MARKS, 6)
     # The longest questions come first in turn: 4, 3, 2, 1, 4, 3.
     assert [MARKS[id][0] for id in chosen] == [1, 2, 3, 3, 4, 4]
     assert len(set(chosen)) == 6
@@ -20,25 +20,25 @@ def test_pick_covers_steps_and_patterns():
 
 
 def test_pick_does_not_depend_on_order():
-    assert samples.pick(dict(reversed(MARKS.items())), 6) == samples.pick(MARKS, 6)
+    assert examples.pick(dict(reversed(MARKS.items())), 6) == examples.pick(MARKS, 6)
 
 
 def test_pick_spreads_over_many_step_counts_and_takes_what_there_is():
     many = {f"q{i}": (i, (True,)) for i in range(9)}
-    assert [many[id][0] for id in samples.pick(many, 3)] == [2, 5, 8]
-    assert samples.pick({"a": (None, ())}, 5) == ["a"]
-    assert samples.pick({}, 5) == []
+    assert [many[id][0] for id in examples.pick(many, 3)] == [2, 5, 8]
+    assert examples.pick({"a": (None, ())}, 5) == ["a"]
+    assert examples.pick({}, 5) == []
 
 
 @pytest.mark.parametrize("task_format", FORMATS)
 def test_question_of_undoes_build_input(task_format):
     exemplars = [Exemplar("One and one?", "1 + 1 = 2.", "2")] * 2 * is_few_shot(task_format)
     prompt = build_input("Is A: 3 more than 2?", task_format, exemplars)
-    assert samples.question_of(prompt) == "Is A: 3 more than 2?"
+    assert examples.question_of(prompt) == "Is A: 3 more than 2?"
 
 
 def test_question_of_another_prompt():
-    assert samples.question_of("Translate: ein") == "Translate: ein"
+    assert examples.question_of("Translate: ein") == "Translate: ein"
 
 
 def run(label, accuracies, rows):
@@ -65,6 +65,6 @@ def test_examples_show_the_first_sample_of_the_best_format():
     )
     two = run("two", {"zero_shot_cot": 0.5}, [("zero_shot_cot", "a", 0, False, "other")])
     without = Run("three", Path("three"), {}, [], [])
-    (example,) = samples.examples([one, two, without])
+    (example,) = examples.examples([one, two, without])
     assert (example.id, example.question, example.gold, example.steps) == ("a", "a?", "1", 1)
     assert [row and row["text"] for row in example.rows] == ["shown", "other", None]

@@ -1,0 +1,234 @@
+import dataclasses
+import itertools
+import os
+import re
+import subprocess
+import sys
+
+import gin
+import numpy as np
+import pytest
+
+from cot_flax.data import store
+from cot_flax.data.batches import TaskBatches, find_task
+from cot_flax.data.features import fingerprint
+from cot_flax.data.registration import add_cot_task
+from cot_flax.data.sources import records_source
+from cot_flax.errors import UserError
+from cot_flax.model.losses import Objective
+
+WIDE = {"inputs": 240, "targets": 90}
+
+
+@pytest.fixture(autouse=True)
+def _small_world():
+    for split in ("train", "validation", "test"):
+        gin.bind_parameter(f"cot_flax.tasks.stories.size.{split}", 20)
+    gin.bind_parameter("cot_flax.data.registration.prompting.shots", 1)
+
+
+def make(name="stories_zero_shot_cot", **settings):
+    return TaskBatches(name, **{"feature_lengths": WIDE, "batch_size": 3} | settings)
+
+
+def take(batches, n, skip=0):
+    return list(itertools.islice(batches.batches(skip), n))
+
+
+def assert_equal(left, right):
+    assert len(left) == len(right)
+    for a, b in zip(left, right, strict=True):
+        assert a.keys() == b.keys()
+        for name in a:
+            np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+
+
+@pytest.mark.parametrize("pack", [False, True])
+def test_the_same_batches_every_time_and_skipped_ones_are_just_left_out(pack):
+    batches = make(pack=pack, seed=3)
+    first = take(batches, 9)
+    assert_equal(take(batches, 9), first)  # one object, asked twice
+    assert_equal(take(make(pack=pack, seed=3), 4, skip=5), first[5:])
+
+
+def test_a_mixture_is_resumed_exactly():
+    first = take(make("stories_cot_mix", pack=True, seed=3), 5)
+    assert_equal(take(make("stories_cot_mix", pack=True, seed=3), 2, skip=3), first[3:])
+
+
+def test_seeds_shuffle_differently():
+    first, second = (take(make(seed=seed), 1)[0]["encoder_input_tokens"] for seed in (0, 1))
+    assert not np.array_equal(first, second)
+
+
+def test_an_epoch_has_every_example_once():
+    batches = make(batch_size=4, shuffle=False)
+    rows = [tuple(row) for b in take(batches, 5) for row in b["encoder_input_tokens"]]
+    assert len(set(rows)) == 20
+    assert_equal(take(batches, 10)[5:], take(batches, 5))  # and then again, for ever
+
+
+def test_rows_are_examples_with_their_teacher(bound_store, vocabulary):
+    batches = make("stories_teacher_zero_shot_cot", shuffle=False)
+    dataset = find_task(batches.mixture_or_task_name).get_dataset(
+        sequence_length=None, split="train", shuffle=False
+    )
+    (batch,) = take(batches, 1)
+    assert not {name for name in batch if "segment" in name or "position" in name}
+    for b, e in enumerate(itertools.islice(dataset.as_numpy_iterator(), 3)):
+        for name, side, values in (
+            ("encoder_input_tokens", "inputs", e["inputs"]),
+            ("decoder_target_tokens", "targets", e["targets"]),
+            ("teacher_top_ids", "targets", e["teacher_top_ids"]),
+            ("teacher_top_logprobs", "targets", e["teacher_top_logprobs"]),
+        ):
+            assert batch[name].shape[:2] == (3, WIDE[side])
+            np.testing.assert_array_equal(batch[name][b, : len(values)], values)
+            assert not batch[name][b, len(values) :].any()
+
+
+def test_packed_rows_hold_the_same_examples():
+    packed = make(pack=True, shuffle=False, batch_size=2)
+    alone = make(shuffle=False, batch_size=1)
+    rows = [b["decoder_target_tokens"][0] for b in take(alone, 20)]
+    whole = {tuple(row[row > 0]) for row in rows}
+    found = []
+    for batch in take(packed, 6):
+        for row, ids in zip(
+            batch["decoder_target_tokens"], batch["decoder_segment_ids"], strict=True
+        ):
+            found += [tuple(row[ids == segment]) for segment in range(1, ids.max() + 1)]
+    assert len(found) > 12  # more examples than rows
+    assert set(found) <= whole
+
+
+def sums_of_lengths(vocabulary, *lengths):
+    """A data set whose chains have that many words."""
+    records = [
+        {"id": str(i), "question": "One?", "rationale": " ".join(["1"] * n), "answer": "1"}
+        for i, n in enumerate(lengths)
+    ]
+    source = records_source(lambda split: records, ["train"])
+    add_cot_task("long", source, formats=("zero_shot_cot",), vocabulary=vocabulary)
+    # The question, "Q:" and the instruction; the chain, "The answer is 1" and EOS.
+    return lambda n: n + 4 + 1
+
+
+@pytest.mark.parametrize("pack", [False, True])
+def test_overlong_examples_are_counted_and_never_cut(vocabulary, pack):
+    size = sums_of_lengths(vocabulary, 3, 9, 4, 5)
+    batches = make(
+        "long_zero_shot_cot",
+        feature_lengths={"inputs": 30, "targets": size(5)},
+        batch_size=1,
+        pack=pack,
+        shuffle=False,
+    )
+    assert batches.report() == ""
+    found = take(batches, 6)
+    lengths = {int(b["decoder_loss_weights"].sum()) for b in found}
+    assert lengths == {size(3), size(4), size(5)}
+    for b in found:
+        (row,) = b["decoder_target_tokens"]
+        assert row[row > 0][-1] == vocabulary.eos_id
+    assert batches.report().startswith("left out ")
+    left_out, seen = map(int, re.findall("([0-9]+) of ([0-9]+) examples", batches.report())[0])
+    # Number 1 of four; the stream has been read up to the sixth that fits, and further to pack.
+    assert left_out == seen // 4 + (seen % 4 > 1)
+    assert pack or seen == 8
+    assert "long_zero_shot_cot" in batches.report()
+    assert f"inputs 30, targets {size(5)}" in batches.report()
+
+
+def test_no_report_where_all_fit():
+    batches = make()
+    take(batches, 3)
+    assert batches.report() == ""
+
+
+@pytest.mark.parametrize("side", ["inputs", "targets"])
+def test_data_of_which_nothing_fits_stop_the_run(vocabulary, side):
+    sums_of_lengths(vocabulary, 3, 9)
+    batches = make("long_zero_shot_cot", feature_lengths=WIDE | {side: 4})
+    with pytest.raises(UserError, match=f"none within .*'{side}': 4.*raise TASK_FEATURE_LENGTHS"):
+        take(batches, 1)
+
+
+def test_an_unknown_task_is_named_with_its_neighbours():
+    with pytest.raises(UserError, match=r"'stories_zero_shot_cat'.*such as stories_zero_shot_cot"):
+        make("stories_zero_shot_cat")
+    with pytest.raises(UserError, match="task or mixture '#'; expected a registered name"):
+        find_task("#")
+
+
+def test_a_split_that_the_task_has_not_is_named(bound_store):
+    with pytest.raises(UserError, match=r"split 'test' of stories_teacher_.*one of \['train'\]"):
+        make("stories_teacher_zero_shot_cot", split="test")
+
+
+def test_lengths_must_be_given_for_both_sides():
+    with pytest.raises(UserError, match=r"lengths of inputs and targets; add \['targets'\]"):
+        make(feature_lengths={"inputs": 9})
+
+
+def test_the_vocabulary_is_the_tasks(vocabulary):
+    assert make().vocabulary == fingerprint(vocabulary)
+
+
+def test_other_splits_and_no_shuffling():
+    rows = [take(make(split=split, shuffle=False), 1)[0] for split in ("train", "test")]
+    assert not np.array_equal(*(row["encoder_input_tokens"] for row in rows))
+
+
+KL = Objective(kl_weight=1.0)
+
+
+def test_kl_with_teacher_rows_passes(bound_store):
+    make("stories_teacher_zero_shot_cot").check(KL)
+    make("stories_teacher_cot_mix").check(KL)
+
+
+def test_kl_of_a_task_without_teacher_is_refused():
+    make().check(Objective())
+    with pytest.raises(UserError, match=r"no teacher log-probabilities in stories_zero.*prepare"):
+        make().check(KL)
+
+
+@pytest.mark.parametrize("logprobs", ["none", "certain"])
+def test_kl_is_refused_where_the_store_says_nothing_about_the_teacher(
+    tmp_path, samples, vocabulary, logprobs
+):
+    def without(sample):
+        if logprobs == "none":
+            return dataclasses.replace(sample, logprobs=None)
+        n = len(sample.logprobs.tokens)
+        empty = dataclasses.replace(
+            sample.logprobs, token_logprobs=(0.0,) * n, top_logprobs=({},) * n
+        )
+        return dataclasses.replace(sample, logprobs=empty)
+
+    store.write_store(str(tmp_path), map(without, samples), vocabulary=vocabulary)
+    gin.bind_parameter("cot_flax.tasks.stories.teacher_store.directory", str(tmp_path))
+    batches = make("stories_teacher_zero_shot_cot")
+    batches.check(Objective())
+    with pytest.raises(UserError, match="no teacher log-probabilities"):
+        batches.check(KL)
+
+
+def test_a_stream_that_is_still_open_does_not_hang_the_interpreter():
+    script = """
+import gin
+from cot_flax.tasks import stories
+from cot_flax.data.batches import TaskBatches
+gin.bind_parameter("cot_flax.tasks.stories.size.train", 9)
+stream = TaskBatches("stories_zero_shot_cot", {"inputs": 99, "targets": 99}, 4).batches()
+print(next(stream)["encoder_input_tokens"].shape)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert (done.returncode, done.stdout) == (0, "(4, 99)\n")

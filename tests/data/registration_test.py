@@ -1,0 +1,179 @@
+import itertools
+import math
+import re
+
+import gin
+import numpy as np
+import pytest
+import seqio
+
+from cot_flax.data.registration import add_cot_task, cot_task
+from cot_flax.data.sources import records_source
+from cot_flax.errors import UserError
+from cot_flax.text.prompts import FORMATS, Exemplar
+from cot_flax.world.stories import make_stories
+
+RATES = "cot_flax.data.registration.format_rates"
+SHOTS = "cot_flax.data.registration.prompting.shots"
+
+
+def rates(mixture):
+    """Shares of the tasks of a mixture, by format."""
+    provider = seqio.MixtureRegistry.get(mixture)
+    weights = {task.name: provider.get_rate(task) for task in provider.tasks}
+    name = mixture.removesuffix("_cot_mix")
+    return {task.removeprefix(f"{name}_"): w for task, w in weights.items()}
+
+
+def read(task, split="train", **settings):
+    dataset = seqio.get_mixture_or_task(task).get_dataset(
+        sequence_length=None, split=split, shuffle=False, num_epochs=1, **settings
+    )
+    return list(dataset.as_numpy_iterator())
+
+
+def test_one_call_registers_four_formats_and_their_mixture(add_sums):
+    before = set(seqio.TaskRegistry.names()), set(seqio.MixtureRegistry.names())
+    add_sums()
+    assert set(seqio.TaskRegistry.names()) - before[0] == {f"sums_{form}" for form in FORMATS}
+    assert set(seqio.MixtureRegistry.names()) - before[1] == {"sums_cot_mix"}
+    for form in FORMATS:
+        assert cot_task(f"sums_{form}").format == form
+        assert cot_task(f"sums_{form}").answer_kind == "number"
+
+
+def test_formats_can_be_left_out(add_sums):
+    add_sums(formats=("zero_shot_answer", "few_shot_answer"), answer_kind="text")
+    names = {name for name in seqio.TaskRegistry.names() if name.startswith("sums_")}
+    assert names == {"sums_zero_shot_answer", "sums_few_shot_answer"}
+    assert rates("sums_cot_mix") == {"zero_shot_answer": 0.1, "few_shot_answer": 0.1}
+    assert cot_task("sums_zero_shot_answer").answer_kind == "text"
+
+
+def test_an_unknown_format_is_refused(add_sums):
+    with pytest.raises(UserError, match=r"format 'zero_shot_chain'; expected one of \('zero_shot"):
+        add_sums(formats=("zero_shot_chain",))
+
+
+@pytest.mark.parametrize("name", ["sums_zero_shot_cot", "sums_cot_mix"])
+def test_what_add_cot_task_did_not_register_is_unknown(name):
+    with pytest.raises(UserError, match=f"task '{name}'; expected one that add_cot_task"):
+        cot_task(name)
+
+
+def test_rates_are_bound_for_one_mixture_or_for_all(add_sums):
+    add_sums()
+    add_sums("more")
+    default = dict(zip(FORMATS, (0.4, 0.4, 0.1, 0.1), strict=True))
+    assert rates("sums_cot_mix") == rates("more_cot_mix") == default
+    gin.bind_parameter(f"sums_cot_mix/{RATES}.few_shot_cot", 2.0)
+    assert rates("sums_cot_mix") == default | {"few_shot_cot": 2.0}
+    assert rates("more_cot_mix") == default
+    gin.bind_parameter(f"{RATES}.zero_shot_answer", 0.0)
+    assert rates("sums_cot_mix") == default | {"few_shot_cot": 2.0, "zero_shot_answer": 0.0}
+    assert rates("more_cot_mix") == default | {"zero_shot_answer": 0.0}
+
+
+def test_bound_rates_are_the_shares_of_what_is_drawn(add_sums, vocabulary):
+    add_sums()
+    for form, rate in zip(FORMATS, (3.0, 0.0, 1.0, 0.0), strict=True):
+        gin.bind_parameter(f"sums_cot_mix/{RATES}.{form}", rate)
+    assert set(FORMATS[:1] + FORMATS[2:3]) == {"zero_shot_cot", "zero_shot_answer"}
+    dataset = seqio.MixtureRegistry.get("sums_cot_mix").get_dataset(
+        sequence_length=None, split="train", shuffle=True, seed=0, num_epochs=None
+    )
+    n, p = 300, 0.75
+    drawn = list(itertools.islice(dataset.as_numpy_iterator(), n))
+    answers = [vocabulary.decode(e["targets"].tolist()).startswith("The answer") for e in drawn]
+    assert abs(n - sum(answers) - n * p) <= 4 * math.sqrt(n * p * (1 - p))
+    prompts = {vocabulary.decode(e["inputs"].tolist()).count("Q:") for e in drawn}
+    assert prompts == {1}  # nothing few-shot
+
+
+def test_seqios_own_metric_gives_the_accuracy(add_sums, vocabulary):
+    """As SeqIO's evaluator calls it: with the tokens of a model's output."""
+    add_sums()
+    task = seqio.TaskRegistry.get("sums_zero_shot_cot")
+    examples = read("sums_zero_shot_cot", "train")
+    texts = ["1 + 1 = 2.\nThe answer is 2", "It is 3", "The answer is 9", "I do not know", ""]
+    tokens = [[*vocabulary.encode(text), 1] for text in texts]
+    output = np.array([row + [0] * (20 - len(row)) for row in tokens])
+    (metric,) = task.metric_objs
+    filled = metric.from_model_output(examples, output, task.output_features)
+    values, _ = filled.actual_compute(examples, task.output_features)
+    assert values == {"accuracy": 2 / 5, "parse_failures": 2 / 5}
+
+
+def test_seqios_postprocessor_and_metric_functions(add_sums):
+    add_sums()
+    task = seqio.TaskRegistry.get("sums_zero_shot_answer")
+    examples = read("sums_zero_shot_answer", "test")
+    golds = [task.postprocess_fn("not read", example=e, is_target=True) for e in examples]
+    assert golds == ["6", "7"]
+    texts = ["The answer is 6", "The answer is 6"]
+    predictions = [
+        task.postprocess_fn(text, example=e, is_target=False)
+        for text, e in zip(texts, examples, strict=True)
+    ]
+    assert predictions == texts
+    (metric,) = task.metric_fns
+    assert metric(golds, predictions) == {"accuracy": 0.5, "parse_failures": 0.0}
+
+
+def test_other_fields_are_parsed_and_pass_through(vocabulary):
+    raw = records_source(
+        lambda split: [{"q": "One and one?", "n": 2, "steps": 1, "number": 7}], ["train"]
+    )
+
+    def parse(record):
+        import tensorflow as tf
+
+        return {
+            "id": tf.strings.as_string(record["number"]),
+            "question": record["q"],
+            "rationale": "1 + 1 = 2.",
+            "answer": tf.strings.as_string(record["n"]),
+            "steps": record["steps"],
+        }
+
+    add_cot_task("raw", raw, parse=parse, vocabulary=vocabulary)
+    (e,) = read("raw_zero_shot_cot")
+    assert e["inputs_pretokenized"] == b"Q: One and one?\nLet's think step by step"
+    assert e["targets_pretokenized"] == b"1 + 1 = 2.\nThe answer is 2"
+    assert (e["id"], e["steps"], e["answer"]) == (b"7", 1, b"2")
+
+
+def test_exemplars_may_come_from_elsewhere(add_sums):
+    add_sums(exemplars=lambda: [Exemplar("Nine and one?", "9 + 1 = 10.", "10")])
+    gin.bind_parameter(SHOTS, 1)
+    for e in read("sums_few_shot_answer"):
+        assert e["inputs_pretokenized"].startswith(b"Q: Nine and one?\nA: The answer is 10 ### ")
+
+
+def test_a_held_out_question_among_the_exemplars_is_a_leak(sums, vocabulary):
+    leaking = sums | {"validation": [sums["train"][3] | {"question": "TWO and  three"}]}
+    source = records_source(leaking.__getitem__, leaking)
+    add_cot_task("leaking", source, vocabulary=vocabulary)
+    assert len(read("leaking_zero_shot_cot")) == 5
+    with pytest.raises(UserError, match=r"1 held-out question\(s\) in the exemplar pool"):
+        read("leaking_few_shot_cot")
+
+
+def test_too_many_shots_are_refused(add_sums):
+    add_sums()
+    gin.bind_parameter(SHOTS, 6)
+    with pytest.raises(Exception, match="a pool of 5 exemplars"):
+        read("sums_few_shot_cot", "test")
+
+
+def test_exemplars_follow_what_gin_binds_later_in_the_process():
+    for name, count in (("train", 12), ("validation", 2), ("test", 2)):
+        gin.bind_parameter(f"cot_flax.tasks.stories.size.{name}", count)
+    gin.bind_parameter(SHOTS, 2)
+    for seed in (0, 1):
+        gin.bind_parameter("cot_flax.tasks.stories.size.seed", seed)
+        training = {story.question for story in make_stories(12, split="train", seed=seed)}
+        for e in read("stories_few_shot_cot", "test"):
+            *shown, _ = re.findall(r"Q: (.*?)\n", e["inputs_pretokenized"].decode())
+            assert len(shown) == 2
+            assert set(shown) <= training

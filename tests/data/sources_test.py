@@ -1,0 +1,88 @@
+import json
+import re
+
+import pytest
+
+from cot_flax.data import store
+from cot_flax.data.sources import questions, read_jsonl, records_source, store_source
+from cot_flax.errors import UserError
+
+LINES = [{"question": "One?", "answer": "1", "more": [2]}, {"question": "Two?", "answer": "2"}]
+
+
+def write(tmp_path, *lines):
+    (tmp_path / "train.jsonl").write_text("".join(line + "\n" for line in lines))
+
+
+def test_reads_the_wanted_fields(tmp_path):
+    write(tmp_path, *map(json.dumps, LINES))
+    assert read_jsonl(str(tmp_path), "train.jsonl", ("question", "answer")) == [
+        {"question": "One?", "answer": "1"},
+        {"question": "Two?", "answer": "2"},
+    ]
+
+
+def test_a_missing_directory_is_named(tmp_path):
+    with pytest.raises(UserError, match=f"{tmp_path}/none/train.jsonl.*No such file"):
+        read_jsonl(str(tmp_path / "none"), "train.jsonl", ("question",))
+
+
+def test_an_empty_file_is_named(tmp_path):
+    write(tmp_path)
+    with pytest.raises(UserError, match=r"train\.jsonl: an empty file"):
+        read_jsonl(str(tmp_path), "train.jsonl", ("question",))
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"question": ', "no JSON"),
+        ('["One?"]', "JSON of type list"),
+        ('{"answer": "1"}', "no field 'question'"),
+        ('{"question": 1, "answer": "1"}', "'question' of type int"),
+    ],
+)
+def test_a_wrong_line_is_named(tmp_path, line, message):
+    write(tmp_path, json.dumps(LINES[0]), line)
+    with pytest.raises(UserError, match=re.escape(f"train.jsonl, line 2: {message}")):
+        read_jsonl(str(tmp_path), "train.jsonl", ("question", "answer"))
+
+
+def test_records_keep_their_order_and_types(sums_source, sums):
+    found = list(sums_source.get_dataset("train", shuffle=False).as_numpy_iterator())
+    assert [record["id"].decode() for record in found] == [r["id"] for r in sums["train"]]
+    source = records_source(lambda split: [{"id": split, "steps": 3}], ["train"])
+    (record,) = source.get_dataset("train", shuffle=False).as_numpy_iterator()
+    assert (record["id"], record["steps"]) == (b"train", 3)
+
+
+def test_a_split_without_records_is_an_error():
+    source = records_source(lambda split: [], ["train"])
+    with pytest.raises(UserError, match="no records in split 'train'"):
+        source.get_dataset("train", shuffle=False)
+
+
+def test_questions_of_a_split(sums_source):
+    assert list(questions(sums_source, "test")) == ["Five and one?", "Five and two?"]
+
+
+def test_a_store_is_read_from_where_it_lies_now(world_store, vocabulary):
+    place = ["nowhere"]
+    source = store_source(lambda: place[0], vocabulary=vocabulary, top_k=5)
+    with pytest.raises(UserError, match="nowhere"):
+        source.get_dataset("train", shuffle=False)
+    place[0] = world_store
+    kept = store.read_manifest(world_store)["counts"]["kept"]
+    assert len(list(source.get_dataset("train", shuffle=False).as_numpy_iterator())) == kept
+
+
+def test_chains_of_held_out_questions_are_left_out(world_store, vocabulary):
+    def ask(**settings):
+        source = store_source(lambda: world_store, vocabulary=vocabulary, top_k=5, **settings)
+        return list(questions(source, "train"))
+
+    everything = ask()
+    out = everything[0]
+    # However it is written: white space, case and punctuation make no other question.
+    assert ask(held_out=lambda: [f"  {out.upper()} "]) == [q for q in everything if q != out]
+    assert everything.count(out) > 0

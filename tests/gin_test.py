@@ -1,0 +1,123 @@
+"""The gin files: every experiment runs as it stands, every other file in company."""
+
+import inspect
+from pathlib import Path
+
+import gin
+import pytest
+
+from cot_flax import configuration
+from cot_flax.data.features import pieces
+from cot_flax.evaluation import run
+from cot_flax.model.losses import Objective
+from cot_flax.model.t5 import T5Config
+from cot_flax.training import loop
+from cot_flax.training.optimizers import Optimizer
+
+ROOT = configuration.gin_root()
+REQUIRED = {
+    "train": ["MODEL_DIR='run'"],
+    "evaluate": ["CHECKPOINT_PATH='run'", "EVAL_OUTPUT_DIR='out'"],
+}
+STORES = {"gsm8k_teacher_kl": ["TEACHER_STORE='store'"]}
+
+
+@pytest.fixture(autouse=True)
+def _leave_gin_as_found():
+    gin.clear_config()
+    yield
+    gin.clear_config()
+
+
+def names(folder):
+    return sorted(path.stem for path in (ROOT / folder).glob("*.gin"))
+
+
+def kind(experiment):
+    return "evaluate" if experiment.endswith("_evaluate") else "train"
+
+
+def parse(experiment, *bindings):
+    required = [*REQUIRED[kind(experiment)], *STORES.get(experiment, [])]
+    configuration.parse([f"experiments/{experiment}.gin"], [*required, *bindings])
+
+
+SHARED = ("world", "gsm8k")  # what the experiments of a data set include
+EXPERIMENTS = [name for name in names("experiments") if name not in SHARED]
+
+
+def test_gin_is_no_package():
+    """Or it would shadow the gin library wherever the repository's root is importable."""
+    assert EXPERIMENTS
+    assert not list(ROOT.rglob("__init__.py"))
+    assert Path(gin.__file__).parent != ROOT
+
+
+@pytest.mark.parametrize("experiment", [e for e in EXPERIMENTS if kind(e) == "train"])
+def test_a_training_experiment_makes_all_that_the_trainer_takes(experiment):
+    parse(experiment)
+    bound = gin.get_bindings("loop.train")  # makes every object that is referred to
+    inspect.signature(loop.train).bind(**bound)
+    types = {"model": T5Config, "objective": Objective, "optimizer": Optimizer}
+    for name, wanted in types.items():
+        assert isinstance(bound[name], wanted), name
+    assert bound["model_dir"] == "run"
+    assert bound["total_steps"] > 0
+    assert bound["data"].has_teacher or not bound["objective"].uses_teacher
+    assert all(callable(evaluator) for evaluator in bound["evaluators"])
+
+
+@pytest.mark.parametrize("experiment", [e for e in EXPERIMENTS if kind(e) == "evaluate"])
+def test_an_evaluating_experiment_makes_all_that_evaluate_takes(experiment):
+    parse(experiment)
+    bound = gin.get_bindings("run.evaluate")
+    inspect.signature(run.evaluate).bind(**bound)
+    assert isinstance(bound["decoding"], run.Decoding)
+    assert run.task_names(bound["mixture_or_task_name"])
+
+
+@pytest.mark.parametrize("model", names("models"))
+@pytest.mark.parametrize("objective", names("objectives"))
+def test_models_objectives_and_the_run_can_be_combined(model, objective):
+    files = [f"models/{model}.gin", f"objectives/{objective}.gin", "runs/train.gin"]
+    macros = {"MODEL_DIR": "run", "MIXTURE_OR_TASK_NAME": "any", "TRAIN_STEPS": 1}
+    macros["TASK_FEATURE_LENGTHS"] = {"inputs": 8, "targets": 8}
+    configuration.parse(files, [f"{name}={value!r}" for name, value in macros.items()])
+    assert isinstance(gin.get_configurable("t5.T5Config")(), T5Config)
+    found = gin.get_configurable("losses.Objective")()
+    assert found.uses_teacher == (objective == "topk_kl")
+
+
+def test_the_worlds_model_has_a_row_for_every_piece():
+    from cot_flax.tasks.stories import VOCABULARY
+
+    parse("world_base")
+    assert gin.get_configurable("t5.T5Config")().vocab_size >= len(pieces(VOCABULARY))
+
+
+def test_the_students_differ_in_what_they_are_told_and_in_nothing_else():
+    """The demo compares them, so steps, model, optimizer and seed must be the same."""
+    found = {}
+    for experiment in ("world_answer", "world_cot_ce", "world_cot_kl", "world_mix_kl"):
+        parse(experiment, "TEACHER_STORE='store'")
+        bound = gin.get_bindings("loop.train")
+        names = ("model", "total_steps", "seed", "microbatches")
+        found[experiment] = [bound[name] for name in names] + [bound["data"].batch_size]
+        schedule = bound["optimizer"].schedule
+        found[experiment] += [float(schedule(step)) for step in (0, 10, 300)]
+    assert all(values == found["world_answer"] for values in found.values())
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.rglob("*.gin")), ids=lambda path: path.stem)
+def test_every_file_says_what_it_is_for(path):
+    assert path.read_text().startswith("# ")
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_a_saved_configuration_is_the_same_again(experiment, tmp_path):
+    parse(experiment, "RANDOM_SEED=7")
+    configuration.save(tmp_path / "config.gin")
+    saved = (tmp_path / "config.gin").read_text()
+    configuration.parse([str(tmp_path / "config.gin")], [])
+    assert gin.config_str() == saved
+    assert gin.query_parameter("RANDOM_SEED/gin.macro.value") == 7

@@ -1,0 +1,222 @@
+import dataclasses
+import itertools
+import json
+import re
+
+import gin
+import pytest
+import tensorflow as tf
+
+from cot_flax.data import store
+from cot_flax.data.batches import TaskBatches, find_task
+from cot_flax.data.registration import exemplars_of
+from cot_flax.errors import UserError
+from cot_flax.tasks import gsm8k
+from cot_flax.teacher.samples import Sample
+from cot_flax.text.calculator import rewrite
+from cot_flax.text.prompts import normalize_question
+
+DIRECTORY = "cot_flax.tasks.gsm8k.data.directory"
+SHOTS = "cot_flax.data.registration.prompting.shots"
+
+
+@pytest.fixture
+def bound(shared_data):
+    """The folder of the data, bound with T5's vocabulary."""
+    folder = shared_data / "gsm8k"
+    gin.bind_parameter(DIRECTORY, str(folder))
+    spiece = str(shared_data / "t5_vocab" / "spiece.model")
+    gin.bind_parameter("cot_flax.data.features.t5_vocabulary_file.path", spiece)
+    return folder
+
+
+def lines(folder, file):
+    with open(folder / f"{file}.jsonl") as content:
+        return [json.loads(line) for line in content]
+
+
+def records(split):
+    dataset = gsm8k.SOURCE.get_dataset(split, shuffle=False)
+    return [
+        {k: v.decode() if isinstance(v, bytes) else int(v) for k, v in record.items()}
+        for record in dataset.as_numpy_iterator()
+    ]
+
+
+def read(task, split, n):
+    dataset = find_task(task).get_dataset(sequence_length=None, split=split, shuffle=False)
+    return list(itertools.islice(dataset.as_numpy_iterator(), n))
+
+
+def test_the_last_500_training_questions_are_the_validation_split(bound):
+    whole = [line["question"] for line in lines(bound, "train")]
+    assert len(whole) == 7473
+    assert [record["question"] for record in records("train")] == whole[:-500]
+    assert [record["question"] for record in records("validation")] == whole[-500:]
+    assert not set(whole[:-500]) & set(whole[-500:])
+    assert [r["question"] for r in records("test")] == [
+        line["question"] for line in lines(bound, "test")
+    ]
+
+
+def test_answers_steps_and_rationales_are_read_out_of_the_solutions(bound):
+    found = records("test")
+    assert len(found) == 1319
+    for record, line in zip(found, lines(bound, "test"), strict=True):
+        solution, answer = line["answer"].split("\n#### ")
+        marks = re.findall(r"<<[^>]*>>", solution)
+        assert (record["answer"], record["steps"]) == (answer, len(marks))
+        for mark in marks:
+            solution = solution.replace(mark, "")
+        assert record["rationale"] == solution.strip()
+        assert int(record["answer"].replace(",", "")) is not None
+    assert found[0]["answer"] == "18"  # Janet's ducks
+    assert found[0]["steps"] == 2
+
+
+def test_ids_are_unique_over_the_splits(bound):
+    ids = [r["id"] for split in ("train", "validation", "test") for r in records(split)]
+    assert len(set(ids)) == len(ids) == 7473 + 1319
+
+
+def test_validation_questions_are_no_exemplars(bound):
+    pool = {normalize_question(e.question) for e in exemplars_of(gsm8k.SOURCE)}
+    held_out = {normalize_question(r["question"]) for r in records("validation")}
+    assert len(pool) > 6900
+    assert not pool & held_out
+
+
+def test_few_shot_prompts_pass_the_leak_check_and_show_training_items(bound):
+    gin.bind_parameter(SHOTS, 2)
+    training = {line["question"].strip() for line in lines(bound, "train")[:-500]}
+    for e in read("gsm8k_few_shot_answer", "test", 20):
+        prompt = e["inputs_pretokenized"].decode()
+        *shown, asked = [part.split("\nA:")[0] for part in re.split(r"(?:^| ### )Q: ", prompt)[1:]]
+        assert len(shown) == 2
+        assert {question.strip() for question in shown} <= training
+        assert asked == e["question"].decode()
+
+
+def test_gold_targets_are_right_by_the_calculator(bound):
+    examples = read("gsm8k_zero_shot_cot", "validation", 100)
+    texts = [e["targets_pretokenized"].decode() for e in examples]
+    for e, text in zip(examples, texts, strict=True):
+        assert text.endswith(f"The answer is {e['answer'].decode()}")
+    unchanged = sum(rewrite(text) == text for text in texts)
+    assert unchanged >= 90  # the data set's own rounding aside
+
+
+def write_small(folder, train, test):
+    for file, items in (("train", train), ("test", test)):
+        rows = [json.dumps({"question": q, "answer": "2+2=<<2+2=4>>4\n#### 4"}) for q in items]
+        (folder / f"{file}.jsonl").write_text("\n".join(rows) + "\n")
+    gin.bind_parameter(DIRECTORY, str(folder))
+
+
+def test_a_test_question_in_the_training_data_is_a_leak(tmp_path, shared_data):
+    spiece = str(shared_data / "t5_vocab" / "spiece.model")
+    gin.bind_parameter("cot_flax.data.features.t5_vocabulary_file.path", spiece)
+    gin.bind_parameter(SHOTS, 1)
+    train = [f"What is {i} plus {i}?" for i in range(510)]
+    write_small(tmp_path, train, ["What is one plus one?"])
+    assert len(read("gsm8k_few_shot_cot", "test", 5)) == 1
+    write_small(tmp_path, train, ["what is 7  plus 7"])
+    gin.bind_parameter(SHOTS, 2)  # another configuration, so the pool is made again
+    with pytest.raises(UserError, match="1 held-out question"):
+        read("gsm8k_few_shot_cot", "test", 5)
+
+
+def test_fewer_lines_than_the_validation_split_are_an_error(tmp_path):
+    write_small(tmp_path, ["What is 2 plus 2?"] * 400, ["What is 3 plus 1?"])
+    with pytest.raises(UserError, match="no records in split 'train'"):
+        records("train")
+
+
+def test_a_line_without_a_gold_answer_is_not_given_one(tmp_path):
+    (tmp_path / "test.jsonl").write_text(json.dumps({"question": "Two?", "answer": "It is 2."}))
+    gin.bind_parameter(DIRECTORY, str(tmp_path))
+    with pytest.raises(UserError, match=r"gsm8k-test-0 without an answer.*####"):
+        records("test")
+
+
+def test_a_directory_without_the_files_is_named(tmp_path):
+    gin.bind_parameter(DIRECTORY, str(tmp_path))
+    with pytest.raises(UserError, match=r"test\.jsonl.*No such file"):
+        records("test")
+
+
+@pytest.fixture
+def tfds(monkeypatch):
+    import tensorflow_datasets
+
+    gsm8k._from_tfds.cache_clear()
+    yield lambda load: monkeypatch.setattr(tensorflow_datasets, "load", load)
+    gsm8k._from_tfds.cache_clear()
+
+
+def test_without_tfds_the_remedy_is_a_directory(tfds):
+    def load(name, split):
+        raise ConnectionError("no network")
+
+    tfds(load)
+    with pytest.raises(UserError, match=r"TFDS \(ConnectionError\).*gsm8k\.data\.directory"):
+        records("test")
+
+
+def test_tfds_gives_the_same_records(tfds):
+    def load(name, split):
+        assert (name, split) == ("gsm8k", "test")
+        columns = {"question": ["Two?"], "answer": ["1+1=<<1+1=2>>2\n#### 2"], "other": ["x"]}
+        return tf.data.Dataset.from_tensor_slices(columns)
+
+    tfds(load)
+    (record,) = records("test")
+    assert record == {
+        "id": "gsm8k-test-0",
+        "question": "Two?",
+        "rationale": "1+1=2",
+        "answer": "2",
+        "steps": 1,
+    }
+
+
+def chain(line, number):
+    gold = line["answer"].rpartition("#### ")[2]
+    return Sample(
+        id=f"gsm8k-train-{number}",
+        dataset="gsm8k",
+        split="train",
+        question=line["question"],
+        gold_answer=gold,
+        format="few_shot_cot",
+        prompt_hash="",
+        teacher={"model": "nobody", "params": {}},
+        sample=0,
+        text=f"Easy. The answer is {gold}.",
+        logprobs=None,
+        finish_reason="stop",
+    )
+
+
+def test_teacher_chains_of_validation_questions_are_not_trained_on(bound, tmp_path):
+    whole = lines(bound, "train")
+    wanted, held_out = chain(whole[0], 0), chain(whole[-1], 7472)
+    samples = [held_out, wanted, dataclasses.replace(held_out, sample=1)]
+    store.write_store(str(tmp_path), samples, vocabulary=gsm8k.VOCABULARY)
+    gin.bind_parameter("cot_flax.tasks.gsm8k.teacher_store.directory", str(tmp_path))
+    (e,) = read("gsm8k_teacher_zero_shot_cot", "train", 5)
+    assert e["question"].decode() == wanted.question
+    assert e["teacher_top_ids"].shape == (len(e["targets"]), gsm8k.TOP_K)
+
+
+def test_a_store_of_nothing_but_validation_questions_stops_the_run(bound, tmp_path):
+    held_out = chain(lines(bound, "train")[-1], 7472)
+    store.write_store(str(tmp_path), [held_out], vocabulary=gsm8k.VOCABULARY)
+    gin.bind_parameter("cot_flax.tasks.gsm8k.teacher_store.directory", str(tmp_path))
+    batches = TaskBatches("gsm8k_teacher_zero_shot_cot", {"inputs": 200, "targets": 50}, 1)
+    assert list(batches.batches()) == []  # the trainer says so: see loop.prefetch
+
+
+def test_without_a_store_the_remedy_is_its_macro(bound):
+    with pytest.raises(UserError, match=r"no teacher store.*--gin\.TEACHER_STORE"):
+        read("gsm8k_teacher_zero_shot_cot", "train", 1)
