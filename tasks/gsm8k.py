@@ -10,7 +10,7 @@ import gin
 import tensorflow as tf
 
 from cot_flax.data.features import T5Vocabulary
-from cot_flax.data.registration import add_cot_task, exemplars_of
+from cot_flax.data.registration import add_cot_task
 from cot_flax.data.sources import questions, read_jsonl, records_source, store_source
 from cot_flax.errors import UserError
 from cot_flax.text.calculator import strip_marks
@@ -86,7 +86,7 @@ add_cot_task(
         top_k=TOP_K,
         held_out=lambda: questions(SOURCE, "validation"),
     ),
-    exemplars=lambda: exemplars_of(SOURCE),
+    exemplars=SOURCE,
     vocabulary=VOCABULARY,
     top_k=TOP_K,
 )

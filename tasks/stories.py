@@ -5,7 +5,7 @@ import functools
 import gin
 import seqio
 
-from cot_flax.data.registration import add_cot_task, exemplars_of
+from cot_flax.data.registration import add_cot_task
 from cot_flax.data.sources import records_source, store_source
 from cot_flax.world.stories import SPLITS, make_stories
 from cot_flax.world.teacher import reference_rationale
@@ -52,7 +52,7 @@ add_cot_task("stories", SOURCE, vocabulary=VOCABULARY)
 add_cot_task(
     "stories_teacher",
     store_source(teacher_store, vocabulary=VOCABULARY, top_k=TOP_K),
-    exemplars=lambda: exemplars_of(SOURCE),
+    exemplars=SOURCE,
     vocabulary=VOCABULARY,
     top_k=TOP_K,
 )

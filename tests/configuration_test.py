@@ -6,7 +6,7 @@ import pytest
 from cot_flax import configuration
 from cot_flax.errors import UserError
 
-BASE = ["experiments/world_base.gin"]
+BASE = ["experiments/world_answer.gin"]
 MODEL_DIR = "MODEL_DIR='run'"
 
 

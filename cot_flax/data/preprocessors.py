@@ -10,6 +10,7 @@ import numpy as np
 import seqio
 import tensorflow as tf
 
+from cot_flax.errors import UserError
 from cot_flax.text.prompts import ExemplarPool, build_input, build_target, is_cot, is_few_shot
 
 
@@ -31,6 +32,13 @@ def write_prompt(
     """
     chosen = settings()
     exemplars = pool() if is_few_shot(format) else None
+    if exemplars and chosen["shots"] >= len(exemplars):
+        # Found out here, since an error from inside tf.data reaches nobody in one line.
+        raise UserError(
+            f"a pool of {len(exemplars)} exemplars for {chosen['shots']} shots",
+            "more exemplars than shots",
+            "lower registration.prompting.shots or give a larger train split",
+        )
 
     def inputs(question, key):
         question, key = question.decode(), f"{chosen['seed']}/{key.decode()}"

@@ -1,7 +1,7 @@
 """`add_cot_task`: one call registers a data set in the four formats, and their mixture."""
 
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import gin
@@ -50,7 +50,7 @@ def add_cot_task(
     source: seqio.DataSource,
     *,
     parse: Callable[[dict], dict] | None = None,
-    exemplars: Callable[[], Iterable[Exemplar]] | None = None,
+    exemplars: seqio.DataSource | None = None,
     formats: Sequence[str] = FORMATS,
     answer_kind: str = "number",
     vocabulary: seqio.Vocabulary | None = None,
@@ -64,15 +64,15 @@ def add_cot_task(
         parse: makes one record of the source (a dict of tensors) into `id`, `question`,
             `rationale` and `answer`; None where it has them already. Other fields pass through;
             an integer `steps` lets the evaluation report by number of steps.
-        exemplars: where few-shot exemplars come from; by default the source's own train split,
-            checked against its held-out splits.
+        exemplars: the source whose train split the few-shot exemplars come from, with the four
+            fields; by default `source`. None of them may stand in its held-out splits.
         formats: those of the four that make sense, for instance only answers without rationales.
         answer_kind: "number", "choice", "yes_no" or "text"; see text/answers.py.
         vocabulary: of inputs and targets; by default T5's.
         top_k: teacher entries a target position, for a source that is a store; 0 for none.
     """
     vocabulary = vocabulary or T5Vocabulary()
-    pool = _pool_maker(source, parse, exemplars)
+    pool = _pool_maker(exemplars, None) if exemplars else _pool_maker(source, parse)
     for format in formats:
         steps: list = [functools.partial(_parse, parse=parse)] if parse else []
         if not is_cot(format):
@@ -126,32 +126,24 @@ def _parse(dataset, parse):
     return dataset.map(parse, num_parallel_calls=tf.data.AUTOTUNE)
 
 
-def _pool_maker(source, parse, exemplars) -> Callable[[], ExemplarPool]:
+def _pool_maker(source, parse) -> Callable[[], ExemplarPool]:
     """Makes the pool when it is first needed, and again when gin has bound something else."""
 
     @functools.lru_cache(maxsize=1)
     def make(config: str) -> ExemplarPool:
         del config
-        return _pool(source, parse, exemplars)
+        return _pool(source, parse)
 
     return lambda: make(gin.config_str())
 
 
-def _pool(source, parse, exemplars) -> ExemplarPool:
-    if exemplars:
-        return ExemplarPool(exemplars())
+def _pool(source, parse) -> ExemplarPool:
     records = _records(source, parse, "train")
     pool = ExemplarPool(Exemplar(r["question"], r["rationale"], r["answer"]) for r in records)
     for split in source.splits:
         if split != "train":
             check_no_leak(pool, (r["question"] for r in _records(source, parse, split)))
     return pool
-
-
-def exemplars_of(source: seqio.DataSource, parse=None) -> Iterable[Exemplar]:
-    """The train split of a source as exemplars."""
-    for record in _records(source, parse, "train"):
-        yield Exemplar(record["question"], record["rationale"], record["answer"])
 
 
 def _records(source, parse, split):

@@ -23,6 +23,7 @@ from cot_flax.evaluation.outputs import PREDICTIONS, RESULTS
 from cot_flax.model.decoding import decode, for_decoding
 from cot_flax.model.t5 import T5
 from cot_flax.text import scoring
+from cot_flax.text.answers import MODES
 from cot_flax.training import checkpoints, state, step
 
 LENGTH_BUCKET = 64
@@ -49,6 +50,10 @@ class Decoding:
     seed: int = 0
     mode: str = "flexible"
 
+    def __post_init__(self):
+        if self.mode not in MODES:
+            raise UserError(f"extraction mode {self.mode!r}", f"one of {MODES}", "correct the name")
+
 
 def evaluate(
     *,
@@ -67,7 +72,9 @@ def evaluate(
     metadata = checkpoints.read_metadata(checkpoint_path)
     module = T5(checkpoints.model_config(metadata))
     tasks = task_names(mixture_or_task_name)
-    for task in tasks:
+    for task in tasks:  # all before the first is decoded
+        cot_task(task)
+        _check_split(task, split)
         _check_vocabulary(task, metadata, checkpoint_path)
     abstract = state.abstract_variables(module)["params"]
     params = checkpoints.load_params(checkpoint_path, abstract, metadata)
@@ -190,12 +197,10 @@ def task_names(names: str | Sequence[str]) -> list[str]:
 
 def read_examples(task: str, split: str, max_examples: int | None) -> list[dict]:
     """The examples of a split as NumPy values, uncut."""
-    provider = find_task(task)
-    if split not in provider.splits:
-        raise UserError(
-            f"split {split!r} of {task}", f"one of {sorted(provider.splits)}", "correct the split"
-        )
-    dataset = provider.get_dataset(sequence_length=None, split=split, shuffle=False, num_epochs=1)
+    _check_split(task, split)
+    dataset = find_task(task).get_dataset(
+        sequence_length=None, split=split, shuffle=False, num_epochs=1
+    )
     return list(itertools.islice(dataset.as_numpy_iterator(), max_examples))
 
 
@@ -238,6 +243,12 @@ def _pad(inputs: list[np.ndarray]) -> jax.Array:
 
 def _until_eos(ids_T: np.ndarray) -> list[int]:
     return [int(i) for i in itertools.takewhile(lambda i: i > 1, ids_T)]
+
+
+def _check_split(task, split):
+    splits = find_task(task).splits
+    if split not in splits:
+        raise UserError(f"split {split!r} of {task}", f"one of {sorted(splits)}", "correct it")
 
 
 def _check_vocabulary(task, metadata, checkpoint_path):

@@ -169,6 +169,7 @@ class Stack(nn.Module):
 
     def _build(self, layer_class, length, bidirectional, norm_name):
         cfg = self.config
+        inputs = 1 if bidirectional else 3
         self.relpos_bias = RelativePositionBias(cfg.num_heads, bidirectional, jnp.float32)
         self.dropout = nn.Dropout(cfg.dropout_rate, broadcast_dims=(-2,))
         if cfg.remat != "none":
@@ -176,10 +177,9 @@ class Stack(nn.Module):
                 layer_class,
                 policy=REMAT_POLICIES[cfg.remat],
                 prevent_cse=not cfg.scan_layers,
-                static_argnums=(-1,),
+                static_argnums=(inputs + 2,),  # deterministic; self is 0, x is 1
             )
         if cfg.scan_layers:
-            inputs = 1 if bidirectional else 3
             layer_class = scan_with_axes(
                 layer_class,
                 variable_axes={"params": 0},

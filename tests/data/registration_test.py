@@ -10,7 +10,7 @@ import seqio
 from cot_flax.data.registration import add_cot_task, cot_task
 from cot_flax.data.sources import records_source
 from cot_flax.errors import UserError
-from cot_flax.text.prompts import FORMATS, Exemplar
+from cot_flax.text.prompts import FORMATS
 from cot_flax.world.stories import make_stories
 
 RATES = "cot_flax.data.registration.format_rates"
@@ -30,6 +30,15 @@ def read(task, split="train", **settings):
         sequence_length=None, split=split, shuffle=False, num_epochs=1, **settings
     )
     return list(dataset.as_numpy_iterator())
+
+
+def elsewhere(splits):
+    """Two exemplars of another source, the same in every split."""
+    shown = [
+        {"id": str(n), "question": f"Nine and {n}?", "rationale": "", "answer": str(9 + n)}
+        for n in (1, 2)
+    ]
+    return records_source(lambda split: shown, splits)
 
 
 def test_one_call_registers_four_formats_and_their_mixture(add_sums):
@@ -144,10 +153,17 @@ def test_other_fields_are_parsed_and_pass_through(vocabulary):
 
 
 def test_exemplars_may_come_from_elsewhere(add_sums):
-    add_sums(exemplars=lambda: [Exemplar("Nine and one?", "9 + 1 = 10.", "10")])
+    add_sums(exemplars=elsewhere(["train"]))
     gin.bind_parameter(SHOTS, 1)
     for e in read("sums_few_shot_answer"):
-        assert e["inputs_pretokenized"].startswith(b"Q: Nine and one?\nA: The answer is 10 ### ")
+        assert e["inputs_pretokenized"].startswith(b"Q: Nine and ")
+        assert b" ### " in e["inputs_pretokenized"]
+
+
+def test_exemplars_from_elsewhere_are_checked_for_leaks_too(add_sums):
+    add_sums(exemplars=elsewhere(["train", "test"]))
+    with pytest.raises(UserError, match=r"2 held-out question\(s\) in the exemplar pool"):
+        read("sums_few_shot_answer")
 
 
 def test_a_held_out_question_among_the_exemplars_is_a_leak(sums, vocabulary):
@@ -162,7 +178,7 @@ def test_a_held_out_question_among_the_exemplars_is_a_leak(sums, vocabulary):
 def test_too_many_shots_are_refused(add_sums):
     add_sums()
     gin.bind_parameter(SHOTS, 6)
-    with pytest.raises(Exception, match="a pool of 5 exemplars"):
+    with pytest.raises(UserError, match="a pool of 5 exemplars"):
         read("sums_few_shot_cot", "test")
 
 

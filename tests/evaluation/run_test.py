@@ -1,0 +1,288 @@
+"""Tests of evaluation with a tiny student that nobody trained, and with outputs made up here."""
+
+import dataclasses
+import json
+import math
+
+import gin
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cot_flax.data.batches import TaskBatches
+from cot_flax.data.features import fingerprint
+from cot_flax.errors import UserError
+from cot_flax.evaluation import run
+from cot_flax.evaluation.run import AccuracyEvaluator, Decoding, LossEvaluator
+from cot_flax.model.t5 import T5, T5Config
+from cot_flax.tasks import abilities  # noqa: F401 (registers)
+from cot_flax.tasks.stories import VOCABULARY
+from cot_flax.text.prompts import FORMATS
+from cot_flax.text.scoring import wilson_interval
+from cot_flax.training.checkpoints import Checkpointer, Metadata
+from cot_flax.training.state import TrainState
+
+CONFIG = T5Config(
+    vocab_size=256,
+    emb_dim=16,
+    num_heads=2,
+    num_encoder_layers=1,
+    num_decoder_layers=1,
+    head_dim=4,
+    mlp_dim=32,
+)
+COT, ANSWER = "stories_zero_shot_cot", "stories_zero_shot_answer"
+STORIES = 10
+SAMPLED = Decoding(max_tokens=5, batch_size=4, samples=2, temperature=1.0, seed=3)
+
+
+@pytest.fixture(autouse=True)
+def _small_world():
+    gin.clear_config()
+    for split in ("train", "validation", "test"):
+        gin.bind_parameter(f"cot_flax.tasks.stories.size.{split}", STORIES)
+    yield
+    gin.clear_config()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quick_compilation():
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(scope="module")
+def student():
+    module, token = T5(CONFIG), np.zeros((1, 1), np.int32)
+    return module, jax.jit(module.init)(jax.random.key(0), token, token, token)["params"]
+
+
+def save(folder, params, vocabulary):
+    state = TrainState(jnp.int32(7), params, (), jax.random.PRNGKey(0))
+    checkpointer = Checkpointer(str(folder), period=1, keep=1)
+    checkpointer.save(state, Metadata(dataclasses.asdict(CONFIG), vocabulary, 7), step=7)
+    checkpointer.close()
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(student, tmp_path_factory):
+    return save(tmp_path_factory.mktemp("run"), student[1], fingerprint(VOCABULARY))
+
+
+@pytest.fixture(scope="module")
+def evaluated(checkpoint, tmp_path_factory):
+    """The folder and the returned results of one evaluation of two tasks."""
+    gin.bind_parameter("cot_flax.tasks.stories.size.test", STORIES)
+    folder = tmp_path_factory.mktemp("test") / "new"
+    results = run.evaluate(
+        checkpoint_path=checkpoint,
+        output_dir=str(folder),
+        mixture_or_task_name=(COT, "word_sorting_zero_shot_answer"),
+        decoding=SAMPLED,
+        max_examples=6,
+    )
+    return folder, results
+
+
+def rows_of(evaluated, task):
+    with open(evaluated[0] / "predictions.jsonl") as lines:
+        rows = [json.loads(line) for line in lines]
+    return [row for row in rows if row["task"] == task]
+
+
+def test_predictions_have_the_promised_fields(evaluated):
+    examples = run.read_examples(COT, "test", 6)
+    rows = rows_of(evaluated, COT)
+    for row, e in zip(rows, examples * 2, strict=True):
+        assert row.keys() == {
+            *("task", "format", "id", "prompt", "gold", "sample", "text", "extracted", "right"),
+            "steps",
+        }
+        assert row["format"] == "zero_shot_cot"
+        assert row["id"] == e["id"].decode()
+        assert row["prompt"] == e["inputs_pretokenized"].decode()
+        assert row["gold"] == e["answer"].decode()
+        assert row["steps"] == e["steps"]
+        assert isinstance(row["right"], bool)
+    assert all("steps" not in row for row in rows_of(evaluated, "word_sorting_zero_shot_answer"))
+
+
+def test_two_samples_are_two_rows_a_prompt_and_differ(evaluated):
+    for task in (COT, "word_sorting_zero_shot_answer"):
+        rows = rows_of(evaluated, task)
+        assert [row["sample"] for row in rows] == [0] * 6 + [1] * 6
+        first, second = rows[:6], rows[6:]
+        assert [row["id"] for row in first] == [row["id"] for row in second]
+        assert [row["text"] for row in first] != [row["text"] for row in second]
+
+
+def test_results_are_what_is_in_the_predictions(evaluated, checkpoint):
+    folder, results = evaluated
+    assert json.loads((folder / "results.json").read_text()) == results
+    assert results["split"] == "test"
+    assert results["decoding"] == dataclasses.asdict(SAMPLED)
+    assert results["checkpoint"] == f"{checkpoint}/checkpoints/7"
+    assert list(results["tasks"]) == [COT, "word_sorting_zero_shot_answer"]
+    for task, found in results["tasks"].items():
+        rows = rows_of(evaluated, task)
+        assert found["count"] == len(rows) == 12
+        assert found["accuracy"] == sum(row["right"] for row in rows) / 12
+        nothing = sum(row["extracted"] is None for row in rows)
+        assert found["parse_failure_rate"] == nothing / 12
+
+
+def test_steps_add_up(evaluated):
+    found = evaluated[1]["tasks"][COT]
+    parts = found["by_steps"].values()
+    assert set(found["by_steps"]) == {"1", "2", "3", "4"}
+    assert sum(part["count"] for part in parts) == found["count"]
+    for name in ("accuracy", "parse_failure_rate"):
+        total = sum(part[name] * part["count"] for part in parts)
+        assert total / found["count"] == pytest.approx(found[name])
+    assert evaluated[1]["tasks"]["word_sorting_zero_shot_answer"]["by_steps"] == {}
+
+
+def test_samples_depend_on_seed_and_place_alone(student, evaluated):
+    """Not on the batch: here all prompts at once, and fewer of them."""
+    expected = {(row["id"], row["sample"]): row["text"] for row in rows_of(evaluated, COT)}
+    other = dataclasses.replace(SAMPLED, batch_size=3)
+    for row in run.predict(*student, COT, "test", other, 3):
+        assert row["text"] == expected[row["id"], row["sample"]]
+    reseeded = dataclasses.replace(SAMPLED, seed=4)
+    texts = [row["text"] for row in run.predict(*student, COT, "test", reseeded, 6)]
+    assert texts != list(expected.values())
+
+
+class FakeDecoding:
+    """Answers every prompt from a table, in the shape of `decode`, and keeps the batches."""
+
+    def __init__(self, answers):
+        self._answers = answers
+        self.batches = []
+
+    def __call__(self, module, params, tokens_BS, *, max_tokens, samples, temperature, rng):
+        tokens_BS = np.asarray(tokens_BS)
+        self.batches.append(tokens_BS)
+        output = np.zeros((len(tokens_BS), samples, max_tokens), np.int32)
+        for row, tokens in zip(output, tokens_BS, strict=True):
+            ids = self._answers[tuple(tokens[tokens > 0].tolist())]
+            row[:, : len(ids)] = ids
+        return output
+
+
+def fake(monkeypatch, task, choose, split="test"):
+    """Lets the student answer `choose(place, example)`, ids, to each example of a task."""
+    examples = run.read_examples(task, split, None)
+    answers = {tuple(e["inputs"].tolist()): choose(i, e) for i, e in enumerate(examples)}
+    decoding = FakeDecoding(answers)
+    monkeypatch.setattr(run, "decode", decoding)
+    return examples, decoding
+
+
+def test_predictions_keep_the_order_of_the_data_though_decoding_goes_by_length(
+    monkeypatch, student
+):
+    def echo(place, e):
+        return [*e["inputs"][:12].tolist(), 1, 9, 9]  # what follows EOS is no text
+
+    examples, decoding = fake(monkeypatch, COT, echo)
+    rows = run.predict(*student, COT, "test", Decoding(max_tokens=20, batch_size=4))
+    lengths = [len(e["inputs"]) for e in examples]
+    assert lengths != sorted(lengths)
+    assert [row["id"] for row in rows] == [e["id"].decode() for e in examples]
+    for row, e in zip(rows, examples, strict=True):
+        assert row["text"] == VOCABULARY.decode(e["inputs"][:12].tolist())
+    # Three batches of four, shortest prompts first; the last place of ten is repeated.
+    decoded = [int((row > 0).sum()) for batch in decoding.batches for row in batch]
+    assert [len(batch) for batch in decoding.batches] == [4, 4, 4]
+    assert decoded == [*sorted(lengths), max(lengths), max(lengths)]
+    assert all(batch.shape[1] % run.LENGTH_BUCKET == 0 for batch in decoding.batches)
+
+
+def gold_at_even_places(place, e):
+    return e["targets"].tolist() if place % 2 == 0 else [1]
+
+
+def test_accuracies_are_those_of_the_texts(monkeypatch, student):
+    examples, _ = fake(monkeypatch, COT, gold_at_even_places)
+    found = run.summarize(run.predict(*student, COT, "test", Decoding(max_tokens=90)))
+    assert (found["accuracy"], found["parse_failure_rate"], found["count"]) == (0.5, 0.5, STORIES)
+    assert (found["accuracy_low"], found["accuracy_high"]) == wilson_interval(5, 10)
+    # Steps are 1 2 3 4 1 2 3 4 1 2, so those at even places are odd.
+    assert [int(e["steps"]) for e in examples] == [1, 2, 3, 4, 1, 2, 3, 4, 1, 2]
+    accuracies = {steps: part["accuracy"] for steps, part in found["by_steps"].items()}
+    assert accuracies == {"1": 1.0, "2": 0.0, "3": 1.0, "4": 0.0}
+
+
+def test_the_answer_mode_is_obeyed(monkeypatch, student):
+    fake(monkeypatch, COT, lambda place, e: VOCABULARY.encode(e["answer"].decode()))
+    for mode, accuracy in (("flexible", 1.0), ("strict", 0.0)):
+        decoding = Decoding(max_tokens=9, mode=mode)
+        assert run.summarize(run.predict(*student, COT, "test", decoding))["accuracy"] == accuracy
+
+
+def test_the_accuracy_evaluator_takes_the_first_of_the_validation_split(monkeypatch, student):
+    _, decoding = fake(monkeypatch, ANSWER, gold_at_even_places, "validation")
+    evaluator = AccuracyEvaluator(ANSWER, max_examples=5, decoding=Decoding(max_tokens=9))
+    assert evaluator(*student) == {
+        f"{ANSWER}/accuracy": 3 / 5,
+        f"{ANSWER}/parse_failure_rate": 2 / 5,
+    }
+    assert len(decoding.batches) == 1
+
+
+def test_the_loss_evaluator_of_a_student_that_knows_nothing(student):
+    """With all parameters 0 every one of the 256 tokens is as likely as any."""
+    module, params = student
+    blank = jax.tree.map(jnp.zeros_like, params)
+    lengths = {"inputs": 96, "targets": 72}
+    data = TaskBatches(COT, lengths, batch_size=2, split="validation", shuffle=False)
+    found = LossEvaluator(data, batches=3)(module, blank)
+    assert found == pytest.approx(
+        {"loss": math.log(256), "cross_entropy": math.log(256), "token_accuracy": 0.0}
+    )
+
+
+def test_mixtures_are_their_tasks_and_no_task_comes_twice():
+    names = run.task_names(("stories_cot_mix", COT, "word_sorting_zero_shot_answer"))
+    assert names == [*dict.fromkeys(names)]
+    assert set(names) == {*(f"stories_{f}" for f in FORMATS), "word_sorting_zero_shot_answer"}
+
+
+def evaluate(checkpoint, tmp_path, **settings):
+    arguments = {"mixture_or_task_name": COT, "decoding": SAMPLED, "max_examples": 2} | settings
+    return run.evaluate(checkpoint_path=checkpoint, output_dir=str(tmp_path / "out"), **arguments)
+
+
+def test_a_checkpoint_of_another_vocabulary_is_refused(student, tmp_path):
+    other = save(tmp_path / "other", student[1], "feedfacefeedface")
+    with pytest.raises(UserError, match=f"vocabulary feedfacefeedface.*of {COT}"):
+        evaluate(other, tmp_path)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"split": "dev"}, f"split 'dev' of {COT}; expected one of"),
+        ({"mixture_or_task_name": "stories_zero_shot_cat"}, "such as stories_zero_shot_cot"),
+        ({"mixture_or_task_name": (COT, "sums_zero_shot_cot")}, "'sums_zero_shot_cot'"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_named(checkpoint, tmp_path, monkeypatch, settings, message):
+    monkeypatch.setattr(run, "decode", None)  # found out before anything is decoded
+    with pytest.raises(UserError, match=message):
+        evaluate(checkpoint, tmp_path, **settings)
+
+
+def test_an_unknown_answer_mode_is_named():
+    with pytest.raises(UserError, match="extraction mode 'loose'; expected one of"):
+        Decoding(mode="loose")
+
+
+def test_a_folder_without_checkpoints_is_named(tmp_path):
+    with pytest.raises(UserError, match=f"no checkpoint at {tmp_path}"):
+        evaluate(str(tmp_path), tmp_path)
