@@ -1,0 +1,232 @@
+"""The commands as a user types them: one whole run on a handful of stories, and mistakes."""
+
+import gzip
+import json
+import logging
+import os
+import re
+import subprocess
+import sys
+
+import gin
+import jax
+import pytest
+import typer.testing
+
+from cot_flax import cli, configuration
+from cot_flax.teacher.samples import read_samples
+from cot_flax.training import logs
+from cot_flax.training.checkpoints import find
+
+KL = "--gin_file=experiments/world_cot_kl.gin"
+QUICK = ["--gin.BATCH_SIZE=2", "--gin.PACK=False", "--gin.WARMUP_STEPS=0", "--gin.EVALUATORS=()"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _leave_the_process_as_found(tmp_path_factory):
+    """What the commands set is set for good, as in their own process."""
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before = {name: getattr(jax.config, name) for name in names}
+    filters, level = list(logging.getLogger().filters), logging.getLogger("absl").level
+    jax.config.update("jax_disable_most_optimizations", True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COT_FLAX_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+    for name, value in (before | {"jax_disable_most_optimizations": False}).items():
+        jax.config.update(name, value)
+    logging.getLogger().filters[:] = filters
+    logging.getLogger("absl").setLevel(level)
+    gin.clear_config()
+
+
+def call(*arguments):
+    """Runs the entry point; returns the exit code."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["cot-flax", *map(str, arguments)])
+        try:
+            cli.main()
+        except SystemExit as end:
+            return end.code or 0
+    return 0
+
+
+def flags(**macros):
+    return [f"--gin.{name}={value!r}" for name, value in macros.items()]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Samples, a store, a student of two steps, and its evaluation on four stories."""
+    folder = tmp_path_factory.mktemp("run")
+    samples, store, run = (folder / name for name in ("samples.jsonl.gz", "store", "student"))
+    assert call("teach", "stories", "--out", samples, "--stories", 8, "--samples", 2) == 0
+    task = "stories_teacher_zero_shot_cot"
+    assert call("prepare", samples, "--out", store, "--task", task) == 0
+    macros = {"MODEL_DIR": str(run), "TEACHER_STORE": str(store), "TRAIN_STEPS": 2, "LOG_PERIOD": 1}
+    assert call("train", KL, *flags(**macros), *QUICK) == 0
+    macros = {"CHECKPOINT_PATH": str(run), "EVAL_OUTPUT_DIR": str(run / "test")}
+    macros |= {"MIXTURE_OR_TASK_NAME": "stories_zero_shot_cot", "MAX_EXAMPLES": 4}
+    macros |= {"MAX_DECODE_LENGTH": 4, "BATCH_SIZE": 4}
+    file = "--gin_file=experiments/world_evaluate.gin"
+    assert call("evaluate", file, *flags(**macros)) == 0
+    return folder
+
+
+def test_teach_writes_samples(folder):
+    samples = list(read_samples(folder / "samples.jsonl.gz"))
+    assert len(samples) == 16
+    assert len({sample.id for sample in samples}) == 8
+
+
+def test_prepare_makes_a_store_of_the_right_ones(folder):
+    samples = list(read_samples(folder / "samples.jsonl.gz"))
+    right = sum(s.text.endswith(f"The answer is {s.gold_answer}") for s in samples)
+    manifest = json.loads((folder / "store" / "manifest.json").read_text())
+    assert manifest["counts"]["kept"] == right
+
+
+def test_train_leaves_metrics_a_checkpoint_and_its_configuration(folder):
+    rows = logs.read(str(folder / "student"))
+    assert [row["step"] for row in rows] == [1, 2]
+    assert all(row["kl"] > 0 for row in rows)
+    assert find(str(folder / "student")).name == "2"
+    configuration.parse([str(folder / "student" / "config.gin")], [])
+    assert configuration.macro("TRAIN_STEPS") == 2
+    assert configuration.macro("MODEL_DIR") == str(folder / "student")
+
+
+def test_evaluate_leaves_results_and_predictions(folder):
+    results = json.loads((folder / "student" / "test" / "results.json").read_text())
+    assert results["tasks"]["stories_zero_shot_cot"]["count"] == 4
+    with open(folder / "student" / "test" / "predictions.jsonl") as rows:
+        assert len(list(rows)) == 4
+
+
+MODEL_DIR = ["--gin.MODEL_DIR='{tmp}/run'"]
+STORE = ["--gin.TEACHER_STORE='{store}'"]
+OUT = ["--out", "{tmp}/out"]
+TASK = ["--task", "stories_teacher_zero_shot_cot"]
+EVALUATE = ["evaluate", "--gin_file=experiments/world_evaluate.gin"]
+EVALUATE += ["--gin.EVAL_OUTPUT_DIR='{tmp}/test'"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["prepare", "{tmp}/no.jsonl", *OUT, *TASK], "{tmp}/no.jsonl, after line 0: .*No such"),
+        (["prepare", "{tmp}/bad.jsonl", *OUT, *TASK], "{tmp}/bad.jsonl, line 2: no JSON"),
+        (
+            ["prepare", "{tmp}/bad.jsonl", *OUT, "--task", "stories_teacher_zero_shot_cat"],
+            "'stories_teacher_zero_shot_cat'; .*such as stories_teacher_zero_shot_cot",
+        ),
+        (["prepare", "{tmp}/bad.jsonl", *OUT, "--task", "stories_teacher_cot_mix"], "task 'stor"),
+        (["prepare", "{tmp}/bad.jsonl", *OUT, *TASK, "now"], "argument 'now'; .*--gin.NAME=VALUE"),
+        (["teach", "import-codex", "{tmp}/no.jsonl", *OUT], "{tmp}/no.jsonl.*No such file"),
+        (["train", "--gin_file=no.gin"], "gin: Unable to open file: no.gin"),
+        (["train", KL], "no value for MODEL_DIR; .*--gin.MODEL_DIR=VALUE"),
+        (["train", KL, *MODEL_DIR, "--gin.TRAIN_STEP=1"], "--gin.TRAIN_STEP; .*TRAIN_STEPS"),
+        (["train", KL, *MODEL_DIR, "--gin.loop.train.step=1"], "--gin.loop.train.step=1"),
+        (["train", KL, "--gin.MODEL_DIR=run"], "--gin.MODEL_DIR=run .*quote the text"),
+        (["train", KL, *MODEL_DIR], "no teacher store.*TEACHER_STORE"),
+        (["train", KL, *MODEL_DIR, "--gin.TEACHER_STORE='{tmp}'"], "no manifest.json in {tmp};"),
+        (["train", KL, *MODEL_DIR, *STORE, "--gin.TAIL='bukcet'"], "tail 'bukcet'; .*'bucket'"),
+        (
+            [
+                "train",
+                KL,
+                *MODEL_DIR,
+                *STORE,
+                "--gin.MIXTURE_OR_TASK_NAME='stories_few_shot_chain'",
+            ],
+            "'stories_few_shot_chain'; .*stories_few_shot_cot",
+        ),
+        (
+            ["train", KL, *MODEL_DIR, "--gin.registration.format_rates.few_shot_chain=1"],
+            "format_rates.*few_shot_chain",
+        ),
+        (
+            ["train", KL, *MODEL_DIR, *STORE, "--gin.MESH_DATA=8", "--gin.BATCH_SIZE=12"],
+            "BATCH_SIZE 12; expected a multiple of 8 .*set BATCH_SIZE to 16",
+        ),
+        (["train", KL, *MODEL_DIR, *STORE, "--gin.MESH_DATA=99"], "data=99 x model=1; .*at most 8"),
+        (
+            ["train", KL, *MODEL_DIR, "--gin.MIXTURE_OR_TASK_NAME='stories_zero_shot_cot'"],
+            "no teacher log-probabilities in stories_zero_shot_cot; .*kl_weight > 0",
+        ),
+        ([*EVALUATE], "no value for CHECKPOINT_PATH"),
+        ([*EVALUATE, "--gin.CHECKPOINT_PATH='{tmp}'"], "no checkpoint at {tmp};"),
+        ([*EVALUATE, "--gin.CHECKPOINT_PATH='{run}'", "--gin.SPLIT='dev'"], "split 'dev' of stori"),
+        ([*EVALUATE, "--gin.CHECKPOINT_PATH='{run}'", "--gin.ANSWER_MODE='lax'"], "mode 'lax'"),
+        (["report", "{tmp}/nowhere", *OUT], "{tmp}/nowhere"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(folder, tmp_path, capfd, arguments, message):
+    write_half_a_line(folder, tmp_path / "bad.jsonl")
+    places = {"tmp": tmp_path, "store": folder / "store", "run": folder / "student"}
+    assert call(*(argument.format(**places) for argument in arguments)) == 2
+    assert_one_line(capfd.readouterr().err, message.format(**places))
+
+
+def write_half_a_line(folder, path):
+    with gzip.open(folder / "samples.jsonl.gz", "rt") as lines:
+        path.write_text(next(lines) + next(lines)[:100] + "\n")
+
+
+def assert_one_line(printed, message):
+    (line,) = printed.splitlines()
+    assert line.startswith("cot-flax: got ")
+    assert re.search(message, line), line
+
+
+def test_a_task_of_another_vocabulary_is_a_mistake(folder, shared_data, tmp_path, capfd):
+    macros = {"CHECKPOINT_PATH": str(folder / "student"), "EVAL_OUTPUT_DIR": str(tmp_path / "out")}
+    macros["T5_VOCABULARY_FILE"] = str(shared_data / "t5_vocab" / "spiece.model")
+    file = "--gin_file=experiments/gsm8k_evaluate.gin"
+    assert call("evaluate", file, *flags(**macros)) == 2
+    assert_one_line(
+        capfd.readouterr().err, "a checkpoint with vocabulary .*of gsm8k_zero_shot_cot;"
+    )
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_mistake_is_one_line_in_a_process_of_its_own(tmp_path):
+    """Where TensorFlow, seqio and gin would have their say too."""
+    arguments = [KL, f"--gin.MODEL_DIR='{tmp_path}'"]
+    arguments += ["--gin.MIXTURE_OR_TASK_NAME='stories_zero_shot_cot'"]
+    done = subprocess.run(
+        [sys.executable, "-m", "cot_flax.cli", "train", *arguments],
+        env={k: v for k, v in os.environ.items() if k != "TF_CPP_MIN_LOG_LEVEL"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert_one_line(done.stderr, "no teacher log-probabilities in stories_zero_shot_cot")
+
+
+def commands(command, path=()):
+    """Every verb with its path."""
+    if hasattr(command, "commands"):
+        for name, verb in command.commands.items():
+            yield from commands(verb, (*path, name))
+    else:
+        yield path
+
+
+VERBS = list(commands(typer.main.get_command(cli.app)))
+
+
+@pytest.mark.parametrize("verb", VERBS, ids=" ".join)
+def test_the_help_of_every_verb_shows_an_example_whose_files_are_there(verb):
+    shown = typer.testing.CliRunner().invoke(
+        cli.app, [*verb, "--help"], env={"COLUMNS": "300", "TERM": "dumb"}
+    )
+    assert shown.exit_code == 0
+    example = re.search(f"Example: cot-flax {' '.join(verb)} .*", shown.output)
+    assert example
+    for file in re.findall(r"--gin_file=(\S+)", example[0]):
+        assert (configuration.gin_root() / file).is_file(), file
+
+
+def test_the_verbs_of_the_whole_path_are_there():
+    assert {verb[0] for verb in VERBS} >= {"demo", "teach", "prepare", "train", "evaluate"}
