@@ -84,4 +84,5 @@ def wilson_interval(right: int, total: int, z: float = 1.96) -> tuple[float, flo
     weight = 1 + z * z / total
     middle = (share + z * z / (2 * total)) / weight
     half = z / weight * sqrt(share * (1 - share) / total + z * z / (4 * total * total))
-    return max(0.0, middle - half), min(1.0, middle + half)
+    # The share lies within; at 0 and 1 rounding could leave it outside by a bit.
+    return max(0.0, min(share, middle - half)), min(1.0, max(share, middle + half))

@@ -71,3 +71,10 @@ def test_what_is_refused():
         score(["5"], ["five"], kind="number", mode="strict")
     with pytest.raises(UserError):
         summarize([])
+
+
+@given(st.integers(1, 2000), st.data())
+def test_the_interval_holds_the_share_itself(total, data):
+    right = data.draw(st.integers(0, total))
+    low, high = wilson_interval(right, total)
+    assert low <= right / total <= high
