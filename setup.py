@@ -42,7 +42,12 @@ setup(
     extras_require={
         "tpu": ["jax[tpu]>=0.10.2"],
         "gpu": ["jax[cuda13]>=0.10.2"],
-        "dev": ["hypothesis>=6.170.15", "pytest>=9.2.0", "pytest-xdist>=3.8.0", "ruff>=0.17.6,<0.18"],
+        "dev": [
+            "hypothesis>=6.170.15",
+            "pytest>=9.2.0",
+            "pytest-xdist>=3.8.0",
+            "ruff>=0.17.6,<0.18",
+        ],
         "bench": ["torch>=2.13.0", "transformers>=4.57"],
     },
     entry_points={"console_scripts": ["cot-flax = cot_flax.cli:main"]},
