@@ -209,8 +209,6 @@ def _prepare_libraries() -> None:
     import jax
 
     logging.getLogger("absl").setLevel(logging.ERROR)
-    # gin reports every search path in which an included file is not.
-    logging.getLogger().addFilter(lambda record: not str(record.msg).startswith("Path not found"))
     cache = os.environ.get("COT_FLAX_CACHE", str(Path.home() / ".cache" / "cot-flax"))
     jax.config.update("jax_compilation_cache_dir", f"{cache}/compiled")
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

@@ -32,6 +32,9 @@ def parse(files: Sequence[str], bindings: Sequence[str], search_paths: Sequence[
             macro without a value.
     """
     gin.clear_config()
+    # gin's second reader takes the first folder of a path for a Python package, so that a folder
+    # `runs` of the user would hide our runs/train.gin.
+    del gin.config._FILE_READERS[1:]
     del gin.config._LOCATION_PREFIXES[1:]  # of an earlier call
     for path in (*search_paths, str(gin_root())):
         gin.add_config_file_search_path(path)

@@ -128,3 +128,11 @@ def test_save_makes_folders_and_writes_what_was_bound(tmp_path):
 
 def test_the_gin_files_lie_beside_or_inside_the_package():
     assert (configuration.gin_root() / "runs" / "train.gin").is_file()
+
+
+def test_a_users_folder_named_like_one_of_ours_hides_nothing(tmp_path, monkeypatch):
+    (tmp_path / "runs" / "demo").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    configuration.parse(["experiments/world_base.gin"], [f"MODEL_DIR='{tmp_path}'"])
+    assert configuration.macro("MIXTURE_OR_TASK_NAME") == "world_base_mix"
