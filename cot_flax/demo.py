@@ -58,7 +58,7 @@ def run(*, out: Path, seed: int, fast: bool) -> None:
         _evaluate(folder, seed, size)
     report.write(out / "report.html", runs)
     report.print_table(runs)
-    _say(f"\nreport: {out / 'report.html'}")
+    typer.echo(f"\nreport: {out / 'report.html'}")
 
 
 def _prepare(out: Path, size: Size, seed: int) -> Path:
