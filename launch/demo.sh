@@ -4,6 +4,4 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bash launch/setup.sh dev
-# Without these glibc gives every step's buffers back to the kernel and asks for them again.
-export MALLOC_MMAP_THRESHOLD_=1073741824 MALLOC_TRIM_THRESHOLD_=4294967296
 exec "${VENV:-.venv}/bin/cot-flax" demo "$@"
