@@ -5,6 +5,8 @@ The lower bounds are the versions that CI installs and tests.
 
 from setuptools import find_packages, setup
 
+BEAM = "apache-beam>=2.77.0"
+
 setup(
     name="cot-flax",
     version="0.1.0",
@@ -23,16 +25,20 @@ setup(
     install_requires=[
         "flax>=0.12.8",
         "gin-config>=0.5.0",
+        "ijson>=3.6.0",
         "jax>=0.10.2",
         "jinja2>=3.1.6",
         "matplotlib>=3.11.2",
         "numpy>=2.4.6",
         "optax>=0.2.8",
         "orbax-checkpoint>=0.12.8",
-        "protobuf>=7.36.2",
+        "openai>=3.54.0",
+        "protobuf>=6.33.6",
         "rich>=15.0.0",
-        "sentencepiece>=0.2.3",
+        # From 0.2.3 on its generated code, which SeqIO imports, asks for protobuf 7; Beam has 6.
+        "sentencepiece>=0.2.2,<0.2.3",
         "seqio>=0.0.20",
+        "stamina>=26.1.0",
         "tensorboardX>=2.6.5",
         "tensorflow>=2.21.0",
         "tensorflow-datasets>=4.9.10",
@@ -42,7 +48,10 @@ setup(
     extras_require={
         "tpu": ["jax[tpu]>=0.10.2"],
         "gpu": ["jax[cuda13]>=0.10.2"],
+        "beam": [BEAM],
+        "huggingface": ["gguf>=0.19.0", "torch>=2.13.0", "transformers>=5.0"],
         "dev": [
+            BEAM,
             "hypothesis>=6.170.15",
             "pytest>=9.2.0",
             "pytest-xdist>=3.8.0",
