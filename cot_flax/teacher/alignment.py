@@ -1,47 +1,26 @@
-"""Lines a teacher's tokens up with a student's pieces, and its top-k with the student's ids.
+"""Lines a teacher's tokens up with a student's pieces of the same text.
 
-Source of both: Fu et al. 2023 (arXiv 2301.12726), and their notebook
-`dev_align_codex_to_flan_t5_dtw`, cells 22, 32 and 42.
-Letters beyond the legend: L teacher tokens, M student pieces; A, B the distinct ones.
+Two ways: by the bytes that both cover, which is exact, and by paper [1]'s dynamic program, which
+sees strings only.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
-import numpy as np
+from cot_flax.teacher.projection import Projection, project_top_k
+from cot_flax.teacher.student import Pieces
+from cot_flax.teacher.time_warping import warp
 
-from cot_flax.errors import UserError
-from cot_flax.teacher.edit_distance import edit_distances
-from cot_flax.teacher.samples import Logprobs
+__all__ = ["METHODS", "Projection", "align", "align_by_bytes", "project_top_k"]
 
+METHODS = ("bytes", "fu2023")
 _SPACE = "\u2581"  # SentencePiece's visible space
-_BORDER = 1 << 40  # stands for infinity; exact under the additions here
-
-
-@dataclass(frozen=True)
-class Projection:
-    """A teacher's top-k on the T target positions of a student.
-
-    Attributes:
-        ids_TK: int32, student ids by falling probability; 0, the pad id, marks an absent entry.
-        logprobs_TK: float32 natural logs of the teacher's own probabilities, never renormalised;
-            0.0 where the entry is absent.
-        soft_T: bool, True where the row is the teacher's, False where it is one-hot.
-        kept_mass_T: float32, the sum of the row's probabilities. The rest is the tail.
-    """
-
-    ids_TK: np.ndarray
-    logprobs_TK: np.ndarray
-    soft_T: np.ndarray
-    kept_mass_T: np.ndarray
 
 
 def align(teacher_tokens: Sequence[str], student_pieces: Sequence[str]) -> list[list[int]]:
-    """Aligns two tokenizations of one text by dynamic time warping.
+    """Aligns two tokenizations of one text by paper [1]'s dynamic program, exactly.
 
-    With c(i, j) the edit distance between token i without spaces and piece j without word marks,
-    the cheapest path is f(i, j) = c(i, j) + min(f(i-1, j), f(i, j-1), f(i-1, j-1)). Going back
-    from the end, ties prefer the diagonal, then the teacher's earlier token, then the student's.
+    The cost of a pair is the edit distance between the token without spaces and the piece without
+    word marks; see `time_warping.warp` for the path and its ties.
 
     Args:
         teacher_tokens: L strings with their spaces, as a completions API returns them.
@@ -51,136 +30,78 @@ def align(teacher_tokens: Sequence[str], student_pieces: Sequence[str]) -> list[
         For each piece the ascending indices of its teacher tokens: one or more, and none only
         where there are no teacher tokens at all. A token may belong to several pieces.
 
-    Source: Fu et al. 2023, as implemented in their notebook and `src/utils.py:dtw`.
+    Source: Fu et al. 2023 (arXiv 2301.12726), their notebook `dev_align_codex_to_flan_t5_dtw`,
+    cells 22 and 42, and `src/utils.py:dtw`.
     """
     if not teacher_tokens or not student_pieces:
         return [[] for _ in student_pieces]
-    costs_LM = _costs(
+    return warp(
         [token.replace(" ", "") for token in teacher_tokens],
         [piece.replace(_SPACE, "") for piece in student_pieces],
     )
-    return _back_trace(_path_costs(costs_LM))
 
 
-def project_top_k(
-    alignment: Sequence[Sequence[int]],
-    logprobs: Logprobs,
-    student_pieces: Sequence[str],
-    student_ids: Sequence[int],
-    piece_to_id: Mapping[str, int],
-    *,
-    k: int,
-    eos_id: int | None,
-) -> Projection:
-    """Projects the teacher's top-k onto the student's vocabulary.
+def align_by_bytes(
+    teacher_tokens: Sequence[str], pieces: Pieces, *, skipped: int = 0
+) -> list[list[int]]:
+    """Aligns two tokenizations of one text by the bytes that they share.
 
-    A position is soft where exactly one teacher token is aligned and is the same string as the
-    piece, spaces counting as word marks, and the piece is in the vocabulary. Its row is the union
-    of the sampled token and the top-k, as far as they are pieces; of two that name one id the
-    first counts. Every other row is one-hot on the student's own id. Of more than k entries the k
-    likeliest stay, so the sampled token can fall out: k = 6 holds all of a top-5.
+    SentencePiece says which bytes of the text each piece stands for, whatever its normalisation did
+    to newlines, double spaces and unknown characters, so that nothing has to be guessed. Only a
+    piece that normalisation made up has no bytes; it and its neighbours up to the next ones whose
+    tokens are their own are aligned by `align`.
 
     Args:
-        alignment: as `align` returns it, for the M pieces.
-        logprobs: the teacher's, for the text that was aligned.
-        student_pieces: the M pieces of that text.
-        student_ids: their ids.
-        piece_to_id: the student's vocabulary: an unknown string must be absent from it.
-        k: the entries a row.
-        eos_id: appends a one-hot row on this id, where it is not None.
+        teacher_tokens: L strings that join to the text, behind `skipped` bytes before it.
+        pieces: the text as the student reads it.
+        skipped: bytes of the teacher's text that the student's lacks at its start.
 
     Returns:
-        The projection, of T = M positions, or M + 1 with EOS.
-
-    Raises:
-        UserError: k is below 1, or alignment, pieces and ids differ in length.
-
-    Source: Fu et al. 2023, notebook cell 32. They skip this on an unknown piece likewise: their
-    tokenizer spells it "<unk>", which no teacher token equals.
+        For each piece the ascending indices of the tokens that share bytes with it; none where
+        the student's text is longer than the teacher's.
     """
-    if k < 1:
-        raise UserError(f"k = {k}", "k of at least 1", "give the number of entries a position")
-    lengths = (len(alignment), len(student_pieces), len(student_ids))
-    if len(set(lengths)) > 1:
-        raise UserError(
-            "{} alignments, {} pieces, {} ids".format(*lengths),
-            "one of each a position",
-            "tokenize and align the same text",
-        )
-    rows = [
-        _soft_row(indices, logprobs, piece, own_id, piece_to_id)
-        for indices, piece, own_id in zip(alignment, student_pieces, student_ids, strict=True)
-    ]
-    own_ids = list(student_ids)
-    if eos_id is not None:
-        rows.append({})
-        own_ids.append(eos_id)
-    return _packed(rows, own_ids, k)
+    alignment = _overlaps(_spans(teacher_tokens, skipped), pieces.spans)
+    for start, stop in _runs([begin == end for begin, end in pieces.spans], alignment):
+        tokens = sorted({i for row in alignment[start:stop] for i in row})
+        rows = align([teacher_tokens[i] for i in tokens], pieces.strings[start:stop])
+        alignment[start:stop] = [[tokens[i] for i in row] for row in rows]
+    return alignment
 
 
-def _soft_row(
-    indices: Sequence[int],
-    logprobs: Logprobs,
-    piece: str,
-    own_id: int,
-    piece_to_id: Mapping[str, int],
-) -> dict[int, float]:
-    """Returns {student id: log-probability}, empty where the position has to be one-hot."""
-    if len(indices) != 1 or piece_to_id.get(piece) != own_id:
-        return {}
-    (index,) = indices
-    token = logprobs.tokens[index]
-    if token.replace(" ", _SPACE) != piece:
-        return {}
-    row: dict[int, float] = {}
-    entries = [(token, logprobs.token_logprobs[index]), *logprobs.top_logprobs[index].items()]
-    for string, logprob in entries:
-        # Id 0 is the pad id, which means "absent", so that no string may be projected onto it.
-        if student_id := piece_to_id.get(string.replace(" ", _SPACE), 0):
-            row.setdefault(student_id, logprob)
-    return row
+def _spans(tokens: Sequence[str], skipped: int) -> list[tuple[int, int]]:
+    spans, end = [], -skipped
+    for token in tokens:
+        # A lone surrogate has no UTF-8, but a length it must have.
+        begin, end = end, end + len(token.encode(errors="surrogatepass"))
+        spans.append((begin, end))
+    return spans
 
 
-def _packed(rows: Sequence[Mapping[int, float]], own_ids: Sequence[int], k: int) -> Projection:
-    ids_TK = np.zeros((len(rows), k), np.int32)
-    logprobs_TK = np.zeros((len(rows), k), np.float32)
-    for t, (row, own_id) in enumerate(zip(rows, own_ids, strict=True)):
-        entries = sorted(row.items(), key=lambda entry: -entry[1])[:k] or [(own_id, 0.0)]
-        ids_TK[t, : len(entries)], logprobs_TK[t, : len(entries)] = zip(*entries, strict=True)
-    kept_mass_T = np.sum(np.exp(logprobs_TK), axis=1, where=ids_TK != 0)
-    soft_T = np.array([bool(row) for row in rows], bool)
-    return Projection(ids_TK, logprobs_TK, soft_T, kept_mass_T)
+def _overlaps(token_spans, piece_spans) -> list[list[int]]:
+    """Merges two rising lists of spans; an empty span shares bytes with nothing."""
+    rows, first, count = [], 0, len(token_spans)
+    for begin, end in piece_spans:
+        while first < count and token_spans[first][1] <= begin:
+            first += 1
+        row, i = [], first
+        while i < count and token_spans[i][0] < end:
+            if token_spans[i][1] > begin and end > begin:
+                row.append(i)
+            i += 1
+        rows.append(row)
+    return rows
 
 
-def _costs(left: Sequence[str], right: Sequence[str]) -> np.ndarray:
-    """Edit distances [L, M], computed once a distinct pair of strings."""
-    row_of = {string: a for a, string in enumerate(dict.fromkeys(left))}
-    column_of = {string: b for b, string in enumerate(dict.fromkeys(right))}
-    distances_AB = edit_distances(list(row_of), list(column_of))
-    return distances_AB[np.ix_([row_of[s] for s in left], [column_of[s] for s in right])]
-
-
-def _path_costs(costs_LM: np.ndarray) -> np.ndarray:
-    """Costs [L + 1, M + 1] of the cheapest path to each cell, behind a border of infinity."""
-    totals = np.full((costs_LM.shape[0] + 1, costs_LM.shape[1] + 1), _BORDER, np.int64)
-    totals[0, 0] = 0
-    for i, costs_M in enumerate(costs_LM, 1):
-        # Enter the row from above or along the diagonal, then walk right: a running minimum of
-        # what an entry costs beyond the walk that it saves.
-        walked_M = np.cumsum(costs_M)
-        entered_M = np.minimum(totals[i - 1, 1:], totals[i - 1, :-1]) + costs_M
-        totals[i, 1:] = np.minimum.accumulate(entered_M - walked_M) + walked_M
-    return totals
-
-
-def _back_trace(totals: np.ndarray) -> list[list[int]]:
-    """Walks the cheapest path back; returns for each column its rows, ascending, from 0."""
-    f = totals.tolist()
-    i, j = len(f) - 1, len(f[0]) - 1
-    rows_M: list[list[int]] = [[] for _ in range(j)]
-    while i and j:
-        rows_M[j - 1].append(i - 1)
-        # The first of equals wins, in this order.
-        steps = ((i - 1, j - 1), (i - 1, j), (i, j - 1))
-        i, j = min(steps, key=lambda cell: f[cell[0]][cell[1]])
-    return [rows[::-1] for rows in rows_M]
+def _runs(without_bytes: Sequence[bool], alignment) -> list[tuple[int, int]]:
+    """Ranges of pieces around those without bytes, as far as tokens are shared."""
+    runs: list[tuple[int, int]] = []
+    for j in (j for j, lacks in enumerate(without_bytes) if lacks):
+        start, stop = max(j - 1, 0), min(j + 2, len(alignment))
+        while start > 0 and set(alignment[start - 1]) & set(alignment[start]):
+            start -= 1
+        while stop < len(alignment) and set(alignment[stop - 1]) & set(alignment[stop]):
+            stop += 1
+        if runs and start <= runs[-1][1]:
+            start = min(runs.pop()[0], start)
+        runs.append((start, stop))
+    return runs

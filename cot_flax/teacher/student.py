@@ -1,0 +1,103 @@
+"""The student's tokenizer as the teacher's side needs it: pieces, ids, and where each one lies."""
+
+import os
+from dataclasses import dataclass
+from functools import cached_property
+
+from sentencepiece import SentencePieceProcessor
+
+from cot_flax.errors import UserError
+
+_SPACE = "\u2581"  # SentencePiece's visible space
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """A text as the student reads it, without EOS.
+
+    Attributes:
+        strings: M pieces.
+        ids: M ids.
+        spans: M half-open byte ranges of the UTF-8 text, from SentencePiece's own record of how it
+            normalised it. They follow each other without gaps; a piece that normalisation made up
+            (the second of `½`) has an empty one.
+    """
+
+    strings: tuple[str, ...]
+    ids: tuple[int, ...]
+    spans: tuple[tuple[int, int], ...]
+
+
+class Student:
+    """A SentencePiece vocabulary.
+
+    Args:
+        model: the serialized model, as bytes or as the path of its file.
+
+    Raises:
+        UserError: there is no such file, or it holds no SentencePiece model.
+    """
+
+    def __init__(self, model: bytes | str | os.PathLike):
+        proto = model if isinstance(model, bytes) else _read(model)
+        try:
+            self._processor = SentencePieceProcessor(model_proto=proto)
+        except RuntimeError as error:
+            raise UserError(
+                f"{len(proto):,} bytes that are no SentencePiece model",
+                "the serialized model of the student's vocabulary",
+                "pass a spiece.model file",
+            ) from error
+        self._first_pieces: dict[str, int] = {}
+
+    @cached_property
+    def piece_to_id(self) -> dict[str, int]:
+        """Every piece that text can become; unknown, control and unused ones are left out."""
+        processor = self._processor
+        return {
+            processor.IdToPiece(i): i
+            for i in range(processor.GetPieceSize())
+            if not (processor.IsUnknown(i) or processor.IsControl(i) or processor.IsUnused(i))
+        }
+
+    def encode(self, text: str) -> Pieces:
+        """Tokenizes `text` as the student will."""
+        pieces = self._processor.encode(text, return_type="proto").pieces
+        return Pieces(
+            tuple(piece.piece for piece in pieces),
+            tuple(piece.id for piece in pieces),
+            tuple((piece.begin, piece.end) for piece in pieces),
+        )
+
+    def first_piece(self, text: str) -> int:
+        """The id of the piece that a text starts with, or 0 where that is not known.
+
+        White space at the start of `text` makes the first piece begin a word. A text that is a
+        piece as it stands is that piece. Any other one is tokenized where it begins a word; inside
+        a word the tokenizer would need the letters before it, so that the answer is 0, as it is
+        for white space alone and for what the vocabulary does not know.
+        """
+        if text not in self._first_pieces:
+            self._first_pieces[text] = self._look_up(text)
+        return self._first_pieces[text]
+
+    def _look_up(self, text: str) -> int:
+        words = _SPACE.join(text.split())
+        if not words:
+            return 0
+        begins_word = text[0].isspace()
+        whole = self.piece_to_id.get(_SPACE * begins_word + words, 0)
+        if whole or not begins_word:
+            return whole
+        first = self._processor.encode(text)[0]
+        return 0 if self._processor.IsUnknown(first) else first
+
+
+def _read(path: str | os.PathLike) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError as error:
+        raise UserError(
+            f"{path} ({error.strerror})", "a SentencePiece model file", "check the path"
+        ) from error
