@@ -9,9 +9,10 @@ from pathlib import Path
 import typer
 
 from cot_flax import configuration
-from cot_flax.data import store
+from cot_flax.data.prepare import prepare
 from cot_flax.evaluation import report
-from cot_flax.teacher.samples import read_samples, write_samples
+from cot_flax.teacher.preparation import Settings
+from cot_flax.teacher.samples import write_samples
 from cot_flax.world.stories import make_stories
 from cot_flax.world.teacher import make_samples
 
@@ -67,7 +68,7 @@ def _prepare(out: Path, size: Size, seed: int) -> Path:
     write_samples(samples, make_samples(stories, samples=size.samples, seed=seed))
     from cot_flax.tasks.stories import VOCABULARY
 
-    store.write_store(str(out / "store"), read_samples(samples), vocabulary=VOCABULARY)
+    prepare([str(samples)], str(out / "store"), vocabulary=VOCABULARY, settings=Settings())
     return out / "store"
 
 

@@ -12,3 +12,15 @@ class UserError(Exception):
 
     def __init__(self, got: str, expected: str, remedy: str):
         super().__init__(f"got {got}; expected {expected}; {remedy}".replace("\n", " "))
+
+    def __reduce__(self):
+        # By default an exception is rebuilt from its message, which __init__ does not take; errors
+        # come back from other processes.
+        return _rebuild, (type(self), self.args, vars(self))
+
+
+def _rebuild(kind: type[UserError], args: tuple, attributes: dict) -> UserError:
+    error = kind.__new__(kind)
+    error.args = args
+    vars(error).update(attributes)
+    return error

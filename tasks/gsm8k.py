@@ -11,7 +11,8 @@ import tensorflow as tf
 
 from cot_flax.data.features import T5Vocabulary
 from cot_flax.data.registration import add_cot_task
-from cot_flax.data.sources import questions, read_jsonl, records_source, store_source
+from cot_flax.data.sources import questions, read_jsonl, records_source
+from cot_flax.data.stored import StoreSource
 from cot_flax.errors import UserError
 from cot_flax.text.calculator import strip_marks
 
@@ -80,7 +81,7 @@ SOURCE = records_source(_records, ("train", "validation", "test"))
 add_cot_task("gsm8k", SOURCE, vocabulary=VOCABULARY)
 add_cot_task(
     "gsm8k_teacher",
-    store_source(
+    StoreSource(
         teacher_store,
         vocabulary=VOCABULARY,
         top_k=TOP_K,
@@ -88,5 +89,4 @@ add_cot_task(
     ),
     exemplars=SOURCE,
     vocabulary=VOCABULARY,
-    top_k=TOP_K,
 )

@@ -6,7 +6,8 @@ import gin
 import seqio
 
 from cot_flax.data.registration import add_cot_task
-from cot_flax.data.sources import records_source, store_source
+from cot_flax.data.sources import records_source
+from cot_flax.data.stored import StoreSource
 from cot_flax.world.stories import SPLITS, make_stories
 from cot_flax.world.teacher import reference_rationale
 from cot_flax.world.vocabulary import VOCABULARY_PATH
@@ -51,8 +52,7 @@ SOURCE = records_source(_records, SPLITS)
 add_cot_task("stories", SOURCE, vocabulary=VOCABULARY)
 add_cot_task(
     "stories_teacher",
-    store_source(teacher_store, vocabulary=VOCABULARY, top_k=TOP_K),
+    StoreSource(teacher_store, vocabulary=VOCABULARY, top_k=TOP_K),
     exemplars=SOURCE,
     vocabulary=VOCABULARY,
-    top_k=TOP_K,
 )

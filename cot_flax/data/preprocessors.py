@@ -1,7 +1,7 @@
 """SeqIO preprocessors: from a record to `inputs`, `targets` and teacher rows.
 
-A record has `id`, `question`, `rationale` and `answer` (strings). A record of a store (store.py)
-has instead of a rationale its `targets` (ids with EOS) and the teacher's flattened rows.
+A record has `id`, `question`, `rationale` and `answer` (strings). A record of a store
+has instead of a rationale its `targets` (ids with EOS) and the teacher's rows (stored.py).
 """
 
 from collections.abc import Callable
@@ -104,9 +104,8 @@ def drop_overlong(
 def _teacher_rows(record, length, stored: bool, top_k: int):
     ids = tf.zeros([0, top_k], tf.int32)
     logprobs = tf.zeros([0, top_k], tf.float32)
-    if stored and "teacher_top_ids" in record:
-        ids = tf.reshape(tf.cast(record["teacher_top_ids"], tf.int32), [-1, top_k])
-        logprobs = tf.reshape(record["teacher_top_logprobs"], [-1, top_k])
+    if stored:
+        ids, logprobs = record["teacher_top_ids"], record["teacher_top_logprobs"]
     # A stored chain without log-probabilities has no rows either.
     missing = [[0, length - tf.shape(ids)[0]], [0, 0]]
     return {

@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from cot_flax.data import preprocessors
 from cot_flax.data.features import T5Vocabulary, output_features
+from cot_flax.data.stored import StoreSource, StoreTask
 from cot_flax.errors import UserError
 from cot_flax.text import scoring
 from cot_flax.text.prompts import FORMATS, Exemplar, ExemplarPool, check_no_leak, is_cot
@@ -54,13 +55,13 @@ def add_cot_task(
     formats: Sequence[str] = FORMATS,
     answer_kind: str = "number",
     vocabulary: seqio.Vocabulary | None = None,
-    top_k: int = 0,
 ) -> None:
     """Registers `<name>_<format>` for every format and their mixture `<name>_cot_mix`.
 
     Args:
         name: the data set's name.
-        source: any SeqIO data source with a train split, and validation or test to evaluate on.
+        source: any SeqIO data source with a train split, and validation or test to evaluate on; or
+            a `StoreSource`, whose chains come with the teacher's rows.
         parse: makes one record of the source (a dict of tensors) into `id`, `question`,
             `rationale` and `answer`; None where it has them already. Other fields pass through;
             an integer `steps` lets the evaluation report by number of steps.
@@ -69,12 +70,15 @@ def add_cot_task(
         formats: those of the four that make sense, for instance only answers without rationales.
         answer_kind: "number", "choice", "yes_no" or "text"; see text/answers.py.
         vocabulary: of inputs and targets; by default T5's.
-        top_k: teacher entries a target position, for a source that is a store; 0 for none.
     """
     vocabulary = vocabulary or T5Vocabulary()
+    stored = isinstance(source, StoreSource)
+    top_k = source.top_k if stored else 0
     pool = _pool_maker(exemplars, None) if exemplars else _pool_maker(source, parse)
     for format in formats:
-        steps: list = [functools.partial(_parse, parse=parse)] if parse else []
+        steps: list = source.preprocessors() if stored else []
+        if parse:
+            steps.append(functools.partial(_parse, parse=parse))
         if not is_cot(format):
             steps.append(preprocessors.first_samples)
         steps += [
@@ -93,6 +97,7 @@ def add_cot_task(
             output_features=output_features(vocabulary, top_k),
             postprocess_fn=functools.partial(_postprocess, kind=answer_kind),
             metric_fns=[functools.partial(_accuracy, kind=answer_kind)],
+            task_cls=StoreTask if stored else seqio.Task,
         )
         _REGISTERED[f"{name}_{format}"] = CotTask(format, answer_kind)
     mixture = f"{name}_cot_mix"

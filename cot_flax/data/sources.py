@@ -1,4 +1,4 @@
-"""Where records come from: local JSON Lines, lists made in memory, stores of `prepare`."""
+"""Where records come from: local JSON Lines, lists made in memory. For stores see stored.py."""
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -6,10 +6,8 @@ from pathlib import Path
 import seqio
 import tensorflow as tf
 
-from cot_flax.data import store
 from cot_flax.errors import UserError
 from cot_flax.teacher.records import json_lines, require
-from cot_flax.text.prompts import normalize_question
 
 Records = list[dict]
 
@@ -40,42 +38,6 @@ def read_jsonl(directory: str, file: str, fields: Iterable[str]) -> Records:
         {name: require(record, name, str, place) for name in fields}
         for place, record in json_lines(Path(directory) / file)
     ]
-
-
-def store_source(
-    directory: Callable[[], str | None],
-    *,
-    vocabulary: seqio.Vocabulary,
-    top_k: int,
-    held_out: Callable[[], Iterable[str]] = tuple,
-) -> seqio.DataSource:
-    """A store of `cot-flax prepare` as train split.
-
-    Args:
-        directory: called when the data is read, so that gin can bind it.
-        held_out: questions that must not be trained on; their chains are left out (paper [1]
-            trained on its validation questions).
-    """
-
-    def dataset_fn(split, shuffle_files, seed=None):
-        del split, shuffle_files, seed
-        if directory() is None:
-            raise UserError("no teacher store", "a folder", "pass --gin.TEACHER_STORE=\"'FOLDER'\"")
-        dataset = store.dataset(directory(), vocabulary=vocabulary, top_k=top_k)
-        excluded = {normalize_question(question) for question in held_out()}
-        if not excluded:
-            return dataset
-
-        def allowed(question):
-            return normalize_question(question.decode()) not in excluded
-
-        return dataset.filter(
-            lambda record: tf.ensure_shape(
-                tf.numpy_function(allowed, [record["question"]], tf.bool, stateful=False), []
-            )
-        )
-
-    return seqio.FunctionDataSource(dataset_fn, splits=["train"])
 
 
 def questions(source: seqio.DataSource, split: str) -> Iterable[str]:

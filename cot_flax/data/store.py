@@ -1,166 +1,190 @@
-"""The prepared store: kept chains, tokenized, with the teacher's rows. Made by `prepare`.
+"""The prepared store: kept chains as SeqIO's cached-task layout, with a manifest over it.
 
-A folder with `chains.tfrecord` (one tf.train.Example a chain), `manifest.json`, and
-`rejected.jsonl` with every sample that was left out and why.
+    train.tfrecord-00000-of-00007   one tf.train.Example a chain
+    info.train.json, stats.train.json, COMPLETED    what SeqIO reads
+    manifest.json                   teachers, settings, vocabulary, k, counts, checksums
+    dropped.jsonl.gz, rejected.jsonl    every record that is not in it, with the reason
+    prepare_report.html, .json
+
+A teacher's row takes 4 bytes an entry: a uint16 id and a float16 log-probability. The tail is what
+the entries leave of 1.
 """
 
-import collections
+import functools
+import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
 import seqio
 import tensorflow as tf
 
-from cot_flax.data.features import fingerprint, pieces
 from cot_flax.errors import UserError
-from cot_flax.teacher.alignment import align, project_top_k
-from cot_flax.teacher.filtering import KEPT, judge
-from cot_flax.teacher.samples import Logprobs, Sample
-from cot_flax.text.prompts import build_target
+from cot_flax.teacher.preparation import Record
+from cot_flax.teacher.tally import Tally
 
-CHAINS, MANIFEST, REJECTED = "chains.tfrecord", "manifest.json", "rejected.jsonl"
-EOS = 1
+SPLIT = "train"
+MANIFEST, COMPLETED = "manifest.json", "COMPLETED"
+INFO, STATS = f"info.{SPLIT}.json", f"stats.{SPLIT}.json"
+DROPPED, REJECTED = "dropped.jsonl.gz", "rejected.jsonl"
+LARGEST_VOCABULARY = 1 << 16
+FEATURES = {
+    "id": {"shape": [], "dtype": "string"},
+    "question": {"shape": [], "dtype": "string"},
+    "answer": {"shape": [], "dtype": "string"},
+    "first": {"shape": [], "dtype": "int32"},
+    "targets": {"shape": [None], "dtype": "int32"},
+    "teacher_top_ids": {"shape": [], "dtype": "string"},
+    "teacher_top_logprobs": {"shape": [], "dtype": "string"},
+}
+_FLOAT16_LOWEST = float(np.finfo(np.float16).min)
 
 
-def write_store(
-    path: str,
-    samples: Iterable[Sample],
-    *,
-    vocabulary: seqio.Vocabulary,
-    top_k: int = 5,
-    answer_kind: str = "number",
-) -> dict:
-    """Filters, aligns and tokenizes samples into a store; returns its manifest.
-
-    Raises:
-        UserError: no sample is left.
-    """
-    folder = Path(path)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / MANIFEST).unlink(missing_ok=True)  # a store that breaks off must not look whole
-    counts: collections.Counter = collections.Counter()
-    teachers: set[str] = set()
-    with (
-        tf.io.TFRecordWriter(str(folder / CHAINS)) as chains,
-        open(folder / REJECTED, "w") as rejected,
-    ):
-        kept = _kept(samples, answer_kind, counts, rejected)
-        for record in _records(kept, vocabulary, top_k, counts, teachers):
-            chains.write(record.SerializeToString())
-    if not counts[KEPT]:
-        raise UserError(
-            f"no usable chain ({dict(counts)})",
-            "at least one with the right answer",
-            f"look at {folder / REJECTED}",
-        )
-    manifest = {
-        "vocabulary": fingerprint(vocabulary),
-        "top_k": top_k,
-        "teachers": sorted(teachers),
-        "counts": dict(counts),
+def serialize(record: Record) -> bytes:
+    """One chain as a tf.train.Example; absent rows are empty strings."""
+    ids = logprobs = b""
+    if record.projection is not None:
+        ids = record.projection.ids_TK.astype("<u2").tobytes()
+        rounded = np.maximum(record.projection.logprobs_TK, _FLOAT16_LOWEST).astype("<f2")
+        logprobs = rounded.tobytes()
+    feature = {
+        "id": _bytes(record.id.encode()),
+        # A lone surrogate, which JSON can hold and UTF-8 cannot, becomes a question mark.
+        "question": _bytes(record.question.encode(errors="replace")),
+        "answer": _bytes(record.answer.encode(errors="replace")),
+        "first": _ints([int(record.first)]),
+        "targets": _ints(record.targets),
+        "teacher_top_ids": _bytes(ids),
+        "teacher_top_logprobs": _bytes(logprobs),
     }
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
-    return manifest
+    example = tf.train.Example(features=tf.train.Features(feature=feature))
+    return example.SerializeToString(deterministic=True)
+
+
+def shard_name(index: int, count: int) -> str:
+    return f"{SPLIT}.tfrecord-{index:05d}-of-{count:05d}"
+
+
+def write_layout(folder: Path, *, shards: int, tally: Tally, plan: dict) -> None:
+    """Writes SeqIO's files and the manifest beside the shards; COMPLETED comes last."""
+    info = {"num_shards": shards, "features": FEATURES, "seqio_version": seqio.__version__}
+    stats = {"examples": tally.kept, "targets_tokens": tally.tokens}
+    _write_json(folder / INFO, info)
+    _write_json(folder / STATS, stats)
+    names = [*(shard_name(i, shards) for i in range(shards)), INFO, STATS]
+    manifest = {
+        "vocabulary": plan["vocabulary"],
+        "top_k": plan["settings"]["top_k"],
+        "teachers": dict(tally.teachers),
+        "prompt_hash": f"{tally.prompts % (1 << 128):032x}",
+        "read": tally.read,
+        "kept": tally.kept,
+        "dropped": tally.dropped,
+        "rejected": tally.rejected.total(),
+        "plan": plan,
+        "tally": tally.to_json(),
+        "files": {name: checksum(folder / name) for name in names},
+    }
+    _write_json(folder / MANIFEST, manifest)
+    (folder / COMPLETED).touch()
+
+
+def remove(folder: Path) -> None:
+    """Removes a store's files from a folder, and nothing else."""
+    (folder / COMPLETED).unlink(missing_ok=True)
+    for pattern in (f"{SPLIT}.tfrecord-*", INFO, STATS, MANIFEST, DROPPED, REJECTED):
+        for file in folder.glob(pattern):
+            file.unlink()
+
+
+def checksum(path: str | Path) -> str:
+    """SHA-256 of a file, hexadecimal."""
+    with tf.io.gfile.GFile(str(path), "rb") as file:
+        digest = hashlib.sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def check_vocabulary(vocabulary: seqio.Vocabulary) -> None:
+    """Raises UserError for a vocabulary whose ids do not fit a store's entries."""
+    if vocabulary.vocab_size > LARGEST_VOCABULARY:
+        raise UserError(
+            f"a vocabulary of {vocabulary.vocab_size:,} ids",
+            f"at most {LARGEST_VOCABULARY:,}, which fit 16 bits",
+            "choose a student with a smaller vocabulary",
+        )
 
 
 def read_manifest(path: str) -> dict:
-    """Reads a store's manifest; raises UserError where there is none."""
-    file = Path(path) / MANIFEST
-    if not file.exists():
+    """Reads a store's manifest; raises UserError where there is none or it is not whole."""
+    try:
+        with tf.io.gfile.GFile(f"{path}/{MANIFEST}") as file:
+            return json.load(file)
+    except (tf.errors.OpError, ValueError) as error:
         raise UserError(
-            f"no {MANIFEST} in {path}", "a folder that `cot-flax prepare` made", "run prepare first"
-        )
-    return json.loads(file.read_text())
+            f"no readable {MANIFEST} in {path}",
+            "a folder that `cot-flax prepare` finished",
+            "run `cot-flax prepare`, which goes on where it stopped",
+        ) from error
 
 
-def dataset(path: str, *, vocabulary: seqio.Vocabulary, top_k: int) -> tf.data.Dataset:
-    """Opens a store; raises UserError where its vocabulary or its k is not the task's."""
+@functools.lru_cache(maxsize=8)
+def check(path: str, vocabulary: str, top_k: int) -> None:
+    """Checks once a process that a store is whole and is for this vocabulary and k.
+
+    Args:
+        path: the store's folder.
+        vocabulary: `fingerprint` of the task's vocabulary.
+        top_k: the task's entries a position.
+
+    Raises:
+        UserError: another vocabulary or k, a file that is missing or whose bytes have changed.
+    """
     manifest = read_manifest(path)
-    for name, wanted in (("vocabulary", fingerprint(vocabulary)), ("top_k", top_k)):
-        if manifest[name] != wanted:
+    for name, wanted in (("vocabulary", vocabulary), ("top_k", top_k)):
+        if manifest.get(name) != wanted:
             raise UserError(
-                f"a store with {name} {manifest[name]} at {path}",
+                f"a store with {name} {manifest.get(name)} at {path}",
                 f"the task's {name} {wanted}",
                 "run `cot-flax prepare` again for this task",
             )
-    ids = tf.io.FixedLenSequenceFeature([], tf.int64, allow_missing=True)
-    logprobs = tf.io.FixedLenSequenceFeature([], tf.float32, allow_missing=True)
-    text, number = tf.io.FixedLenFeature([], tf.string), tf.io.FixedLenFeature([], tf.int64)
+    for name, expected in manifest["files"].items():
+        _check_file(f"{path}/{name}", expected)
+
+
+def dataset(path: str) -> tf.data.Dataset:
+    """Opens a store as records with its FEATURES."""
+    files = [f"{path}/{name}" for name in read_manifest(path)["files"] if ".tfrecord-" in name]
     description = {
-        "id": text,
-        "question": text,
-        "answer": text,
-        "first": number,
-        "targets": ids,
-        "teacher_top_ids": ids,
-        "teacher_top_logprobs": logprobs,
+        name: tf.io.FixedLenFeature([], tf.string if entry["dtype"] == "string" else tf.int64)
+        for name, entry in FEATURES.items()
     }
-    records = tf.data.TFRecordDataset(str(Path(path) / CHAINS))
-    return records.map(lambda raw: tf.io.parse_single_example(raw, description))
-
-
-def _kept(samples, answer_kind, counts, rejected) -> Iterator[Sample]:
-    for sample, reason in judge(samples, kind=answer_kind):
-        counts[reason or KEPT] += 1
-        if reason is None:
-            yield sample
-        else:
-            line = {"reason": reason, "id": sample.id, "sample": sample.sample}
-            rejected.write(json.dumps(line | {"text": sample.text}) + "\n")
-
-
-def _records(samples, vocabulary, top_k, counts, teachers) -> Iterator[tf.train.Example]:
-    piece_to_id = pieces(vocabulary)
-    seen: set[str] = set()
-    for sample in samples:
-        teachers.add(sample.teacher["model"])
-        text = build_target(sample.text, sample.gold_answer, "zero_shot_cot")
-        student_pieces = vocabulary.tokenizer.EncodeAsPieces(text)
-        targets = [*vocabulary.encode(text), EOS]
-        features = {
-            "id": _bytes(f"{sample.id}/{sample.sample}"),
-            "question": _bytes(sample.question),
-            "answer": _bytes(sample.gold_answer),
-            "first": _ints([int(sample.id not in seen)]),
-            "targets": _ints(targets),
-        }
-        if sample.logprobs:
-            logprobs = _extended(sample.logprobs, text)
-            rows = project_top_k(
-                align(logprobs.tokens, student_pieces),
-                logprobs,
-                student_pieces,
-                targets[:-1],
-                piece_to_id,
-                k=top_k,
-                eos_id=EOS,
-            )
-            counts["soft_positions"] += int(rows.soft_T.sum())
-            counts["positions"] += len(targets)
-            features["teacher_top_ids"] = _ints(rows.ids_TK.ravel())
-            features["teacher_top_logprobs"] = tf.train.Feature(
-                float_list=tf.train.FloatList(value=rows.logprobs_TK.ravel())
-            )
-        seen.add(sample.id)
-        yield tf.train.Example(features=tf.train.Features(feature=features))
-
-
-def _extended(logprobs: Logprobs, text: str) -> Logprobs:
-    """Adds what `build_target` appended to the teacher's own text, as certain tokens."""
-    own = "".join(logprobs.tokens)
-    added = text[len(own.strip()) :] if text.startswith(own.strip()) else ""
-    tokens = tuple(f" {word}" for word in added.split())
-    return Logprobs(
-        (*logprobs.tokens, *tokens),
-        (*logprobs.token_logprobs, *[0.0] * len(tokens)),
-        (*logprobs.top_logprobs, *[{}] * len(tokens)),
+    description["targets"] = tf.io.FixedLenSequenceFeature([], tf.int64, allow_missing=True)
+    return tf.data.TFRecordDataset(files).map(
+        lambda raw: tf.io.parse_single_example(raw, description),
+        num_parallel_calls=tf.data.AUTOTUNE,
     )
 
 
-def _bytes(text: str) -> tf.train.Feature:
-    return tf.train.Feature(bytes_list=tf.train.BytesList(value=[text.encode()]))
+def _check_file(path: str, expected: str) -> None:
+    remedy = "copy the store again, or run `cot-flax prepare` into a new folder"
+    try:
+        found = checksum(path)
+    except tf.errors.OpError as error:
+        raise UserError(f"no file {path}", "every file of the manifest", remedy) from error
+    if found != expected:
+        raise UserError(f"{path} with SHA-256 {found[:12]}", f"{expected[:12]}", remedy)
 
 
-def _ints(values) -> tf.train.Feature:
+def _write_json(path: Path, content: dict) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def _bytes(value: bytes) -> tf.train.Feature:
+    return tf.train.Feature(bytes_list=tf.train.BytesList(value=[value]))
+
+
+def _ints(values: Iterable[int]) -> tf.train.Feature:
     return tf.train.Feature(int64_list=tf.train.Int64List(value=values))

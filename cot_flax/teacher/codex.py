@@ -66,7 +66,7 @@ def _logprobs_record(record: Mapping[str, Any], place: str) -> dict[str, Any]:
         }
     except (TypeError, ValueError) as error:
         wanted = "probabilities, and lists of [token, probability]"
-        reject(place, f"token_probs or top5 of another shape ({error})", wanted)
+        reject("wrong_type", place, f"token_probs or top5 of another shape ({error})", wanted)
 
 
 def _gated(sample: Sample) -> Sample:

@@ -1,4 +1,4 @@
-"""JSON Lines at the border: objects with their place, fields with their type."""
+"""Records at the border: lines with their place, fields with their type, named reasons."""
 
 import gzip
 import json
@@ -11,28 +11,50 @@ from typing import Any, NoReturn
 from cot_flax.errors import UserError
 
 
-def json_lines(path: str | os.PathLike) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yields (place, object) for each line of a JSON Lines file; place names file and line.
+class BadRecord(UserError):
+    """One record that cannot be used.
+
+    Attributes:
+        reason: its short name, by which such records are counted.
+    """
+
+    def __init__(self, reason: str, place: str, got: str, expected: str):
+        super().__init__(f"{place}: {got}", expected, "repair or remove this line")
+        self.reason = reason
+
+
+def raw_lines(path: str | os.PathLike) -> Iterator[tuple[str, bytes]]:
+    """Yields (place, line) of a text file; place names file and line.
 
     A name that ends in .gz says that the file is gzipped.
 
     Raises:
-        UserError: the file is missing, unreadable or empty, or a line is no JSON object.
+        UserError: the file is missing or empty.
+        BadRecord: it cannot be read to its end; reason "truncated_file".
     """
     path, number = Path(path), 0
     try:
         with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as lines:
             for number, line in enumerate(lines, 1):
-                place = f"{path}, line {number}"
-                yield place, _object(line, place)
+                yield f"{path}, line {number}", line
     except (OSError, EOFError, zlib.error) as error:
-        raise UserError(
-            f"{path}, after line {number}: {error}",
-            "a readable JSON Lines file (gzipped if its name ends in .gz)",
-            "check the path, or make the file again",
-        ) from error
+        wanted = "a readable file (gzipped if its name ends in .gz)"
+        if isinstance(error, FileNotFoundError | IsADirectoryError | PermissionError):
+            raise UserError(f"{path}: {error.strerror}", wanted, "check the path") from error
+        place = f"{path}, after line {number}"
+        raise BadRecord("truncated_file", place, str(error), wanted) from error
     if number == 0:
-        raise UserError(f"{path}: an empty file", "one JSON object a line", "make the file again")
+        raise UserError(f"{path}: an empty file", "one record a line", "make the file again")
+
+
+def json_lines(path: str | os.PathLike) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yields (place, object) for each line of a JSON Lines file, gzipped if it ends in .gz.
+
+    Raises:
+        UserError: the file is missing, unreadable or empty, or a line is no JSON object.
+    """
+    for place, line in raw_lines(path):
+        yield place, json_object(line, place)
 
 
 def require(record: Mapping[str, Any], name: str, kind: Any, place: str) -> Any:
@@ -43,23 +65,25 @@ def require(record: Mapping[str, Any], name: str, kind: Any, place: str) -> Any:
     """
     wanted = f"field {name!r} of type {getattr(kind, '__name__', kind)}"
     if name not in record:
-        reject(place, f"no field {name!r}", wanted)
+        reject("missing_field", place, f"no field {name!r}", wanted)
     value = record[name]
     if not isinstance(value, kind) or isinstance(value, bool):
-        reject(place, f"{name!r} of type {type(value).__name__}", wanted)
+        reject("wrong_type", place, f"{name!r} of type {type(value).__name__}", wanted)
     return value
 
 
-def reject(place: str, got: str, expected: str) -> NoReturn:
-    """Raises the UserError of a line that cannot be used."""
-    raise UserError(f"{place}: {got}", expected, "repair or remove this line")
+def reject(reason: str, place: str, got: str, expected: str) -> NoReturn:
+    """Raises the BadRecord of a record that cannot be used."""
+    raise BadRecord(reason, place, got, expected)
 
 
-def _object(line: bytes, place: str) -> dict[str, Any]:
+def json_object(line: bytes, place: str) -> dict[str, Any]:
+    """Decodes one line; raises BadRecord "bad_json" where it holds no JSON object."""
     try:
         record = json.loads(line)
-    except ValueError as error:
-        reject(place, f"no JSON ({error})", "one JSON object a line")
+    except (ValueError, RecursionError) as error:
+        reject("bad_json", place, f"no JSON ({error})", "one JSON object a line")
     if not isinstance(record, dict):
-        reject(place, f"JSON of type {type(record).__name__}", "one JSON object a line")
+        got = f"JSON of type {type(record).__name__}"
+        reject("bad_json", place, got, "one JSON object a line")
     return record

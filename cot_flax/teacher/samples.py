@@ -1,5 +1,6 @@
 """The samples file: one teacher sample a line, JSON Lines, gzipped where the name ends in .gz."""
 
+import contextlib
 import gzip
 import json
 import math
@@ -86,16 +87,26 @@ def write_samples(path: str | os.PathLike, samples: Iterable[Sample]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     try:
-        with open(partial, "wb") as raw:
-            if path.suffix == ".gz":
-                # No name and no time in the header: they would differ from run to run.
-                with gzip.GzipFile("", "wb", fileobj=raw, mtime=0) as packed:
-                    packed.writelines(map(_line, samples))
-            else:
-                raw.writelines(map(_line, samples))
+        with gzip_writer(partial) if path.suffix == ".gz" else open(partial, "wb") as file:
+            file.writelines(map(to_line, samples))
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def gzip_writer(path: Path) -> Iterator[gzip.GzipFile]:
+    """Opens a gzip file for writing whose bytes depend on its content alone."""
+    # No name and no time in the header.
+    with open(path, "wb") as raw, gzip.GzipFile("", "wb", fileobj=raw, mtime=0) as packed:
+        yield packed
+
+
+def to_line(sample: Sample, **added: str) -> bytes:
+    """One line of a samples file; `added` fields come first."""
+    record = added | vars(sample) | {"logprobs": sample.logprobs and vars(sample.logprobs)}
+    # A lone surrogate has no UTF-8; as a backslash escape it is JSON and comes back unchanged.
+    return (json.dumps(record, ensure_ascii=False) + "\n").encode(errors="backslashreplace")
 
 
 def sample_from_record(record: Mapping[str, Any], place: str) -> Sample:
@@ -110,7 +121,7 @@ def sample_from_record(record: Mapping[str, Any], place: str) -> Sample:
             have one entry a token, are positive or not finite; the tokens do not join to the text.
     """
     if unknown := sorted(record.keys() - set(_NAMES)):
-        reject(place, f"unknown fields {unknown}", f"only {', '.join(_NAMES)}")
+        reject("unknown_field", place, f"unknown fields {unknown}", f"only {', '.join(_NAMES)}")
     values = {name: require(record, name, _TYPES.get(name, str), place) for name in _NAMES}
     require(values["teacher"], "model", str, place)
     require(values["teacher"], "params", dict, place)
@@ -126,14 +137,17 @@ def _logprobs(record: Mapping[str, Any], text: str, place: str) -> Logprobs:
     lengths = (len(tokens), len(token_logprobs), len(top_logprobs))
     if len(set(lengths)) > 1:
         reject(
+            "lengths_differ",
             place,
             "{} tokens, {} token_logprobs, {} top_logprobs".format(*lengths),
             "as many of each",
         )
     if not all(isinstance(token, str) for token in tokens) or "".join(tokens) != text:
-        reject(place, "tokens that do not join to the text", "strings that join to the text")
+        got, wanted = "tokens that do not join to the text", "strings that join to the text"
+        reject("tokens_do_not_join", place, got, wanted)
     if not all(isinstance(top, dict) for top in top_logprobs):
-        reject(place, "top_logprobs that are no objects", "one {token: logprob} a token")
+        got, wanted = "top_logprobs that are no objects", "one {token: logprob} a token"
+        reject("wrong_type", place, got, wanted)
     _check_values(token_logprobs, place)
     for top in top_logprobs:
         _check_values(top.values(), place)
@@ -143,11 +157,12 @@ def _logprobs(record: Mapping[str, Any], text: str, place: str) -> Logprobs:
 def _check_values(values: Collection[Any], place: str) -> None:
     for value in values:
         # The type itself, because bool is an int to isinstance.
-        if type(value) not in (int, float) or not -math.inf < value <= 0:
-            reject(place, f"log-probability {value!r}", "finite natural logs, at most 0")
-
-
-def _line(sample: Sample) -> bytes:
-    record = vars(sample) | {"logprobs": sample.logprobs and vars(sample.logprobs)}
-    # A lone surrogate has no UTF-8; as a backslash escape it is JSON and comes back unchanged.
-    return (json.dumps(record, ensure_ascii=False) + "\n").encode(errors="backslashreplace")
+        if type(value) not in (int, float):
+            reason = "wrong_type"
+        elif not math.isfinite(value):
+            reason = "nan_or_infinite"
+        elif value > 0:
+            reason = "probability_above_1"
+        else:
+            continue
+        reject(reason, place, f"log-probability {value!r}", "finite natural logs, at most 0")

@@ -1,0 +1,96 @@
+"""The command line: it reads arguments, calls one function a verb, prints errors in one line."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cot_flax.cli import teach
+from cot_flax.cli.common import GIN_FLAGS, GinFile, Out, SearchPaths, parse_gin, prepare_libraries
+from cot_flax.cli.prepare import prepare
+from cot_flax.errors import UserError
+
+app = typer.Typer(
+    help="Teach small encoder-decoders to reason step by step.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+app.add_typer(teach.app, name="teach")
+
+
+@app.command()
+def demo(
+    out: Out = "runs/demo",
+    seed: Annotated[int, typer.Option(help="Of the world, the teacher and the students.")] = 0,
+    fast: Annotated[bool, typer.Option("--fast", help="Two minutes instead of ten.")] = False,
+):
+    """Teach the embedded world's student four ways and compare them.
+
+    Example: cot-flax demo --out runs/demo
+    """
+    prepare_libraries()
+    from cot_flax import demo as demo_module
+
+    demo_module.run(out=Path(out), seed=seed, fast=fast)
+
+
+app.command(context_settings=GIN_FLAGS)(prepare)
+
+
+@app.command(context_settings=GIN_FLAGS)
+def train(context: typer.Context, gin_file: GinFile, gin_search_paths: SearchPaths = ""):
+    """Train a student as a gin experiment says.
+
+    Example: cot-flax train --gin_file=experiments/world_base.gin --gin.MODEL_DIR="'runs/base'"
+    """
+    prepare_libraries()
+    from cot_flax import configuration
+
+    parse_gin(context, gin_file, gin_search_paths)
+    configuration.save(Path(configuration.macro("MODEL_DIR")) / "config.gin")
+    configuration.call("loop.train")
+
+
+@app.command(context_settings=GIN_FLAGS)
+def evaluate(context: typer.Context, gin_file: GinFile, gin_search_paths: SearchPaths = ""):
+    """Decode held-out questions with a checkpoint and score the answers.
+
+    Example: cot-flax evaluate --gin_file=experiments/world_evaluate.gin
+    --gin.CHECKPOINT_PATH="'runs/base'" --gin.EVAL_OUTPUT_DIR="'runs/base/test'"
+    """
+    prepare_libraries()
+    from cot_flax import configuration
+    from cot_flax.evaluation import report
+
+    parse_gin(context, gin_file, gin_search_paths)
+    report.print_results(configuration.call("run.evaluate"))
+
+
+@app.command("report")
+def report_command(
+    runs: Annotated[list[str], typer.Argument(help="Model directories that were evaluated.")],
+    out: Out = "report.html",
+):
+    """Compare runs in one HTML page: accuracies, learning curves, sample chains.
+
+    Example: cot-flax report runs/demo/cot_ce runs/demo/cot_kl --out report.html
+    """
+    from cot_flax.evaluation import report
+
+    # Folders of one name keep their whole path, or the later one would hide the other.
+    names = [Path(run).name for run in runs]
+    labels = names if len(set(names)) == len(names) else runs
+    report.write(Path(out), dict(zip(labels, map(Path, runs), strict=True)))
+    typer.echo(out)
+
+
+def main() -> None:
+    """The entry point: UserError becomes one line on standard error and exit code 2."""
+    try:
+        app()
+    except UserError as error:
+        # gin adds lines on where it was; the first one is ours.
+        print(f"cot-flax: {str(error).splitlines()[0]}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,63 @@
+"""What the verbs share: gin flags, quiet libraries, the tasks that come with the package."""
+
+import importlib
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cot_flax.errors import UserError
+
+GIN_FLAGS = {"allow_extra_args": True, "ignore_unknown_options": True}
+GinFile = Annotated[list[str], typer.Option("--gin_file", help="A gin file; may be repeated.")]
+SearchPaths = Annotated[
+    str, typer.Option("--gin_search_paths", help="Comma-separated folders of gin files.")
+]
+Out = Annotated[str, typer.Option("--out", help="Where to write.")]
+
+
+def parse_gin(context: typer.Context, files: list[str], search_paths: str) -> None:
+    from cot_flax import configuration
+
+    bindings = []
+    for argument in context.args:
+        if not argument.startswith("--gin.") or "=" not in argument:
+            raise UserError(
+                f"argument {argument!r}", "--gin.NAME=VALUE", "see cot-flax COMMAND --help"
+            )
+        bindings.append(argument.removeprefix("--gin."))
+    configuration.parse(files, bindings, [path for path in search_paths.split(",") if path])
+
+
+def import_tasks() -> None:
+    from cot_flax.tasks import abilities, gsm8k, stories  # noqa: F401
+
+
+def _import_quietly(module: str) -> None:
+    """Imports what starts TensorFlow, whose C++ side prints about missing GPUs in any setting."""
+    sys.stderr.flush()
+    stderr = os.dup(2)
+    with tempfile.TemporaryFile() as hidden:
+        os.dup2(hidden.fileno(), 2)
+        try:
+            importlib.import_module(module)
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+
+
+def prepare_libraries() -> None:
+    """Quiets what talks too much and keeps compiled programs between runs."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    import logging
+
+    _import_quietly("cot_flax.data")
+    import jax
+
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    cache = os.environ.get("COT_FLAX_CACHE", str(Path.home() / ".cache" / "cot-flax"))
+    jax.config.update("jax_compilation_cache_dir", f"{cache}/compiled")
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

@@ -1,0 +1,93 @@
+"""SeqIO source and task over a store of `prepare`."""
+
+from collections.abc import Callable, Iterable
+
+import seqio
+import tensorflow as tf
+
+from cot_flax.data import store
+from cot_flax.data.features import fingerprint
+from cot_flax.errors import UserError
+from cot_flax.text.prompts import normalize_question
+
+
+class StoreSource(seqio.FunctionDataSource):
+    """The train split of a store.
+
+    Args:
+        directory: gives the folder when the data is read, so that gin can bind it.
+        vocabulary: the task's.
+        top_k: the task's entries a position.
+        held_out: gives the questions that must not be trained on; their chains are left out (paper
+            [1] trained on its validation questions).
+    """
+
+    def __init__(
+        self,
+        directory: Callable[[], str | None],
+        *,
+        vocabulary: seqio.Vocabulary,
+        top_k: int,
+        held_out: Callable[[], Iterable[str]] = tuple,
+    ):
+        self._directory, self._vocabulary = directory, vocabulary
+        self.top_k, self._held_out = top_k, held_out
+        super().__init__(self._read, splits=[store.SPLIT])
+
+    def checked_directory(self) -> str:
+        """The folder, after `store.check`; raises UserError where gin has bound none."""
+        directory = self._directory()
+        if directory is None:
+            raise UserError("no teacher store", "a folder", "pass --gin.TEACHER_STORE=\"'FOLDER'\"")
+        store.check(directory, fingerprint(self._vocabulary), self.top_k)
+        return directory
+
+    def preprocessors(self) -> list:
+        """What comes between a stored record and a task's own preprocessors."""
+        return [seqio.CacheDatasetPlaceholder(), self._unpack, self._leave_out]
+
+    def _read(self, split, shuffle_files, seed=None):
+        del split, shuffle_files, seed
+        return store.dataset(self.checked_directory())
+
+    def _unpack(self, dataset):
+        return dataset.map(
+            lambda record: _unpacked(record, self.top_k), num_parallel_calls=tf.data.AUTOTUNE
+        )
+
+    def _leave_out(self, dataset):
+        excluded = {normalize_question(question) for question in self._held_out()}
+        if not excluded:
+            return dataset
+
+        def allowed(question):
+            return normalize_question(question.decode()) not in excluded
+
+        return dataset.filter(
+            lambda record: tf.ensure_shape(
+                tf.numpy_function(allowed, [record["question"]], tf.bool, stateful=False), []
+            )
+        )
+
+
+class StoreTask(seqio.Task):
+    """A task over a StoreSource: `use_cached=True` reads the same folder in SeqIO's own way.
+
+    The formats of a data set share one store. So the folder is not sought by the task's name under
+    SeqIO's cache directories; it is the one that gin binds.
+    """
+
+    @property
+    def cache_dir(self) -> str:
+        return self.source.checked_directory()
+
+
+def _unpacked(record, top_k):
+    """Turns a store's bytes into teacher rows [T, K]; T is 0 where the teacher gave none."""
+    ids = tf.io.decode_raw(record["teacher_top_ids"], tf.uint16)
+    logprobs = tf.io.decode_raw(record["teacher_top_logprobs"], tf.float16)
+    return record | {
+        "targets": tf.cast(record["targets"], tf.int32),
+        "teacher_top_ids": tf.reshape(tf.cast(ids, tf.int32), [-1, top_k]),
+        "teacher_top_logprobs": tf.reshape(tf.cast(logprobs, tf.float32), [-1, top_k]),
+    }
