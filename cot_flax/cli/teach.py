@@ -43,3 +43,14 @@ def teach_import_codex(
     samples = list(read_codex_dump(dump))
     write_samples(out, samples)
     typer.echo(f"{len(samples):,} samples in {out}")
+
+
+@app.command("merge")
+def merge(files: Annotated[list[str], typer.Argument(help="Samples files.")], out: Out):
+    """Merge samples files, so that all chains of a question stand together.
+
+    Example: cot-flax teach merge monday.jsonl tuesday.jsonl.gz --out samples.jsonl.gz
+    """
+    from cot_flax.teacher.merging import merge_samples
+
+    typer.echo(f"{merge_samples(files, out):,} samples in {out}")
