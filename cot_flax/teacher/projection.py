@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 
 import numpy as np
 
@@ -16,6 +17,7 @@ KINDS = ("soft", "end", "no_token", "inside_token", "several_tokens", "other_str
 teacher token, starts inside one, spans several, or is another string than its token."""
 
 Row = dict[int, float]
+_LOGPROB = itemgetter(1)
 
 
 @dataclass(frozen=True)
@@ -106,9 +108,10 @@ def project_top_k(
             "tokenize and align the same text",
         )
     if first_piece is None:
+        id_of = _TokenIds(piece_to_id)
         rows = [
-            _matched_row(tokens, logprobs, piece, own_id, piece_to_id)
-            for tokens, piece, own_id in zip(alignment, student_pieces, student_ids, strict=True)
+            _matched_row(tokens, logprobs, own_id, id_of)
+            for tokens, own_id in zip(alignment, student_ids, strict=True)
         ]
     else:
         rows = [
@@ -122,26 +125,36 @@ def project_top_k(
     return _packed(rows, own_ids, k)
 
 
+class _TokenIds(dict):
+    """Student ids of teacher tokens that are pieces as they stand, 0 for the others.
+
+    Id 0 is the pad id, which means "absent", so that no string may be projected onto it.
+    """
+
+    def __init__(self, piece_to_id: Mapping[str, int]):
+        super().__init__()
+        self._piece_to_id = piece_to_id
+
+    def __missing__(self, token: str) -> int:
+        self[token] = self._piece_to_id.get(token.replace(" ", _SPACE), 0)
+        return self[token]
+
+
 def _matched_row(
-    tokens: Sequence[int],
-    logprobs: Logprobs,
-    piece: str,
-    own_id: int,
-    piece_to_id: Mapping[str, int],
+    tokens: Sequence[int], logprobs: Logprobs, own_id: int, id_of: _TokenIds
 ) -> Row | str:
     """Returns {student id: log-probability}, or the kind of a one-hot position."""
     if len(tokens) != 1:
         return "several_tokens" if tokens else "no_token"
-    (index,) = tokens
-    token = logprobs.tokens[index]
-    if token.replace(" ", _SPACE) != piece or piece_to_id.get(piece) != own_id:
+    index = tokens[0]
+    # Of a known string only: an unknown piece's id is no string's, and pad's stands for none.
+    if not own_id or id_of[logprobs.tokens[index]] != own_id:
         return "other_string"
-    row: Row = {}
-    entries = [(token, logprobs.token_logprobs[index]), *logprobs.top_logprobs[index].items()]
-    for string, logprob in entries:
-        # Id 0 is the pad id, which means "absent", so that no string may be projected onto it.
-        if student_id := piece_to_id.get(string.replace(" ", _SPACE), 0):
-            row.setdefault(student_id, logprob)
+    row = {own_id: logprobs.token_logprobs[index]}
+    for token, logprob in logprobs.top_logprobs[index].items():
+        student_id = id_of[token]
+        if student_id and student_id not in row:
+            row[student_id] = logprob
     return row
 
 
@@ -159,33 +172,45 @@ def _paths_row(
         return "inside_token"
     # The student's tokenizer puts a space before a text, so that its first piece begins a word.
     path, path_logprob = " " * (j == 0), 0.0
-    masses: dict[int, float] = {}
+    row: Row = {}
     for index in tokens:
         token = logprobs.tokens[index]
         for other, logprob in logprobs.top_logprobs[index].items():
             if other != token and (student_id := first_piece(path + other)):
-                mass = math.exp(path_logprob + logprob)
-                masses[student_id] = masses.get(student_id, 0.0) + mass
+                _add(row, student_id, path_logprob + logprob)
         path += token
         path_logprob += logprobs.token_logprobs[index]
     if first_piece(path) != own_id:
         return "other_string"
-    masses[own_id] = masses.get(own_id, 0.0) + math.exp(path_logprob)
-    return {student_id: math.log(mass) for student_id, mass in masses.items() if mass > 0}
+    _add(row, own_id, path_logprob)
+    return row
+
+
+def _add(row: Row, student_id: int, logprob: float) -> None:
+    """Adds probabilities, given as logs."""
+    if student_id in row:
+        low, high = sorted((row[student_id], logprob))
+        logprob = high + math.log1p(math.exp(low - high))
+    row[student_id] = logprob
 
 
 def _packed(rows: Sequence[Row | str], own_ids: Sequence[int], k: int) -> Projection:
-    ids_TK = np.zeros((len(rows), k), np.int32)
-    logprobs_TK = np.zeros((len(rows), k), np.float32)
-    kinds_T = np.zeros(len(rows), np.int8)
-    for t, (row, own_id) in enumerate(zip(rows, own_ids, strict=True)):
+    ids, logprobs, kinds = [], [], []
+    absent_ids, absent_logprobs = [0] * k, [0.0] * k
+    for row, own_id in zip(rows, own_ids, strict=True):
         if isinstance(row, str):
-            kinds_T[t] = KINDS.index(row)
-            ids_TK[t, 0] = own_id
+            kinds.append(KINDS.index(row))
+            ids += (own_id, *absent_ids[1:])
+            logprobs += absent_logprobs
             continue
-        entries = sorted(row.items(), key=lambda entry: -entry[1])[:k]
-        ids_TK[t, : len(entries)], logprobs_TK[t, : len(entries)] = zip(*entries, strict=True)
+        kinds.append(0)
+        best = sorted(row.items(), key=_LOGPROB, reverse=True)[:k]
+        ids += [student_id for student_id, _ in best]
+        logprobs += [logprob for _, logprob in best]
+        ids += absent_ids[len(best) :]
+        logprobs += absent_logprobs[len(best) :]
+    ids_TK = np.array(ids, np.int32).reshape(-1, k)
     # Products and sums of the teacher's rounded figures may pass 1 by a little.
-    np.minimum(logprobs_TK, 0.0, out=logprobs_TK)
+    logprobs_TK = np.minimum(np.array(logprobs, np.float32), 0.0).reshape(-1, k)
     kept_mass_T = np.sum(np.exp(logprobs_TK), axis=1, where=ids_TK != 0)
-    return Projection(ids_TK, logprobs_TK, kinds_T, kept_mass_T)
+    return Projection(ids_TK, logprobs_TK, np.array(kinds, np.int8), kept_mass_T)

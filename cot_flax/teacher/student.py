@@ -1,6 +1,7 @@
 """The student's tokenizer as the teacher's side needs it: pieces, ids, and where each one lies."""
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -9,6 +10,7 @@ from sentencepiece import SentencePieceProcessor
 from cot_flax.errors import UserError
 
 _SPACE = "\u2581"  # SentencePiece's visible space
+_MOST_REMEMBERED = 1 << 18  # strings, some 30 MB
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class Student:
                 "the serialized model of the student's vocabulary",
                 "pass a spiece.model file",
             ) from error
-        self._first_pieces: dict[str, int] = {}
+        self._first_pieces = _Memo(self._look_up)
 
     @cached_property
     def piece_to_id(self) -> dict[str, int]:
@@ -69,17 +71,16 @@ class Student:
             tuple((piece.begin, piece.end) for piece in pieces),
         )
 
-    def first_piece(self, text: str) -> int:
-        """The id of the piece that a text starts with, or 0 where that is not known.
+    @property
+    def first_piece(self) -> Callable[[str], int]:
+        """Gives the id of the piece that a text starts with, or 0 where that is not known.
 
-        White space at the start of `text` makes the first piece begin a word. A text that is a
+        White space at the start of the text makes the first piece begin a word. A text that is a
         piece as it stands is that piece. Any other one is tokenized where it begins a word; inside
         a word the tokenizer would need the letters before it, so that the answer is 0, as it is
         for white space alone and for what the vocabulary does not know.
         """
-        if text not in self._first_pieces:
-            self._first_pieces[text] = self._look_up(text)
-        return self._first_pieces[text]
+        return self._first_pieces.__getitem__
 
     def _look_up(self, text: str) -> int:
         words = _SPACE.join(text.split())
@@ -89,8 +90,23 @@ class Student:
         whole = self.piece_to_id.get(_SPACE * begins_word + words, 0)
         if whole or not begins_word:
             return whole
-        first = self._processor.encode(text)[0]
-        return 0 if self._processor.IsUnknown(first) else first
+        # Normalisation may leave nothing, of a zero-width space for instance.
+        first = next(iter(self._processor.encode(text)), None)
+        return 0 if first is None or self._processor.IsUnknown(first) else first
+
+
+class _Memo(dict):
+    """Results of a function by its argument, forgotten when there are too many of them."""
+
+    def __init__(self, function: Callable[[str], int]):
+        super().__init__()
+        self._function = function
+
+    def __missing__(self, text: str) -> int:
+        if len(self) >= _MOST_REMEMBERED:
+            self.clear()
+        self[text] = result = self._function(text)
+        return result
 
 
 def _read(path: str | os.PathLike) -> bytes:
