@@ -103,7 +103,8 @@ def plan(
     with read_answers(journal_path(out)) as answers:
         for question in questions:
             first = recipe.first(question)
-            prompts += [request.prompt for request in first][: PROMPTS_SHOWN - len(prompts)]
+            if len(prompts) < PROMPTS_SHOWN:
+                prompts.append(first[0].prompt)
             found["requests"] += len(first)
             found["answered"] += sum(request.key(teacher) in answers for request in first)
             for prompt_tokens, completion_tokens in _to_pay(question, recipe, teacher, answers):

@@ -35,7 +35,7 @@ def test_a_plan_of_one_step(tmp_path):
     out = tmp_path / "new" / "s.jsonl"
     found = plan(QUESTIONS, ONE_STEP, "teacher", out, prices=PRICES)
     assert (found.questions, found.requests, found.answered, found.most_requests) == (5, 10, 0, 10)
-    assert found.prompts == ("?" * 10, "?" * 10, "?" * 11)
+    assert found.prompts == ("?" * 10, "?" * 11, "?" * 12)
     assert found.prompt_tokens == 2 * (3 + 3 + 3 + 4 + 4)
     assert found.completion_tokens == 5 * 3 * 100
     assert found.cost == pytest.approx((34 * 2 + 1500 * 10) / 1e6)
