@@ -32,6 +32,12 @@ def parse_gin(context: typer.Context, files: list[str], search_paths: str) -> No
     configuration.parse(files, bindings, [path for path in search_paths.split(",") if path])
 
 
+def without_bindings(context: typer.Context, words: list[str]) -> list[str]:
+    """Takes --gin. flags out of an argument that may be repeated, which swallows them."""
+    context.args += [word for word in words if word.startswith("--gin.")]
+    return [word for word in words if not word.startswith("--gin.")]
+
+
 def import_tasks() -> None:
     from cot_flax.tasks import abilities, gsm8k, stories  # noqa: F401
 

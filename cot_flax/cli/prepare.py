@@ -12,6 +12,7 @@ from cot_flax.cli.common import (
     import_tasks,
     parse_gin,
     prepare_libraries,
+    without_bindings,
 )
 
 _KEEP = {"rich_help_panel": "What is kept"}
@@ -86,6 +87,7 @@ def prepare(
 
     Example: cot-flax prepare samples.jsonl --out store --task stories_teacher_zero_shot_cot
     """
+    files = without_bindings(context, samples)
     prepare_libraries()
     from cot_flax.data.batches import find_task
     from cot_flax.data.prepare import prepare as make_store
@@ -97,7 +99,7 @@ def prepare(
     import_tasks()
     parse_gin(context, gin_file, gin_search_paths)
     filters = Filters(
-        rules=rules or find_format(samples[0]).rules,
+        rules=rules or find_format(files[0]).rules,
         answer_kind=cot_task(task).answer_kind,
         require_logprobs=require_logprobs,
         consistent=consistent,
@@ -114,7 +116,7 @@ def prepare(
         max_question_tokens=max_question_tokens,
     )
     tally = make_store(
-        samples,
+        files,
         out,
         vocabulary=find_task(task).output_features["targets"].vocabulary,
         settings=settings,

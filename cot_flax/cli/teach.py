@@ -4,9 +4,183 @@ from typing import Annotated
 
 import typer
 
+from cot_flax.cli import teachers
 from cot_flax.cli.common import Out
+from cot_flax.cli.teachers import (
+    BaseUrl,
+    Checkpoint,
+    Concurrency,
+    DryRun,
+    GgufFile,
+    HuggingFace,
+    KeyVariable,
+    Model,
+    PriceIn,
+    PriceOut,
+    Timeout,
+    Vocabulary,
+)
 
 app = typer.Typer(help="Make a samples file: one teacher chain a line.", no_args_is_help=True)
+
+
+Chat = Annotated[bool, typer.Option("--chat", help="Use the chat API, not completions.")]
+Samples = Annotated[int | None, typer.Option(help="Chains a question.")]
+Temperature = Annotated[float | None, typer.Option(help="0 is greedy.")]
+MaxTokens = Annotated[int | None, typer.Option(help="Tokens of a chain, at most.")]
+TopLogprobs = Annotated[
+    int | None, typer.Option(help="Likeliest tokens a position to ask for; 0 asks for none.")
+]
+
+
+@app.command("sample")
+def sample(
+    questions: Annotated[
+        str, typer.Argument(help="Questions: GSM8K's, PAL's or {question, answer} JSON Lines.")
+    ],
+    out: Out,
+    recipe: Annotated[str, typer.Option(help="fu2023, magister2022, ho2022 or kim2023.")],
+    dataset: Annotated[str, typer.Option(help="The data set's name.")],
+    split: Annotated[str, typer.Option(help="Its split.")] = "train",
+    limit: Annotated[int | None, typer.Option(help="Only the first questions.")] = None,
+    exemplars: Annotated[
+        str | None,
+        typer.Option(help="Worked questions to show; else the recipe chooses among QUESTIONS."),
+    ] = None,
+    shots: Annotated[int | None, typer.Option(help="How many to show.")] = None,
+    samples: Samples = None,
+    temperature: Temperature = None,
+    max_tokens: MaxTokens = None,
+    top_logprobs: TopLogprobs = None,
+    chat: Chat = False,
+    model: Model = None,
+    base_url: BaseUrl = None,
+    key_variable: KeyVariable = "OPENAI_API_KEY",
+    checkpoint: Checkpoint = None,
+    vocabulary: Vocabulary = None,
+    huggingface: HuggingFace = None,
+    gguf_file: GgufFile = None,
+    concurrency: Concurrency = 16,
+    timeout: Timeout = 300.0,
+    price_in: PriceIn = None,
+    price_out: PriceOut = None,
+    dry_run: DryRun = False,
+):
+    """Ask a teacher for chains, as one of the four papers did.
+
+    Example: cot-flax teach sample gsm8k/train.jsonl --recipe fu2023 --dataset gsm8k
+    --model MODEL --base-url http://localhost:8000/v1 --out samples.jsonl --dry-run
+    """
+    from cot_flax.teacher.sampling.questions import read_questions
+    from cot_flax.teacher.sampling.recipes import make_recipe
+
+    asked = list(read_questions(questions, dataset=dataset, split=split))
+    shown = list(read_questions(exemplars, dataset=dataset, split="exemplars")) if exemplars else []
+    numbers = _given(samples, temperature, max_tokens, top_logprobs, shots)
+    chosen = make_recipe(recipe, exemplars=shown, pool=asked, chat=chat, **numbers)
+    who = teachers.Choice(
+        model, base_url, key_variable, checkpoint, vocabulary, huggingface, gguf_file, timeout
+    )
+    teachers.run(
+        who,
+        asked[:limit],
+        chosen,
+        out,
+        concurrency=concurrency,
+        price_in=price_in,
+        price_out=price_out,
+        dry_run=dry_run,
+    )
+
+
+@app.command("scenario")
+def scenario(
+    folder: Annotated[
+        str, typer.Argument(help="A folder with instruction.md, exemplars.jsonl, inputs.jsonl.")
+    ],
+    out: Out,
+    samples: Samples = None,
+    temperature: Temperature = None,
+    max_tokens: MaxTokens = None,
+    top_logprobs: TopLogprobs = 5,
+    chat: Chat = False,
+    model: Model = None,
+    base_url: BaseUrl = None,
+    key_variable: KeyVariable = "OPENAI_API_KEY",
+    checkpoint: Checkpoint = None,
+    vocabulary: Vocabulary = None,
+    huggingface: HuggingFace = None,
+    gguf_file: GgufFile = None,
+    concurrency: Concurrency = 16,
+    timeout: Timeout = 300.0,
+    price_in: PriceIn = None,
+    price_out: PriceOut = None,
+    dry_run: DryRun = False,
+):
+    """Ask a teacher to reason as your own worked exemplars do.
+
+    Example: cot-flax teach scenario examples/triage --model MODEL
+    --base-url http://localhost:8000/v1 --out triage.jsonl
+    """
+    from cot_flax.teacher.sampling.scenario import read_scenario, scenario_recipe
+
+    read = read_scenario(folder)
+    numbers = _given(samples, temperature, max_tokens, top_logprobs)
+    who = teachers.Choice(
+        model, base_url, key_variable, checkpoint, vocabulary, huggingface, gguf_file, timeout
+    )
+    teachers.run(
+        who,
+        read.inputs,
+        scenario_recipe(read, chat=chat, **numbers),
+        out,
+        concurrency=concurrency,
+        price_in=price_in,
+        price_out=price_out,
+        dry_run=dry_run,
+    )
+
+
+@app.command("rescore")
+def rescore(
+    samples: Annotated[str, typer.Argument(help="A samples file.")],
+    out: Out,
+    prompt: Annotated[
+        str, typer.Option(help="What stands before a text; {question} is replaced.")
+    ] = "Q: {question}\nLet's think step by step\n",
+    top_logprobs: Annotated[int, typer.Option(help="Likeliest tokens a position.")] = 5,
+    model: Model = None,
+    base_url: BaseUrl = None,
+    key_variable: KeyVariable = "OPENAI_API_KEY",
+    checkpoint: Checkpoint = None,
+    vocabulary: Vocabulary = None,
+    huggingface: HuggingFace = None,
+    gguf_file: GgufFile = None,
+    concurrency: Concurrency = 16,
+    timeout: Timeout = 300.0,
+    price_in: PriceIn = None,
+    price_out: PriceOut = None,
+):
+    """Give chains that somebody wrote a teacher's log-probabilities.
+
+    Example: cot-flax teach rescore human.jsonl --model MODEL
+    --base-url http://localhost:8000/v1 --out scored.jsonl
+    """
+    from cot_flax.teacher.sampling.rescoring import rescore as give_scores
+
+    who = teachers.Choice(
+        model, base_url, key_variable, checkpoint, vocabulary, huggingface, gguf_file, timeout
+    )
+    totals = give_scores(
+        samples,
+        out,
+        who.open(),
+        lambda question: prompt.replace("{question}", question).replace("\\n", "\n"),
+        top_logprobs=top_logprobs,
+        concurrency=concurrency,
+        prices=teachers.read_prices(price_in, price_out),
+    )
+    typer.echo(teachers.done(totals, out))
 
 
 @app.command("stories")
@@ -54,3 +228,17 @@ def merge(files: Annotated[list[str], typer.Argument(help="Samples files.")], ou
     from cot_flax.teacher.merging import merge_samples
 
     typer.echo(f"{merge_samples(files, out):,} samples in {out}")
+
+
+def _given(samples, temperature, max_tokens, top_logprobs, shots=None) -> dict:
+    """The numbers that the user set; a recipe has its own for the others."""
+    numbers = {
+        "samples": samples,
+        "temperature": temperature,
+        "max_tokens": max_tokens,
+        "shots": shots,
+    }
+    given = {name: value for name, value in numbers.items() if value is not None}
+    if top_logprobs is not None:
+        given["top_logprobs"] = top_logprobs or None
+    return given

@@ -67,7 +67,7 @@ def shard_name(index: int, count: int) -> str:
 
 
 def write_layout(folder: Path, *, shards: int, tally: Tally, plan: dict) -> None:
-    """Writes SeqIO's files and the manifest beside the shards; COMPLETED comes last."""
+    """Writes SeqIO's files, the manifest and the report beside the shards; COMPLETED comes last."""
     info = {"num_shards": shards, "features": FEATURES, "seqio_version": seqio.__version__}
     stats = {"examples": tally.kept, "targets_tokens": tally.tokens}
     _write_json(folder / INFO, info)
@@ -87,13 +87,15 @@ def write_layout(folder: Path, *, shards: int, tally: Tally, plan: dict) -> None
         "files": {name: checksum(folder / name) for name in names},
     }
     _write_json(folder / MANIFEST, manifest)
+    prepare_report.write(folder, manifest)
     (folder / COMPLETED).touch()
 
 
 def remove(folder: Path) -> None:
     """Removes a store's files from a folder, and nothing else."""
     (folder / COMPLETED).unlink(missing_ok=True)
-    for pattern in (f"{SPLIT}.tfrecord-*", INFO, STATS, MANIFEST, DROPPED, REJECTED):
+    reports = (prepare_report.HTML, prepare_report.JSON)
+    for pattern in (f"{SPLIT}.tfrecord-*", INFO, STATS, MANIFEST, DROPPED, REJECTED, *reports):
         for file in folder.glob(pattern):
             file.unlink()
 

@@ -227,6 +227,7 @@ def _example(sample: Sample, pieces: Pieces, projection: Projection, tokens) -> 
     shown = slice(_SHOWN_POSITIONS)
     return {
         "id": f"{sample.id}/{sample.sample}",
+        "question": sample.question,
         "soft_share": round(float(projection.soft_T.mean()), 4),
         "positions": [
             [piece, row, KINDS[kind]]
