@@ -20,6 +20,7 @@ import numpy as np
 import seqio
 import tensorflow as tf
 
+from cot_flax.data import prepare_report
 from cot_flax.errors import UserError
 from cot_flax.teacher.preparation import Record
 from cot_flax.teacher.tally import Tally
