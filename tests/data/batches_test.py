@@ -9,7 +9,6 @@ import gin
 import numpy as np
 import pytest
 
-from cot_flax.data import store
 from cot_flax.data.batches import TaskBatches, find_task
 from cot_flax.data.features import fingerprint
 from cot_flax.data.registration import add_cot_task
@@ -196,7 +195,7 @@ def test_kl_of_a_task_without_teacher_is_refused():
 
 @pytest.mark.parametrize("logprobs", ["none", "certain"])
 def test_kl_is_refused_where_the_store_says_nothing_about_the_teacher(
-    tmp_path, samples, vocabulary, logprobs
+    make_store, samples, logprobs
 ):
     def without(sample):
         if logprobs == "none":
@@ -207,8 +206,8 @@ def test_kl_is_refused_where_the_store_says_nothing_about_the_teacher(
         )
         return dataclasses.replace(sample, logprobs=empty)
 
-    store.write_store(str(tmp_path), map(without, samples), vocabulary=vocabulary)
-    gin.bind_parameter("cot_flax.tasks.stories.teacher_store.directory", str(tmp_path))
+    folder = make_store(map(without, samples))
+    gin.bind_parameter("cot_flax.tasks.stories.teacher_store.directory", folder)
     batches = make("stories_teacher_zero_shot_cot")
     batches.check(Objective())
     with pytest.raises(UserError, match="no teacher log-probabilities"):

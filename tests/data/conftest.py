@@ -4,10 +4,13 @@ import gin
 import pytest
 import seqio
 
-from cot_flax.data import registration, store
+from cot_flax.data import registration
+from cot_flax.data.prepare import prepare
 from cot_flax.data.registration import add_cot_task
 from cot_flax.data.sources import records_source
 from cot_flax.tasks.stories import VOCABULARY
+from cot_flax.teacher.preparation import Settings
+from cot_flax.teacher.samples import Logprobs, Sample, write_samples
 from cot_flax.world.stories import make_stories
 from cot_flax.world.teacher import make_samples
 
@@ -66,11 +69,54 @@ def samples():
 
 
 @pytest.fixture(scope="session")
-def world_store(samples, tmp_path_factory) -> str:
-    """A store of the samples for the world's vocabulary."""
-    folder = str(tmp_path_factory.mktemp("store"))
-    store.write_store(folder, samples, vocabulary=VOCABULARY, top_k=5)
-    return folder
+def make_store(tmp_path_factory):
+    """Makes a store of samples in a new folder, which it returns."""
+
+    def make(samples, *, vocabulary=VOCABULARY, records_per_shard=2048, **settings) -> str:
+        folder = tmp_path_factory.mktemp("prepared")
+        write_samples(folder / "samples.jsonl", samples)
+        prepare(
+            [str(folder / "samples.jsonl")],
+            str(folder / "store"),
+            vocabulary=vocabulary,
+            settings=Settings(**settings),
+            workers=1,
+            records_per_shard=records_per_shard,
+        )
+        return str(folder / "store")
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_sample():
+    """Makes a teacher's sample; `tokens` are (token, logprob, top) triples."""
+
+    def make(text, gold="2", *, tokens=(), **fields):
+        logprobs = Logprobs(*map(tuple, zip(*tokens, strict=True))) if tokens else None
+        values = {
+            "id": "sums-0",
+            "dataset": "sums",
+            "split": "train",
+            "question": "One and one?",
+            "gold_answer": gold,
+            "format": "zero_shot_cot",
+            "prompt_hash": "",
+            "teacher": {"model": "nobody", "params": {}},
+            "sample": 0,
+            "text": text,
+            "logprobs": logprobs,
+            "finish_reason": "stop",
+        }
+        return Sample(**values | fields)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def world_store(samples, make_store) -> str:
+    """A store of the samples for the world's vocabulary, in several shards."""
+    return make_store(samples, records_per_shard=8)
 
 
 @pytest.fixture

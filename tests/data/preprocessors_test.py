@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import seqio
 
-from cot_flax.data import store
 from cot_flax.text.prompts import FORMATS, Exemplar, build_input, build_target, is_few_shot
 
 PROMPTING = "cot_flax.data.registration.prompting"
@@ -134,16 +133,16 @@ def test_every_row_is_the_teachers_or_one_hot_on_the_target(bound_store):
         ):
             mass = np.sum(np.exp(logprobs), where=ids > 0)
             assert own in ids  # the teacher sampled it, and five entries hold all here
-            assert 0 < mass <= 1 + 1e-6
+            # float16 moves a logarithm by up to 2^-11 of it, so the sum by 2^-11 of the entropy.
+            assert 0 < mass <= 1 + 2**-11 * np.log(5)
             soft += np.sum(ids > 0) > 1
         assert (ids.tolist(), logprobs.tolist()) == ([1, 0, 0, 0, 0], [0.0] * 5)  # EOS
     assert soft > 20
 
 
-def test_a_stored_chain_without_logprobs_has_empty_rows(tmp_path, samples, vocabulary):
+def test_a_stored_chain_without_logprobs_has_empty_rows(make_store, samples):
     bare = [dataclasses.replace(s, logprobs=None) for s in samples]
-    store.write_store(str(tmp_path), bare, vocabulary=vocabulary)
-    gin.bind_parameter("cot_flax.tasks.stories.teacher_store.directory", str(tmp_path))
+    gin.bind_parameter("cot_flax.tasks.stories.teacher_store.directory", make_store(bare))
     for e in read("stories_teacher_zero_shot_cot"):
         for name in ("teacher_top_ids", "teacher_top_logprobs"):
             np.testing.assert_array_equal(e[name], np.zeros((len(e["targets"]), 5)))

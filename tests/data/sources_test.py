@@ -3,8 +3,7 @@ import re
 
 import pytest
 
-from cot_flax.data import store
-from cot_flax.data.sources import questions, read_jsonl, records_source, store_source
+from cot_flax.data.sources import questions, read_jsonl, records_source
 from cot_flax.errors import UserError
 
 LINES = [{"question": "One?", "answer": "1", "more": [2]}, {"question": "Two?", "answer": "2"}]
@@ -64,25 +63,3 @@ def test_a_split_without_records_is_an_error():
 
 def test_questions_of_a_split(sums_source):
     assert list(questions(sums_source, "test")) == ["Five and one?", "Five and two?"]
-
-
-def test_a_store_is_read_from_where_it_lies_now(world_store, vocabulary):
-    place = ["nowhere"]
-    source = store_source(lambda: place[0], vocabulary=vocabulary, top_k=5)
-    with pytest.raises(UserError, match="nowhere"):
-        source.get_dataset("train", shuffle=False)
-    place[0] = world_store
-    kept = store.read_manifest(world_store)["counts"]["kept"]
-    assert len(list(source.get_dataset("train", shuffle=False).as_numpy_iterator())) == kept
-
-
-def test_chains_of_held_out_questions_are_left_out(world_store, vocabulary):
-    def ask(**settings):
-        source = store_source(lambda: world_store, vocabulary=vocabulary, top_k=5, **settings)
-        return list(questions(source, "train"))
-
-    everything = ask()
-    out = everything[0]
-    # However it is written: white space, case and punctuation make no other question.
-    assert ask(held_out=lambda: [f"  {out.upper()} "]) == [q for q in everything if q != out]
-    assert everything.count(out) > 0
