@@ -1,9 +1,10 @@
 """Where cot-flax meets other models: teachers that run on this machine, in JAX or PyTorch."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from cot_flax.errors import UserError
-from cot_flax.teacher.samples import Logprobs
+from cot_flax.teacher.sampling.clipping import clip
 from cot_flax.teacher.sampling.requests import Completion, Request
 
 
@@ -22,23 +23,8 @@ def seed_of(request: Request) -> int:
 
 
 def cut_at_stop(completion: Completion, stop: Sequence[str]) -> Completion:
-    """Returns the completion up to its first stop string; then it ended by "stop".
-
-    A token that straddles the cut keeps its log-probability beside what is left of its string.
-    """
+    """Returns the completion up to its first stop string; then it ended by "stop"."""
     places = [completion.text.find(string) for string in stop if string in completion.text]
     if not places:
         return completion
-    text = completion.text[: min(places)]
-    return Completion(text, completion.logprobs and _cut(completion.logprobs, len(text)), "stop")
-
-
-def _cut(logprobs: Logprobs, characters: int) -> Logprobs:
-    tokens: list[str] = []
-    for token in logprobs.tokens:
-        if characters <= 0:
-            break
-        tokens.append(token[:characters])
-        characters -= len(token)
-    kept = slice(len(tokens))
-    return Logprobs(tuple(tokens), logprobs.token_logprobs[kept], logprobs.top_logprobs[kept])
+    return replace(clip(completion, 0, min(places)), finish_reason="stop")
