@@ -19,7 +19,11 @@ REQUIRED = {
     "train": ["MODEL_DIR='run'"],
     "evaluate": ["CHECKPOINT_PATH='run'", "EVAL_OUTPUT_DIR='out'"],
 }
-STORES = {"gsm8k_teacher_kl": ["TEACHER_STORE='store'"]}
+OWN = {
+    "gsm8k_teacher_kl": ["TEACHER_STORE='store'"],
+    "scenario": ["TEACHER_STORE='store'", "SCENARIO='folder'"],
+    "scenario_evaluate": ["SCENARIO='folder'"],
+}
 
 
 @pytest.fixture(autouse=True)
@@ -38,7 +42,7 @@ def kind(experiment):
 
 
 def parse(experiment, *bindings):
-    required = [*REQUIRED[kind(experiment)], *STORES.get(experiment, [])]
+    required = [*REQUIRED[kind(experiment)], *OWN.get(experiment, [])]
     configuration.parse([f"experiments/{experiment}.gin"], [*required, *bindings])
 
 

@@ -39,7 +39,7 @@ def without_bindings(context: typer.Context, words: list[str]) -> list[str]:
 
 
 def import_tasks() -> None:
-    from cot_flax.tasks import abilities, gsm8k, stories  # noqa: F401
+    from cot_flax.tasks import abilities, gsm8k, scenario, stories  # noqa: F401
 
 
 def _import_quietly(module: str) -> None:

@@ -71,6 +71,21 @@ def read_scenario(folder: str | os.PathLike) -> Scenario:
     return Scenario(instruction, exemplars, inputs, settings)
 
 
+def read_test(folder: str | os.PathLike) -> list[Question]:
+    """Reads the scenario's `test.jsonl`: inputs with answers that no teacher is asked about.
+
+    Raises:
+        UserError: the file is missing or of another shape, or an input has no answer.
+    """
+    folder = Path(folder)
+    items = list(_items(folder / "test.jsonl", "test", _settings(folder)))
+    for item in items:
+        if not item.answer:
+            got, wanted = f"input {item.id} without an answer", "a label to compare with"
+            raise _unusable(folder / "test.jsonl", got, wanted)
+    return items
+
+
 def scenario_recipe(scenario: Scenario, *, chat: bool = False, **numbers: Any) -> Recipe:
     """Returns the recipe that shows the instruction, all exemplars worked out, and then an input.
 

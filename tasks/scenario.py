@@ -1,0 +1,57 @@
+"""A user's own scenario: `scenario_<format>`, and `scenario_teacher_<format>` from a store.
+
+The folder is what `cot-flax teach scenario` asks a teacher about. Its exemplars are those of the
+student's few-shot prompts. The labelled inputs of `test.jsonl`, about which no teacher is asked,
+are the test split.
+"""
+
+import gin
+
+from cot_flax.data.features import T5Vocabulary
+from cot_flax.data.registration import add_cot_task
+from cot_flax.data.sources import records_source
+from cot_flax.data.stored import StoreSource
+from cot_flax.errors import UserError
+from cot_flax.teacher.sampling.scenario import read_scenario, read_test
+
+TOP_K = 5
+VOCABULARY = T5Vocabulary()
+
+
+@gin.configurable(module="cot_flax.tasks.scenario")
+def data(directory: str | None = None) -> str:
+    """The scenario's folder."""
+    if directory is None:
+        raise UserError("no scenario", "a folder", "pass --gin.SCENARIO=\"'FOLDER'\"")
+    return directory
+
+
+@gin.configurable(module="cot_flax.tasks.scenario")
+def teacher_store(directory: str | None = None) -> str | None:
+    """The folder that `cot-flax prepare` made of the teacher's samples."""
+    return directory
+
+
+def _records(split):
+    items = read_scenario(data()).exemplars if split == "train" else read_test(data())
+    return [
+        {
+            "id": item.id,
+            "question": item.question,
+            "rationale": item.rationale,
+            "answer": item.answer,
+        }
+        for item in items
+    ]
+
+
+SOURCE = records_source(_records, ("train", "test"))
+
+add_cot_task("scenario", SOURCE, answer_kind="text", vocabulary=VOCABULARY)
+add_cot_task(
+    "scenario_teacher",
+    StoreSource(teacher_store, vocabulary=VOCABULARY, top_k=TOP_K),
+    exemplars=SOURCE,
+    answer_kind="text",
+    vocabulary=VOCABULARY,
+)

@@ -1,0 +1,152 @@
+"""`cot-flax teach` as a user types it, against a real server on this machine."""
+
+import json
+import math
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from cot_flax import cli
+from cot_flax.teacher.samples import read_samples
+from cot_flax.text.scoring import score
+from cot_flax.world.teacher import reference_rationale
+
+sys.path.insert(0, str(Path(__file__).parent / "teacher" / "sampling"))
+from story_server import STORIES, TEACHER, StoryServer
+
+TRIAGE = Path(__file__).parents[1] / "examples" / "triage"
+WORKED = [
+    {"id": "a", "question": "What is 2 + 3?", "rationale": "2 + 3 = 5.", "answer": "5"},
+    {"id": "b", "question": "What is 9 - 4?", "rationale": "9 - 4 = 5.", "answer": "5"},
+]
+
+
+@pytest.fixture(autouse=True)
+def _no_key(monkeypatch):
+    for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def files(tmp_path):
+    stories = [
+        {"id": f"s{i}", "question": s.question, "answer": str(s.answer)}
+        | {"rationale": reference_rationale(s)}
+        for i, s in enumerate(STORIES[:6])
+    ]
+    for name, records in (("questions", stories), ("worked", WORKED)):
+        lines = "".join(json.dumps(record) + "\n" for record in records)
+        (tmp_path / f"{name}.jsonl").write_text(lines)
+    return tmp_path
+
+
+def call(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["cot-flax", *map(str, arguments)])
+    try:
+        cli.main()
+    except SystemExit as end:
+        return end.code or 0
+    return 0
+
+
+def sampling(files, url, *more):
+    return [
+        *("teach", "sample", files / "questions.jsonl", "--out", files / "samples.jsonl"),
+        *("--recipe", "fu2023", "--dataset", "stories", "--exemplars", files / "worked.jsonl"),
+        *("--shots", 2, "--samples", 3, "--model", "story", "--base-url", url, *more),
+    ]
+
+
+def test_samples_are_asked_for_once_and_become_a_store(files, monkeypatch, capsys):
+    with StoryServer(faults=[500, "malformed"]) as server:
+        assert call(monkeypatch, *sampling(files, server.url)) == 0
+        assert server.answered.total() == 6 + 1  # the malformed answer was paid for too
+        assert call(monkeypatch, *sampling(files, server.url)) == 0
+        assert server.answered.total() == 6 + 1
+    assert "18 samples in" in capsys.readouterr().out
+    samples = list(read_samples(files / "samples.jsonl"))
+    assert [(s.id, s.sample) for s in samples] == [(f"s{i}", n) for i in range(6) for n in range(3)]
+    for s in samples:
+        top = s.logprobs.top_logprobs[0]
+        story = STORIES[int(s.id[1:])]
+        exact = TEACHER.next_token(story, ())
+        assert top == pytest.approx({token: math.log(exact[token]) for token in top})
+    task = ("--task", "stories_teacher_zero_shot_cot")
+    out = files / "store"
+    assert call(monkeypatch, "prepare", files / "samples.jsonl", "--out", out, *task) == 0
+    manifest = json.loads((out / "manifest.json").read_text())
+    records = score(
+        [s.text for s in samples], [s.gold_answer for s in samples], kind="number", mode="strict"
+    )
+    right = [s.text for s, record in zip(samples, records, strict=True) if record.right]
+    dropped = manifest["tally"]["fates"]
+    assert manifest["kept"] == len(right) - dropped.get("repeated", 0) > 0
+    assert manifest["read"] == 18
+
+
+def test_a_dry_run_asks_nothing_and_says_what_it_would_cost(files, monkeypatch, capsys):
+    with StoryServer() as server:
+        prices = ("--price-in", 1000, "--price-out", 2000, "--max-tokens", 10)
+        arguments = sampling(files, server.url, "--dry-run", "--limit", 4, *prices)
+        assert call(monkeypatch, *arguments) == 0
+        assert not server.bodies
+    printed = capsys.readouterr().out
+    assert printed.count("What is 2 + 3?") == 3  # the prompts of three questions
+    # 4 requests of 3 samples of at most 10 tokens.
+    found = re.search(
+        r"at most 4 requests .* ([\d,]+) prompt tokens, 120 written, \$(\S+) ", printed
+    )
+    prompt_tokens = int(found[1].replace(",", ""))
+    assert float(found[2]) == pytest.approx(prompt_tokens / 1000 + 120 / 500, abs=0.01)
+    assert not (files / "samples.jsonl.journal").exists()
+
+
+def test_given_chains_get_the_teachers_own_log_probabilities(files, monkeypatch):
+    with StoryServer() as server:
+        assert call(monkeypatch, *sampling(files, server.url)) == 0
+        arguments = ("rescore", files / "samples.jsonl", "--out", files / "scored.jsonl")
+        prompt = ("--prompt", "Q: {question}\\nA:")
+        teacher = ("--model", "story", "--base-url", server.url)
+        assert call(monkeypatch, "teach", *arguments, *prompt, *teacher) == 0
+    before = list(read_samples(files / "samples.jsonl"))
+    for old, new in zip(before, read_samples(files / "scored.jsonl"), strict=True):
+        assert new.logprobs.tokens == old.logprobs.tokens
+        assert new.logprobs.token_logprobs == pytest.approx(old.logprobs.token_logprobs)
+
+
+def test_the_triage_example_can_be_asked(files, monkeypatch, capsys):
+    arguments = ("teach", "scenario", TRIAGE, "--out", files / "triage.jsonl", "--model", "m")
+    assert call(monkeypatch, *arguments, "--dry-run", "--chat") == 0
+    printed = capsys.readouterr().out
+    assert "[system] You sort the tickets" in printed
+    assert "12 questions, 12 first requests" in printed
+
+
+MISTAKES = [
+    (["--checkpoint", "run"], "2 teachers; expected one of --model, --checkpoint"),
+    (["--price-in", "1"], "one price; expected --price-in and --price-out"),
+    (["--temperature", "-1"], "temperature -1.0; expected at least 0"),
+    (["--base-url", "localhost:1"], "the base URL 'localhost:1'; expected http"),
+    (["--base-url", "http://example.org/v1"], "no key for example.org; .*OPENAI_API_KEY"),
+]
+
+
+@pytest.mark.parametrize(("more", "message"), MISTAKES)
+def test_a_mistake_is_one_line_and_exit_code_2(files, monkeypatch, capsys, more, message):
+    assert call(monkeypatch, *sampling(files, "http://127.0.0.1:1/v1", *more)) == 2
+    error = capsys.readouterr().err.strip().splitlines()
+    assert len([line for line in error if line.startswith("cot-flax: ")]) == 1
+    assert re.search(message, error[-1])
+    assert not (files / "samples.jsonl").exists()
+
+
+def test_an_unknown_recipe_and_a_missing_file_are_named(files, monkeypatch, capsys):
+    arguments = sampling(files, "http://127.0.0.1:1/v1")
+    arguments[arguments.index("fu2023")] = "fu2032"
+    assert call(monkeypatch, *arguments) == 2
+    assert "fu2032" in capsys.readouterr().err
+    (files / "questions.jsonl").unlink()
+    assert call(monkeypatch, *sampling(files, "http://127.0.0.1:1/v1")) == 2
+    assert "questions.jsonl" in capsys.readouterr().err
