@@ -156,6 +156,7 @@ def test_a_store_depends_on_no_runner(on_beam, chains, tmp_path):
     files = store.read_manifest(str(one))["files"]
     assert sum("tfrecord" in name for name in files) == 3
     assert files == store.read_manifest(str(other))["files"]
+    assert counts(one) == counts(other)
     for name in (store.DROPPED, store.REJECTED):
         assert (one / name).read_bytes() == (other / name).read_bytes()
 
@@ -210,9 +211,18 @@ def test_stops_where_nothing_is_kept(on_beam, chains, tmp_path):
     [("missing-*.jsonl", "no file"), ("empty.jsonl", "an empty file"), ("a.txt", "unknown format")],
 )
 def test_refuses_inputs(on_beam, tmp_path, name, match):
-    (tmp_path / "empty.jsonl").touch()
+    for other in ("empty.jsonl", "a.txt"):
+        (tmp_path / other).touch()
     with pytest.raises(UserError, match=match):
         on_beam(tmp_path / name)
+
+
+def test_refuses_flags_before_it_removes_a_store(on_beam, chains, tmp_path):
+    write_samples(tmp_path / "samples.jsonl", chains)
+    folder = on_beam(tmp_path / "samples.jsonl")
+    with pytest.raises(UserError, match="--runner=Unheard: Unexpected pipeline runner"):
+        on_beam(tmp_path / "samples.jsonl", settings=Settings(top_k=2), flags=["--runner=Unheard"])
+    assert kept(folder)
 
 
 def test_reads_a_record_at_a_time(tmp_path):
