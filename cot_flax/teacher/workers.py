@@ -84,4 +84,7 @@ def _work(chunk: Chunk) -> Outcome:
 
 
 def _prepare(chunk: Chunk, student: Student, settings: Settings) -> Outcome:
-    return prepare_records(chunk.raws, find_format(chunk.path), student, settings)
+    outcome = prepare_records(chunk.raws, find_format(chunk.path), student, settings)
+    written = len(outcome.kept) + len(outcome.dropped) + len(outcome.rejected)
+    assert len(chunk.raws) == written == outcome.tally.read, "a record was lost"
+    return outcome
