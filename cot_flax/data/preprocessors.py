@@ -13,6 +13,8 @@ import tensorflow as tf
 from cot_flax.errors import UserError
 from cot_flax.text.prompts import ExemplarPool, build_input, build_target, is_cot, is_few_shot
 
+MOST_OVERLONG = 10_000
+
 
 def write_prompt(
     dataset: tf.data.Dataset,
@@ -88,17 +90,29 @@ def drop_overlong(
 ) -> tf.data.Dataset:
     """Drops examples longer than the run's lengths: a cut chain would lose its answer.
 
-    Our own trainer asks for no lengths here; it drops and counts by itself (batches.py).
+    Our own trainer asks for no lengths here; it drops and counts by itself (batches.py). Where
+    nothing fits, a data set that repeats for ever would be searched for ever: it stops with
+    InvalidArgumentError.
     """
     if not sequence_length:
         return dataset
 
-    def fits(example):
-        return tf.reduce_all(
+    def judge(dropped, example):
+        fits = tf.reduce_all(
             [tf.size(example[name]) <= sequence_length[name] for name in ("inputs", "targets")]
         )
+        dropped = tf.where(fits, 0, dropped + 1)
+        stop = tf.debugging.assert_less(
+            dropped,
+            MOST_OVERLONG,
+            f"got {MOST_OVERLONG} examples in a row longer than {dict(sequence_length)} tokens; "
+            "expected some that fit; raise TASK_FEATURE_LENGTHS or show fewer exemplars",
+        )
+        with tf.control_dependencies([stop] if stop is not None else []):
+            return dropped, (tf.identity(fits), example)
 
-    return dataset.filter(fits)
+    judged = dataset.scan(tf.constant(0), judge)
+    return judged.filter(lambda fits, example: fits).map(lambda fits, example: example)
 
 
 def _teacher_rows(record, length, stored: bool, top_k: int):
