@@ -48,3 +48,9 @@ def test_one_vocabulary_serves_all():
             features = seqio.TaskRegistry.get(f"{name}_{form}").output_features
             assert features["inputs"].vocabulary == features["targets"].vocabulary
             assert features["targets"].vocabulary == stories.VOCABULARY
+
+
+def test_the_teachers_tasks_can_be_read_from_seqios_cache():
+    for form in FORMATS:
+        assert seqio.TaskRegistry.get(f"stories_teacher_{form}").supports_caching
+        assert not seqio.TaskRegistry.get(f"stories_{form}").supports_caching
