@@ -24,6 +24,7 @@ setup(
         "cot_flax.evaluation.report": ["*.jinja", "*.css"],
     },
     install_requires=[
+        "etils[epath]>=1.15.0",
         "flax>=0.12.8",
         "gin-config>=0.5.0",
         "ijson>=3.6.0",

@@ -32,10 +32,17 @@ def parse_gin(context: typer.Context, files: list[str], search_paths: str) -> No
     configuration.parse(files, bindings, [path for path in search_paths.split(",") if path])
 
 
-def without_bindings(context: typer.Context, words: list[str]) -> list[str]:
-    """Takes --gin. flags out of an argument that may be repeated, which swallows them."""
-    context.args += [word for word in words if word.startswith("--gin.")]
-    return [word for word in words if not word.startswith("--gin.")]
+def without_flags(context: typer.Context, words: list[str]) -> list[str]:
+    """Takes --NAME=VALUE out of an argument that may be repeated, which swallows such flags."""
+    context.args += [word for word in words if word.startswith("--")]
+    return [word for word in words if not word.startswith("--")]
+
+
+def take_other_flags(context: typer.Context) -> list[str]:
+    """Takes the flags that are not gin's out of the context, for a library that has its own."""
+    others = [word for word in context.args if not word.startswith("--gin.")]
+    context.args[:] = [word for word in context.args if word.startswith("--gin.")]
+    return others
 
 
 def import_tasks() -> None:

@@ -12,7 +12,8 @@ from cot_flax.cli.common import (
     import_tasks,
     parse_gin,
     prepare_libraries,
-    without_bindings,
+    take_other_flags,
+    without_flags,
 )
 
 _KEEP = {"rich_help_panel": "What is kept"}
@@ -80,6 +81,14 @@ def prepare(
         float,
         typer.Option(help="Share of unreadable records to go on with.", **_RUN),
     ] = 0.05,
+    runner: Annotated[
+        str | None,
+        typer.Option(
+            help="Run on Apache Beam: DirectRunner, DataflowRunner, FlinkRunner, ... Beam's own "
+            "flags go with it as --NAME=VALUE.",
+            **_RUN,
+        ),
+    ] = None,
     gin_file: GinFile = [],  # noqa: B006 (typer copies it)
     gin_search_paths: SearchPaths = "",
 ):
@@ -87,10 +96,10 @@ def prepare(
 
     Example: cot-flax prepare samples.jsonl --out store --task stories_teacher_zero_shot_cot
     """
-    files = without_bindings(context, samples)
+    files = without_flags(context, samples)
+    beam_flags = take_other_flags(context) if runner else []
     prepare_libraries()
     from cot_flax.data.batches import find_task
-    from cot_flax.data.prepare import prepare as make_store
     from cot_flax.data.registration import cot_task
     from cot_flax.teacher.filtering import Filters
     from cot_flax.teacher.preparation import Settings
@@ -115,15 +124,20 @@ def prepare(
         max_target_tokens=max_target_tokens,
         max_question_tokens=max_question_tokens,
     )
-    tally = make_store(
-        files,
-        out,
-        vocabulary=find_task(task).output_features["targets"].vocabulary,
-        settings=settings,
-        workers=workers,
-        max_rejected=max_rejected,
-        progress=_show,
-    )
+    options = {
+        "vocabulary": find_task(task).output_features["targets"].vocabulary,
+        "settings": settings,
+        "max_rejected": max_rejected,
+    }
+    if runner:
+        from cot_flax.data import beam_prepare
+
+        flags = [f"--runner={runner}", *beam_flags]
+        tally = beam_prepare.prepare(files, out, flags=flags, **options)
+    else:
+        from cot_flax.data.prepare import prepare as make_store
+
+        tally = make_store(files, out, workers=workers, progress=_show, **options)
     typer.echo(tally.summary())
     typer.echo(f"store in {out}; see {Path(out) / 'prepare_report.html'}")
 

@@ -8,7 +8,6 @@ in memory: on one machine `data.prepare` is the way.
 import dataclasses
 import json
 from collections.abc import Sequence
-from pathlib import Path
 
 import seqio
 import tensorflow as tf
@@ -16,7 +15,7 @@ from etils import epath
 
 from cot_flax.data import beam_steps, store
 from cot_flax.data.features import fingerprint
-from cot_flax.data.prepare import PARTS
+from cot_flax.data.prepare import PARTS, stop_if_nothing_kept, stop_if_too_many_rejected
 from cot_flax.errors import UserError
 from cot_flax.teacher.preparation import Settings
 from cot_flax.teacher.readers import find_format
@@ -108,20 +107,9 @@ def _status(path: str) -> tuple[str, int, float]:
 def _total(parts: epath.Path, max_rejected: float) -> Tally:
     counts = json.loads((parts / beam_steps.COUNTS).read_text())
     total = Tally.from_json(counts["tally"])
-    rejected = total.rejected.total()
-    assert counts["read"] == total.kept + total.dropped + rejected, counts
-    if rejected > max_rejected * total.read:
-        raise UserError(
-            f"{rejected:,} of {total.read:,} records that cannot be read ({dict(total.rejected)})",
-            f"at most {max_rejected:.1%}",
-            f"repair the input ({parts}/*.{store.REJECTED} name the lines) or raise --max-rejected",
-        )
-    if not total.kept:
-        raise UserError(
-            f"no usable chain ({dict(total.fates + total.rejected)})",
-            "at least one that passes the filters",
-            f"look at {parts}/*.{store.DROPPED} and *.{store.REJECTED}, or choose other --rules",
-        )
+    assert counts["read"] == total.read, counts
+    stop_if_too_many_rejected(total, max_rejected, str(parts))
+    stop_if_nothing_kept(total, str(parts))
     return total
 
 
@@ -130,5 +118,5 @@ def _finish(folder: epath.Path, shards: int, total: Tally, plan: dict) -> None:
         with (folder / name).open("wb") as whole:
             for index in range(shards):
                 whole.write(beam_steps.part(folder, index, name).read_bytes())
-    store.write_layout(Path(folder), shards=shards, tally=total, plan=plan)
+    store.write_layout(folder, shards=shards, tally=total, plan=plan)
     (folder / PARTS).rmtree()

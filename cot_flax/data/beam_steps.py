@@ -14,7 +14,6 @@ import uuid
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
-from pathlib import Path
 
 import tensorflow as tf
 from etils import epath
@@ -22,9 +21,8 @@ from etils import epath
 from cot_flax.data import store
 from cot_flax.data.prepare import PARTS
 from cot_flax.errors import UserError
-from cot_flax.teacher.preparation import Outcome, Settings, prepare_question
+from cot_flax.teacher.preparation import Outcome, Settings, parse, prepare_question
 from cot_flax.teacher.readers import Raw, find_format
-from cot_flax.teacher.records import BadRecord
 from cot_flax.teacher.samples import to_line
 from cot_flax.teacher.student import Student
 from cot_flax.teacher.tally import Tally
@@ -94,7 +92,7 @@ def part(out: str | epath.Path, index: int, name: str) -> epath.Path:
 def read_file(file: tuple[int, str]) -> Iterator[tuple[bytes, Entry]]:
     """Yields the records of a numbered file, one at a time, by the questions that they name."""
     number, path = file
-    for index, raw in enumerate(find_format(path).read(Path(path))):
+    for index, raw in enumerate(find_format(path).read(epath.Path(path))):
         yield raw.question, ((number, index), path, raw)
 
 
@@ -120,13 +118,8 @@ def prepare_entries(entries: Sequence[Entry], student: Student, settings: Settin
 
     The chains of several files are numbered anew, for two runs give the same numbers.
     """
-    outcome, samples = Outcome(), []
-    for _, path, raw in entries:
-        try:
-            samples.append(find_format(path).parse(raw))
-        except BadRecord as error:
-            outcome.rejected.append(error)
-            outcome.tally.rejected[error.reason] += 1
+    outcome = Outcome()
+    samples = parse(((find_format(path), raw) for _, path, raw in entries), outcome)
     if len({path for _, path, _ in entries}) > 1:
         samples = [dataclasses.replace(sample, sample=i) for i, sample in enumerate(samples)]
     if samples:

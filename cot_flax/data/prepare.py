@@ -73,14 +73,9 @@ def prepare(
     for tally in _prepared(chunks, parts, job, workers or cores()):
         total.add(tally)
         done += 1
-        _stop_if_too_many(total, max_rejected)
+        stop_if_too_many_rejected(total, max_rejected, str(parts))
         progress(total)
-    if not total.kept:
-        raise UserError(
-            f"no usable chain ({dict(total.fates + total.rejected)})",
-            "at least one that passes the filters",
-            f"look at {folder / store.DROPPED} and {store.REJECTED}, or choose other --rules",
-        )
+    stop_if_nothing_kept(total, str(parts))
     _finish(folder, done, total, plan)
     return total
 
@@ -187,13 +182,24 @@ def _hash(question: bytes) -> int:
     return int.from_bytes(hashlib.blake2b(question, digest_size=8).digest())
 
 
-def _stop_if_too_many(total: Tally, max_rejected: float) -> None:
+def stop_if_too_many_rejected(total: Tally, max_rejected: float, parts: str) -> None:
+    """Raises UserError where more than this share of the records could not be read."""
     rejected = total.rejected.total()
     if rejected > max_rejected * total.read:
         raise UserError(
             f"{rejected:,} of {total.read:,} records that cannot be read ({dict(total.rejected)})",
             f"at most {max_rejected:.1%}",
-            f"repair the input (parts/*.{store.REJECTED} name the lines) or raise --max-rejected",
+            f"repair the input ({parts}/*.{store.REJECTED} name the lines) or raise --max-rejected",
+        )
+
+
+def stop_if_nothing_kept(total: Tally, parts: str) -> None:
+    """Raises UserError where no record was kept."""
+    if not total.kept:
+        raise UserError(
+            f"no usable chain ({dict(total.fates + total.rejected)})",
+            "at least one that passes the filters",
+            f"look at {parts}/*.{store.DROPPED} and *.{store.REJECTED}, or choose other --rules",
         )
 
 

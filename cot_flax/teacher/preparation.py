@@ -93,16 +93,22 @@ def prepare_records(
     """Parses and prepares records; those of one question must stand together."""
     outcome = Outcome()
     for _, group in groupby(raws, key=lambda raw: raw.question):
-        samples = []
-        for raw in group:
-            try:
-                samples.append(format.parse(raw))
-            except BadRecord as error:
-                outcome.rejected.append(error)
-                outcome.tally.rejected[error.reason] += 1
+        samples = parse(((format, raw) for raw in group), outcome)
         if samples:
             prepare_question(samples, student, settings, outcome)
     return outcome
+
+
+def parse(raws: Iterable[tuple[Format, Raw]], outcome: Outcome) -> list[Sample]:
+    """Returns the samples of records; what cannot be read goes to `outcome.rejected`."""
+    samples = []
+    for format, raw in raws:
+        try:
+            samples.append(format.parse(raw))
+        except BadRecord as error:
+            outcome.rejected.append(error)
+            outcome.tally.rejected[error.reason] += 1
+    return samples
 
 
 def prepare_question(

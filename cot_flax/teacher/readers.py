@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import ijson
+from etils import epath
 
 from cot_flax.errors import UserError
 from cot_flax.teacher.records import BadRecord, json_object, raw_lines, reject, require
@@ -113,7 +114,7 @@ def _parse_tsv(raw: Raw) -> Sample:
 def _read_collection(path: Path) -> Iterator[Raw]:
     """One JSON object of entries, read as a stream; of a file that breaks off, what came before."""
     try:
-        with open(path, "rb") as file:
+        with epath.Path(path).open("rb") as file:
             for name, entry in ijson.kvitems(file, "", use_float=True):
                 place = f"{path}, entry {name}"
                 if not isinstance(entry, dict):

@@ -1,12 +1,14 @@
 """Records at the border: lines with their place, fields with their type, named reasons."""
 
+import contextlib
 import gzip
 import json
 import os
 import zlib
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any, NoReturn
+
+from etils import epath
 
 from cot_flax.errors import UserError
 
@@ -32,9 +34,12 @@ def raw_lines(path: str | os.PathLike) -> Iterator[tuple[str, bytes]]:
         UserError: the file is missing or empty.
         BadRecord: it cannot be read to its end; reason "truncated_file".
     """
-    path, number = Path(path), 0
+    path, number = epath.Path(path), 0
     try:
-        with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as lines:
+        with (
+            path.open("rb") as file,
+            gzip.open(file) if path.suffix == ".gz" else contextlib.nullcontext(file) as lines,
+        ):
             for number, line in enumerate(lines, 1):
                 yield f"{path}, line {number}", line
     except (OSError, EOFError, zlib.error) as error:

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import tensorflow as tf
+
 from cot_flax.data.prepare_report import figures, page
 
 __all__ = ["HTML", "JSON", "write"]
@@ -19,7 +21,7 @@ def write(folder: Path, manifest: Mapping[str, Any]) -> None:
         folder: the store's, in which the manifest's files lie.
         manifest: what `store.write_layout` wrote. `figures.summarize` says what the JSON holds.
     """
-    sizes = {name: (folder / name).stat().st_size for name in manifest["files"]}
+    sizes = {name: tf.io.gfile.stat(str(folder / name)).length for name in manifest["files"]}
     found = figures.summarize(manifest, sizes)
     (folder / JSON).write_text(json.dumps(found, indent=2) + "\n")
     # A lone surrogate, which a teacher's token may hold and UTF-8 cannot, becomes a question mark.
