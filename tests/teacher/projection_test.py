@@ -1,12 +1,22 @@
 """Tests of alignment.project_top_k."""
 
+import itertools
+import math
+import random
+import re
+
 import numpy as np
 import pytest
 
 from cot_flax.errors import UserError
-from cot_flax.teacher.alignment import align, project_top_k
+from cot_flax.teacher.alignment import align, align_by_bytes, project_top_k
 from cot_flax.teacher.codex import read_codex_dump
+from cot_flax.teacher.projection import KINDS
 from cot_flax.teacher.samples import Logprobs
+from cot_flax.teacher.student import Student
+from cot_flax.world.stories import make_stories
+from cot_flax.world.teacher import StoryTeacher, tokenize
+from cot_flax.world.vocabulary import VOCABULARY_PATH
 
 # Golden vectors: FranxYao/FlanT5-CoT-Specialization @ a8ffd51 (MIT), notebook
 # dev_align_codex_to_flan_t5_dtw.ipynb: steps of cell 31 (the sampled token first), their rows of
@@ -226,3 +236,296 @@ def test_what_is_always_one_hot(chains, t5, t5_vocabulary):
                 assert not projection.soft_T[t], (chain.sample, piece)
             if not projection.soft_T[t]:
                 assert projection.ids_TK[t].tolist() == [ids[t], 0, 0, 0, 0, 0]
+
+
+def kinds_of(projection):
+    return [KINDS[kind] for kind in projection.kinds_T]
+
+
+@pytest.mark.parametrize(
+    ("token", "piece", "indices", "kind"),
+    [
+        (" a", "▁a", [0], "soft"),
+        ("a", "▁a", [0], "other_string"),
+        (" a", "▁a", [0, 0], "several_tokens"),
+        (" a", "▁a", [], "no_token"),
+    ],
+)
+def test_a_one_hot_row_says_why(token, piece, indices, kind):
+    steps = [(token, 0.5, {})]
+    result = project(steps, [piece], VOCABULARY, alignment=[indices], k=2, eos_id=1)
+    assert kinds_of(result) == [kind, "end"]
+
+
+@pytest.fixture(scope="module")
+def student(shared_data):
+    return Student(shared_data / "t5_vocab" / "spiece.model")
+
+
+@pytest.fixture(scope="module")
+def world():
+    return Student(VOCABULARY_PATH)
+
+
+def along_paths(logprobs, student, k=16):
+    """The pieces of the teacher's text, its alignment, and its projection along token paths."""
+    pieces = student.encode("".join(logprobs.tokens))
+    alignment = align_by_bytes(logprobs.tokens, pieces)
+    return (
+        pieces,
+        alignment,
+        project_top_k(
+            alignment,
+            logprobs,
+            pieces.strings,
+            pieces.ids,
+            student.piece_to_id,
+            k=k,
+            eos_id=None,
+            first_piece=student.first_piece,
+        ),
+    )
+
+
+# Sums over token paths, by hand. In each: the steps, the piece looked at, and its row.
+PATHS = {
+    "several tokens spell the piece": (
+        [
+            ("48", 1.0, {}),
+            ("/", 0.5, {"/": 0.5, " in": 0.25, ".": 0.125}),
+            ("2", 0.5, {"2": 0.5, "4": 0.25, " in": 0.125}),
+        ],
+        "/2",
+        # "/ in" starts with "/", which is a piece; "/4" is one too.
+        {"/2": 0.5 * 0.5, "▁in": 0.25, ".": 0.125, "/4": 0.5 * 0.25},
+    ),
+    "a newline and the word behind it": (
+        [
+            ("If", 1.0, {}),
+            ("\n", 0.5, {"\n": 0.5, " She": 0.25, ".": 0.125, "\n\n": 0.0625}),
+            ("If", 0.5, {"If": 0.5, "She": 0.25, " If": 0.125, "\n": 0.0625}),
+        ],
+        "▁If",
+        {"▁If": 0.5 * (0.5 + 0.125), "▁She": 0.25 + 0.5 * 0.25, ".": 0.125},
+    ),
+    "the start of the text": (
+        [("If", 0.5, {"If": 0.5, "She": 0.25, " If": 0.125, "\n": 0.0625, "\nShe": 0.03125})],
+        "▁If",
+        {"▁If": 0.5 + 0.125, "▁She": 0.25 + 0.03125},
+    ),
+    "a token that goes on behind the piece": (
+        [
+            ("She", 1.0, {}),
+            (" earns", 0.5, {" earns": 0.5, " earn": 0.25, " earned": 0.125, " If": 0.0625}),
+        ],
+        "▁earn",
+        {"▁earn": 0.5 + 0.25, "▁earned": 0.125, "▁If": 0.0625},
+    ),
+    "alternatives of one piece add up": (
+        [("If", 1.0, {}), (" it", 0.5, {" it": 0.5, " If": 0.25, "\nIf": 0.125, "  If": 0.0625})],
+        "▁it",
+        {"▁it": 0.5, "▁If": 0.25 + 0.125 + 0.0625},
+    ),
+    "the sampled token is not among the top": (
+        [("If", 1.0, {}), (" it", 0.03125, {" If": 0.5, " in": 0.25})],
+        "▁it",
+        {"▁If": 0.5, "▁in": 0.25, "▁it": 0.03125},
+    ),
+    "what the vocabulary does not know, or white space alone, is no piece": (
+        [("If", 1.0, {}), (" it", 0.5, {" it": 0.5, "{": 0.125, " ": 0.125, "</s>": 0.0625})],
+        "▁it",
+        {"▁it": 0.5},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PATHS)
+def test_paths_by_hand(student, name):
+    steps, piece, expected = PATHS[name]
+    assert expected.keys() <= student.piece_to_id.keys()
+    pieces, _, projection = along_paths(logprobs_of(steps), student)
+    j = len(pieces.strings) - 1 - pieces.strings[::-1].index(piece)
+    names = {i: string for string, i in student.piece_to_id.items()}
+    assert kinds_of(projection)[j] == "soft"
+    assert rows_of(projection, names)[j] == pytest.approx(expected, rel=1e-5)
+    assert projection.kept_mass_T[j] == pytest.approx(sum(expected.values()), rel=1e-5)
+
+
+def test_kinds_along_paths(student):
+    steps = [("If", 0.5, {}), (" earns", 0.5, {}), (" {", 0.5, {}), ("~", 0.5, {})]
+    pieces, _, projection = along_paths(logprobs_of(steps), student)
+    assert dict(zip(pieces.strings, kinds_of(projection), strict=True)) == {
+        "▁If": "soft",
+        "▁earn": "soft",
+        "s": "inside_token",
+        "▁": "soft",  # " {" starts with it
+        "{~": "inside_token",
+    }
+    for ids, logprobs, own, kind in zip(
+        projection.ids_TK, projection.logprobs_TK, pieces.ids, projection.kinds_T, strict=True
+    ):
+        if kind:
+            assert (ids.tolist(), logprobs.any()) == ([own] + [0] * 15, False)
+    unknown = [("If", 0.5, {}), ("{", 0.5, {" it": 0.25})]
+    assert kinds_of(along_paths(logprobs_of(unknown), student)[2]) == ["soft", "other_string"]
+    nothing = project_top_k(
+        [[]], Logprobs((), (), ()), ["▁If"], [156], {}, k=1, eos_id=1, first_piece=lambda text: 0
+    )
+    assert kinds_of(nothing) == ["no_token", "end"]
+
+
+def test_a_probability_that_underflows_keeps_its_logarithm(student):
+    """-9999 is what OpenAI's API gives for "never": too small for a float as a probability."""
+    logprobs = Logprobs(("If", " it"), (-9999.0, -9999.0), ({}, {" it": -9999.0, " in": -1.0}))
+    pieces, _, projection = along_paths(logprobs, student, k=2)
+    assert projection.ids_TK.tolist() == [
+        [pieces.ids[0], 0],
+        [student.piece_to_id["▁in"], pieces.ids[1]],
+    ]
+    np.testing.assert_allclose(projection.logprobs_TK, [[-9999, 0], [-1, -9999]])
+
+
+def whole_texts(teacher, story):
+    """The probability of everything that the teacher may write, by enumeration."""
+    texts, open_ones = {}, [("", 1.0, (None,) * len(story.steps))]
+    while open_ones:
+        text, probability, state = open_ones.pop()
+        if not state:
+            texts[text] = texts.get(text, 0.0) + probability
+            continue
+        for s in teacher.sentences(story, state):
+            open_ones.append((text + "".join(s.tokens), probability * s.probability, s.state))
+    return texts
+
+
+# How a teacher cuts its text: its own words, and with the space before a number by itself.
+CUTS = {
+    "words": tokenize,
+    "lone spaces": lambda text: re.findall(r" (?=\d)|\d+| ?\w+| ?[^\w\s]|\s", text),
+}
+
+
+def shares(values):
+    """Sums of (key, weight) divided by the whole."""
+    sums = {}
+    for key, weight in values:
+        sums[key] = sums.get(key, 0.0) + weight
+    total = sum(sums.values())
+    return {key: value / total for key, value in sums.items()}
+
+
+@pytest.fixture(scope="module")
+def told():
+    """A story of two steps, and all that the teacher may write of it."""
+    teacher = StoryTeacher(slip=0.2, mistake=0.1)
+    story = next(s for s in make_stories(40, split="train", seed=5) if len(s.steps) == 2)
+    texts = whole_texts(teacher, story)
+    assert sum(texts.values()) == pytest.approx(1)
+    return teacher, story, texts
+
+
+def teach(texts, text, cut, k=None):
+    """The log-probabilities of one of the texts, from the probabilities of all of them."""
+    tokens = cut(text)
+    tops = []
+    for i in range(len(tokens)):
+        agree = [(t[i], p) for t, p in texts if t[:i] == tokens[:i] and len(t) > i]
+        tops.append(shares(agree))
+    best = [dict(sorted(top.items(), key=lambda e: -e[1])[:k]) for top in tops]
+    return Logprobs(
+        tuple(tokens),
+        tuple(math.log(top[token]) for top, token in zip(tops, tokens, strict=True)),
+        tuple({t: math.log(p) for t, p in top.items()} for top in best),
+    )
+
+
+def pieces_by_start(text, tokens, vocabulary):
+    """For each place where a piece begins: its id, and whether one token has all its letters."""
+    pieces = vocabulary.encode(text)
+    ends = list(itertools.accumulate(map(len, tokens)))
+    found = {}
+    for (begin, end), piece in zip(pieces.spans, pieces.ids, strict=True):
+        inside = [e for e in ends if begin < e < end]
+        found[begin] = piece, all(text[begin:e].isspace() for e in inside)
+    return found
+
+
+@pytest.mark.parametrize("cut", CUTS)
+@pytest.mark.parametrize("vocabulary", ["world", "student"])
+def test_a_row_is_the_probability_that_the_next_piece_is_v(told, cut, vocabulary, request):
+    """Against all texts that begin with the tokens before it, tokenized by the student whole.
+
+    Words are whole in both cuts, so that the string of a path settles its piece; but for T5's
+    pieces such as "▁3.", in which a token begins behind another one's letters.
+    """
+    vocabulary = request.getfixturevalue(vocabulary)
+    teacher, story, probabilities = told
+    tokenized = [(CUTS[cut](text), p) for text, p in probabilities.items()]
+    starts = [pieces_by_start(text, CUTS[cut](text), vocabulary) for text in probabilities]
+    chosen = random.Random(0).choices(list(probabilities), list(probabilities.values()), k=4)
+    soft = total = several = compared = 0
+    for text in chosen:
+        logprobs = teach(tokenized, text, CUTS[cut])
+        if cut == "words":  # the teacher says the same of itself
+            for i, top in enumerate(logprobs.top_logprobs):
+                own = teacher.next_token(story, logprobs.tokens[:i])
+                assert {t: math.exp(p) for t, p in top.items()} == pytest.approx(own)
+        pieces, alignment, projection = along_paths(logprobs, vocabulary, k=64)
+        *_, cropped = along_paths(teach(tokenized, text, CUTS[cut], k=2), vocabulary, k=64)
+        rows = rows_of(projection, range(1 << 15))
+        bounds = rows_of(cropped, range(1 << 15))
+        for j, kind in enumerate(kinds_of(projection)):
+            total += 1
+            if kind != "soft":
+                # Of a word mark alone the string says nothing: any word begins with it.
+                lone = pieces.strings[j] == "▁" and alignment[j][-1] not in alignment[j - 1]
+                assert kind == ("other_string" if lone else "inside_token")
+                continue
+            soft += 1
+            several += len(alignment[j]) > 1
+            before = list(logprobs.tokens[: alignment[j][0]])
+            offset = len("".join(before).encode())
+            exact = shares(
+                (start.get(offset, (None, False)), p)
+                for (tokens, p), start in zip(tokenized, starts, strict=True)
+                if tokens[: len(before)] == before
+            )
+            own = pieces.ids[j]
+            likely = {piece: p for (piece, _), p in exact.items()}
+            assert rows[j][own] == pytest.approx(likely[own], rel=1e-5)
+            assert cropped.kinds_T[j] == 0
+            assert bounds[j][own] <= likely[own] * (1 + 1e-5)
+            if all(settled for _, settled in exact):
+                compared += 1
+                assert rows[j] == pytest.approx(likely, rel=1e-5)
+                assert all(p <= likely[v] * (1 + 1e-5) for v, p in bounds[j].items())
+    assert soft > 0.6 * total and compared > 0.8 * soft
+    assert several >= (4 if cut == "words" else 20)  # the last line's first word; the numbers
+
+
+def test_paths_soften_more_and_take_nothing_away(chains, student):
+    """Where one token is aligned, the piece's own mass is at least that of the paper's rule."""
+    soft = [0, 0]
+    for chain in chains.values():
+        logprobs = chain.logprobs
+        pieces, alignment, paths = along_paths(logprobs, student)
+        paper = project_top_k(
+            alignment,
+            logprobs,
+            pieces.strings,
+            pieces.ids,
+            student.piece_to_id,
+            k=16,
+            eos_id=None,
+        )
+        assert paths.kept_mass_T.max() <= 1 + 1e-3  # the dump's four decimals may pass 1
+        soft[0] += paper.soft_T.sum()
+        soft[1] += paths.soft_T.sum()
+        for j in np.flatnonzero(paper.soft_T):
+            assert paths.soft_T[j]
+            before, after = (
+                np.sum(np.exp(p.logprobs_TK[j]), where=p.ids_TK[j] == pieces.ids[j])
+                for p in (paper, paths)
+            )
+            assert after >= before - 1e-6
+    assert soft[1] > soft[0]
