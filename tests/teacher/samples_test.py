@@ -8,7 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cot_flax.errors import UserError
-from cot_flax.teacher.samples import Logprobs, Sample, read_samples, write_samples
+from cot_flax.teacher.records import BadRecord
+from cot_flax.teacher.samples import (
+    Logprobs,
+    Sample,
+    read_samples,
+    sample_from_record,
+    to_line,
+    write_samples,
+)
 
 RECORD = {
     "id": "gsm8k-train-0",
@@ -208,3 +216,31 @@ def test_files_that_cannot_be_read_are_named(tmp_path):
     }.items():
         with pytest.raises(UserError, match=f"{name}.*{message}"):
             list(read_samples(tmp_path / name))
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "reason"),
+    [
+        (["question"], ..., "missing_field"),
+        (["extra"], 1, "unknown_field"),
+        (["sample"], "0", "wrong_type"),
+        (["logprobs", "tokens"], ["a"], "lengths_differ"),
+        (["logprobs", "tokens", 1], ".", "tokens_do_not_join"),
+        (["logprobs", "top_logprobs", 0], [], "wrong_type"),
+        (["logprobs", "token_logprobs", 1], None, "wrong_type"),
+        (["logprobs", "token_logprobs", 1], 0.1, "probability_above_1"),
+        (["logprobs", "top_logprobs", 0, "Two"], 1, "probability_above_1"),
+        (["logprobs", "token_logprobs", 1], float("nan"), "nan_or_infinite"),
+        (["logprobs", "top_logprobs", 0, "Two"], -float("inf"), "nan_or_infinite"),
+    ],
+)
+def test_the_reason_has_a_name(path, value, reason):
+    with pytest.raises(BadRecord) as caught:
+        sample_from_record(changed(path, value), "here")
+    assert caught.value.reason == reason
+
+
+def test_a_dropped_samples_line_is_its_own_with_the_reason_before_it():
+    line = to_line(SAMPLE, reason="too_long")
+    assert json.loads(line) == {"reason": "too_long", **RECORD}
+    assert line.startswith(b'{"reason": ')
