@@ -1,5 +1,6 @@
 """The commands as a user types them: one whole run on a handful of stories, and mistakes."""
 
+import dataclasses
 import gzip
 import json
 import logging
@@ -14,7 +15,7 @@ import pytest
 import typer.testing
 
 from cot_flax import cli, configuration
-from cot_flax.teacher.samples import read_samples
+from cot_flax.teacher.samples import read_samples, write_samples
 from cot_flax.training import logs
 from cot_flax.training.checkpoints import find
 
@@ -82,7 +83,61 @@ def test_prepare_makes_a_store_of_the_right_ones(folder):
     samples = list(read_samples(folder / "samples.jsonl.gz"))
     right = sum(s.text.endswith(f"The answer is {s.gold_answer}") for s in samples)
     manifest = json.loads((folder / "store" / "manifest.json").read_text())
-    assert manifest["counts"]["kept"] == right
+    assert (manifest["read"], manifest["kept"]) == (16, right)
+
+
+def test_prepare_says_what_became_of_the_records_and_where_they_are(folder, tmp_path, capfd):
+    samples = list(read_samples(folder / "samples.jsonl.gz"))
+    right = next(s for s in samples if s.text.endswith(f"The answer is {s.gold_answer}"))
+    cut = dataclasses.replace(right, id="other", finish_reason="length")
+    write_samples(tmp_path / "samples.jsonl", [right, cut])
+    with open(tmp_path / "samples.jsonl", "a") as file:
+        file.write("half a line")
+    arguments = [tmp_path / "samples.jsonl", "--out", tmp_path / "out", *TASK]
+    assert call("prepare", *arguments, "--max-rejected", 0.4) == 0
+    first, second, third, *_, last = capfd.readouterr().out.splitlines()
+    assert first == "3 read = 1 kept + 1 dropped + 1 rejected"
+    assert (second, third) == ("dropped: truncated 1", "rejected: bad_json 1")
+    assert last == f"store in {tmp_path / 'out'}; see {tmp_path / 'out' / 'prepare_report.html'}"
+    assert (tmp_path / "out" / "prepare_report.html").is_file()
+    # Other rules make another store in its place.
+    assert call("prepare", *arguments, "--max-rejected", 0.4, "--rules", "none") == 0
+    assert capfd.readouterr().out.startswith("3 read = 2 kept + 0 dropped + 1 rejected\n")
+
+
+def test_given_rationales_are_not_judged(tmp_path, capfd):
+    (tmp_path / "sums.tsv").write_text("One and one?\t2\tNobody knows.\n")
+    assert call("prepare", tmp_path / "sums.tsv", "--out", tmp_path / "out", *TASK) == 0
+    assert capfd.readouterr().out.startswith("1 read = 1 kept + 0 dropped + 0 rejected\n")
+    capfd.readouterr()
+    arguments = ["--out", tmp_path / "out", *TASK, "--rules", "default"]
+    assert call("prepare", tmp_path / "sums.tsv", *arguments) == 2
+    assert "'no_answer': 1" in capfd.readouterr().err
+
+
+def test_prepares_flags_are_its_settings(folder, tmp_path):
+    flags = ["--require-logprobs", "--consistent", "--similarity", 0, "--per-question", 3]
+    flags += ["--balance", 2, "--max-target-tokens", 70, "--max-question-tokens", 200]
+    flags += ["--alignment", "fu2023", "--projection", "paths", "--workers", 1]
+    samples = folder / "samples.jsonl.gz"
+    assert call("prepare", samples, "--out", tmp_path, *TASK, *flags, "--top-k", 4) == 0
+    settings = json.loads((tmp_path / "manifest.json").read_text())["plan"]["settings"]
+    assert settings == {
+        "filters": {
+            "rules": "default",
+            "answer_kind": "number",
+            "require_logprobs": True,
+            "consistent": True,
+            "similarity": None,
+            "per_question": 3,
+            "balance": 2,
+        },
+        "top_k": 4,
+        "alignment": "fu2023",
+        "projection": "paths",
+        "max_target_tokens": 70,
+        "max_question_tokens": 200,
+    }
 
 
 def test_train_leaves_metrics_a_checkpoint_and_its_configuration(folder):
@@ -113,14 +168,32 @@ EVALUATE += ["--gin.EVAL_OUTPUT_DIR='{tmp}/test'"]
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["prepare", "{tmp}/no.jsonl", *OUT, *TASK], "{tmp}/no.jsonl, after line 0: .*No such"),
-        (["prepare", "{tmp}/bad.jsonl", *OUT, *TASK], "{tmp}/bad.jsonl, line 2: no JSON"),
+        (["prepare", "{tmp}/no.jsonl", *OUT, *TASK], "{tmp}/no.jsonl: No such file"),
+        (
+            ["prepare", "{tmp}/bad.jsonl", *OUT, *TASK],
+            "1 of 2 records .*'bad_json': 1.*at most 5.0%; .*--max-rejected",
+        ),
+        (["prepare", "{tmp}/bad.csv", *OUT, *TASK], "bad.csv, a file of unknown format; .*.jsonl"),
+        (["prepare", "{tmp}/bad.jsonl", *OUT, *TASK, "--rules", "fu2O23"], "rules = 'fu2O23'"),
+        (
+            ["prepare", "{tmp}/bad.jsonl", *OUT, *TASK, "--alignment", "dtw"],
+            "alignment 'dtw'; .*by",
+        ),
+        (
+            ["prepare", "{tmp}/bad.jsonl", *OUT, *TASK, "--projection", "x"],
+            "projection 'x'; .*path",
+        ),
+        (["prepare", "{tmp}/bad.jsonl", *OUT, *TASK, "--similarity", "2"], "similarity = 2.0"),
         (
             ["prepare", "{tmp}/bad.jsonl", *OUT, "--task", "stories_teacher_zero_shot_cat"],
-            "'stories_teacher_zero_shot_cat'; .*such as stories_teacher_zero_shot_cot",
+            "'stories_teacher_zero_shot_cat'; .*stories_teacher_zero_shot_cot",
         ),
         (["prepare", "{tmp}/bad.jsonl", *OUT, "--task", "stories_teacher_cot_mix"], "task 'stor"),
-        (["prepare", "{tmp}/bad.jsonl", *OUT, *TASK, "now"], "argument 'now'; .*--gin.NAME=VALUE"),
+        (["prepare", "{tmp}/bad.jsonl", *OUT, *TASK, "now"], "now, a file of unknown format"),
+        (
+            ["prepare", "{tmp}/bad.jsonl", *OUT, *TASK, "--topk"],
+            "argument '--topk'; .*--gin.NAME=VALUE",
+        ),
         (["teach", "import-codex", "{tmp}/no.jsonl", *OUT], "{tmp}/no.jsonl.*No such file"),
         (["train", "--gin_file=no.gin"], "gin: Unable to open file: no.gin"),
         (["train", KL], "no value for MODEL_DIR; .*--gin.MODEL_DIR=VALUE"),
@@ -128,7 +201,10 @@ EVALUATE += ["--gin.EVAL_OUTPUT_DIR='{tmp}/test'"]
         (["train", KL, *MODEL_DIR, "--gin.loop.train.step=1"], "--gin.loop.train.step=1"),
         (["train", KL, "--gin.MODEL_DIR=run"], "--gin.MODEL_DIR=run .*quote the text"),
         (["train", KL, *MODEL_DIR], "no teacher store.*TEACHER_STORE"),
-        (["train", KL, *MODEL_DIR, "--gin.TEACHER_STORE='{tmp}'"], "no manifest.json in {tmp};"),
+        (
+            ["train", KL, *MODEL_DIR, "--gin.TEACHER_STORE='{tmp}'"],
+            "no readable manifest.json in {tmp};",
+        ),
         (["train", KL, *MODEL_DIR, *STORE, "--gin.TAIL='bukcet'"], "tail 'bukcet'; .*'bucket'"),
         (
             [
