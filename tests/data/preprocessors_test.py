@@ -5,7 +5,9 @@ import gin
 import numpy as np
 import pytest
 import seqio
+import tensorflow as tf
 
+from cot_flax.data import preprocessors
 from cot_flax.text.prompts import FORMATS, Exemplar, build_input, build_target, is_few_shot
 
 PROMPTING = "cot_flax.data.registration.prompting"
@@ -110,6 +112,18 @@ def test_examples_that_do_not_fit_are_dropped_and_none_is_cut(add_sums):
     longest = max(len(e["targets"]) for e in everything)
     lengths = {"inputs": 100, "targets": longest - 1}
     assert len(read("sums_zero_shot_cot", lengths=lengths)) < len(everything)
+
+
+def test_a_repeated_data_set_in_which_nothing_fits_stops(add_sums, monkeypatch):
+    """T5X repeats a data set before these preprocessors, and would search it for ever."""
+    add_sums()
+    monkeypatch.setattr(preprocessors, "MOST_OVERLONG", 7)
+    task = seqio.get_mixture_or_task("sums_zero_shot_cot")
+    lengths = {"inputs": 3, "targets": 99}
+    assert list(task.get_dataset(lengths, "train", num_epochs=1).as_numpy_iterator()) == []
+    endless = task.get_dataset(lengths, "train", num_epochs=None)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="got 7 examples in a row longer than"):
+        next(iter(endless))
 
 
 def test_stored_chains_are_the_targets_with_their_rows(bound_store, samples, vocabulary):
