@@ -107,6 +107,7 @@ def prepare(
 
     import_tasks()
     parse_gin(context, gin_file, gin_search_paths)
+    vocabulary = find_task(task).output_features["targets"].vocabulary
     filters = Filters(
         rules=rules or find_format(files[0]).rules,
         answer_kind=cot_task(task).answer_kind,
@@ -125,7 +126,7 @@ def prepare(
         max_question_tokens=max_question_tokens,
     )
     options = {
-        "vocabulary": find_task(task).output_features["targets"].vocabulary,
+        "vocabulary": vocabulary,
         "settings": settings,
         "max_rejected": max_rejected,
     }

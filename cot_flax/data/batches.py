@@ -66,11 +66,19 @@ class TaskBatches:
     def has_teacher(self) -> bool:
         return "teacher_top_ids" in self._provider.output_features
 
-    def check(self, objective: Objective) -> None:
+    def check(self, objective: Objective, vocab_size: int) -> None:
         """Raises UserError where a run asks for KL and no example has a teacher's row.
 
-        Others have trained for days without noticing that.
+        Others have trained for days without noticing that. It also raises where the vocabulary has
+        ids for which the model, of `vocab_size` rows, has none.
         """
+        ids = self._provider.output_features["targets"].vocabulary.vocab_size
+        if ids > vocab_size:
+            raise UserError(
+                f"a vocabulary of {ids:,} ids for a model of {vocab_size:,} rows",
+                "a row an id at least",
+                "set the model's vocab_size, or train with the model's own vocabulary",
+            )
         if not objective.uses_teacher:
             return
         if not self.has_teacher or not any(

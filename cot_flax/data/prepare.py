@@ -170,8 +170,9 @@ def _check_together(raws: Sequence[Raw], seen: np.ndarray) -> np.ndarray:
     again[np.setdiff1d(np.arange(len(hashes)), first_places)] = True
     if again.any():
         raw = firsts[int(np.argmax(again))]
+        name = raw.question.decode(errors="replace")
         raise UserError(
-            f"{raw.place}: question {raw.question.decode()!r} again, after other questions",
+            f"{raw.place}: question {name!r} again, after other questions",
             "all chains of a question together",
             "run `cot-flax teach merge FILES --out TOGETHER.jsonl.gz` first",
         )

@@ -13,7 +13,7 @@ import tensorflow as tf
 from cot_flax.errors import UserError
 from cot_flax.text.prompts import ExemplarPool, build_input, build_target, is_cot, is_few_shot
 
-MOST_OVERLONG = 10_000
+MOST_DROPPED = 10_000
 
 
 def write_prompt(
@@ -97,22 +97,33 @@ def drop_overlong(
     if not sequence_length:
         return dataset
 
-    def judge(dropped, example):
-        fits = tf.reduce_all(
+    def fits(example):
+        return tf.reduce_all(
             [tf.size(example[name]) <= sequence_length[name] for name in ("inputs", "targets")]
         )
-        dropped = tf.where(fits, 0, dropped + 1)
-        stop = tf.debugging.assert_less(
-            dropped,
-            MOST_OVERLONG,
-            f"got {MOST_OVERLONG} examples in a row longer than {dict(sequence_length)} tokens; "
-            "expected some that fit; raise TASK_FEATURE_LENGTHS or show fewer exemplars",
-        )
-        with tf.control_dependencies([stop] if stop is not None else []):
-            return dropped, (tf.identity(fits), example)
+
+    return filter_or_stop(
+        dataset,
+        fits,
+        f"longer than {dict(sequence_length)} tokens; expected some that fit; "
+        "raise TASK_FEATURE_LENGTHS or show fewer exemplars",
+    )
+
+
+def filter_or_stop(
+    dataset: tf.data.Dataset, keeps: Callable[[dict], tf.Tensor], complaint: str
+) -> tf.data.Dataset:
+    """Filters; raises InvalidArgumentError where MOST_DROPPED examples in a row are dropped."""
+
+    def judge(dropped, example):
+        kept = keeps(example)
+        dropped = tf.where(kept, 0, dropped + 1)
+        text = f"got {MOST_DROPPED} examples in a row {complaint}"
+        with tf.control_dependencies([tf.debugging.Assert(dropped < MOST_DROPPED, [text])]):
+            return dropped, (tf.identity(kept), example)
 
     judged = dataset.scan(tf.constant(0), judge)
-    return judged.filter(lambda fits, example: fits).map(lambda fits, example: example)
+    return judged.filter(lambda kept, example: kept).map(lambda kept, example: example)
 
 
 def _teacher_rows(record, length, stored: bool, top_k: int):

@@ -7,8 +7,8 @@ import tensorflow as tf
 
 from cot_flax.data import store
 from cot_flax.data.features import fingerprint
+from cot_flax.data.preprocessors import filter_or_stop
 from cot_flax.errors import UserError
-from cot_flax.text.prompts import normalize_question
 
 
 class StoreSource(seqio.FunctionDataSource):
@@ -48,7 +48,8 @@ class StoreSource(seqio.FunctionDataSource):
 
     def _read(self, split, shuffle_files, seed=None):
         del split, shuffle_files, seed
-        return store.dataset(self.checked_directory())
+        dataset, excluded = store.dataset(self.checked_directory()), self._excluded()
+        return dataset.filter(lambda record: _is_new(record, excluded)) if excluded else dataset
 
     def _unpack(self, dataset):
         return dataset.map(
@@ -56,18 +57,15 @@ class StoreSource(seqio.FunctionDataSource):
         )
 
     def _leave_out(self, dataset):
-        excluded = {normalize_question(question) for question in self._held_out()}
+        """Once more, for a data set that SeqIO read itself; it is repeated already."""
+        excluded = self._excluded()
         if not excluded:
             return dataset
+        complaint = "whose question is held out; expected some to train on; sample other questions"
+        return filter_or_stop(dataset, lambda record: _is_new(record, excluded), complaint)
 
-        def allowed(question):
-            return normalize_question(question.decode()) not in excluded
-
-        return dataset.filter(
-            lambda record: tf.ensure_shape(
-                tf.numpy_function(allowed, [record["question"]], tf.bool, stateful=False), []
-            )
-        )
+    def _excluded(self) -> list[int]:
+        return sorted({store.question_hash(question) for question in self._held_out()})
 
 
 class StoreTask(seqio.Task):
@@ -82,12 +80,17 @@ class StoreTask(seqio.Task):
         return self.source.checked_directory()
 
 
+def _is_new(record, excluded: list[int]):
+    return tf.reduce_all(record["question_hash"] != tf.constant(excluded, tf.int64))
+
+
 def _unpacked(record, top_k):
     """Turns a store's bytes into teacher rows [T, K]; T is 0 where the teacher gave none."""
     ids = tf.io.decode_raw(record["teacher_top_ids"], tf.uint16)
-    logprobs = tf.io.decode_raw(record["teacher_top_logprobs"], tf.float16)
+    roots = tf.io.decode_raw(record["teacher_top_logprobs"], tf.uint16)
+    logprobs = 2 * tf.math.log(tf.cast(roots, tf.float32) / store.ROOTS)
     return record | {
         "targets": tf.cast(record["targets"], tf.int32),
         "teacher_top_ids": tf.reshape(tf.cast(ids, tf.int32), [-1, top_k]),
-        "teacher_top_logprobs": tf.reshape(tf.cast(logprobs, tf.float32), [-1, top_k]),
+        "teacher_top_logprobs": tf.reshape(logprobs, [-1, top_k]),
     }

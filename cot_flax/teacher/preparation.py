@@ -39,7 +39,7 @@ class Settings:
         max_question_tokens: likewise for questions.
 
     Raises:
-        UserError: an unknown name.
+        UserError: an unknown name, or top_k below 1.
     """
 
     filters: Filters = field(default_factory=Filters)
@@ -50,6 +50,8 @@ class Settings:
     max_question_tokens: int | None = None
 
     def __post_init__(self):
+        if self.top_k < 1:
+            raise UserError(f"top_k {self.top_k}", "at least 1", "give the entries a position")
         for name, known in (("alignment", METHODS), ("projection", PROJECTIONS)):
             if getattr(self, name) not in known:
                 got = f"{name} {getattr(self, name)!r}"
@@ -160,8 +162,8 @@ def _rejection(candidate: _Candidate, settings: Settings) -> str | None:
         reason = rejection(candidate.sample, settings.filters)
     except UserError:
         return "unreadable_gold_answer"
-    if reason:
-        return reason
+    if reason or not candidate.answer:
+        return reason or "no_answer"
     target_tokens = len(candidate.pieces.ids) + 1
     for tokens, limit in (
         (target_tokens, settings.max_target_tokens),

@@ -10,10 +10,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import ijson
-from etils import epath
 
 from cot_flax.errors import UserError
-from cot_flax.teacher.records import BadRecord, json_object, raw_lines, reject, require
+from cot_flax.teacher.records import (
+    CUT_OFF,
+    UNREADABLE,
+    BadRecord,
+    json_object,
+    open_text,
+    raw_lines,
+    reject,
+    require,
+)
 from cot_flax.teacher.samples import Sample, sample_from_record
 
 _ID_FIRST = re.compile(rb'\s*\{\s*"id"\s*:\s*"((?:[^"\\]|\\.)*)"')
@@ -57,7 +65,7 @@ def find_format(path: str | os.PathLike) -> Format:
             return found
     raise UserError(
         f"{path}, a file of unknown format",
-        f"a name that ends in {', '.join(FORMATS)} (all but .json may end in .gz too)",
+        f"a name that ends in {', '.join(FORMATS)} (.gz may follow)",
         "rename or convert it",
     )
 
@@ -71,25 +79,34 @@ def _lines(path: Path) -> Iterator[tuple[str, bytes | BadRecord]]:
 
 
 def _read_samples(path: Path) -> Iterator[Raw]:
+    question = b""
     for place, line in _lines(path):
-        if isinstance(line, BadRecord):
-            yield Raw(place, place.encode(), line)
-        else:
-            yield Raw(place, _question(line, place), line)
+        # A line that does not say goes with the one before it: it must not divide a question.
+        question = _question(line, place) or question
+        yield Raw(place, question, line)
 
 
-def _question(line: bytes, place: str) -> bytes:
+def _question(line: bytes | BadRecord, place: str) -> bytes:
     """The record's id without decoding the record, which may be long, wherever it comes first."""
-    if match := _ID_FIRST.match(line):
+    if isinstance(line, BadRecord):
+        return b""
+    match = _ID_FIRST.match(line)
+    if match and b"\\" not in match[1]:
         return match[1]
     try:
-        return str(json_object(line, place).get("id", place)).encode()
+        return str(json_object(line, place).get("id", "")).encode(errors="replace")
     except BadRecord:
-        return place.encode()  # parsing will say what is wrong
+        return b""  # parsing will say what is wrong
 
 
 def _parse_sample(raw: Raw) -> Sample:
-    return sample_from_record(json_object(_usable(raw), raw.place), raw.place)
+    sample = sample_from_record(json_object(_usable(raw), raw.place), raw.place)
+    try:
+        for name in ("id", "question", "gold_answer", "prompt_hash", "text"):
+            getattr(sample, name).encode()
+    except UnicodeEncodeError as error:
+        reject("bad_text", raw.place, f"{name!r} with half a character ({error.reason})", "UTF-8")
+    return sample
 
 
 def _read_tsv(path: Path) -> Iterator[Raw]:
@@ -113,20 +130,25 @@ def _parse_tsv(raw: Raw) -> Sample:
 
 def _read_collection(path: Path) -> Iterator[Raw]:
     """One JSON object of entries, read as a stream; of a file that breaks off, what came before."""
+    none = True
     try:
-        with epath.Path(path).open("rb") as file:
+        with open_text(path) as file:
             for name, entry in ijson.kvitems(file, "", use_float=True):
+                none = False
                 place = f"{path}, entry {name}"
                 if not isinstance(entry, dict):
                     entry = BadRecord("wrong_type", place, "an entry", "an object")
                 yield Raw(place, place.encode(), entry)
-    except FileNotFoundError as error:
+    except UNREADABLE as error:
         raise UserError(f"{path}: {error.strerror}", "a JSON file", "check the path") from error
-    except (ijson.JSONError, UnicodeDecodeError) as error:
-        wanted = "one JSON object of entries"
+    except (ijson.JSONError, UnicodeDecodeError, *CUT_OFF) as error:
+        none, wanted = False, "one JSON object of entries"
         got = str(error).splitlines()[0]
         broken = BadRecord("truncated_file", f"{path}, behind the last entry read", got, wanted)
         yield Raw(str(path), str(path).encode(), broken)
+    if none:
+        remedy = "convert it; a samples file's name ends in .jsonl"
+        raise UserError(f"{path}: no entries", "one JSON object of entries", remedy)
 
 
 def _parse_entry(raw: Raw) -> Sample:

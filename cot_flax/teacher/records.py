@@ -6,11 +6,15 @@ import json
 import os
 import zlib
 from collections.abc import Iterator, Mapping
-from typing import Any, NoReturn
+from typing import IO, Any, NoReturn
 
 from etils import epath
 
 from cot_flax.errors import UserError
+
+UNREADABLE = (FileNotFoundError, IsADirectoryError, PermissionError)
+CUT_OFF = (OSError, EOFError, zlib.error)
+"""What reading a file raises: one that cannot be opened, and one that ends too early."""
 
 
 class BadRecord(UserError):
@@ -34,22 +38,31 @@ def raw_lines(path: str | os.PathLike) -> Iterator[tuple[str, bytes]]:
         UserError: the file is missing or empty.
         BadRecord: it cannot be read to its end; reason "truncated_file".
     """
-    path, number = epath.Path(path), 0
+    number = 0
     try:
-        with (
-            path.open("rb") as file,
-            gzip.open(file) if path.suffix == ".gz" else contextlib.nullcontext(file) as lines,
-        ):
+        with open_text(path) as lines:
             for number, line in enumerate(lines, 1):
                 yield f"{path}, line {number}", line
-    except (OSError, EOFError, zlib.error) as error:
+    except CUT_OFF as error:
         wanted = "a readable file (gzipped if its name ends in .gz)"
-        if isinstance(error, FileNotFoundError | IsADirectoryError | PermissionError):
+        if isinstance(error, UNREADABLE):
             raise UserError(f"{path}: {error.strerror}", wanted, "check the path") from error
         place = f"{path}, after line {number}"
         raise BadRecord("truncated_file", place, str(error), wanted) from error
     if number == 0:
         raise UserError(f"{path}: an empty file", "one record a line", "make the file again")
+
+
+@contextlib.contextmanager
+def open_text(path: str | os.PathLike) -> Iterator[IO[bytes]]:
+    """Opens a file for reading, here or in a bucket, gzipped if its name ends in .gz."""
+    path = epath.Path(path)
+    with path.open("rb") as file:
+        if path.suffix != ".gz":
+            yield file
+            return
+        with gzip.open(file) as unpacked:
+            yield unpacked
 
 
 def json_lines(path: str | os.PathLike) -> Iterator[tuple[str, dict[str, Any]]]:

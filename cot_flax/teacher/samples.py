@@ -3,8 +3,8 @@
 import contextlib
 import gzip
 import json
-import math
 import os
+import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -64,6 +64,7 @@ class Sample:
     finish_reason: str
 
 
+_LARGEST = sys.float_info.max
 _NAMES = tuple(field.name for field in fields(Sample))
 _TYPES = {"teacher": dict, "sample": int, "logprobs": dict | None}  # the others: str
 
@@ -159,7 +160,7 @@ def _check_values(values: Collection[Any], place: str) -> None:
         # The type itself, because bool is an int to isinstance.
         if type(value) not in (int, float):
             reason = "wrong_type"
-        elif not math.isfinite(value):
+        elif not -_LARGEST <= value <= _LARGEST:  # NaN, infinity, an integer of 400 digits
             reason = "nan_or_infinite"
         elif value > 0:
             reason = "probability_above_1"

@@ -84,7 +84,7 @@ class Student:
 
     def _look_up(self, text: str) -> int:
         words = _SPACE.join(text.split())
-        if not words:
+        if not words or not _is_text(text):
             return 0
         begins_word = text[0].isspace()
         whole = self.piece_to_id.get(_SPACE * begins_word + words, 0)
@@ -93,6 +93,15 @@ class Student:
         # Normalisation may leave nothing, of a zero-width space for instance.
         first = next(iter(self._processor.encode(text)), None)
         return 0 if first is None or self._processor.IsUnknown(first) else first
+
+
+def _is_text(text: str) -> bool:
+    """Whether it has a UTF-8 form; a half of a character, which JSON can hold, has none."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 class _Memo(dict):

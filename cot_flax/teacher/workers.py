@@ -4,6 +4,7 @@ import collections
 import itertools
 import multiprocessing
 import os
+import threading
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -76,7 +77,14 @@ def _in_order(pool, chunks: Iterator[Chunk], in_flight: int) -> Iterator[tuple[C
 
 
 def _start(job: Job) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     _STATE["student"], _STATE["settings"] = Student(job.model), job.settings
+
+
+def _end_with_parent() -> None:
+    """Waits for the end of the parent, which cannot tell its workers when it is killed."""
+    multiprocessing.parent_process().join()
+    os._exit(1)
 
 
 def _work(chunk: Chunk) -> Outcome:

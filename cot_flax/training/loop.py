@@ -31,8 +31,11 @@ class Data(Protocol):
     batch_size: int
     vocabulary: str
 
-    def check(self, objective: Objective) -> None:
-        """Raises UserError where the data cannot serve the objective."""
+    def check(self, objective: Objective, vocab_size: int) -> None:
+        """Raises UserError where the data cannot serve the objective, or has ids that no row has.
+
+        A gather on an accelerator takes the last row for such an id and says nothing.
+        """
 
     def batches(self, skip: int) -> Iterator[dict[str, np.ndarray]]:
         """Yields batches for ever, the same ones every time, without the first `skip`."""
@@ -78,7 +81,7 @@ def train(
     """
     devices = sharding.make_mesh(mesh)
     sharding.check_batch_size(data.batch_size, microbatches, devices)
-    data.check(objective)
+    data.check(objective, model.vocab_size)
     module = T5(model)
     metadata = checkpoints.Metadata(dataclasses.asdict(model), data.vocabulary, 0)
     checkpointer = checkpoints.Checkpointer(

@@ -183,14 +183,21 @@ KL = Objective(kl_weight=1.0)
 
 
 def test_kl_with_teacher_rows_passes(bound_store):
-    make("stories_teacher_zero_shot_cot").check(KL)
-    make("stories_teacher_cot_mix").check(KL)
+    make("stories_teacher_zero_shot_cot").check(KL, 512)
+    make("stories_teacher_cot_mix").check(KL, 512)
 
 
 def test_kl_of_a_task_without_teacher_is_refused():
-    make().check(Objective())
+    make().check(Objective(), 512)
     with pytest.raises(UserError, match=r"no teacher log-probabilities in stories_zero.*prepare"):
-        make().check(KL)
+        make().check(KL, 512)
+
+
+def test_ids_without_a_row_in_the_model_are_refused(vocabulary):
+    ids = vocabulary.vocab_size
+    make().check(Objective(), ids)
+    with pytest.raises(UserError, match=rf"{ids} ids for a model of {ids - 1} rows"):
+        make().check(Objective(), ids - 1)
 
 
 @pytest.mark.parametrize("logprobs", ["none", "certain"])
@@ -209,9 +216,9 @@ def test_kl_is_refused_where_the_store_says_nothing_about_the_teacher(
     folder = make_store(map(without, samples))
     gin.bind_parameter("cot_flax.tasks.stories.teacher_store.directory", folder)
     batches = make("stories_teacher_zero_shot_cot")
-    batches.check(Objective())
+    batches.check(Objective(), 512)
     with pytest.raises(UserError, match="no teacher log-probabilities"):
-        batches.check(KL)
+        batches.check(KL, 512)
 
 
 def test_a_stream_that_is_still_open_does_not_hang_the_interpreter():

@@ -91,6 +91,7 @@ BROKEN = {
     "probability_above_1": replace_first("token_logprobs", 0.5),
     "nan_or_infinite": replace_first("token_logprobs", float("nan")),
     "lengths_differ": lambda record: record["logprobs"]["top_logprobs"].pop(),
+    "bad_text": lambda record: record.update(text=record["text"] + "\ud83d", logprobs=None),
 }
 
 
@@ -111,6 +112,17 @@ def test_a_broken_line_is_rejected_by_name_and_the_others_are_prepared(tmp_path,
     assert f"{path}, line 6: " in error
     expected, found = (content(tmp_path / name) for name in ("expected", "out"))
     assert found[store.shard_name(0, 1)] == expected[store.shard_name(0, 1)]
+
+
+@pytest.mark.parametrize("line", [b"garbage\n", b"\n", b"{}\n"])
+def test_a_broken_line_does_not_divide_its_question(tmp_path, line):
+    """Not even where it stands at the end of a chunk, between two chains of one question."""
+    chains = make_samples(make_stories(8, split="train"), samples=3)
+    lines = [to_line(sample) for sample in chains]
+    path = tmp_path / "samples.jsonl"
+    path.write_bytes(b"".join([*lines[:10], line, *lines[10:]]))
+    tally = run(path, tmp_path / "out", records_per_shard=11, max_rejected=0.1)
+    assert (tally.read, tally.rejected.total(), tally.questions) == (25, 1, 8)
 
 
 def test_a_line_that_breaks_off_at_the_end_of_the_file(tmp_path, samples):

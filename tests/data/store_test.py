@@ -32,8 +32,11 @@ def rows(record, k=5):
     """The bytes of a record as ids [T, K] and log-probabilities [T, K]."""
     return (
         np.frombuffer(record["teacher_top_ids"], "<u2").reshape(-1, k),
-        np.frombuffer(record["teacher_top_logprobs"], "<f2").reshape(-1, k),
+        2 * np.log(np.frombuffer(record["teacher_top_logprobs"], "<u2").reshape(-1, k) / 65535),
     )
+
+
+ROOT_STEP = 1 / 65535  # d(x^2) = 2 x dx, with x the root and dx half a step
 
 
 def right(s):
@@ -67,7 +70,10 @@ def test_rows_are_the_teachers_own_distribution(world_store, samples, vocabulary
                 entries = top | {token: logprob}
                 expected = {pieces[t.replace(" ", "\u2581")]: p for t, p in entries.items()}
             found = {i: p for i, p in zip(ids.tolist(), logprobs.tolist(), strict=True) if i}
-            assert found == pytest.approx(expected, rel=2**-11, abs=2**-25)
+            assert found.keys() == expected.keys()
+            for i, logprob in found.items():
+                p = math.exp(expected[i])
+                assert math.exp(logprob) == pytest.approx(p, abs=ROOT_STEP * math.sqrt(p) + 1e-9)
 
 
 def test_a_position_takes_20_bytes_at_k_5(world_store):
@@ -82,7 +88,7 @@ def test_a_position_takes_20_bytes_at_k_5(world_store):
     ),
     arrays.arrays(np.int32, (3, 4), elements=st.integers(0, (1 << 16) - 1)),
 )
-def test_float16_keeps_11_bits_of_a_log_probability(logprobs_TK, ids_TK):
+def test_a_probability_is_kept_to_half_a_step_of_its_root(logprobs_TK, ids_TK):
     projection = Projection(ids_TK, logprobs_TK, np.zeros(3, np.int8), np.ones(3, np.float32))
     example = tf.train.Example.FromString(
         store.serialize(Record("a/0", "One?", "1", True, (3, 4, 1), projection))
@@ -91,9 +97,11 @@ def test_float16_keeps_11_bits_of_a_log_probability(logprobs_TK, ids_TK):
               name.startswith("teacher")}  # fmt: skip
     ids, logprobs = rows(values, k=4)
     np.testing.assert_array_equal(ids, ids_TK)
-    # Half a unit in the last place: 2^-11 of the value, or 2^-25 where float16 is subnormal.
-    exact = np.maximum(logprobs_TK.astype(np.float64), -65504)
-    assert np.all(np.abs(logprobs - exact) <= np.maximum(2.0**-11 * -exact, 2.0**-25))
+    exact = np.exp(logprobs_TK.astype(np.float64))
+    # Nothing is lost: the least probability that can be said is that of one step.
+    bound = np.maximum(ROOT_STEP * np.sqrt(exact), 65535.0**-2)
+    assert np.all(np.abs(np.exp(logprobs) - exact) <= 1.001 * bound + 1e-12)
+    assert np.all(logprobs[logprobs_TK == 0] == 0)
 
 
 def test_what_utf_8_cannot_say_becomes_a_question_mark():
@@ -124,7 +132,7 @@ def test_an_answer_that_the_store_adds_is_certain(make_store, make_sample, vocab
     assert vocabulary.decode(record["targets"].tolist()) == "1 + 1 = 2. The answer is 2"
     ids, logprobs = rows(record)
     np.testing.assert_array_equal(ids[:, 0], record["targets"])
-    np.testing.assert_allclose(logprobs[:, 0], [0] + [half] * 5 + [0] * 5, rtol=2**-11)
+    np.testing.assert_allclose(logprobs[:, 0], [0] + [half] * 5 + [0] * 5, atol=2e-5)
     assert not ids[:, 1:].any()
     # The first piece has no space in the teacher's tokens, and four words have no token at all.
     kinds = store.read_manifest(folder)["tally"]["kinds"]

@@ -56,10 +56,14 @@ def test_rows_are_unpacked_as_they_were_stored(world_store, vocabulary):
     source = StoreSource(lambda: world_store, vocabulary=vocabulary, top_k=5)
     stored = store.dataset(world_store).as_numpy_iterator()
     for record, raw in zip(ask(source), stored, strict=True):
-        for name, kind in (("teacher_top_ids", "<u2"), ("teacher_top_logprobs", "<f2")):
-            assert record[name].shape == (len(record["targets"]), 5)
-            expected = np.frombuffer(raw[name], kind).astype(np.float64)
-            np.testing.assert_array_equal(record[name].ravel(), expected)
+        ids, roots = (
+            np.frombuffer(raw[f"teacher_top_{name}"], "<u2").reshape(-1, 5)
+            for name in ("ids", "logprobs")
+        )
+        assert len(ids) == len(record["targets"])
+        np.testing.assert_array_equal(record["teacher_top_ids"], ids)
+        expected = 2 * np.log(roots / 65535)
+        np.testing.assert_allclose(record["teacher_top_logprobs"], expected, rtol=1e-6, atol=1e-7)
 
 
 def test_the_largest_id_comes_back():
@@ -68,7 +72,7 @@ def test_the_largest_id_comes_back():
     record = {
         "targets": tf.constant([1], tf.int64),
         "teacher_top_ids": tf.constant(ids),
-        "teacher_top_logprobs": tf.constant(np.array([[-1.5, 0]], "<f2").tobytes()),
+        "teacher_top_logprobs": tf.constant(np.array([[9, 65535]], "<u2").tobytes()),
     }
     assert _unpacked(record, 2)["teacher_top_ids"].numpy().tolist() == [[65535, 0]]
 

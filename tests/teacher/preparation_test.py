@@ -127,6 +127,17 @@ def test_fates(student, text, settings, fate):
     assert (len(outcome.kept), len(outcome.dropped)) == ((1, 0) if fate == "kept" else (0, 1))
 
 
+def test_an_unlabelled_chain_without_an_answer_teaches_none(student):
+    chain = sample("So it goes.", gold="")
+    outcome = prepared([chain], student, filters=Filters(rules="none"))
+    assert outcome.tally.fates == {"no_answer": 1}
+
+
+def test_a_row_needs_an_entry():
+    with pytest.raises(UserError, match="top_k 0; expected at least 1"):
+        Settings(top_k=0)
+
+
 def test_a_gold_answer_that_is_none_drops_its_chains_by_name(student):
     samples = [sample("It is 2.", gold="a few"), sample("It is 3.", gold="a few", sample=1)]
     outcome = prepared(samples, student)

@@ -88,7 +88,7 @@ def test_the_chains_of_a_question_are_told_from_others_before_they_are_parsed(tm
     questions = [raw.question for raw in FORMATS[".jsonl"].read(path)]
     assert questions[:4] == [b"sums-0"] * 3 + [b"sums-1"]
     assert questions[5] == b"7"
-    assert questions[4] == f"{path}, line 5".encode()  # nobody's
+    assert questions[4] == b"sums-1"  # nobody's: it must not part the chains around it
 
 
 @pytest.mark.parametrize(
@@ -126,6 +126,20 @@ def test_a_missing_file_stops(tmp_path, name):
     with pytest.raises(UserError, match=rf"{name}: No such file") as caught:
         list(find_format(name).read(tmp_path / name))
     assert not isinstance(caught.value, BadRecord)
+
+
+@pytest.mark.parametrize("content", ["[]", '[{"source": "a"}]', "{}"])
+def test_json_without_entries_stops(tmp_path, content):
+    path = tmp_path / "c.json"
+    path.write_text(content)
+    with pytest.raises(UserError, match=r"c\.json: no entries; expected one JSON object"):
+        list(find_format(path).read(path))
+
+
+def test_a_folder_in_place_of_a_file_stops(tmp_path):
+    (tmp_path / "c.json").mkdir()
+    with pytest.raises(UserError, match=r"c\.json: Is a directory"):
+        list(find_format(tmp_path / "c.json").read(tmp_path / "c.json"))
 
 
 def human(dataset, number, question, answer, chain):
@@ -187,6 +201,13 @@ def test_the_cot_collections_json(tmp_path):
         (f"{path}, entry 2", "wrong_type"),
         (f"{path}, entry 3", "wrong_type"),
     ]
+
+
+def test_the_cot_collections_json_may_be_gzipped(tmp_path):
+    path = tmp_path / "c.json.gz"
+    path.write_bytes(gzip.compress(json.dumps(ENTRIES).encode()))
+    samples, bad = parsed(path)
+    assert ([s.id for s in samples], bad) == (["sums-0", "cot_collection-x"], [])
 
 
 def test_of_a_json_file_that_breaks_off_the_first_entries_are_read(tmp_path):

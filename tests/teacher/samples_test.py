@@ -231,6 +231,7 @@ def test_files_that_cannot_be_read_are_named(tmp_path):
         (["logprobs", "token_logprobs", 1], 0.1, "probability_above_1"),
         (["logprobs", "top_logprobs", 0, "Two"], 1, "probability_above_1"),
         (["logprobs", "token_logprobs", 1], float("nan"), "nan_or_infinite"),
+        (["logprobs", "token_logprobs", 1], -(10**400), "nan_or_infinite"),
         (["logprobs", "top_logprobs", 0, "Two"], -float("inf"), "nan_or_infinite"),
     ],
 )

@@ -87,6 +87,8 @@ def test_spans_are_the_bytes_that_a_piece_stands_for(t5, text, pieces):
         ("{", None),
         ("</s>", None),
         ("<unk>", None),
+        ("\ud83d", None),  # half of a character
+        (" \ud83d", None),
         ("\u200b", None),  # normalisation leaves nothing of it
     ],
 )

@@ -1,6 +1,9 @@
+import dataclasses
 import itertools
 import multiprocessing
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -77,9 +80,36 @@ def test_a_single_chunk_needs_no_other_process(chunks):
 
 
 def test_an_error_in_another_process_comes_back_as_it_is(chunks):
-    settings = Settings(top_k=0)
-    with pytest.raises(UserError, match=r"^got k = 0; expected k of at least 1; give "):
-        list(prepare_chunks(iter(chunks), Job(JOB.model, settings), workers=2))
+    unknown = [dataclasses.replace(chunk, path="s.xyz") for chunk in chunks]
+    with pytest.raises(UserError, match=r"^got s.xyz, a file of unknown format; expected a name"):
+        list(prepare_chunks(iter(unknown), JOB, workers=2))
+
+
+ORPHANS = """
+import os, sys
+from cot_flax.teacher.preparation import Settings
+from cot_flax.teacher.readers import Raw
+from cot_flax.teacher.workers import Chunk, Job, prepare_chunks
+from cot_flax.world.vocabulary import VOCABULARY_PATH
+
+if __name__ == "__main__":
+    chunks = (Chunk(i, "s.jsonl", [Raw("line", b"%d" % i, b"?")]) for i in range(999))
+    done = prepare_chunks(chunks, Job(VOCABULARY_PATH.read_bytes(), Settings()), workers=2)
+    next(done)
+    print("ready", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_no_worker_outlives_a_parent_that_is_killed(tmp_path):
+    script = tmp_path / "parent.py"
+    script.write_text(ORPHANS)
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, script], **pipes, start_new_session=True) as parent:
+        assert parent.stdout.readline() == b"ready\n"
+        parent.kill()
+        # The workers hold the other end of this pipe: it closes when the last one is gone.
+        assert parent.stdout.read() == b""
 
 
 def test_the_outcome_does_not_depend_on_how_records_are_cut(chunks):

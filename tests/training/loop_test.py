@@ -32,7 +32,7 @@ class Copying:
     broken: int | None = None  # the batch that cannot be made
     skipped: list[int] = dataclasses.field(default_factory=list)
 
-    def check(self, objective):
+    def check(self, objective, vocab_size):
         if objective.uses_teacher:
             raise UserError("no teacher", "one", "find one")
 
