@@ -35,7 +35,11 @@ def ratios(slow: list[float], fast: list[float]) -> dict[str, float]:
 
 
 def peak_memory(command: list[str]) -> int:
-    """Runs a command; returns the largest proportional set size (PSS) of its tree, in bytes."""
+    """Runs a command; returns the most memory that its process tree held at a time, in bytes.
+
+    Anonymous memory, proportionally (Pss_Anon): the pages of library files, which the kernel maps
+    as it likes, are not the program's.
+    """
     process = subprocess.Popen(command)
     peak, done = [0], threading.Event()
 
@@ -92,4 +96,4 @@ def _pss(pid: int) -> int:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     except OSError:
         return 0
-    return sum(1024 * int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+    return sum(1024 * int(line.split()[1]) for line in lines if line.startswith("Pss_Anon:"))

@@ -2,7 +2,8 @@
 
     python benchmarks/prepare.py --data ../shared/data
 
-Every run is a process of its own (with its workers); memory is the largest PSS of its tree.
+Every run is a process of its own (with its workers); memory is the most anonymous memory that they
+hold together.
 """
 
 import argparse
