@@ -150,3 +150,20 @@ def test_an_unknown_recipe_and_a_missing_file_are_named(files, monkeypatch, caps
     (files / "questions.jsonl").unlink()
     assert call(monkeypatch, *sampling(files, "http://127.0.0.1:1/v1")) == 2
     assert "questions.jsonl" in capsys.readouterr().err
+
+
+def test_given_rationales_can_be_imported_to_be_scored(files, monkeypatch, capsys):
+    (files / "sums.tsv").write_text("One and one?\t2\t1 + 1 = 2.\\nSo 2.\n")
+    out = files / "human.jsonl"
+    assert call(monkeypatch, "teach", "import", files / "sums.tsv", "--out", out) == 0
+    (sample,) = read_samples(out)
+    assert (sample.question, sample.text) == ("One and one?", "1 + 1 = 2.\nSo 2.")
+    scored = ("--out", files / "scored.jsonl", "--model", "m", "--dry-run")
+    assert call(monkeypatch, "teach", "rescore", out, *scored) == 0
+    printed = capsys.readouterr().out
+    assert "Q: One and one?\nLet's think step by step\n1 + 1 = 2.\nSo 2.\n" in printed
+    assert "1 texts to score" in printed
+    (files / "sums.tsv").write_text("no tabs\n")
+    assert call(monkeypatch, "teach", "import", files / "sums.tsv", "--out", out) == 2
+    assert "sums.tsv, line 1: 1 columns" in capsys.readouterr().err
+    assert len(list(read_samples(out))) == 1  # the old file is still there

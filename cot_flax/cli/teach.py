@@ -6,20 +6,7 @@ import typer
 
 from cot_flax.cli import teachers
 from cot_flax.cli.common import Out
-from cot_flax.cli.teachers import (
-    BaseUrl,
-    Checkpoint,
-    Concurrency,
-    DryRun,
-    GgufFile,
-    HuggingFace,
-    KeyVariable,
-    Model,
-    PriceIn,
-    PriceOut,
-    Timeout,
-    Vocabulary,
-)
+from cot_flax.cli.teachers import Asking, asks_a_teacher
 
 app = typer.Typer(help="Make a samples file: one teacher chain a line.", no_args_is_help=True)
 
@@ -34,7 +21,9 @@ TopLogprobs = Annotated[
 
 
 @app.command("sample")
+@asks_a_teacher
 def sample(
+    asking: Asking,
     questions: Annotated[
         str, typer.Argument(help="Questions: GSM8K's, PAL's or {question, answer} JSON Lines.")
     ],
@@ -53,18 +42,6 @@ def sample(
     max_tokens: MaxTokens = None,
     top_logprobs: TopLogprobs = None,
     chat: Chat = False,
-    model: Model = None,
-    base_url: BaseUrl = None,
-    key_variable: KeyVariable = "OPENAI_API_KEY",
-    checkpoint: Checkpoint = None,
-    vocabulary: Vocabulary = None,
-    huggingface: HuggingFace = None,
-    gguf_file: GgufFile = None,
-    concurrency: Concurrency = 16,
-    timeout: Timeout = 300.0,
-    price_in: PriceIn = None,
-    price_out: PriceOut = None,
-    dry_run: DryRun = False,
 ):
     """Ask a teacher for chains, as one of the four papers did.
 
@@ -78,23 +55,13 @@ def sample(
     shown = list(read_questions(exemplars, dataset=dataset, split="exemplars")) if exemplars else []
     numbers = _given(samples, temperature, max_tokens, top_logprobs, shots)
     chosen = make_recipe(recipe, exemplars=shown, pool=asked, chat=chat, **numbers)
-    who = teachers.Choice(
-        model, base_url, key_variable, checkpoint, vocabulary, huggingface, gguf_file, timeout
-    )
-    teachers.run(
-        who,
-        asked[:limit],
-        chosen,
-        out,
-        concurrency=concurrency,
-        price_in=price_in,
-        price_out=price_out,
-        dry_run=dry_run,
-    )
+    teachers.run(asking, asked[:limit], chosen, out)
 
 
 @app.command("scenario")
+@asks_a_teacher
 def scenario(
+    asking: Asking,
     folder: Annotated[
         str, typer.Argument(help="A folder with instruction.md, exemplars.jsonl, inputs.jsonl.")
     ],
@@ -104,18 +71,6 @@ def scenario(
     max_tokens: MaxTokens = None,
     top_logprobs: TopLogprobs = 5,
     chat: Chat = False,
-    model: Model = None,
-    base_url: BaseUrl = None,
-    key_variable: KeyVariable = "OPENAI_API_KEY",
-    checkpoint: Checkpoint = None,
-    vocabulary: Vocabulary = None,
-    huggingface: HuggingFace = None,
-    gguf_file: GgufFile = None,
-    concurrency: Concurrency = 16,
-    timeout: Timeout = 300.0,
-    price_in: PriceIn = None,
-    price_out: PriceOut = None,
-    dry_run: DryRun = False,
 ):
     """Ask a teacher to reason as your own worked exemplars do.
 
@@ -126,61 +81,64 @@ def scenario(
 
     read = read_scenario(folder)
     numbers = _given(samples, temperature, max_tokens, top_logprobs)
-    who = teachers.Choice(
-        model, base_url, key_variable, checkpoint, vocabulary, huggingface, gguf_file, timeout
-    )
-    teachers.run(
-        who,
-        read.inputs,
-        scenario_recipe(read, chat=chat, **numbers),
-        out,
-        concurrency=concurrency,
-        price_in=price_in,
-        price_out=price_out,
-        dry_run=dry_run,
-    )
+    teachers.run(asking, read.inputs, scenario_recipe(read, chat=chat, **numbers), out)
 
 
 @app.command("rescore")
+@asks_a_teacher
 def rescore(
+    asking: Asking,
     samples: Annotated[str, typer.Argument(help="A samples file.")],
     out: Out,
     prompt: Annotated[
         str, typer.Option(help="What stands before a text; {question} is replaced.")
     ] = "Q: {question}\nLet's think step by step\n",
     top_logprobs: Annotated[int, typer.Option(help="Likeliest tokens a position.")] = 5,
-    model: Model = None,
-    base_url: BaseUrl = None,
-    key_variable: KeyVariable = "OPENAI_API_KEY",
-    checkpoint: Checkpoint = None,
-    vocabulary: Vocabulary = None,
-    huggingface: HuggingFace = None,
-    gguf_file: GgufFile = None,
-    concurrency: Concurrency = 16,
-    timeout: Timeout = 300.0,
-    price_in: PriceIn = None,
-    price_out: PriceOut = None,
 ):
     """Give chains that somebody wrote a teacher's log-probabilities.
 
     Example: cot-flax teach rescore human.jsonl --model MODEL
     --base-url http://localhost:8000/v1 --out scored.jsonl
     """
+    from cot_flax.teacher.samples import read_samples
     from cot_flax.teacher.sampling.rescoring import rescore as give_scores
 
-    who = teachers.Choice(
-        model, base_url, key_variable, checkpoint, vocabulary, huggingface, gguf_file, timeout
-    )
+    template = prompt.replace("\\n", "\n")
+
+    def prompt_of(question):
+        return template.replace("{question}", question)
+
+    if asking.dry_run:
+        first, *others = read_samples(samples)
+        typer.echo(f"{prompt_of(first.question)}{first.text}\n{'-' * 40}")
+        typer.echo(f"{1 + len(others):,} texts to score")
+        return
     totals = give_scores(
         samples,
         out,
-        who.open(),
-        lambda question: prompt.replace("{question}", question).replace("\\n", "\n"),
+        asking.open(),
+        prompt_of,
         top_logprobs=top_logprobs,
-        concurrency=concurrency,
-        prices=teachers.read_prices(price_in, price_out),
+        concurrency=asking.concurrency,
+        prices=asking.prices,
     )
     typer.echo(teachers.done(totals, out))
+
+
+@app.command("import")
+def import_given(
+    files: Annotated[list[str], typer.Argument(help="FLAN's .tsv or the CoT Collection's .json.")],
+    out: Out,
+):
+    """Turn given rationales into a samples file, to rescore them for instance.
+
+    Example: cot-flax teach import gsm8k_train.tsv --out human.jsonl.gz
+    """
+    from cot_flax.teacher.readers import parsed
+    from cot_flax.teacher.samples import write_samples
+
+    write_samples(out, (sample for file in files for sample in parsed(file)))
+    typer.echo(f"samples in {out}")
 
 
 @app.command("stories")

@@ -1,7 +1,8 @@
 """Options that name a teacher and bound a run; shared by the verbs that ask one."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 from typing import Annotated
 
 import typer
@@ -11,53 +12,52 @@ from cot_flax.errors import UserError
 _WHO = {"rich_help_panel": "The teacher"}
 _RUN = {"rich_help_panel": "How it runs"}
 
-Model = Annotated[
-    str | None, typer.Option(help="A model of an OpenAI-compatible server, by its name.", **_WHO)
-]
-BaseUrl = Annotated[
-    str | None,
-    typer.Option(help="The server, such as http://localhost:8000/v1; else OpenAI's.", **_WHO),
-]
-KeyVariable = Annotated[
-    str, typer.Option(help="The environment variable that holds the server's key.", **_WHO)
-]
-Checkpoint = Annotated[
-    str | None, typer.Option(help="Instead: a checkpoint of cot-flax, with --vocabulary.", **_WHO)
-]
-Vocabulary = Annotated[
-    str | None, typer.Option(help="The SentencePiece model of --checkpoint.", **_WHO)
-]
-HuggingFace = Annotated[
-    str | None,
-    typer.Option(
-        "--huggingface",
-        help="Instead: a causal LM's folder or hub name (extra `huggingface`).",
-        **_WHO,
-    ),
-]
-GgufFile = Annotated[str | None, typer.Option(help="A GGUF file of --huggingface.", **_WHO)]
-
-Concurrency = Annotated[int, typer.Option(help="Requests in flight, at most.", **_RUN)]
-Timeout = Annotated[float, typer.Option(help="Seconds to wait for an answer.", **_RUN)]
-PriceIn = Annotated[float | None, typer.Option(help="$ per million prompt tokens.", **_RUN)]
-PriceOut = Annotated[float | None, typer.Option(help="$ per million written tokens.", **_RUN)]
-DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Print prompts, requests and cost; ask nothing.", **_RUN)
-]
-
 
 @dataclass(frozen=True)
-class Choice:
-    """Which teacher the options name."""
+class Asking:
+    """Which teacher to ask, and how: the values of the options of `asks_a_teacher`."""
 
-    model: str | None
-    base_url: str | None
-    key_variable: str
-    checkpoint: str | None
-    vocabulary: str | None
-    huggingface: str | None
-    gguf_file: str | None
-    timeout: float
+    model: Annotated[
+        str | None,
+        typer.Option(help="A model of an OpenAI-compatible server, by its name.", **_WHO),
+    ] = None
+    base_url: Annotated[
+        str | None,
+        typer.Option(help="The server, such as http://localhost:8000/v1; else OpenAI's.", **_WHO),
+    ] = None
+    key_variable: Annotated[
+        str, typer.Option(help="The environment variable that holds the server's key.", **_WHO)
+    ] = "OPENAI_API_KEY"
+    checkpoint: Annotated[
+        str | None,
+        typer.Option(help="Instead: a checkpoint of cot-flax, with --vocabulary.", **_WHO),
+    ] = None
+    vocabulary: Annotated[
+        str | None, typer.Option(help="The SentencePiece model of --checkpoint.", **_WHO)
+    ] = None
+    huggingface: Annotated[
+        str | None,
+        typer.Option(
+            "--huggingface",
+            help="Instead: a causal LM's folder or hub name (extra `huggingface`).",
+            **_WHO,
+        ),
+    ] = None
+    gguf_file: Annotated[str | None, typer.Option(help="A GGUF file of --huggingface.", **_WHO)] = (
+        None
+    )
+    concurrency: Annotated[int, typer.Option(help="Requests in flight, at most.", **_RUN)] = 16
+    timeout: Annotated[float, typer.Option(help="Seconds to wait for an answer.", **_RUN)] = 300.0
+    price_in: Annotated[float | None, typer.Option(help="$ per million prompt tokens.", **_RUN)] = (
+        None
+    )
+    price_out: Annotated[
+        float | None, typer.Option(help="$ per million written tokens.", **_RUN)
+    ] = None
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Print prompts, requests and cost; ask nothing.", **_RUN),
+    ] = False
 
     @property
     def name(self) -> str:
@@ -93,42 +93,54 @@ class Choice:
 
         return JaxTeacher(self.checkpoint, self.vocabulary)
 
+    @property
+    def prices(self):
+        """The two prices, None without them; raises UserError for one alone."""
+        from cot_flax.teacher.sampling.costs import Prices
 
-def run(
-    choice: Choice,
-    questions: Sequence,
-    recipe,
-    out: str,
-    *,
-    concurrency: int,
-    price_in: float | None,
-    price_out: float | None,
-    dry_run: bool,
-) -> None:
+        if (self.price_in is None) != (self.price_out is None):
+            raise UserError("one price", "--price-in and --price-out", "give both or none")
+        return None if self.price_in is None else Prices(self.price_in, self.price_out)
+
+
+def asks_a_teacher(verb: Callable) -> Callable:
+    """Gives a verb the options of `Asking`, which it gets as its argument `asking`."""
+    own = [p for p in inspect.signature(verb).parameters.values() if p.name != "asking"]
+    shared = [
+        inspect.Parameter(
+            f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=f.type
+        )
+        for f in fields(Asking)
+    ]
+
+    def command(**values):
+        asking = Asking(**{p.name: values.pop(p.name) for p in shared})
+        return verb(asking=asking, **values)
+
+    command.__name__, command.__doc__ = verb.__name__, verb.__doc__
+    command.__signature__ = inspect.Signature(
+        [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own] + shared
+    )
+    command.__annotations__ = {p.name: p.annotation for p in (*own, *shared)}
+    return command
+
+
+def run(asking: Asking, questions: Sequence, recipe, out: str) -> None:
     """Samples, or says what sampling would do."""
     from cot_flax.teacher.sampling import costs
     from cot_flax.teacher.sampling.run import sample
 
-    prices = read_prices(price_in, price_out)
-    plan = costs.plan(questions, recipe, choice.name, out, prices=prices)
-    if dry_run:
+    prices = asking.prices
+    plan = costs.plan(questions, recipe, asking.name, out, prices=prices)
+    if asking.dry_run:
         for prompt in plan.prompts:
             typer.echo(f"{_shown(prompt)}\n{'-' * 40}")
-    typer.echo(_planned(plan), err=not dry_run)
-    if not dry_run:
+    typer.echo(_planned(plan), err=not asking.dry_run)
+    if not asking.dry_run:
         totals = sample(
-            questions, recipe, choice.open(), out, concurrency=concurrency, prices=prices
+            questions, recipe, asking.open(), out, concurrency=asking.concurrency, prices=prices
         )
         typer.echo(done(totals, out))
-
-
-def read_prices(price_in: float | None, price_out: float | None):
-    """The two prices; one alone is an error."""
-    from cot_flax.teacher.sampling.costs import Prices
-
-    if (price_in is None) != (price_out is None):
-        raise UserError("one price", "--price-in and --price-out", "give both or none")
-    return None if price_in is None else Prices(price_in, price_out)
 
 
 def done(totals, out: str) -> str:

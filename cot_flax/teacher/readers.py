@@ -70,6 +70,17 @@ def find_format(path: str | os.PathLike) -> Format:
     )
 
 
+def parsed(path: str | os.PathLike) -> Iterator[Sample]:
+    """The samples of a file in order, holding one at a time.
+
+    Raises:
+        UserError: the file cannot be used; BadRecord at the first record that cannot.
+    """
+    format = find_format(path)
+    for raw in format.read(Path(path)):
+        yield format.parse(raw)
+
+
 def _lines(path: Path) -> Iterator[tuple[str, bytes | BadRecord]]:
     """Lines with their places; what cannot be read to its end closes with the error."""
     try:
