@@ -71,9 +71,10 @@ def prepare(
     projection: Annotated[
         str,
         typer.Option(
-            help="fu2023: the rule of paper [1], or paths: more soft positions.", **_ALIGN
+            help="paths, or fu2023: the rule of paper [1], which keeps fewer positions soft.",
+            **_ALIGN,
         ),
-    ] = "fu2023",
+    ] = "paths",
     workers: Annotated[
         int | None, typer.Option(help="Processes; by default one a core.", **_RUN)
     ] = None,

@@ -81,6 +81,7 @@ def _plan(inputs, vocabulary, settings, bytes_per_shard) -> dict:
     """What a store is made of; two stores of one plan are the same."""
     files = [path for pattern in inputs for path in _matches(str(pattern))]
     plan = {
+        "format": store.FORMAT,
         "inputs": [_status(path) for path in files],
         "vocabulary": fingerprint(vocabulary),
         "settings": dataclasses.asdict(settings),

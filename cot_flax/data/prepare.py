@@ -91,6 +91,7 @@ def _plan(inputs, vocabulary, settings, records_per_shard) -> dict[str, Any]:
             raise UserError(f"{path}: {error.strerror}", "a file", "check the path") from error
         files.append([str(path.resolve()), status.st_size, status.st_mtime_ns])
     plan = {
+        "format": store.FORMAT,
         "inputs": files,
         "vocabulary": fingerprint(vocabulary),
         "settings": dataclasses.asdict(settings),

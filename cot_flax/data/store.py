@@ -27,6 +27,7 @@ from cot_flax.teacher.tally import Tally
 from cot_flax.text.prompts import normalize_question
 
 SPLIT = "train"
+FORMAT = 1  # of the records below; a store of another one has to be made again
 MANIFEST, COMPLETED = "manifest.json", "COMPLETED"
 INFO, STATS = f"info.{SPLIT}.json", f"stats.{SPLIT}.json"
 DROPPED, REJECTED = "dropped.jsonl.gz", "rejected.jsonl"
@@ -93,6 +94,7 @@ def write_layout(folder: Path, *, shards: int, tally: Tally, plan: dict) -> None
     _write_json(folder / STATS, stats)
     names = [*(shard_name(i, shards) for i in range(shards)), INFO, STATS]
     manifest = {
+        "format": FORMAT,
         "vocabulary": plan["vocabulary"],
         "top_k": plan["settings"]["top_k"],
         "teachers": dict(tally.teachers),
@@ -161,10 +163,10 @@ def check(path: str, vocabulary: str, top_k: int) -> None:
         top_k: the task's entries a position.
 
     Raises:
-        UserError: another vocabulary or k, a file that is missing or whose bytes have changed.
+        UserError: another format, vocabulary or k; a file that is missing or has other bytes.
     """
     manifest = read_manifest(path)
-    for name, wanted in (("vocabulary", vocabulary), ("top_k", top_k)):
+    for name, wanted in (("format", FORMAT), ("vocabulary", vocabulary), ("top_k", top_k)):
         if manifest.get(name) != wanted:
             raise UserError(
                 f"a store with {name} {manifest.get(name)} at {path}",

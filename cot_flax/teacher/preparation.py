@@ -34,7 +34,7 @@ class Settings:
         filters: which chains stay.
         top_k: teacher entries a target position.
         alignment: "bytes", or "fu2023" for the paper's dynamic program.
-        projection: "fu2023" for the paper's rule, or "paths"; see `project_top_k`.
+        projection: "paths", or "fu2023" for the paper's rule; see `project_top_k`.
         max_target_tokens: longer chains, with EOS, are dropped as "too_long"; None keeps all.
         max_question_tokens: likewise for questions.
 
@@ -45,7 +45,7 @@ class Settings:
     filters: Filters = field(default_factory=Filters)
     top_k: int = 5
     alignment: str = "bytes"
-    projection: str = "fu2023"
+    projection: str = "paths"
     max_target_tokens: int | None = None
     max_question_tokens: int | None = None
 

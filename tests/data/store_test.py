@@ -127,7 +127,7 @@ def test_an_answer_that_the_store_adds_is_certain(make_store, make_sample, vocab
     tokens = [(t, 0.0, {}) for t in ("\n", " ", "\n", "\n", "\n", "\n", "1")]
     tokens += [(t, half, {t: half}) for t in (" +", " 1", " =", " 2", ".")]
     text = "".join(token for token, _, _ in tokens)
-    folder = make_store([make_sample(text, tokens=tokens)])
+    folder = make_store([make_sample(text, tokens=tokens)], projection="fu2023")
     (record,) = read(folder)
     assert vocabulary.decode(record["targets"].tolist()) == "1 + 1 = 2. The answer is 2"
     ids, logprobs = rows(record)
@@ -203,6 +203,18 @@ def test_a_store_of_another_vocabulary_or_k_is_refused(copied, vocabulary):
         check(copied, seqio.ByteVocabulary())
     with pytest.raises(UserError, match=r"a store with top_k 5 at .*the task's top_k 4"):
         check(copied, vocabulary, top_k=4)
+
+
+def test_a_store_of_another_format_is_refused(copied, vocabulary):
+    manifest = json.loads((copied / "manifest.json").read_text())
+    for record in (manifest | {"format": store.FORMAT + 1}, manifest):
+        if record is manifest:
+            del manifest["format"]
+        (copied / "manifest.json").write_text(json.dumps(record))
+        with pytest.raises(
+            UserError, match=rf"a store with format \w+ at .*format {store.FORMAT};"
+        ):
+            check(copied, vocabulary)
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -63,7 +63,8 @@ TOKENS = ("\n", " ", "1", " +", " 1", " =", " 2", ".", "\n", "The", " answer", "
 
 
 def test_a_chain_becomes_ids_with_a_row_each(student):
-    (record,) = prepared([sample("".join(TOKENS), tokens=TOKENS)], student).kept
+    chain = sample("".join(TOKENS), tokens=TOKENS)
+    (record,) = prepared([chain], student, projection="fu2023").kept
     ids = student.encode("1 + 1 = 2.\nThe answer is 2").ids
     assert record.targets == (*ids, 1)
     assert (record.id, record.question, record.answer) == ("sums-0/0", "1 + 1 =", "2")
@@ -184,7 +185,8 @@ def test_records_are_grouped_by_question_and_none_is_lost(student):
 
 
 def test_the_worst_example_shows_both_tokenizations(student):
-    outcome = prepared([sample("".join(TOKENS), tokens=TOKENS)], student)
+    chain = sample("".join(TOKENS), tokens=TOKENS)
+    outcome = prepared([chain], student, projection="fu2023")
     (worst,) = json.loads(json.dumps(outcome.tally.worst))
     assert worst["soft_share"] == pytest.approx(8 / 11, abs=5e-5)
     rows = {piece: (tokens, kind) for piece, tokens, kind in worst["positions"]}
@@ -197,4 +199,4 @@ def test_the_worst_example_shows_both_tokenizations(student):
 def test_unknown_names_are_refused(name):
     with pytest.raises(UserError, match=f"{name} 'dtw'; expected one of .*fu2023"):
         Settings(**{name: "dtw"})
-    assert dataclasses.asdict(Settings())[name] in ("bytes", "fu2023")
+    assert dataclasses.asdict(Settings())[name] in ("bytes", "paths")
