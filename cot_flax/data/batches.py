@@ -30,6 +30,7 @@ class TaskBatches:
         feature_lengths: `inputs` and `targets`, in tokens.
         batch_size: rows a batch, over all hosts.
         pack: put several examples into a row.
+        use_cached: read tasks in SeqIO's cached form, where they have one.
     """
 
     mixture_or_task_name: str
@@ -39,6 +40,7 @@ class TaskBatches:
     pack: bool = False
     shuffle: bool = True
     seed: int = 0
+    use_cached: bool = False
     _seen: int = field(default=0, init=False)
     _overlong: int = field(default=0, init=False)
 
@@ -119,6 +121,7 @@ class TaskBatches:
             shuffle=self.shuffle,
             seed=self.seed,
             num_epochs=num_epochs,
+            use_cached=self.use_cached,
         )
         return _closed_before_exit(dataset)
 

@@ -193,6 +193,21 @@ def test_kl_of_a_task_without_teacher_is_refused():
         make().check(KL, 512)
 
 
+def test_a_store_in_seqios_cached_form_gives_the_same_batches(bound_store):
+    task = "stories_teacher_zero_shot_cot"
+    plain, cached = (
+        list(itertools.islice(make(task, shuffle=False, use_cached=cached).batches(), 5))
+        for cached in (False, True)
+    )
+    for one, other in zip(plain, cached, strict=True):
+        assert one.keys() == other.keys()
+        for name in one:
+            np.testing.assert_array_equal(one[name], other[name])
+    # Shuffled too: every batch again, so that a run can be resumed.
+    again = [next(make(task, use_cached=True).batches())["decoder_target_tokens"] for _ in range(2)]
+    np.testing.assert_array_equal(*again)
+
+
 def test_ids_without_a_row_in_the_model_are_refused(vocabulary):
     ids = vocabulary.vocab_size
     make().check(Objective(), ids)
