@@ -76,14 +76,18 @@ class Reply:
 
 
 class Teacher(Protocol):
-    """Anything that answers requests: a server, a checkpoint of ours, a Hugging Face model."""
+    """Anything that answers requests: a server, a checkpoint of ours, a Hugging Face model.
+
+    A UserError ends the whole run; a `RequestFailed` (failures.py) only its question, and an
+    `Unscorable` leaves one text without log-probabilities.
+    """
 
     name: str
 
     async def complete(self, request: Request) -> Reply:
-        """Answers one request; raises UserError where the teacher can never answer it."""
+        """Answers one request."""
         ...
 
     async def score(self, prompt: str, text: str, top_logprobs: int) -> Logprobs:
-        """Scores `text` after `prompt`; raises UserError where this teacher cannot."""
+        """Gives the log-probabilities of `text` after `prompt`."""
         ...
