@@ -12,6 +12,7 @@ from typing import Any
 from cot_flax.errors import UserError
 from cot_flax.interop import cut_at_stop, refuse_settings, seed_of
 from cot_flax.teacher.samples import Logprobs
+from cot_flax.teacher.sampling.failures import RequestFailed, Unscorable
 from cot_flax.teacher.sampling.requests import Completion, Messages, Reply, Request
 
 _BROKEN = "\ufffd"  # what a decoder writes for the bytes of an incomplete character
@@ -77,8 +78,9 @@ class HuggingFaceTeacher:
         """Draws the continuations.
 
         Raises:
-            UserError: a penalty, a chat where the tokenizer has no template for it, an empty
-                prompt, or one that leaves no room for max_tokens.
+            RequestFailed: the prompt leaves no room for max_tokens.
+            UserError: a penalty, a chat where the tokenizer has no template for it, or an empty
+                prompt.
         """
         return await asyncio.get_running_loop().run_in_executor(
             self._worker, self._complete, request
@@ -88,7 +90,8 @@ class HuggingFaceTeacher:
         """Scores `text`, tokenized apart from the prompt; a draw may be tokenized otherwise.
 
         Raises:
-            UserError: the prompt is empty or too long, or the tokenizer changes the text.
+            Unscorable: prompt and text are too long, or the tokenizer changes the text.
+            UserError: the prompt is empty.
         """
         return await asyncio.get_running_loop().run_in_executor(
             self._worker, self._score, prompt, text, top_logprobs
@@ -106,12 +109,11 @@ class HuggingFaceTeacher:
         prompt_ids = self._prompt_ids(prompt)
         ids = self._tokenizer(text, add_special_tokens=False).input_ids
         if self._text(ids) != text:
-            raise UserError(
-                f"the text {text!r}, which the tokenizer of {self.name} changes",
-                "a text that it gives back as it was",
-                "score with a model that has a byte-level tokenizer",
-            )
-        self._check_length(len(prompt_ids) + len(ids))
+            raise Unscorable("text_changed_by_tokenizer")
+        try:
+            self._check_length(len(prompt_ids) + len(ids))
+        except RequestFailed:
+            raise Unscorable("too_long") from None
         return self._logprobs(prompt_ids, ids, top_logprobs)
 
     def _prompt_ids(self, prompt: str | Messages) -> list[int]:
@@ -136,7 +138,7 @@ class HuggingFaceTeacher:
     def _check_length(self, tokens: int) -> None:
         most = getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
         if most is not None and tokens > most:
-            raise UserError(
+            raise RequestFailed(
                 f"{tokens} tokens of prompt and continuation",
                 f"at most the {most} of {self.name}",
                 "shorten the prompt, or lower max_tokens",

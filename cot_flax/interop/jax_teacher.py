@@ -21,6 +21,7 @@ from cot_flax.interop import cut_at_stop, refuse_settings, seed_of
 from cot_flax.model.decoding import EOS, decode, for_decoding
 from cot_flax.model.t5 import T5
 from cot_flax.teacher.samples import Logprobs
+from cot_flax.teacher.sampling.failures import RequestFailed, Unscorable
 from cot_flax.teacher.sampling.requests import Completion, Reply, Request
 from cot_flax.training import checkpoints
 from cot_flax.training.state import abstract_variables
@@ -67,7 +68,8 @@ class JaxTeacher:
         """Draws the continuations; stop strings are cut off afterwards.
 
         Raises:
-            UserError: a chat, a prompt that is too long, top_p or a penalty.
+            RequestFailed: the prompt is too long.
+            UserError: a chat, top_p or a penalty.
         """
         return await asyncio.get_running_loop().run_in_executor(
             self._worker, self._complete, request
@@ -77,7 +79,7 @@ class JaxTeacher:
         """Scores `text` in the vocabulary's own segmentation; a draw may be segmented otherwise.
 
         Raises:
-            UserError: the prompt is too long, or the text is empty.
+            Unscorable: the prompt is too long, or the text has no words.
         """
         return await asyncio.get_running_loop().run_in_executor(
             self._worker, self._score, prompt, text, top_logprobs
@@ -123,20 +125,23 @@ class JaxTeacher:
     def _score(self, prompt: str, text: str, top_logprobs: int) -> Logprobs:
         pieces = self._vocabulary.encode(text, return_type="proto").pieces
         if not pieces:
-            raise UserError(f"the text {text!r}", "a text with words", "leave it out")
+            raise Unscorable("no_words")
         tokens = [piece.surface for piece in pieces]
         # White space at the ends, which the vocabulary does not write, stays with its neighbours.
         before, _, after = text.partition("".join(tokens))
         tokens[0] = before + tokens[0]
         tokens[-1] += after
-        inputs_S = _padded(self._encode(prompt))
+        try:
+            inputs_S = _padded(self._encode(prompt))
+        except RequestFailed:
+            raise Unscorable("prompt_too_long") from None
         targets_1T = _padded([piece.id for piece in pieces])[None]
         return self._logprobs(tokens, *self._scores(inputs_S, targets_1T, top_logprobs)[0])
 
     def _encode(self, prompt: str) -> list[int]:
         ids = [*self._vocabulary.encode(prompt), EOS]
         if len(ids) > self._max_input_tokens:
-            raise UserError(
+            raise RequestFailed(
                 f"a prompt of {len(ids)} tokens",
                 f"at most {self._max_input_tokens}",
                 "shorten the prompt, or raise max_input_tokens",

@@ -12,6 +12,7 @@ import pytest
 
 from cot_flax.errors import UserError
 from cot_flax.interop.huggingface_teacher import HuggingFaceTeacher
+from cot_flax.teacher.sampling.failures import Unscorable
 from cot_flax.teacher.sampling.requests import Request
 
 try:
@@ -256,7 +257,7 @@ def test_what_cannot_be_answered_says_so(teacher, folder, monkeypatch):
     ):
         with pytest.raises(UserError, match=message):
             complete(teacher, request)
-    with pytest.raises(UserError, match="gives back"):
+    with pytest.raises(Unscorable, match="text_changed"):
         score(teacher, "The answer", f"is {END}")
     monkeypatch.setattr(teacher._tokenizer, "chat_template", None)
     with pytest.raises(UserError, match="no chat template"):

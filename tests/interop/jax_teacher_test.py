@@ -17,6 +17,7 @@ from cot_flax.errors import UserError
 from cot_flax.interop.jax_teacher import JaxTeacher
 from cot_flax.model.decoding import decode
 from cot_flax.model.t5 import T5, T5Config
+from cot_flax.teacher.sampling.failures import Unscorable
 from cot_flax.teacher.sampling.requests import Request
 from cot_flax.training.checkpoints import Checkpointer, Metadata
 from cot_flax.training.state import TrainState
@@ -182,8 +183,10 @@ def test_a_text_is_scored_as_it_stands(teacher):
     assert logprobs.tokens[:3] == (" \n The", " answer", "\nis") and logprobs.tokens[-1] == ". \n"
     assert asyncio.run(teacher.score(PROMPT, " answer\n", 5)).tokens == (" answer\n",)
     for nothing in ("", " \n"):
-        with pytest.raises(UserError, match="a text with words"):
+        with pytest.raises(Unscorable, match="no_words"):
             asyncio.run(teacher.score(PROMPT, nothing, 5))
+    with pytest.raises(Unscorable, match="prompt_too_long"):
+        asyncio.run(teacher.score("Tom has 3 apples. " * 25, "The answer is 3", 5))
 
 
 def test_equal_requests_draw_equal_samples(teacher, reply):
