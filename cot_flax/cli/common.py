@@ -70,7 +70,7 @@ def prepare_libraries() -> None:
     _import_quietly("cot_flax.data")
     import jax
 
-    logging.getLogger("absl").setLevel(logging.ERROR)
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # what stops a run is raised too
     cache = os.environ.get("COT_FLAX_CACHE", str(Path.home() / ".cache" / "cot-flax"))
     jax.config.update("jax_compilation_cache_dir", f"{cache}/compiled")
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

@@ -102,7 +102,7 @@ def _question(line: bytes | BadRecord, place: str) -> bytes:
     if isinstance(line, BadRecord):
         return b""
     match = _ID_FIRST.match(line)
-    if match and b"\\" not in match[1]:
+    if match and b"\\" not in match[1] and line.rstrip().endswith(b"}"):
         return match[1]
     try:
         return str(json_object(line, place).get("id", "")).encode(errors="replace")

@@ -114,7 +114,7 @@ def test_a_broken_line_is_rejected_by_name_and_the_others_are_prepared(tmp_path,
     assert found[store.shard_name(0, 1)] == expected[store.shard_name(0, 1)]
 
 
-@pytest.mark.parametrize("line", [b"garbage\n", b"\n", b"{}\n"])
+@pytest.mark.parametrize("line", [b"garbage\n", b"\n", b"{}\n", b'{"id": "cut off", "da\n'])
 def test_a_broken_line_does_not_divide_its_question(tmp_path, line):
     """Not even where it stands at the end of a chunk, between two chains of one question."""
     chains = make_samples(make_stories(8, split="train"), samples=3)

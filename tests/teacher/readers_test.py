@@ -81,7 +81,7 @@ def test_samples_are_read(tmp_path, name):
 
 def test_the_chains_of_a_question_are_told_from_others_before_they_are_parsed(tmp_path):
     reordered = json.dumps(dict(reversed(json.loads(line(sample=1)).items()))).encode() + b"\n"
-    spaced = b'  { "id" :\t"sums-0", "text'  # cut, but it still says whose it is
+    spaced = b'  { "id" :\t"sums-0", "text'  # cut: it goes with the line before it
     lines = [line(), reordered, spaced + b"\n", line(id="sums-1"), b"?\n", b'{"id": 7}\n']
     path = tmp_path / "s.jsonl"
     path.write_bytes(b"".join(lines))
