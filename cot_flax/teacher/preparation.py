@@ -236,7 +236,8 @@ def _example(sample: Sample, pieces: Pieces, projection: Projection, tokens) -> 
     return {
         "id": f"{sample.id}/{sample.sample}",
         "question": sample.question,
-        "soft_share": round(float(projection.soft_T.mean()), 4),
+        # Without the end, which is never soft and weighs most in short chains.
+        "soft_share": round(float(projection.soft_T[:-1].mean()), 4),
         "positions": [
             [piece, row, KINDS[kind]]
             for piece, row, kind in zip(
