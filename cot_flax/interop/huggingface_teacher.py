@@ -97,6 +97,10 @@ class HuggingFaceTeacher:
             self._worker, self._score, prompt, text, top_logprobs
         )
 
+    async def close(self) -> None:
+        """Ends the worker thread."""
+        self._worker.shutdown(wait=False)
+
     def _complete(self, request: Request) -> Reply:
         refuse_settings(request, {"presence_penalty": 0.0, "frequency_penalty": 0.0})
         prompt_ids = self._prompt_ids(request.prompt)

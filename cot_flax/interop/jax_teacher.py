@@ -85,6 +85,10 @@ class JaxTeacher:
             self._worker, self._score, prompt, text, top_logprobs
         )
 
+    async def close(self) -> None:
+        """Ends the worker thread."""
+        self._worker.shutdown(wait=False)
+
     def _complete(self, request: Request) -> Reply:
         if request.is_chat:
             raise UserError(

@@ -73,6 +73,10 @@ class OpenAITeacher:
         self._ways_to_score: Sequence[Mapping[str, Any]] = _WAYS_TO_SCORE
         self._has_scored = False
 
+    async def close(self) -> None:
+        """Closes the connections."""
+        await self._connection.close()
+
     async def complete(self, request: Request) -> Reply:
         """Answers one request; asks again for what is missing where a server ignores `n`.
 

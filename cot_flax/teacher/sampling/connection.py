@@ -64,6 +64,10 @@ class Connection:
         }
         stamina.instrumentation.set_on_retry_hooks([_log_retry])
 
+    async def close(self) -> None:
+        """Closes what is still open to the server, in the loop that opened it."""
+        await self._client.close()
+
     async def post(self, is_chat: bool, body: Mapping[str, Any]) -> dict[str, Any]:
         """Returns the decoded answer, of which it is known that every choice has a text.
 

@@ -54,9 +54,17 @@ class Desk:
 
 
 def work_through(
-    items: Iterable, total: int, work: Callable[..., Awaitable[None]], desk: Desk
+    items: Iterable,
+    total: int,
+    work: Callable[..., Awaitable[None]],
+    desk: Desk,
+    close: Callable[[], Awaitable[None]],
 ) -> None:
-    """Does `work` for every item; ends with one UserError if items are left without an answer."""
+    """Does `work` for every item, then `close`; all in one event loop.
+
+    Raises:
+        UserError: items are left without an answer.
+    """
     failed: list[tuple[str, RequestFailed]] = []
 
     async def attempt(item) -> None:
@@ -66,7 +74,7 @@ def work_through(
             failed.append((item.id, error))
 
     with progress(total, desk.totals) as advance:
-        asyncio.run(_pool(items, attempt, advance, desk.concurrency))
+        asyncio.run(_closing(_pool(items, attempt, advance, desk.concurrency), close))
     if failed:
         (name, error), names = failed[0], _listed([name for name, _ in failed])
         raise UserError(
@@ -74,6 +82,13 @@ def work_through(
             "an answer to every request",
             "run the same command again: answers are kept in the journal and not asked for again",
         )
+
+
+async def _closing(work: Awaitable[None], close: Callable[[], Awaitable[None]]) -> None:
+    try:
+        await work
+    finally:
+        await close()
 
 
 async def _pool(items: Iterable, work: Callable, advance: Callable[[], None], size: int) -> None:

@@ -91,3 +91,7 @@ class Teacher(Protocol):
     async def score(self, prompt: str, text: str, top_logprobs: int) -> Logprobs:
         """Gives the log-probabilities of `text` after `prompt`."""
         ...
+
+    async def close(self) -> None:
+        """Lets go of what it holds; it is not asked again."""
+        ...

@@ -51,7 +51,7 @@ def rescore(
                 (score,) = journal[_score_key(teacher.name, *call_of(sample))].completions
                 yield _rescored(sample, score, teacher.name, totals)
 
-        work_through(read_samples(samples), total, score, desk)
+        work_through(read_samples(samples), total, score, desk, teacher.close)
         write_samples(out, scored())
     return totals
 

@@ -51,7 +51,7 @@ def sample(
                 _chains(question, request, recipe, ask) for request in recipe.first(question)
             )
 
-        work_through(questions, len(questions), answer, desk)
+        work_through(questions, len(questions), answer, desk, teacher.close)
         write_samples(out, _samples(questions, recipe, teacher.name, journal, totals))
     return totals
 

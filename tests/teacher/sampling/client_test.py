@@ -26,12 +26,26 @@ def teacher_at(server, **settings):
     return OpenAITeacher("story", base_url=server.url, **settings)
 
 
+def ask(teacher, *calls):
+    """Makes the calls one after the other, in a loop that also closes the teacher."""
+
+    async def all_calls():
+        try:
+            return [await call(teacher) for call in calls]
+        finally:
+            await teacher.close()
+
+    return asyncio.run(all_calls())
+
+
 def complete(server, request, **settings):
-    return asyncio.run(teacher_at(server, **settings).complete(request))
+    (reply,) = ask(teacher_at(server, **settings), lambda teacher: teacher.complete(request))
+    return reply
 
 
 def score(server, text, prompt=PROMPT, k=4):
-    return asyncio.run(teacher_at(server).score(prompt, text, k))
+    (logprobs,) = ask(teacher_at(server), lambda teacher: teacher.score(prompt, text, k))
+    return logprobs
 
 
 def exact(text, k):
@@ -142,6 +156,7 @@ def test_retry_after_is_honoured(header, wait, caplog):
         if wait < 3600:
             assert len((await call).completions) == 3
         call.cancel()
+        await teacher.close()
 
     with StoryServer([429], retry_after=header) as server:
         asyncio.run(until_it_waits())
@@ -237,12 +252,10 @@ def test_scoring_gives_the_servers_distribution(dialect, calls):
 def test_the_way_to_score_is_looked_for_once():
     texts = ["First", "First,"]
 
-    async def both():
-        teacher = teacher_at(server)
-        return [await teacher.score(PROMPT, text, 1) for text in texts]
-
+    calls = [lambda teacher, text=text: teacher.score(PROMPT, text, 1) for text in texts]
     with StoryServer(dialect="no_echo") as server:
-        assert ["".join(logprobs.tokens) for logprobs in asyncio.run(both())] == texts
+        scores = ask(teacher_at(server), *calls)
+    assert ["".join(logprobs.tokens) for logprobs in scores] == texts
     assert len(server.bodies) == 4
 
 
@@ -263,12 +276,8 @@ def test_a_server_that_scores_nothing_is_named():
 
 
 def test_a_refusal_after_a_success_concerns_one_text():
-    async def both():
-        teacher = teacher_at(server)
-        await teacher.score(PROMPT, "First", 1)
-        await teacher.score(PROMPT, "First", 1)
-
+    calls = [lambda teacher: teacher.score(PROMPT, "First", 1)] * 2
     with StoryServer([None, 400]) as server, pytest.raises(Unscorable) as caught:
-        asyncio.run(both())
+        ask(teacher_at(server), *calls)
     assert caught.value.reason == "refused"
     assert json.dumps(server.bodies[0]) == json.dumps(server.bodies[1])
