@@ -20,7 +20,7 @@ setup(
     package_data={
         "cot_flax.gin": ["**/*.gin"],
         "cot_flax.world": ["*.model"],
-        "cot_flax.data.prepare_report": ["*.jinja", "*.css"],
+        "cot_flax.data.store.report": ["*.jinja", "*.css"],
         "cot_flax.evaluation.report": ["*.jinja", "*.css"],
     },
     install_requires=[

@@ -64,7 +64,7 @@ def prepare_once(tsv: str, out: str, options) -> None:
     """One preparation; its time is without Python's and TensorFlow's start."""
     import seqio
 
-    from cot_flax.data.prepare import prepare
+    from cot_flax.data.store.prepare import prepare
     from cot_flax.teacher.filtering import Filters
     from cot_flax.teacher.preparation import Settings
 

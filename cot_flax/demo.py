@@ -9,7 +9,7 @@ from pathlib import Path
 import typer
 
 from cot_flax import configuration
-from cot_flax.data.prepare import prepare
+from cot_flax.data.store.prepare import prepare
 from cot_flax.evaluation import report
 from cot_flax.teacher.preparation import Settings
 from cot_flax.teacher.samples import write_samples

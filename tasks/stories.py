@@ -7,7 +7,7 @@ import seqio
 
 from cot_flax.data.registration import add_cot_task
 from cot_flax.data.sources import records_source
-from cot_flax.data.stored import StoreSource
+from cot_flax.data.store.tasks import StoreSource
 from cot_flax.world.stories import SPLITS, make_stories
 from cot_flax.world.teacher import reference_rationale
 from cot_flax.world.vocabulary import VOCABULARY_PATH

@@ -132,12 +132,12 @@ def prepare(
         "max_rejected": max_rejected,
     }
     if runner:
-        from cot_flax.data import beam_prepare
+        from cot_flax.data.store import beam
 
         flags = [f"--runner={runner}", *beam_flags]
-        tally = beam_prepare.prepare(files, out, flags=flags, **options)
+        tally = beam.prepare(files, out, flags=flags, **options)
     else:
-        from cot_flax.data.prepare import prepare as make_store
+        from cot_flax.data.store.prepare import prepare as make_store
 
         tally = make_store(files, out, workers=workers, progress=_show, **options)
     typer.echo(tally.summary())

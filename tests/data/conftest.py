@@ -5,9 +5,9 @@ import pytest
 import seqio
 
 from cot_flax.data import registration
-from cot_flax.data.prepare import prepare
 from cot_flax.data.registration import add_cot_task
 from cot_flax.data.sources import records_source
+from cot_flax.data.store.prepare import prepare
 from cot_flax.tasks.stories import VOCABULARY
 from cot_flax.teacher.preparation import Settings
 from cot_flax.teacher.samples import Logprobs, Sample, write_samples

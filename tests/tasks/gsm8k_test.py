@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 from cot_flax.data.batches import TaskBatches, find_task
-from cot_flax.data.prepare import prepare
+from cot_flax.data.store.prepare import prepare
 from cot_flax.errors import UserError
 from cot_flax.tasks import gsm8k
 from cot_flax.teacher.preparation import Settings

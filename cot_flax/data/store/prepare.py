@@ -17,8 +17,8 @@ import numpy as np
 import seqio
 import tensorflow as tf
 
-from cot_flax.data import store
 from cot_flax.data.features import fingerprint
+from cot_flax.data.store import layout
 from cot_flax.errors import UserError
 from cot_flax.teacher.preparation import Outcome, Settings
 from cot_flax.teacher.readers import Raw, find_format
@@ -62,10 +62,10 @@ def prepare(
     Raises:
         UserError: an input that cannot be used, too many rejected records, or nothing kept.
     """
-    store.check_vocabulary(vocabulary)
+    layout.check_vocabulary(vocabulary)
     folder, plan = Path(out), _plan(inputs, vocabulary, settings, records_per_shard)
     if _finished(folder, plan):
-        return Tally.from_json(store.read_manifest(out)["tally"])
+        return Tally.from_json(layout.read_manifest(out)["tally"])
     parts = _open_parts(folder, plan)
     total, done = Tally(), 0
     chunks = _chunks(inputs, records_per_shard)
@@ -91,7 +91,7 @@ def _plan(inputs, vocabulary, settings, records_per_shard) -> dict[str, Any]:
             raise UserError(f"{path}: {error.strerror}", "a file", "check the path") from error
         files.append([str(path.resolve()), status.st_size, status.st_mtime_ns])
     plan = {
-        "format": store.FORMAT,
+        "format": layout.FORMAT,
         "inputs": files,
         "vocabulary": fingerprint(vocabulary),
         "settings": dataclasses.asdict(settings),
@@ -101,9 +101,9 @@ def _plan(inputs, vocabulary, settings, records_per_shard) -> dict[str, Any]:
 
 
 def _finished(folder: Path, plan: dict) -> bool:
-    if not (folder / store.COMPLETED).exists():
+    if not (folder / layout.COMPLETED).exists():
         return False
-    return store.read_manifest(str(folder)).get("plan") == plan
+    return layout.read_manifest(str(folder)).get("plan") == plan
 
 
 def _open_parts(folder: Path, plan: dict) -> Path:
@@ -112,7 +112,7 @@ def _open_parts(folder: Path, plan: dict) -> Path:
     file = parts / PLAN
     if not (file.exists() and json.loads(file.read_text()) == plan):
         shutil.rmtree(parts, ignore_errors=True)
-        store.remove(folder)
+        layout.remove(folder)
         parts.mkdir(parents=True)
         _write_whole(file, json.dumps(plan))
     return parts
@@ -191,7 +191,8 @@ def stop_if_too_many_rejected(total: Tally, max_rejected: float, parts: str) -> 
         raise UserError(
             f"{rejected:,} of {total.read:,} records that cannot be read ({dict(total.rejected)})",
             f"at most {max_rejected:.1%}",
-            f"repair the input ({parts}/*.{store.REJECTED} name the lines) or raise --max-rejected",
+            f"repair the input ({parts}/*.{layout.REJECTED} name the lines) "
+            "or raise --max-rejected",
         )
 
 
@@ -201,7 +202,7 @@ def stop_if_nothing_kept(total: Tally, parts: str) -> None:
         raise UserError(
             f"no usable chain ({dict(total.fates + total.rejected)})",
             "at least one that passes the filters",
-            f"look at {parts}/*.{store.DROPPED} and *.{store.REJECTED}, or choose other --rules",
+            f"look at {parts}/*.{layout.DROPPED} and *.{layout.REJECTED}, or choose other --rules",
         )
 
 
@@ -209,12 +210,12 @@ def _write_part(parts: Path, index: int, outcome: Outcome) -> None:
     records = _part(parts, index, "tfrecord")
     with tf.io.TFRecordWriter(str(records)) as writer:
         for record in outcome.kept:
-            writer.write(store.serialize(record))
-    with gzip_writer(_part(parts, index, store.DROPPED)) as file:
+            writer.write(layout.serialize(record))
+    with gzip_writer(_part(parts, index, layout.DROPPED)) as file:
         file.writelines(to_line(sample, reason=reason) for reason, sample in outcome.dropped)
     lines = [{"reason": e.reason, "error": str(e)} for e in outcome.rejected]
     text = "".join(json.dumps(line) + "\n" for line in lines)
-    _part(parts, index, store.REJECTED).write_text(text)
+    _part(parts, index, layout.REJECTED).write_text(text)
     _write_whole(_part(parts, index, "json"), json.dumps(outcome.tally.to_json()))
 
 
@@ -224,12 +225,12 @@ def _finish(folder: Path, parts_done: int, total: Tally, plan: dict) -> None:
     for index in range(parts_done):
         part = _part(parts, index, "tfrecord")
         if part.exists():
-            os.replace(part, folder / store.shard_name(index, parts_done))
-    for name in (store.DROPPED, store.REJECTED):
+            os.replace(part, folder / layout.shard_name(index, parts_done))
+    for name in (layout.DROPPED, layout.REJECTED):
         with open(folder / name, "wb") as whole:
             for index in range(parts_done):
                 whole.write(_part(parts, index, name).read_bytes())
-    store.write_layout(folder, shards=parts_done, tally=total, plan=plan)
+    layout.write_layout(folder, shards=parts_done, tally=total, plan=plan)
     shutil.rmtree(parts)
 
 

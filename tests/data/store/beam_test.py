@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import seqio
 
-from cot_flax.data import beam_prepare, beam_steps, store
-from cot_flax.data import prepare as local
+from cot_flax.data.store import beam, beam_steps, layout
+from cot_flax.data.store import prepare as local
 from cot_flax.errors import UserError
 from cot_flax.teacher.codex import read_codex_dump
 from cot_flax.teacher.filtering import Filters
@@ -37,9 +37,7 @@ def on_beam(tmp_path, vocabulary):
 
     def make(*inputs, settings=CHOOSY, name="beam", **options):
         options = {"vocabulary": vocabulary, "flags": IN_PROCESS, "max_rejected": 0.5} | options
-        beam_prepare.prepare(
-            list(map(str, inputs)), str(tmp_path / name), settings=settings, **options
-        )
+        beam.prepare(list(map(str, inputs)), str(tmp_path / name), settings=settings, **options)
         return tmp_path / name
 
     return make
@@ -59,7 +57,7 @@ def here(tmp_path, vocabulary):
 
 def kept(folder):
     """Records with the bytes of their rows, in the order of their ids."""
-    records = list(store.dataset(str(folder)).as_numpy_iterator())
+    records = list(layout.dataset(str(folder)).as_numpy_iterator())
     for record in records:
         record["targets"] = record["targets"].tolist()
     return sorted(records, key=lambda record: record["id"])
@@ -67,14 +65,14 @@ def kept(folder):
 
 def left_out(folder):
     return (
-        sorted(gzip.decompress((folder / store.DROPPED).read_bytes()).splitlines()),
-        sorted((folder / store.REJECTED).read_bytes().splitlines()),
+        sorted(gzip.decompress((folder / layout.DROPPED).read_bytes()).splitlines()),
+        sorted((folder / layout.REJECTED).read_bytes().splitlines()),
     )
 
 
 def counts(folder):
     """The tally; of equally bad chains, any may be shown."""
-    tally = store.read_manifest(str(folder))["tally"]
+    tally = layout.read_manifest(str(folder))["tally"]
     tally["worst"] = [chain["soft_share"] for chain in tally["worst"]]
     tally["mass"] = pytest.approx(tally["mass"], rel=1e-12)
     return tally
@@ -84,7 +82,7 @@ def assert_same(beam, here):
     assert kept(beam) == kept(here) != []
     assert left_out(beam) == left_out(here)
     assert counts(beam) == counts(here)
-    manifests = [store.read_manifest(str(folder)) for folder in (beam, here)]
+    manifests = [layout.read_manifest(str(folder)) for folder in (beam, here)]
     for name in ("vocabulary", "top_k", "teachers", "prompt_hash", "read", "kept", "dropped"):
         assert manifests[0][name] == manifests[1][name], name
 
@@ -94,7 +92,7 @@ def test_keeps_drops_and_rejects_what_prepare_does(on_beam, here, chains, tmp_pa
     (tmp_path / "samples.jsonl.gz").write_bytes(gzip.compress(b"".join(lines))[:-9])
     beam, here = (make(tmp_path / "samples.jsonl.gz") for make in (on_beam, here))
     assert_same(beam, here)
-    tally = store.read_manifest(str(beam))["tally"]
+    tally = layout.read_manifest(str(beam))["tally"]
     assert set(tally["rejected"]) == {"bad_json", "missing_field", "truncated_file"}
     assert len(tally["fates"]) > 2
 
@@ -131,7 +129,7 @@ def test_reads_given_rationales(on_beam, here, tmp_path):
     )
     beam = on_beam(*files, settings=settings)
     assert_same(beam, here(*files, settings=settings))
-    assert store.read_manifest(str(beam))["kept"] == 60
+    assert layout.read_manifest(str(beam))["kept"] == 60
 
 
 def test_real_teachers_rows(on_beam, here, shared_data, tmp_path):
@@ -153,25 +151,25 @@ def test_a_store_depends_on_no_runner(on_beam, chains, tmp_path):
     two = ["--direct_running_mode=multi_threading", "--direct_num_workers=2"]
     one = on_beam(tmp_path / "samples.jsonl", name="one", **options)
     other = on_beam(tmp_path / "samples.jsonl", name="two", flags=IN_PROCESS + two, **options)
-    files = store.read_manifest(str(one))["files"]
+    files = layout.read_manifest(str(one))["files"]
     assert sum("tfrecord" in name for name in files) == 3
-    assert files == store.read_manifest(str(other))["files"]
+    assert files == layout.read_manifest(str(other))["files"]
     assert counts(one) == counts(other)
-    for name in (store.DROPPED, store.REJECTED):
+    for name in (layout.DROPPED, layout.REJECTED):
         assert (one / name).read_bytes() == (other / name).read_bytes()
 
 
 def test_a_store_is_whole(on_beam, chains, tmp_path):
     write_samples(tmp_path / "samples.jsonl", chains[:4])
     folder = on_beam(tmp_path / "*.jsonl", bytes_per_shard=2048)
-    manifest = store.read_manifest(str(folder))
+    manifest = layout.read_manifest(str(folder))
     shards = sorted(folder.glob("*tfrecord*"))
-    assert len(shards) == json.loads((folder / store.INFO).read_text())["num_shards"] > 1
+    assert len(shards) == json.loads((folder / layout.INFO).read_text())["num_shards"] > 1
     assert any(not shard.stat().st_size for shard in shards)  # one question fills one shard
     assert len(kept(folder)) == manifest["kept"] > 0
-    store.check(str(folder), manifest["vocabulary"], manifest["top_k"])
+    layout.check(str(folder), manifest["vocabulary"], manifest["top_k"])
     assert manifest["files"].items() >= {(s.name, sha256(s)) for s in shards}
-    assert (folder / store.COMPLETED).exists() and not (folder / local.PARTS).exists()
+    assert (folder / layout.COMPLETED).exists() and not (folder / local.PARTS).exists()
 
 
 def sha256(path: Path) -> str:
@@ -180,15 +178,15 @@ def sha256(path: Path) -> str:
 
 def test_a_finished_store_is_left_and_another_is_replaced(on_beam, chains, tmp_path):
     write_samples(tmp_path / "samples.jsonl", chains)
-    completed = on_beam(tmp_path / "samples.jsonl", bytes_per_shard=4096) / store.COMPLETED
-    (completed.parent / store.REJECTED).write_text("mine")
+    completed = on_beam(tmp_path / "samples.jsonl", bytes_per_shard=4096) / layout.COMPLETED
+    (completed.parent / layout.REJECTED).write_text("mine")
     on_beam(tmp_path / "samples.jsonl", bytes_per_shard=4096)
-    assert (completed.parent / store.REJECTED).read_text() == "mine"
+    assert (completed.parent / layout.REJECTED).read_text() == "mine"
     folder = on_beam(tmp_path / "samples.jsonl", settings=Settings(top_k=2))
-    manifest = store.read_manifest(str(folder))
+    manifest = layout.read_manifest(str(folder))
     assert manifest["top_k"] == 2
     assert {file.name for file in folder.glob("*tfrecord*")} <= manifest["files"].keys()
-    assert (folder / store.REJECTED).read_text() == ""
+    assert (folder / layout.REJECTED).read_text() == ""
 
 
 def test_stops_at_too_many_rejected_records(on_beam, chains, tmp_path):
@@ -196,8 +194,8 @@ def test_stops_at_too_many_rejected_records(on_beam, chains, tmp_path):
     (tmp_path / "samples.jsonl").write_bytes(b"".join(lines))
     with pytest.raises(UserError, match=r"2 of 10 records .*missing_field.*at most 10.0%"):
         on_beam(tmp_path / "samples.jsonl", max_rejected=0.1)
-    assert not (tmp_path / "beam" / store.COMPLETED).exists()
-    assert list((tmp_path / "beam" / local.PARTS).glob(f"*.{store.REJECTED}"))
+    assert not (tmp_path / "beam" / layout.COMPLETED).exists()
+    assert list((tmp_path / "beam" / local.PARTS).glob(f"*.{layout.REJECTED}"))
 
 
 def test_stops_where_nothing_is_kept(on_beam, chains, tmp_path):
@@ -235,7 +233,7 @@ def test_reads_a_record_at_a_time(tmp_path):
 
 def test_says_how_to_get_beam(monkeypatch):
     monkeypatch.setitem(sys.modules, "apache_beam", None)
-    monkeypatch.delitem(sys.modules, "cot_flax.data.beam_steps")
-    monkeypatch.delattr("cot_flax.data.beam_steps")
+    monkeypatch.delitem(sys.modules, "cot_flax.data.store.beam_steps")
+    monkeypatch.delattr("cot_flax.data.store.beam_steps")
     with pytest.raises(UserError, match=r'pip install "cot-flax\[beam\]"'):
-        import cot_flax.data.beam_steps  # noqa: F401
+        import cot_flax.data.store.beam_steps  # noqa: F401

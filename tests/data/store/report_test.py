@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 import cot_flax
-from cot_flax.data.prepare_report import HTML, JSON, histogram, meanings, page, write
-from cot_flax.data.prepare_report.figures import summarize
+from cot_flax.data.store.report import HTML, JSON, histogram, meanings, page, write
+from cot_flax.data.store.report.figures import summarize
 from cot_flax.teacher import filtering, projection
 from cot_flax.teacher.preparation import Outcome, Settings, prepare_question
 from cot_flax.teacher.student import Student

@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterable
 import seqio
 import tensorflow as tf
 
-from cot_flax.data import store
 from cot_flax.data.features import fingerprint
 from cot_flax.data.preprocessors import filter_or_stop
+from cot_flax.data.store import layout
 from cot_flax.errors import UserError
 
 
@@ -32,14 +32,14 @@ class StoreSource(seqio.FunctionDataSource):
     ):
         self._directory, self._vocabulary = directory, vocabulary
         self.top_k, self._held_out = top_k, held_out
-        super().__init__(self._read, splits=[store.SPLIT])
+        super().__init__(self._read, splits=[layout.SPLIT])
 
     def checked_directory(self) -> str:
-        """The folder, after `store.check`; raises UserError where gin has bound none."""
+        """The folder, after `layout.check`; raises UserError where gin has bound none."""
         directory = self._directory()
         if directory is None:
             raise UserError("no teacher store", "a folder", "pass --gin.TEACHER_STORE=\"'FOLDER'\"")
-        store.check(directory, fingerprint(self._vocabulary), self.top_k)
+        layout.check(directory, fingerprint(self._vocabulary), self.top_k)
         return directory
 
     def preprocessors(self) -> list:
@@ -48,7 +48,7 @@ class StoreSource(seqio.FunctionDataSource):
 
     def _read(self, split, shuffle_files, seed=None):
         del split, shuffle_files, seed
-        dataset, excluded = store.dataset(self.checked_directory()), self._excluded()
+        dataset, excluded = layout.dataset(self.checked_directory()), self._excluded()
         return dataset.filter(lambda record: _is_new(record, excluded)) if excluded else dataset
 
     def _unpack(self, dataset):
@@ -65,7 +65,7 @@ class StoreSource(seqio.FunctionDataSource):
         return filter_or_stop(dataset, lambda record: _is_new(record, excluded), complaint)
 
     def _excluded(self) -> list[int]:
-        return sorted({store.question_hash(question) for question in self._held_out()})
+        return sorted({layout.question_hash(question) for question in self._held_out()})
 
 
 class StoreTask(seqio.Task):
@@ -88,7 +88,7 @@ def _unpacked(record, top_k):
     """Turns a store's bytes into teacher rows [T, K]; T is 0 where the teacher gave none."""
     ids = tf.io.decode_raw(record["teacher_top_ids"], tf.uint16)
     roots = tf.io.decode_raw(record["teacher_top_logprobs"], tf.uint16)
-    logprobs = 2 * tf.math.log(tf.cast(roots, tf.float32) / store.ROOTS)
+    logprobs = 2 * tf.math.log(tf.cast(roots, tf.float32) / layout.ROOTS)
     return record | {
         "targets": tf.cast(record["targets"], tf.int32),
         "teacher_top_ids": tf.reshape(tf.cast(ids, tf.int32), [-1, top_k]),

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 import seqio
 
-from cot_flax.data import store
 from cot_flax.data.features import fingerprint
-from cot_flax.data.prepare import prepare
+from cot_flax.data.store import layout
+from cot_flax.data.store.prepare import prepare
 from cot_flax.errors import UserError
 from cot_flax.tasks.stories import VOCABULARY
 from cot_flax.teacher.filtering import Filters
@@ -45,7 +45,7 @@ def written(path, samples):
 
 
 def records(out):
-    return list(store.dataset(str(out)).as_numpy_iterator())
+    return list(layout.dataset(str(out)).as_numpy_iterator())
 
 
 def ids(out):
@@ -111,7 +111,7 @@ def test_a_broken_line_is_rejected_by_name_and_the_others_are_prepared(tmp_path,
     assert name == reason
     assert f"{path}, line 6: " in error
     expected, found = (content(tmp_path / name) for name in ("expected", "out"))
-    assert found[store.shard_name(0, 1)] == expected[store.shard_name(0, 1)]
+    assert found[layout.shard_name(0, 1)] == expected[layout.shard_name(0, 1)]
 
 
 @pytest.mark.parametrize("line", [b"garbage\n", b"\n", b"{}\n", b'{"id": "cut off", "da\n'])
@@ -227,7 +227,7 @@ def test_the_first_kept_chain_of_every_question_is_marked(tmp_path, make_sample)
     run(written(tmp_path / "samples.jsonl", chains), tmp_path / "out", records_per_shard=1)
     marks = {r["id"].decode(): int(r["first"]) for r in records(tmp_path / "out")}
     assert marks == {"q0/1": 1, "q0/2": 0, "q0/3": 0, "q1/0": 1, "q1/1": 0, "q1/2": 0}
-    tally = store.read_manifest(str(tmp_path / "out"))["tally"]
+    tally = layout.read_manifest(str(tmp_path / "out"))["tally"]
     assert (tally["questions"], tally["kept_chains"]) == (3, {"3": 2, "0": 1})
 
 
@@ -349,7 +349,7 @@ def test_chunks_only_divide_the_records(many, tmp_path):
     run(many / "samples.jsonl", tmp_path / "out", records_per_shard=1000)
     one, parts = content(tmp_path / "out"), content(many / "store")
     shards = sorted(name for name in parts if ".tfrecord-" in name)
-    assert one[store.shard_name(0, 1)] == b"".join(parts[name] for name in shards)
+    assert one[layout.shard_name(0, 1)] == b"".join(parts[name] for name in shards)
     assert gzip.decompress(one["dropped.jsonl.gz"]) == gzip.decompress(parts["dropped.jsonl.gz"])
     assert one["rejected.jsonl"] == parts["rejected.jsonl"]
 
@@ -358,7 +358,7 @@ def test_chunks_only_divide_the_records(many, tmp_path):
 KILLED = """
 import os, random, signal, sys
 from pathlib import Path
-from cot_flax.data.prepare import prepare
+from cot_flax.data.store.prepare import prepare
 from cot_flax.tasks.stories import VOCABULARY
 from cot_flax.teacher.preparation import Settings
 
@@ -430,7 +430,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(many, tmp_path):
     before = [part.stat().st_ino for part in parts]
     run(many / "samples.jsonl", tmp_path / "out", records_per_shard=4)
     assert content(tmp_path / "out") == content(many / "store")
-    shards = [tmp_path / "out" / store.shard_name(i, 25) for i in range(5)]
+    shards = [tmp_path / "out" / layout.shard_name(i, 25) for i in range(5)]
     assert [shard.stat().st_ino for shard in shards] == before
 
 
@@ -482,7 +482,7 @@ def test_an_unfinished_store_of_another_plan_is_begun_anew(many, tmp_path):
 
 
 def test_two_folders_can_be_told_apart_by_their_plans(many):
-    plan = store.read_manifest(str(many / "store"))["plan"]
+    plan = layout.read_manifest(str(many / "store"))["plan"]
     assert plan["vocabulary"] == fingerprint(VOCABULARY)
     ((name, size, _),) = plan["inputs"]
     assert (name, size) == (

@@ -8,8 +8,8 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 import cot_flax
-from cot_flax.data.prepare_report import histogram, meanings
-from cot_flax.data.prepare_report.histogram import Histogram
+from cot_flax.data.store.report import histogram, meanings
+from cot_flax.data.store.report.histogram import Histogram
 from cot_flax.teacher.tally import MASS_BINS
 
 TEMPLATE = "page.html.jinja"

@@ -7,7 +7,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from cot_flax.data.prepare_report import figures, page
+from cot_flax.data.store.report import figures, page
 
 __all__ = ["HTML", "JSON", "write"]
 
@@ -19,7 +19,7 @@ def write(folder: Path, manifest: Mapping[str, Any]) -> None:
 
     Args:
         folder: the store's, in which the manifest's files lie.
-        manifest: what `store.write_layout` wrote. `figures.summarize` says what the JSON holds.
+        manifest: what `layout.write_layout` wrote. `figures.summarize` says what the JSON holds.
     """
     sizes = {name: tf.io.gfile.stat(str(folder / name)).length for name in manifest["files"]}
     found = figures.summarize(manifest, sizes)

@@ -18,8 +18,8 @@ from itertools import chain
 import tensorflow as tf
 from etils import epath
 
-from cot_flax.data import store
-from cot_flax.data.prepare import PARTS
+from cot_flax.data.store import layout
+from cot_flax.data.store.prepare import PARTS
 from cot_flax.errors import UserError
 from cot_flax.teacher.preparation import Outcome, Settings, parse, prepare_question
 from cot_flax.teacher.readers import Raw, find_format
@@ -131,7 +131,7 @@ def _lines(place: Place, outcome: Outcome) -> Lines:
     rejected = [{"reason": e.reason, "error": str(e)} for e in outcome.rejected]
     return (
         place,
-        [store.serialize(record) for record in outcome.kept],
+        [layout.serialize(record) for record in outcome.kept],
         [to_line(sample, reason=reason) for reason, sample in outcome.dropped],
         [(json.dumps(line) + "\n").encode() for line in rejected],
     )
@@ -166,9 +166,9 @@ def _write_shard(group: tuple[int, Iterable[Lines]], out: str, shards: int) -> N
     with tf.io.TFRecordWriter(str(partial)) as writer:
         for record in kept:
             writer.write(record)
-    partial.replace(epath.Path(out) / store.shard_name(index, shards))
-    _write_whole(part(out, index, store.DROPPED), gzip.compress(b"".join(dropped), mtime=0))
-    _write_whole(part(out, index, store.REJECTED), b"".join(rejected))
+    partial.replace(epath.Path(out) / layout.shard_name(index, shards))
+    _write_whole(part(out, index, layout.DROPPED), gzip.compress(b"".join(dropped), mtime=0))
+    _write_whole(part(out, index, layout.REJECTED), b"".join(rejected))
 
 
 def _write_counts(total: Tally, out: str, read: int) -> None:

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from cot_flax.data import store
 from cot_flax.data.features import fingerprint
+from cot_flax.data.store import layout
 from cot_flax.errors import UserError
 from cot_flax.teacher.preparation import Record
 from cot_flax.teacher.projection import Projection
@@ -26,7 +26,7 @@ FILES = (
 
 
 def read(folder):
-    return list(store.dataset(str(folder)).as_numpy_iterator())
+    return list(layout.dataset(str(folder)).as_numpy_iterator())
 
 
 def rows(record, k=5):
@@ -92,7 +92,7 @@ def test_a_position_takes_20_bytes_at_k_5(world_store):
 def test_a_probability_is_kept_to_half_a_step_of_its_root(logprobs_TK, ids_TK):
     projection = Projection(ids_TK, logprobs_TK, np.zeros(3, np.int8), np.ones(3, np.float32))
     example = tf.train.Example.FromString(
-        store.serialize(Record("a/0", "One?", "1", True, (3, 4, 1), projection))
+        layout.serialize(Record("a/0", "One?", "1", True, (3, 4, 1), projection))
     )
     values = {name: f.bytes_list.value[0] for name, f in example.features.feature.items() if
               name.startswith("teacher")}  # fmt: skip
@@ -107,7 +107,7 @@ def test_a_probability_is_kept_to_half_a_step_of_its_root(logprobs_TK, ids_TK):
 
 def test_what_utf_8_cannot_say_becomes_a_question_mark():
     example = tf.train.Example.FromString(
-        store.serialize(Record("a/0", "half \ud83d", "\ud83d", False, (1,), None))
+        layout.serialize(Record("a/0", "half \ud83d", "\ud83d", False, (1,), None))
     )
     feature = example.features.feature
     assert feature["question"].bytes_list.value == [b"half ?"]
@@ -136,7 +136,7 @@ def test_an_answer_that_the_store_adds_is_certain(make_store, make_sample, vocab
     np.testing.assert_allclose(logprobs[:, 0], [0] + [half] * 5 + [0] * 5, atol=2e-5)
     assert not ids[:, 1:].any()
     # The first piece has no space in the teacher's tokens, and four words have no token at all.
-    kinds = store.read_manifest(folder)["tally"]["kinds"]
+    kinds = layout.read_manifest(folder)["tally"]["kinds"]
     assert kinds == {"other_string": 1, "soft": 5, "no_token": 4, "end": 1}
 
 
@@ -147,7 +147,7 @@ def test_the_k_likeliest_are_kept(world_store, samples, make_store):
 
 
 def test_the_manifest_counts_and_names(world_store, samples, vocabulary):
-    manifest = store.read_manifest(world_store)
+    manifest = layout.read_manifest(world_store)
     kept = sum(map(right, samples))
     assert (manifest["read"], manifest["kept"], manifest["rejected"]) == (len(samples), kept, 0)
     assert manifest["dropped"] == len(samples) - kept > 0
@@ -167,7 +167,7 @@ def test_another_prompt_is_another_hash(make_store, make_sample):
     hashed = [make_sample("The answer is 2", id=str(i), prompt_hash=str(i)) for i in range(2)]
     swapped = [make_sample("The answer is 2", id=str(i), prompt_hash=str(1 - i)) for i in range(2)]
     first, second, third = (
-        store.read_manifest(make_store(s))["prompt_hash"] for s in (chains, hashed, swapped)
+        layout.read_manifest(make_store(s))["prompt_hash"] for s in (chains, hashed, swapped)
     )
     assert first != second == third
 
@@ -177,12 +177,12 @@ def test_all_teachers_are_named(make_store, make_sample):
         make_sample("The answer is 2", id=str(i), teacher={"model": name, "params": {}})
         for i, name in enumerate(("b", "a", "b"))
     ]
-    assert store.read_manifest(make_store(chains))["teachers"] == {"a": 1, "b": 2}
+    assert layout.read_manifest(make_store(chains))["teachers"] == {"a": 1, "b": 2}
 
 
 def test_a_folder_that_is_no_store_is_named(tmp_path):
     with pytest.raises(UserError, match=rf"no readable manifest\.json in {tmp_path}.*goes on"):
-        store.dataset(str(tmp_path))
+        layout.dataset(str(tmp_path))
 
 
 @pytest.fixture
@@ -192,7 +192,7 @@ def copied(world_store, tmp_path):
 
 
 def check(folder, vocabulary, top_k=5):
-    store.check(str(folder), fingerprint(vocabulary), top_k)
+    layout.check(str(folder), fingerprint(vocabulary), top_k)
 
 
 def test_a_whole_store_passes(copied, vocabulary):
@@ -208,12 +208,12 @@ def test_a_store_of_another_vocabulary_or_k_is_refused(copied, vocabulary):
 
 def test_a_store_of_another_format_is_refused(copied, vocabulary):
     manifest = json.loads((copied / "manifest.json").read_text())
-    for record in (manifest | {"format": store.FORMAT + 1}, manifest):
+    for record in (manifest | {"format": layout.FORMAT + 1}, manifest):
         if record is manifest:
             del manifest["format"]
         (copied / "manifest.json").write_text(json.dumps(record))
         with pytest.raises(
-            UserError, match=rf"a store with format \w+ at .*format {store.FORMAT};"
+            UserError, match=rf"a store with format \w+ at .*format {layout.FORMAT};"
         ):
             check(copied, vocabulary)
 
@@ -252,7 +252,7 @@ def test_a_store_is_read_through_once_a_process(copied, vocabulary):
 def test_removing_leaves_what_is_not_the_stores(copied):
     (copied / "notes.txt").write_text("mine")
     (copied / "validation.tfrecord-00000-of-00001").write_text("mine")
-    store.remove(copied)
+    layout.remove(copied)
     assert {file.name for file in copied.iterdir()} == {
         "notes.txt",
         "validation.tfrecord-00000-of-00001",
@@ -260,6 +260,6 @@ def test_removing_leaves_what_is_not_the_stores(copied):
 
 
 def test_a_vocabulary_must_fit_16_bits():
-    store.check_vocabulary(seqio.PassThroughVocabulary(size=1 << 16))
+    layout.check_vocabulary(seqio.PassThroughVocabulary(size=1 << 16))
     with pytest.raises(UserError, match=r"a vocabulary of 65,537 ids; expected at most 65,536"):
-        store.check_vocabulary(seqio.PassThroughVocabulary(size=(1 << 16) + 1))
+        layout.check_vocabulary(seqio.PassThroughVocabulary(size=(1 << 16) + 1))

@@ -20,7 +20,7 @@ import numpy as np
 import seqio
 import tensorflow as tf
 
-from cot_flax.data import prepare_report
+from cot_flax.data.store import report
 from cot_flax.errors import UserError
 from cot_flax.teacher.preparation import Record
 from cot_flax.teacher.tally import Tally
@@ -108,14 +108,14 @@ def write_layout(folder: Path, *, shards: int, tally: Tally, plan: dict) -> None
         "files": {name: checksum(folder / name) for name in names},
     }
     _write_json(folder / MANIFEST, manifest)
-    prepare_report.write(folder, manifest)
+    report.write(folder, manifest)
     (folder / COMPLETED).touch()
 
 
 def remove(folder: Path) -> None:
     """Removes a store's files from a folder, and nothing else."""
     (folder / COMPLETED).unlink(missing_ok=True)
-    reports = (prepare_report.HTML, prepare_report.JSON)
+    reports = (report.HTML, report.JSON)
     for pattern in (f"{SPLIT}.tfrecord-*", INFO, STATS, MANIFEST, DROPPED, REJECTED, *reports):
         for file in folder.glob(pattern):
             file.unlink()

@@ -9,10 +9,10 @@ import pytest
 import seqio
 import tensorflow as tf
 
-from cot_flax.data import store
 from cot_flax.data.batches import TaskBatches
 from cot_flax.data.registration import add_cot_task
-from cot_flax.data.stored import StoreSource, _unpacked
+from cot_flax.data.store import layout
+from cot_flax.data.store.tasks import StoreSource, _unpacked
 from cot_flax.errors import UserError
 
 STORE = "cot_flax.tasks.stories.teacher_store.directory"
@@ -46,7 +46,7 @@ def test_a_store_is_read_from_where_it_lies_now(world_store, vocabulary):
     with pytest.raises(UserError, match="nowhere"):
         ask(source)
     place[0] = world_store
-    assert len(ask(source)) == store.read_manifest(world_store)["kept"]
+    assert len(ask(source)) == layout.read_manifest(world_store)["kept"]
     place[0] = None
     with pytest.raises(UserError, match=r"no teacher store.*--gin\.TEACHER_STORE"):
         ask(source)
@@ -54,7 +54,7 @@ def test_a_store_is_read_from_where_it_lies_now(world_store, vocabulary):
 
 def test_rows_are_unpacked_as_they_were_stored(world_store, vocabulary):
     source = StoreSource(lambda: world_store, vocabulary=vocabulary, top_k=5)
-    stored = store.dataset(world_store).as_numpy_iterator()
+    stored = layout.dataset(world_store).as_numpy_iterator()
     for record, raw in zip(ask(source), stored, strict=True):
         ids, roots = (
             np.frombuffer(raw[f"teacher_top_{name}"], "<u2").reshape(-1, 5)
@@ -108,7 +108,7 @@ def test_held_out_questions_are_left_out_of_the_cached_task_too(
     examples = read("held_zero_shot_cot", use_cached=True)
     assert_equal(examples, read("held_zero_shot_cot"))
     assert held_out not in {e["question"].decode() for e in examples}
-    assert len(examples) < store.read_manifest(world_store)["kept"]
+    assert len(examples) < layout.read_manifest(world_store)["kept"]
 
 
 def test_hosts_share_the_cached_shards(bound_store):
@@ -144,11 +144,11 @@ def test_plain_seqio_reads_the_folder_as_its_own_cache(world_store, cache_dirs):
         output_features={"targets": tokens},
     )
     found = read("plain_chains", use_cached=True)
-    stored = list(store.dataset(world_store).as_numpy_iterator())
+    stored = list(layout.dataset(world_store).as_numpy_iterator())
     assert len(found) == len(stored) > 0
     for e, raw in zip(found, stored, strict=True):
-        assert set(store.FEATURES) <= e.keys()
-        for name in store.FEATURES:
+        assert set(layout.FEATURES) <= e.keys()
+        for name in layout.FEATURES:
             np.testing.assert_array_equal(e[name], raw[name], err_msg=name)
     statistics = seqio.TaskRegistry.get("plain_chains").get_cached_stats("train")
     assert statistics == {

@@ -13,9 +13,9 @@ import seqio
 import tensorflow as tf
 from etils import epath
 
-from cot_flax.data import beam_steps, store
 from cot_flax.data.features import fingerprint
-from cot_flax.data.prepare import PARTS, stop_if_nothing_kept, stop_if_too_many_rejected
+from cot_flax.data.store import beam_steps, layout
+from cot_flax.data.store.prepare import PARTS, stop_if_nothing_kept, stop_if_too_many_rejected
 from cot_flax.errors import UserError
 from cot_flax.teacher.preparation import Settings
 from cot_flax.teacher.readers import find_format
@@ -58,14 +58,14 @@ def prepare(
         UserError: a runner or an input that cannot be used, too many rejected records, or nothing
             kept.
     """
-    store.check_vocabulary(vocabulary)
+    layout.check_vocabulary(vocabulary)
     folder, plan = epath.Path(out), _plan(inputs, vocabulary, settings, bytes_per_shard)
-    if (folder / store.COMPLETED).exists():
-        manifest = store.read_manifest(out)
+    if (folder / layout.COMPLETED).exists():
+        manifest = layout.read_manifest(out)
         if manifest.get("plan") == plan:
             return Tally.from_json(manifest["tally"])
     pipeline = beam_steps.new_pipeline(flags)
-    store.remove(folder)
+    layout.remove(folder)
     (folder / PARTS).rmtree(missing_ok=True)
     (folder / PARTS).mkdir(parents=True)
     paths, sizes, _ = zip(*plan["inputs"], strict=True)
@@ -81,7 +81,7 @@ def _plan(inputs, vocabulary, settings, bytes_per_shard) -> dict:
     """What a store is made of; two stores of one plan are the same."""
     files = [path for pattern in inputs for path in _matches(str(pattern))]
     plan = {
-        "format": store.FORMAT,
+        "format": layout.FORMAT,
         "inputs": [_status(path) for path in files],
         "vocabulary": fingerprint(vocabulary),
         "settings": dataclasses.asdict(settings),
@@ -115,9 +115,9 @@ def _total(parts: epath.Path, max_rejected: float) -> Tally:
 
 
 def _finish(folder: epath.Path, shards: int, total: Tally, plan: dict) -> None:
-    for name in (store.DROPPED, store.REJECTED):
+    for name in (layout.DROPPED, layout.REJECTED):
         with (folder / name).open("wb") as whole:
             for index in range(shards):
                 whole.write(beam_steps.part(folder, index, name).read_bytes())
-    store.write_layout(folder, shards=shards, tally=total, plan=plan)
+    layout.write_layout(folder, shards=shards, tally=total, plan=plan)
     (folder / PARTS).rmtree()
