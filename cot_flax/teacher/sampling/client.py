@@ -31,7 +31,6 @@ class OpenAITeacher:
 
     Attributes:
         name: the model's.
-        logprob_problems: why completions that should have log-probabilities have none, counted.
     """
 
     def __init__(
@@ -61,7 +60,6 @@ class OpenAITeacher:
                 base URL without http(s)://.
         """
         self.name = model
-        self.logprob_problems: Counter[str] = Counter()
         self._connection = Connection(
             base_url,
             key_variable,
@@ -151,12 +149,10 @@ class OpenAITeacher:
         return body if k is None else body | {"logprobs": True, "top_logprobs": k}
 
     def _completion(self, choice: Mapping[str, Any], request: Request) -> Completion:
-        text, logprobs = text_of(choice), None
+        text, logprobs, problem = text_of(choice), None, ""
         if request.top_logprobs is not None:
-            logprobs, reason = read_logprobs(choice.get("logprobs"), text)
-            if logprobs is None:
-                self.logprob_problems[reason] += 1
-        return Completion(text, logprobs, choice.get("finish_reason") or "unknown")
+            logprobs, problem = read_logprobs(choice.get("logprobs"), text)
+        return Completion(text, logprobs, choice.get("finish_reason") or "unknown", problem)
 
 
 def _scores(choice: Mapping[str, Any], prompt: str, text: str) -> Logprobs:

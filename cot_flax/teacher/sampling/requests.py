@@ -59,11 +59,13 @@ class Completion:
         text: what was written, without the prompt and without the stop string.
         logprobs: of its tokens, or None where the teacher gave none that fit the text.
         finish_reason: "stop", "length", or the API's own.
+        logprob_problem: why it has no log-probabilities though they were asked for, by name.
     """
 
     text: str
     logprobs: Logprobs | None
     finish_reason: str
+    logprob_problem: str = ""
 
 
 @dataclass(frozen=True)

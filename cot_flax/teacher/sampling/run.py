@@ -77,7 +77,7 @@ def _samples(
                 chain = _chain(question, request, completion, recipe, teacher, answers)
                 totals.samples += 1
                 if request.top_logprobs is not None and chain.logprobs is None:
-                    totals.problems["no_logprobs"] += 1
+                    totals.problems[completion.logprob_problem or "no_logprobs"] += 1
                 yield Sample(
                     id=question.id,
                     dataset=question.dataset,

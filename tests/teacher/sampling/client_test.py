@@ -233,12 +233,11 @@ def test_the_key_is_in_no_error_and_no_log(fault, key, caplog):
     assert not any(type(error).__module__.startswith("openai") for error in chain)
 
 
-def test_log_probabilities_that_do_not_fit_are_counted():
+def test_log_probabilities_that_do_not_fit_are_named():
+    choice = {"text": "a", "logprobs": {"tokens": ["b"], "token_logprobs": [-1.0]}}
     with StoryServer() as server:
-        teacher = teacher_at(server)
-        choice = {"text": "a", "logprobs": {"tokens": ["b"], "token_logprobs": [-1.0]}}
-        assert teacher._completion(choice, REQUEST).logprobs is None
-    assert teacher.logprob_problems == {"tokens_do_not_join": 1}
+        completion = teacher_at(server)._completion(choice, REQUEST)
+    assert (completion.logprobs, completion.logprob_problem) == (None, "tokens_do_not_join")
 
 
 @pytest.mark.parametrize(("dialect", "calls"), [("openai", 1), ("one_token", 2), ("no_echo", 3)])

@@ -14,7 +14,7 @@ from cot_flax.teacher.sampling.journal import Journal, journal_path, read_answer
 from cot_flax.teacher.sampling.requests import Completion, Reply
 
 LOGPROBS = Logprobs(("It", " é"), (-0.5, 0.0), ({"It": -0.5}, {}))
-REPLY = Reply((Completion("It é", LOGPROBS, "stop"), Completion("", None, "length")), 12, 34)
+REPLY = Reply((Completion("It é", LOGPROBS, "stop"), Completion("", None, "length", "nan")), 12, 34)
 OTHER = Reply((Completion("half \ud83d\u2028\n", None, "stop"),), 1, 2)
 
 
@@ -44,10 +44,9 @@ def test_the_format(written):
         "token_logprobs": [-0.5, 0.0],
         "top_logprobs": [{"It": -0.5}, {}],
     }
-    completions = [
-        {"text": "It é", "logprobs": logprobs, "finish_reason": "stop"},
-        {"text": "", "logprobs": None, "finish_reason": "length"},
-    ]
+    first_one = {"text": "It é", "logprobs": logprobs, "finish_reason": "stop"}
+    second_one = {"text": "", "logprobs": None, "finish_reason": "length"}
+    completions = [first_one | {"logprob_problem": ""}, second_one | {"logprob_problem": "nan"}]
     reply = {"completions": completions, "prompt_tokens": 12, "completion_tokens": 34}
     assert first == {"key": "a", "reply": reply}
     assert second["key"] == "b"

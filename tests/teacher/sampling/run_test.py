@@ -80,7 +80,9 @@ def test_the_samples(tmp_path):
 def test_samples_without_log_probabilities_are_counted(tmp_path):
     with StoryServer(dialect="no_logprobs") as server:
         totals = run(server, tmp_path / "s.jsonl")
-    assert totals.problems == {"no_logprobs": 12}
+        again = run(server, tmp_path / "s.jsonl")  # from the journal
+    assert totals.problems == again.problems == {"not_given": 12}
+    assert again.requests == 0
     assert next(read_samples(tmp_path / "s.jsonl")).logprobs is None
 
 
