@@ -23,7 +23,7 @@ def modules_imported(package):
     return result.stdout.split()
 
 
-@pytest.mark.parametrize("package", ["text", "teacher", "model", "training", "world"])
+@pytest.mark.parametrize("package", ["text", "teacher", "model", "training", "world", "interop"])
 def test_imports_without_tensorflow(package):
     names = modules_imported(package)
     assert names and all(name.startswith(f"cot_flax.{package}.") for name in names)

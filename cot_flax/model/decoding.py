@@ -1,11 +1,13 @@
 """Greedy and sampled decoding with a cache; the prompt is encoded once for all its samples."""
 
+import dataclasses
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 
-from cot_flax.model.t5 import T5, unstack_layers
+from cot_flax.model.stacking import unstack_layers
+from cot_flax.model.t5 import T5
 
 EOS = 1
 
@@ -65,9 +67,7 @@ def decode(
 
 def for_decoding(model: T5, params) -> tuple[T5, dict]:
     """Returns model and parameters with unrolled layers, as the decoder needs them."""
-    config = model.config.__class__(
-        **{**model.config.__dict__, "scan_layers": False, "remat": "none"}
-    )
+    config = dataclasses.replace(model.config, scan_layers=False, remat="none")
     return T5(config), unstack_layers(params)
 
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from cot_flax.model.decoding import decode, for_decoding
-from cot_flax.model.t5 import T5, stack_layers
+from cot_flax.model.stacking import stack_layers
+from cot_flax.model.t5 import T5
 
 LENGTH = 8
 PROMPTS = np.array([[10, 11, 12, 13, 0, 0], [20, 5, 0, 0, 0, 0], [9, 8, 7, 6, 5, 4]], np.int32)

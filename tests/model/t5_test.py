@@ -10,7 +10,8 @@ import pytest
 from flax.linen import partitioning
 
 from cot_flax.model.losses import cross_entropy
-from cot_flax.model.t5 import T5, stack_layers, unstack_layers
+from cot_flax.model.stacking import stack_layers
+from cot_flax.model.t5 import T5
 
 INPUTS = ("encoder_input_tokens", "decoder_input_tokens", "decoder_target_tokens")
 SEGMENTS = ("encoder_segment_ids", "decoder_segment_ids")
@@ -202,22 +203,6 @@ def test_the_tied_head_is_the_embedding_over_the_root_of_its_width(tiny, tiny_co
     logits = T5(config).apply({"params": tiny[1]}, x_BTD, method="logits")
     expected = x_BTD @ np.asarray(tiny[1]["token_embedder"]["embedding"]).T / 4
     np.testing.assert_allclose(logits, expected, atol=1e-5)
-
-
-def test_stacking_keeps_the_order_of_many_layers():
-    stack = {f"layers_{i}": {"w": jnp.full((2,), i)} for i in (10, 2, 0, 1, 3, 4, 5, 6, 7, 8, 9)}
-    tree = {"encoder": stack | {"norm": jnp.ones(1)}, "decoder": stack, "other": jnp.zeros(1)}
-    stacked = stack_layers(tree)
-    assert set(stacked["encoder"]) == {"layers", "norm"}
-    np.testing.assert_array_equal(stacked["decoder"]["layers"]["w"][:, 0], np.arange(11))
-
-
-def test_unstacking_is_the_inverse_of_stacking(tiny):
-    params = tiny[1]
-    back = unstack_layers(stack_layers(params))
-    assert jax.tree.structure(back) == jax.tree.structure(params)
-    jax.tree.map(np.testing.assert_array_equal, back, params)
-    assert unstack_layers(params) == params
 
 
 # What may look at what: every token stands in one place only, so that the gradient with respect to

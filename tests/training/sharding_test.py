@@ -11,7 +11,8 @@ from jax.sharding import PartitionSpec as P
 
 from cot_flax.errors import UserError
 from cot_flax.model.losses import Objective
-from cot_flax.model.t5 import T5, stack_layers
+from cot_flax.model.stacking import stack_layers
+from cot_flax.model.t5 import T5
 from cot_flax.training import optimizers, sharding, state
 from cot_flax.training.sharding import MeshConfig, check_batch_size, make_mesh
 from cot_flax.training.step import make_train_step
