@@ -112,11 +112,16 @@ def _question(line: bytes | BadRecord, place: str) -> bytes:
 
 def _parse_sample(raw: Raw) -> Sample:
     sample = sample_from_record(json_object(_usable(raw), raw.place), raw.place)
+    return _writable(sample, raw.place)
+
+
+def _writable(sample: Sample, place: str) -> Sample:
+    """The sample, of which it is known that it has a UTF-8 form: JSON can hold half a character."""
     try:
         for name in ("id", "question", "gold_answer", "prompt_hash", "text"):
             getattr(sample, name).encode()
     except UnicodeEncodeError as error:
-        reject("bad_text", raw.place, f"{name!r} with half a character ({error.reason})", "UTF-8")
+        reject("bad_text", place, f"{name!r} with half a character ({error.reason})", "UTF-8")
     return sample
 
 
@@ -167,7 +172,8 @@ def _parse_entry(raw: Raw) -> Sample:
     entry, place = _usable(raw), raw.place
     fields = (require(entry, name, str, place) for name in ("source", "target", "rationale"))
     number = place.rpartition(", entry ")[2]
-    return _human_sample(str(entry.get("task", "cot_collection")), number, *fields)
+    sample = _human_sample(str(entry.get("task", "cot_collection")), number, *fields)
+    return _writable(sample, place)
 
 
 def _human_sample(dataset: str, number: str, question: str, answer: str, chain: str) -> Sample:

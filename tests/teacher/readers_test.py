@@ -5,7 +5,7 @@ import json
 import pytest
 
 from cot_flax.errors import UserError
-from cot_flax.teacher.readers import FORMATS, find_format
+from cot_flax.teacher.readers import FORMATS, Raw, find_format
 from cot_flax.teacher.records import BadRecord
 from cot_flax.teacher.samples import Sample, to_line
 
@@ -201,6 +201,14 @@ def test_the_cot_collections_json(tmp_path):
         (f"{path}, entry 2", "wrong_type"),
         (f"{path}, entry 3", "wrong_type"),
     ]
+
+
+def test_an_entry_with_half_a_character_is_refused():
+    """One JSON reader hands it on, another makes it a question mark."""
+    entry = {"source": "One?", "target": "1", "rationale": "half \ud83d"}
+    with pytest.raises(BadRecord) as caught:
+        FORMATS[".json"].parse(Raw("c.json, entry 4", b"", entry))
+    assert caught.value.reason == "bad_text"
 
 
 def test_the_cot_collections_json_may_be_gzipped(tmp_path):

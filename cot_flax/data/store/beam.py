@@ -60,10 +60,8 @@ def prepare(
     """
     layout.check_vocabulary(vocabulary)
     folder, plan = epath.Path(out), _plan(inputs, vocabulary, settings, bytes_per_shard)
-    if (folder / layout.COMPLETED).exists():
-        manifest = layout.read_manifest(out)
-        if manifest.get("plan") == plan:
-            return Tally.from_json(manifest["tally"])
+    if tally := layout.finished(folder, plan):
+        return tally
     pipeline = beam_steps.new_pipeline(flags)
     layout.remove(folder)
     (folder / PARTS).rmtree(missing_ok=True)

@@ -153,6 +153,17 @@ def read_manifest(path: str) -> dict:
         ) from error
 
 
+def finished(folder: Path, plan: dict) -> Tally | None:
+    """The counts of a finished store of this plan; None where there is another one, or none."""
+    if not (folder / COMPLETED).exists():
+        return None
+    try:
+        manifest = read_manifest(str(folder))
+    except UserError:
+        return None
+    return Tally.from_json(manifest["tally"]) if manifest.get("plan") == plan else None
+
+
 @functools.lru_cache(maxsize=8)
 def check(path: str, vocabulary: str, top_k: int) -> None:
     """Checks once a process that a store is whole and is for this vocabulary and k.

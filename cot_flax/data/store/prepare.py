@@ -64,8 +64,8 @@ def prepare(
     """
     layout.check_vocabulary(vocabulary)
     folder, plan = Path(out), _plan(inputs, vocabulary, settings, records_per_shard)
-    if _finished(folder, plan):
-        return Tally.from_json(layout.read_manifest(out)["tally"])
+    if tally := layout.finished(folder, plan):
+        return tally
     parts = _open_parts(folder, plan)
     total, done = Tally(), 0
     chunks = _chunks(inputs, records_per_shard)
@@ -98,12 +98,6 @@ def _plan(inputs, vocabulary, settings, records_per_shard) -> dict[str, Any]:
         "records_per_shard": records_per_shard,
     }
     return json.loads(json.dumps(plan))
-
-
-def _finished(folder: Path, plan: dict) -> bool:
-    if not (folder / layout.COMPLETED).exists():
-        return False
-    return layout.read_manifest(str(folder)).get("plan") == plan
 
 
 def _open_parts(folder: Path, plan: dict) -> Path:

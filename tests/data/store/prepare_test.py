@@ -448,6 +448,15 @@ def test_a_finished_store_is_left_as_it_is(tmp_path, samples):
     assert stamps(tmp_path / "out") == before
 
 
+def test_a_finished_store_without_a_readable_manifest_is_made_again(tmp_path, samples):
+    path = written(tmp_path / "samples.jsonl", samples)
+    run(path, tmp_path / "out")
+    whole = content(tmp_path / "out")
+    (tmp_path / "out" / "manifest.json").write_text("{")
+    run(path, tmp_path / "out")
+    assert content(tmp_path / "out") == whole
+
+
 @pytest.mark.parametrize("change", ["settings", "input", "shards"])
 def test_another_plan_replaces_the_store_and_nothing_else(tmp_path, samples, change):
     path = written(tmp_path / "samples.jsonl", samples)
