@@ -1,0 +1,188 @@
+"""What every format of parameters offers, and how parameters get from there to their devices."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cot_flax.errors import UserError
+from cot_flax.model.lora import is_adapter
+from cot_flax.model.t5 import T5, T5Config
+
+Index = tuple[slice, ...]
+Shapes = Mapping[str, tuple[int, ...]]
+_LISTED = 3
+_STACKED = ".layers."  # in the name of a parameter that holds all layers of a scanned stack
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """One parameter that lies in a file.
+
+    Attributes:
+        shape: of the whole.
+        dtype: as stored.
+        read: reads the part of an index (one slice a dimension) into memory, in the stored dtype.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    read: Callable[[Index], np.ndarray]
+
+    @property
+    def T(self) -> "Tensor":
+        """The matrix turned over; read as stored, turned in memory."""
+        return Tensor(self.shape[::-1], self.dtype, lambda index: self.read(index[::-1]).T)
+
+    def whole(self) -> np.ndarray:
+        """Reads everything."""
+        return self.read((slice(None),) * len(self.shape))
+
+
+@dataclass(frozen=True)
+class Source:
+    """The parameters of one T5, wherever they lie. Nothing is read before it is asked for.
+
+    Attributes:
+        place: where that is, for messages.
+        config: the model; its layers are not scanned and it has no adapters.
+        tensors: by our names, such as `decoder.layers_0.mlp.wo.kernel`.
+        vocabulary: the fingerprint of its vocabulary; "" where unknown.
+        folder: the model directory of cot-flax or the folder of Hugging Face's files that it is
+            part of; None where there is none on this machine.
+    """
+
+    place: str
+    config: T5Config
+    tensors: Mapping[str, Tensor]
+    vocabulary: str = ""
+    folder: Path | None = None
+
+
+@cache
+def parameter_shapes(config: T5Config) -> Shapes:
+    """The shape of every parameter of a model, layers unrolled, without adapters."""
+    # A scanned model is traced as fast with 24 layers as with one.
+    scanned = T5(replace(config, scan_layers=True, lora=None))
+    token = jnp.zeros((1, 1), jnp.int32)
+    params = jax.eval_shape(scanned.init, jax.random.key(0), token, token, token)["params"]
+    return _unrolled(flatten(params))
+
+
+def check_tensors(found: Shapes, expected: Shapes, place: str) -> None:
+    """Raises UserError, with the first few of each kind, where parameters differ from a model's."""
+    both = [name for name in expected if name in found]
+    problems = {
+        "missing": [
+            f"{name} {list(shape)}" for name, shape in expected.items() if name not in found
+        ],
+        "not of this model": [
+            f"{name} {list(shape)}" for name, shape in found.items() if name not in expected
+        ],
+        "of another shape": [
+            f"{name} {list(found[name])}, not {list(expected[name])}"
+            for name in both
+            if tuple(found[name]) != tuple(expected[name])
+        ],
+    }
+    listed = [f"{len(some)} {kind} ({_first(some)})" for kind, some in problems.items() if some]
+    if listed:
+        raise UserError(
+            f"parameters at {place} that do not fit the model: {'; '.join(listed)}",
+            f"the {len(expected)} parameters of its T5Config",
+            "copy the checkpoint again, or include the gin/models file that it belongs to",
+        )
+
+
+def load(source: Source, params):
+    """Reads parameters into the shapes, dtypes and shardings of `params`.
+
+    Every device's part is read by itself: beside the model, at most one tensor is in memory.
+
+    Args:
+        params: a tree of arrays or `ShapeDtypeStruct`s, layers scanned or not. Adapters stay what
+            they are.
+
+    Raises:
+        UserError: parameters that are missing, unknown or of another shape.
+    """
+    wanted = {name: leaf for name, leaf in flatten(params).items() if not is_adapter(name)}
+    found = {name: tensor.shape for name, tensor in source.tensors.items()}
+    check_tensors(found, _unrolled(wanted), source.place)
+
+    def fill(path, leaf):
+        name = dotted(path)
+        return _placed(_tensor(source, name, leaf.shape), leaf) if name in wanted else leaf
+
+    return jax.tree_util.tree_map_with_path(fill, params)
+
+
+def flatten(params) -> dict:
+    """The leaves of a parameter tree by their dotted names."""
+    return {dotted(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+
+
+def nest(flat: Mapping) -> dict:
+    """The inverse of `flatten`."""
+    tree: dict = {}
+    for name, leaf in flat.items():
+        *folders, last = name.split(".")
+        place = tree
+        for folder in folders:
+            place = place.setdefault(folder, {})
+        place[last] = leaf
+    return tree
+
+
+def dotted(path) -> str:
+    """A key path of JAX as a dotted name."""
+    return ".".join(str(key.key) for key in path)
+
+
+def _unrolled(leaves: Mapping) -> Shapes:
+    """The shapes of parameters by the names that they have where layers are not scanned."""
+    shapes = {}
+    for name, leaf in leaves.items():
+        if _STACKED in name:
+            shapes |= {layer: leaf.shape[1:] for layer in _layer_names(name, leaf.shape[0])}
+        else:
+            shapes[name] = leaf.shape
+    return shapes
+
+
+def _layer_names(name: str, count: int) -> list[str]:
+    return [name.replace(_STACKED, f".layers_{i}.") for i in range(count)]
+
+
+def _tensor(source: Source, name: str, shape) -> Tensor:
+    if _STACKED not in name:
+        return source.tensors[name]
+    layers = [source.tensors[layer] for layer in _layer_names(name, shape[0])]
+
+    def read(index):
+        return np.stack([layer.read(index[1:]) for layer in layers[index[0]]])
+
+    return Tensor(shape, layers[0].dtype, read)
+
+
+def _placed(tensor: Tensor, leaf) -> jax.Array:
+    parts: dict = {}  # devices that hold the same part share one reading of it
+
+    def read(index):
+        key = str(index)
+        if key not in parts:
+            parts[key] = np.ascontiguousarray(tensor.read(index), leaf.dtype)
+        return parts[key]
+
+    sharding = getattr(leaf, "sharding", None)
+    if sharding is None:
+        sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return jax.make_array_from_callback(leaf.shape, sharding, read)
+
+
+def _first(listed: list[str]) -> str:
+    return ", ".join(listed[:_LISTED]) + (", ..." if len(listed) > _LISTED else "")
