@@ -148,7 +148,7 @@ def _unrolled(leaves: Mapping) -> Shapes:
     shapes = {}
     for name, leaf in leaves.items():
         if _STACKED in name:
-            shapes |= {layer: leaf.shape[1:] for layer in _layer_names(name, leaf.shape[0])}
+            shapes |= dict.fromkeys(_layer_names(name, leaf.shape[0]), leaf.shape[1:])
         else:
             shapes[name] = leaf.shape
     return shapes
