@@ -1,20 +1,15 @@
 """A checkpoint of our own as the teacher, decoded on this machine's devices."""
 
 import asyncio
-import hashlib
 import itertools
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from google.protobuf.message import DecodeError
-from sentencepiece import SentencePieceProcessor
-from sentencepiece.sentencepiece_model_pb2 import ModelProto
 
 from cot_flax.errors import UserError
 from cot_flax.interop import cut_at_stop, refuse_settings, seed_of
@@ -23,11 +18,11 @@ from cot_flax.model.t5 import T5
 from cot_flax.teacher.samples import Logprobs
 from cot_flax.teacher.sampling.failures import RequestFailed, Unscorable
 from cot_flax.teacher.sampling.requests import Completion, Reply, Request
+from cot_flax.text.tokenizer import Tokenizer, load_tokenizer
 from cot_flax.training import checkpoints
 from cot_flax.training.state import abstract_variables
 
 _SPACE = "\u2581"  # SentencePiece's visible space
-_SENTINELS = 100  # SeqIO appends as many to T5's vocabulary before it is fingerprinted
 _SMALLEST_BUCKET = 64
 
 
@@ -56,12 +51,12 @@ class JaxTeacher:
     ):
         metadata = checkpoints.read_metadata(checkpoint)
         self.name = str(checkpoints.find(checkpoint))
-        self._vocabulary = _load_vocabulary(vocabulary, metadata.vocabulary)
+        self._tokenizer = load_tokenizer(vocabulary, metadata.vocabulary)
         self._max_input_tokens = max_input_tokens
         model = T5(checkpoints.model_config(metadata))
         params = checkpoints.load_params(checkpoint, abstract_variables(model)["params"], metadata)
         self._model, self._params = for_decoding(model, params)
-        self._writable_V = _writable(self._vocabulary, model.config.vocab_size)
+        self._writable_V = _writable(self._tokenizer, model.config.vocab_size)
         self._worker = ThreadPoolExecutor(max_workers=1)  # one device, one request at a time
 
     async def complete(self, request: Request) -> Reply:
@@ -127,7 +122,7 @@ class JaxTeacher:
         return completions
 
     def _score(self, prompt: str, text: str, top_logprobs: int) -> Logprobs:
-        pieces = self._vocabulary.encode(text, return_type="proto").pieces
+        pieces = self._tokenizer.processor.encode(text, return_type="proto").pieces
         if not pieces:
             raise Unscorable("no_words")
         tokens = [piece.surface for piece in pieces]
@@ -143,7 +138,7 @@ class JaxTeacher:
         return self._logprobs(tokens, *self._scores(inputs_S, targets_1T, top_logprobs)[0])
 
     def _encode(self, prompt: str) -> list[int]:
-        ids = [*self._vocabulary.encode(prompt), EOS]
+        ids = self._tokenizer.encode(prompt, add_eos=True)
         if len(ids) > self._max_input_tokens:
             raise RequestFailed(
                 f"a prompt of {len(ids)} tokens",
@@ -156,8 +151,9 @@ class JaxTeacher:
         """The strings that join to the text of the ids."""
         if not ids:  # the decoder would not return a message
             return []
-        known = [i if i < len(self._vocabulary) else self._vocabulary.unk_id() for i in ids]
-        decoded = self._vocabulary.decode(known, return_type="proto")
+        tokenizer = self._tokenizer
+        known = [i if i < tokenizer.vocab_size else tokenizer.unk_id for i in ids]
+        decoded = tokenizer.processor.decode(known, return_type="proto")
         return [piece.surface for piece in decoded.pieces]
 
     def _scores(self, inputs_S, targets_NT, k: int) -> list[tuple[np.ndarray, ...]]:
@@ -176,7 +172,7 @@ class JaxTeacher:
 
     def _top(self, ids: Sequence[int], logprobs: Sequence[float], at_start: bool):
         """{token: log-probability}; of two pieces of one string the likelier stays."""
-        tokens = [self._vocabulary.id_to_piece(i).replace(_SPACE, " ") for i in ids]
+        tokens = [self._tokenizer.id_to_piece(i).replace(_SPACE, " ") for i in ids]
         if at_start:
             tokens = [token.lstrip(" ") for token in tokens]
         likeliest_last = reversed(list(zip(tokens, logprobs, strict=True)))
@@ -208,35 +204,9 @@ def _padded(ids: Sequence[int]) -> np.ndarray:
     return np.array([*ids, *[0] * (length - len(ids))], np.int32)
 
 
-def _writable(vocabulary: SentencePieceProcessor, size: int) -> np.ndarray:
+def _writable(tokenizer: Tokenizer, size: int) -> np.ndarray:
     """bool [V]: the pieces that are a text by themselves."""
-    mute = (vocabulary.is_control, vocabulary.is_unknown, vocabulary.is_unused, vocabulary.is_byte)
-    writable = [not any(test(i) for test in mute) for i in range(len(vocabulary))]
+    of = tokenizer.processor
+    mute = (of.is_control, of.is_unknown, of.is_unused, of.is_byte)
+    writable = [not any(test(i) for test in mute) for i in range(tokenizer.vocab_size)]
     return np.array(writable + [False] * (size - len(writable)))
-
-
-def _load_vocabulary(path: str | os.PathLike, fingerprint: str) -> SentencePieceProcessor:
-    """Loads the file; a fingerprint of "" fits any (see `cot_flax.data.features.fingerprint`)."""
-    try:
-        content = Path(path).read_bytes()
-        model = ModelProto.FromString(content)
-    except (OSError, DecodeError) as error:
-        raise UserError(
-            f"vocabulary {path}: {error}", "a SentencePiece model file", "check the path"
-        ) from error
-    found = [_fingerprint(model)]
-    for i in reversed(range(_SENTINELS)):
-        kind = ModelProto.SentencePiece.USER_DEFINED
-        model.pieces.add(piece=f"{_SPACE}<extra_id_{i}>", score=0.0, type=kind)
-    found.append(_fingerprint(model))
-    if fingerprint and fingerprint not in found:
-        raise UserError(
-            f"vocabulary {found[0]} at {path}",
-            f"the checkpoint's vocabulary {fingerprint}",
-            "give the SentencePiece model that the checkpoint was trained with",
-        )
-    return SentencePieceProcessor(model_proto=content)
-
-
-def _fingerprint(model: ModelProto) -> str:
-    return hashlib.sha256(model.SerializeToString()).hexdigest()[:16]

@@ -5,9 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
-from sentencepiece import SentencePieceProcessor
-
-from cot_flax.errors import UserError
+from cot_flax.text.tokenizer import Tokenizer
 
 _SPACE = "\u2581"  # SentencePiece's visible space
 _MOST_REMEMBERED = 1 << 18  # strings, some 30 MB
@@ -41,15 +39,7 @@ class Student:
     """
 
     def __init__(self, model: bytes | str | os.PathLike):
-        proto = model if isinstance(model, bytes) else _read(model)
-        try:
-            self._processor = SentencePieceProcessor(model_proto=proto)
-        except RuntimeError as error:
-            raise UserError(
-                f"{len(proto):,} bytes that are no SentencePiece model",
-                "the serialized model of the student's vocabulary",
-                "pass a spiece.model file",
-            ) from error
+        self._processor = Tokenizer(model, extra_ids=0).processor
         self._first_pieces = _Memo(self._look_up)
 
     @cached_property
@@ -116,13 +106,3 @@ class _Memo(dict):
             self.clear()
         self[text] = result = self._function(text)
         return result
-
-
-def _read(path: str | os.PathLike) -> bytes:
-    try:
-        with open(path, "rb") as file:
-            return file.read()
-    except OSError as error:
-        raise UserError(
-            f"{path} ({error.strerror})", "a SentencePiece model file", "check the path"
-        ) from error

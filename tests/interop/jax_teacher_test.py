@@ -20,7 +20,7 @@ from cot_flax.model.t5 import T5, T5Config
 from cot_flax.teacher.sampling.failures import Unscorable
 from cot_flax.teacher.sampling.requests import Request
 from cot_flax.training.checkpoints import Checkpointer, Metadata
-from cot_flax.training.state import TrainState
+from cot_flax.training.state import TrainState, abstract_variables
 from cot_flax.world.vocabulary import VOCABULARY_PATH
 
 VOCABULARY = sentencepiece.SentencePieceProcessor(model_file=str(VOCABULARY_PATH))
@@ -52,10 +52,10 @@ def student():
     return module, jax.tree.map(lambda leaf: leaf * 2.0, params)
 
 
-def save(folder, params, fingerprint):
+def save(folder, params, fingerprint, config=CONFIG):
     state = TrainState(jnp.int32(7), params, (), jax.random.PRNGKey(0))
     checkpointer = Checkpointer(str(folder), period=1, keep=1)
-    checkpointer.save(state, Metadata(dataclasses.asdict(CONFIG), fingerprint, 7), step=7)
+    checkpointer.save(state, Metadata(dataclasses.asdict(config), fingerprint, 7), step=7)
     checkpointer.close()
     return str(folder)
 
@@ -270,12 +270,19 @@ def test_only_the_vocabulary_of_the_checkpoint_will_do(student, tmp_path):
             JaxTeacher(checkpoint, path)
 
 
-def test_a_vocabulary_fits_with_the_sentinels_that_seqio_adds(student, tmp_path):
+def test_a_vocabulary_fits_with_the_sentinels_that_seqio_adds(tmp_path):
+    """They are then part of prompts and texts; the first of 236 + 100 is the last id."""
     seqio = pytest.importorskip("seqio")
     features = pytest.importorskip("cot_flax.data.features")
     with_sentinels = seqio.SentencePieceVocabulary(str(VOCABULARY_PATH), extra_ids=100)
     fingerprint = features.fingerprint(with_sentinels)
-    JaxTeacher(save(tmp_path, student[1], fingerprint), VOCABULARY_PATH)
+    config = dataclasses.replace(CONFIG, vocab_size=352)
+    shapes = abstract_variables(T5(config))["params"]
+    params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+    teacher = JaxTeacher(save(tmp_path, params, fingerprint, config), VOCABULARY_PATH)
+    logprobs = asyncio.run(teacher.score("Tom <extra_id_99> 3", "has <extra_id_0> apples", 5))
+    assert logprobs.tokens == ("has", " <extra_id_0>", " apples")
+    assert logprobs.token_logprobs == pytest.approx([-np.log(352)] * 3, abs=1e-5)
 
 
 def test_needs_no_tensorflow():
