@@ -8,6 +8,8 @@ import numpy as np
 from flax import linen as nn
 from flax.linen.partitioning import param_with_axes, with_sharding_constraint
 
+from cot_flax.model.lora import Lora, adapt
+
 MASKED = -1e10
 """Added to the logits of forbidden keys; finite, so that a row with no key at all stays finite."""
 
@@ -79,20 +81,24 @@ class RelativePositionBias(nn.Module):
 class Dense(nn.Module):
     """A bias-free projection whose kernel is stored as one matrix, as T5X stores it.
 
-    `shape` is the shape of the output's last axes: `(D,)`, or `(H, C)` for heads.
+    `shape` is the shape of the output's last axes: `(D,)`, or `(H, C)` for heads. With `lora` an
+    adapter is added to the product.
     """
 
     shape: tuple[int, ...]
     axes: tuple[str, str]
     dtype: jnp.dtype
     init_scale: float = 1.0
+    lora: Lora | None = None
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, deterministic: bool = True) -> jax.Array:
         init = nn.initializers.variance_scaling(self.init_scale, "fan_in", "normal")
         matrix = (x.shape[-1], math.prod(self.shape))
         kernel = param_with_axes("kernel", init, matrix, jnp.float32, axes=self.axes)
         y = x.astype(self.dtype) @ kernel.astype(self.dtype)
+        if self.lora is not None:
+            y += adapt(x, matrix[1], self.axes, self.lora, self.dtype, deterministic)
         return y.reshape(*x.shape[:-1], *self.shape)
 
 
@@ -107,31 +113,38 @@ class Attention(nn.Module):
     features: int
     dropout_rate: float
     dtype: jnp.dtype
+    lora: Lora | None = None
 
     def setup(self):
         heads = (self.num_heads, self.head_dim)
-        inward = ("embed", "joined_kv")
+        inward, outward = ("embed", "joined_kv"), ("joined_kv", "embed")
         # The missing 1/sqrt(C) of the logits is folded into the query's initial scale.
-        self.query = Dense(heads, inward, self.dtype, init_scale=1.0 / self.head_dim)
-        self.key = Dense(heads, inward, self.dtype)
-        self.value = Dense(heads, inward, self.dtype)
-        self.out = Dense((self.features,), ("joined_kv", "embed"), self.dtype)
+        self.query = self._dense("query", heads, inward, init_scale=1.0 / self.head_dim)
+        self.key = self._dense("key", heads, inward)
+        self.value = self._dense("value", heads, inward)
+        self.out = self._dense("out", (self.features,), outward)
         self.dropout = nn.Dropout(self.dropout_rate, broadcast_dims=(-2,))
 
-    def keys_values(self, x_BSD: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def _dense(self, name, shape, axes, init_scale=1.0):
+        adapted = self.lora is not None and name in self.lora.targets
+        return Dense(shape, axes, self.dtype, init_scale, self.lora if adapted else None)
+
+    def keys_values(self, x_BSD: jax.Array, deterministic=True) -> tuple[jax.Array, jax.Array]:
         """Returns keys and values, each [B, S, H, C]."""
-        return _constrain_heads(self.key(x_BSD)), _constrain_heads(self.value(x_BSD))
+        projections = self.key(x_BSD, deterministic), self.value(x_BSD, deterministic)
+        return tuple(_constrain_heads(x_BSHC) for x_BSHC in projections)
 
     def __call__(self, x_BTD, keys_BSHC, values_BSHC, bias_BHTS, deterministic=True) -> jax.Array:
         """Attends from `x_BTD` with an additive bias; returns [B, T, D]."""
-        query_BTHC = _constrain_heads(self.query(x_BTD))
+        query_BTHC = _constrain_heads(self.query(x_BTD, deterministic))
         logits_BHTS = jnp.einsum(
             "bthc,bshc->bhts", query_BTHC, keys_BSHC, preferred_element_type=jnp.float32
         )
         weights_BHTS = jax.nn.softmax(logits_BHTS + bias_BHTS).astype(self.dtype)
         weights_BHTS = self.dropout(weights_BHTS, deterministic=deterministic)
         mixed_BTHC = jnp.einsum("bhts,bshc->bthc", weights_BHTS, values_BSHC)
-        return self.out(mixed_BTHC.reshape(*x_BTD.shape[:-1], self.num_heads * self.head_dim))
+        mixed_BTX = mixed_BTHC.reshape(*x_BTD.shape[:-1], self.num_heads * self.head_dim)
+        return self.out(mixed_BTX, deterministic)
 
 
 def mask_bias(allowed: jax.Array) -> jax.Array:

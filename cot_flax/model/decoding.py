@@ -6,6 +6,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
+from cot_flax.model import lora
 from cot_flax.model.stacking import unstack_layers
 from cot_flax.model.t5 import T5
 
@@ -66,8 +67,10 @@ def decode(
 
 
 def for_decoding(model: T5, params) -> tuple[T5, dict]:
-    """Returns model and parameters with unrolled layers, as the decoder needs them."""
-    config = dataclasses.replace(model.config, scan_layers=False, remat="none")
+    """Returns model and parameters as the decoder needs them: unrolled, adapters merged."""
+    if model.config.lora is not None:
+        params = lora.merge(params, model.config.lora)
+    config = dataclasses.replace(model.config, scan_layers=False, remat="none", lora=None)
     return T5(config), unstack_layers(params)
 
 

@@ -27,7 +27,7 @@ class MeshConfig:
     fsdp: bool = False
 
     def rules(self) -> list[tuple[str, str | None]]:
-        """The logical axis rules, those of T5X's `standard_logical_axis_rules`."""
+        """The logical axis rules: T5X's `standard_logical_axis_rules`, and `lora_rank`."""
         return [
             ("batch", "data"),
             ("vocab", "model"),
@@ -39,6 +39,7 @@ class MeshConfig:
             ("length", None),
             ("layers", None),
             ("relpos_buckets", None),
+            ("lora_rank", None),
         ]
 
 
