@@ -20,7 +20,8 @@ class Tokenizer:
     a sentinel that touches another word still is one, and what follows such a one begins a word
     (with `legacy=False`: what follows a sentinel and a space begins none); `</s>`, `<unk>` and
     `<pad>` in a text are control ids; and the tokenizers in Rust (all of transformers 5) normalise
-    letters with combining marks in their own way, and take U+0085 for a space.
+    letters of several characters in their own way, choose otherwise between equally likely
+    pieces, and from transformers 5 on take U+0085 for a space.
 
     The sentinels `<extra_id_0>`, `<extra_id_1>`, ... stand behind the pieces of the file, the
     first one last: T5's 32,000 pieces and 100 sentinels make 32,100 ids, `<extra_id_0>` is 32,099.
