@@ -1,0 +1,155 @@
+"""Checkpoints of cot-flax: where they lie, what they belong to, and their parameters."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from cot_flax.errors import UserError
+from cot_flax.model.config import T5Config
+from cot_flax.model.lora import Lora, is_adapter
+from cot_flax.weights import tensorstore_files as files
+from cot_flax.weights.source import Index, Source, Tensor
+
+FOLDER = "checkpoints"
+_STACKED = ".layers."
+_KERNEL = "kernel"
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """What a checkpoint was trained with, beside its arrays.
+
+    Attributes:
+        model: the fields of its T5Config.
+        vocabulary: the fingerprint of its vocabulary; "" where unknown.
+        batches: batches of the data that were consumed.
+    """
+
+    model: dict
+    vocabulary: str
+    batches: int
+
+
+def looks_like_one(folder: Path) -> bool:
+    """Whether a folder is a model directory of cot-flax or a step of one."""
+    return _latest(folder) is not None
+
+
+def find(path: str) -> Path:
+    """Returns the folder of one step, from it or from a model directory (then the latest step).
+
+    Raises:
+        UserError: there is no checkpoint.
+    """
+    found = _latest(Path(path).absolute())
+    if found is None:
+        raise UserError(
+            f"no checkpoint at {path}",
+            "a model directory of cot-flax, or one step of its checkpoints",
+            "check INITIAL_CHECKPOINT_PATH or CHECKPOINT_PATH",
+        )
+    return found
+
+
+def read_metadata(path: str) -> Metadata:
+    """Reads what the checkpoint at `path` (as in `find`) was trained with."""
+    file = find(path) / "metadata" / "metadata"
+    if not file.is_file():
+        raise UserError(f"no metadata in {path}", "a checkpoint of cot-flax", "train again")
+    return Metadata(**json.loads(file.read_text()))
+
+
+def model_config(metadata: Metadata) -> T5Config:
+    """The model that a checkpoint belongs to; fields that an older one lacks have defaults."""
+    fields = metadata.model | {"mlp_activations": tuple(metadata.model["mlp_activations"])}
+    if fields.get("lora"):
+        targets = tuple(fields["lora"]["targets"])
+        fields["lora"] = Lora(**fields["lora"] | {"targets": targets})
+    return T5Config(**fields)
+
+
+def open_checkpoint(path: str) -> Source:
+    """Opens a checkpoint at `path` (as in `find`): layers unrolled, adapters merged when read.
+
+    Raises:
+        UserError: there is none, or it is broken.
+    """
+    folder = find(path)
+    metadata = read_metadata(path)
+    config = model_config(metadata)
+    tensors = files.orbax(str(folder / "state"), "params.")
+    if config.lora:
+        tensors = _merged(tensors, config.lora)
+    return Source(
+        place=str(folder),
+        config=replace(config, scan_layers=False, lora=None),
+        tensors=_unrolled(tensors),
+        vocabulary=metadata.vocabulary,
+        folder=folder.parent.parent if folder.parent.name == FOLDER else None,
+    )
+
+
+def _latest(root: Path) -> Path | None:
+    for folder in (root, root / FOLDER):
+        if (folder / "metadata").is_dir():
+            return folder
+        steps = [int(p.name) for p in folder.glob("*") if p.name.isdigit()]
+        if steps:
+            return folder / str(max(steps))
+    return None
+
+
+def _merged(stored: Mapping[str, Tensor], lora: Lora) -> dict[str, Tensor]:
+    """Kernels with their adapters added, all others as they are; layers may be scanned."""
+    merged = {name: tensor for name, tensor in stored.items() if not is_adapter(name)}
+    for name in merged:
+        module = name.removesuffix(_KERNEL)
+        if f"{module}lora_a" in stored:
+            a, b = stored[f"{module}lora_a"], stored[f"{module}lora_b"]
+            merged[name] = _with_adapter(stored[name], a, b, lora.scale)
+    return merged
+
+
+def _with_adapter(kernel: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
+    """W + scale A B, of which only the rows and columns that are asked for are read."""
+
+    def read(index: Index) -> np.ndarray:
+        *layers, rows, columns = index
+        every = slice(None)
+        delta = a.read((*layers, rows, every)) @ b.read((*layers, every, columns))
+        return kernel.read(index) + np.float32(scale) * delta
+
+    return Tensor(kernel.shape, kernel.dtype, read)
+
+
+def _unrolled(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Each layer of a scanned stack by itself.
+
+    Orbax writes a device's part of a whole stack as one chunk. The chunk that was read last is
+    kept, so that reading its layers one after the other reads it once.
+    """
+    last: dict[tuple[str, str], np.ndarray] = {}
+
+    def layer(name: str, i: int) -> Tensor:
+        stack = stored[name]
+
+        def read(index: Index) -> np.ndarray:
+            key = (name, str(index))
+            if key not in last:
+                last.clear()
+                last[key] = stack.read((slice(None), *index))
+            return last[key][i]
+
+        return Tensor(stack.shape[1:], stack.dtype, read)
+
+    tensors = {}
+    for name, tensor in stored.items():
+        if _STACKED in name:
+            for i in range(tensor.shape[0]):
+                tensors[name.replace(_STACKED, f".layers_{i}.")] = layer(name, i)
+        else:
+            tensors[name] = tensor
+    return tensors

@@ -1,0 +1,177 @@
+"""T5X's checkpoints, without T5X: its legacy format (the public ones) and its orbax format."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import serialization
+
+from cot_flax.errors import UserError
+from cot_flax.weights import tensorstore_files as files
+from cot_flax.weights.source import Source, Tensor, dotted, nest
+from cot_flax.weights.t5x_config import config_of
+
+INDEX = "checkpoint"
+_STATE = "state/manifest.ocdbt"
+_VERSION = 3  # of the format; from 3 on bfloat16 is stored as such
+_FACTORED_FROM = 128  # Adafactor factors a matrix with at least that many rows and columns
+_STEP = re.compile(rf"checkpoint_(\d+)/({INDEX}|{re.escape(_STATE)})")
+
+
+def looks_like_legacy(place: str) -> bool:
+    """Whether `place` (local or `gs://`) is a step of T5X's legacy format, or holds some."""
+    return files.read(latest(place), INDEX) is not None
+
+
+def looks_like_orbax(place: str) -> bool:
+    """Whether `place` is a step of T5X's orbax format, or holds some."""
+    return files.read(latest(place), _STATE) is not None
+
+
+def latest(place: str) -> str:
+    """The folder of one step: `place` itself, or the last `checkpoint_<N>` in it."""
+    place = place.rstrip("/")
+    found = map(_STEP.fullmatch, files.names(place, "checkpoint_"))
+    steps = [int(match[1]) for match in found if match]
+    return f"{place}/checkpoint_{max(steps)}" if steps else place
+
+
+def open_legacy(place: str) -> Source:
+    """Opens a checkpoint of a msgpack index and one zarr array a parameter.
+
+    Args:
+        place: a step or a model directory (then the latest step), local or `gs://bucket/path`.
+
+    Raises:
+        UserError: it cannot be reached, is broken, or is of another kind of model.
+    """
+    folder = latest(place)
+    target = _target(folder)
+    leaves = jax.tree_util.tree_leaves_with_path(target, is_leaf=_is_spec)
+    try:
+        tensors = {dotted(path): _tensor(folder, leaf) for path, leaf in leaves}
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise _broken(folder) from error
+    return _source(folder, tensors)
+
+
+def open_orbax(place: str) -> Source:
+    """Opens a checkpoint that T5X wrote through orbax; arguments and errors as `open_legacy`."""
+    folder = latest(place)
+    return _source(folder, files.orbax(f"{folder}/state", "target."))
+
+
+def write(source: Source, out: Path, *, dtype, step: int = 0) -> None:
+    """Writes `out/checkpoint_<step>` in the legacy format, which every T5X restores.
+
+    T5X restores a checkpoint to train on only with its optimizer's state. So Adafactor's, as it is
+    before the first step, is written along; inference leaves it.
+
+    Args:
+        source: where the parameters lie; one of them is in memory at a time.
+        out: a folder that does not exist, or an empty one.
+        dtype: of the parameters, float32 or bfloat16.
+        step: the optimizer step from which T5X counts on.
+
+    Raises:
+        UserError: `out` holds something, or the source cannot be read. Nothing is left at `out`.
+    """
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise UserError(
+            f"{out}, which is not empty", "a new folder", "choose another --out, or remove it"
+        )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as growing:
+        whole = Path(growing) / out.name
+        folder = whole / f"checkpoint_{step}"
+        folder.mkdir(parents=True)
+        index = _write_arrays(source, folder, jnp.dtype(dtype))
+        slots = {name: _fresh_slots(tensor.shape) for name, tensor in source.tensors.items()}
+        state = {"step": np.int32(step), "param_states": nest(slots)}
+        content = {"version": _VERSION, "optimizer": {"target": nest(index), "state": state}}
+        (folder / INDEX).write_bytes(serialization.msgpack_serialize(content))
+        whole.rename(out)
+
+
+def _write_arrays(source: Source, folder: Path, dtype: np.dtype) -> dict[str, dict]:
+    """Writes all parameters; returns what the index says of each."""
+    # The layers of a parameter follow each other, as they lie together where layers are scanned.
+    names = sorted(source.tensors, key=lambda name: re.sub(r"layers_\d+", "layers", name))
+    return {
+        name: files.write_zarr(
+            folder, f"target.{name}", source.tensors[name].whole().astype(dtype, copy=False)
+        )
+        for name in names
+    }
+
+
+def _fresh_slots(shape: tuple[int, ...]) -> dict[str, np.ndarray]:
+    """The state that T5X's Adafactor has of a parameter before its first step."""
+    zeros = lambda *shape: np.zeros(shape, np.float32)  # noqa: E731
+    slots = dict.fromkeys(("m", "v", "v_row", "v_col"), zeros(1))
+    if len(shape) == 2 and min(shape) >= _FACTORED_FROM:
+        return slots | {"v_row": zeros(min(shape)), "v_col": zeros(max(shape))}
+    return slots | {"v": zeros(*shape)}
+
+
+def _source(folder: str, tensors: Mapping[str, Tensor]) -> Source:
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    return Source(folder, config_of(shapes, folder), tensors)
+
+
+def _target(folder: str) -> dict:
+    raw = files.read(folder, INDEX)
+    if raw is None:
+        raise UserError(
+            f"no T5X checkpoint at {folder}",
+            "a folder with the file `checkpoint`, or one with folders checkpoint_<N>",
+            "check the path",
+        )
+    if raw.startswith(b"model_checkpoint_path"):
+        raise UserError(
+            f"a TensorFlow checkpoint at {folder}",
+            "one of T5X",
+            "take the same model from gs://t5-data/pretrained_models/t5x",
+        )
+    try:
+        return serialization.msgpack_restore(raw)["optimizer"]["target"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise _broken(folder) from error
+
+
+def _is_spec(node) -> bool:
+    return isinstance(node, dict) and "kvstore" in node
+
+
+def _tensor(folder: str, leaf) -> Tensor:
+    """A leaf of the index: a small array, or where a larger one lies."""
+    if not _is_spec(leaf):
+        array = _bfloat16(np.asarray(leaf))
+        return Tensor(array.shape, array.dtype, lambda index: array[index])
+    # Whatever driver and folder it was written with, the array lies beside the index.
+    path = leaf["kvstore"].get("path") or leaf["path"]
+    name = path.rstrip("/").rpartition("/")[2]
+    dtype = jnp.dtype(leaf.get("dtype") or leaf["metadata"]["dtype"])
+    stored = files.zarr(folder, name, tuple(leaf["metadata"]["shape"]), dtype)
+    return Tensor(
+        stored.shape,
+        _bfloat16(np.empty(0, dtype)).dtype,
+        lambda index: _bfloat16(stored.read(index)),
+    )
+
+
+def _bfloat16(array: np.ndarray) -> np.ndarray:
+    """Version 2 of the format stored bfloat16 as uint16."""
+    return array.view(jnp.bfloat16) if array.dtype == np.uint16 else array
+
+
+def _broken(folder: str) -> UserError:
+    return UserError(
+        f"a broken index {folder}/{INDEX}",
+        "the msgpack index of a T5X checkpoint",
+        "copy the checkpoint again",
+    )

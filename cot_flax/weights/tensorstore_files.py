@@ -1,0 +1,151 @@
+"""Files and arrays through tensorstore: the same for local folders and `gs://` buckets."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import tensorstore as ts
+
+from cot_flax.errors import UserError
+from cot_flax.weights.source import Index, Tensor
+
+_PATIENCE = 60.0  # seconds for a file or a list of names
+# By default tensorstore asks an unreachable bucket again for a quarter of an hour.
+_FIRST = ts.Context(
+    {"gcs_request_retries": {"max_retries": 3, "initial_delay": "250ms", "max_delay": "2s"}}
+)
+_THEN = ts.Context(
+    {"gcs_request_retries": {"max_retries": 8, "initial_delay": "1s", "max_delay": "16s"}}
+)
+_CHUNK = 64 * 2**20  # bytes, at most
+_ZARR = "/.zarray"  # ends the name of the file that tells an array's shape
+_NOISE = re.compile(r"\s*\[(source locations|tensorstore_spec)=.*", re.DOTALL)
+
+
+def read(place: str, name: str) -> bytes | None:
+    """Reads one file of a folder; None where there is none.
+
+    Args:
+        place: a local folder or `gs://bucket/path`.
+
+    Raises:
+        UserError: the place cannot be reached or read.
+    """
+    with explained(place):
+        store = ts.KvStore.open(_store(place), context=_FIRST).result(_PATIENCE)
+        found = store.read(name).result(_PATIENCE)
+    return found.value if found.state == "value" else None
+
+
+def names(place: str, prefix: str) -> list[str]:
+    """Lists the files under a folder whose paths in it begin with `prefix`; raises as `read`."""
+    with explained(place):
+        return _keys(_store(place), prefix)
+
+
+def zarr(place: str, name: str, shape: tuple[int, ...], dtype: np.dtype) -> Tensor:
+    """The zarr array in the folder `name` of `place`, which is opened when it is first read.
+
+    Raises (when read):
+        UserError: it is not there, is of another shape, or parts of it are missing or broken.
+    """
+
+    def part(index: Index) -> np.ndarray:
+        with explained(place):
+            array = _open(_below(_store(place), name)).result()
+        if array.shape != shape:
+            raise UserError(
+                f"{place}/{name} of shape {list(array.shape)}",
+                f"{list(shape)}, as the checkpoint's index says",
+                "copy the checkpoint again",
+            )
+        return _part(array, index, place)
+
+    return Tensor(shape, dtype, part)
+
+
+def orbax(place: str, prefix: str) -> dict[str, Tensor]:
+    """The arrays that orbax wrote to a folder (zarr in OCDBT), by their names after `prefix`.
+
+    Raises:
+        UserError: the folder cannot be read.
+    """
+    store = {"driver": "ocdbt", "base": _store(place)}
+    with explained(place):
+        found = (key.partition(_ZARR) for key in _keys(store, prefix))
+        opening = {name: _open(_below(store, name)) for name, zarr, _ in found if zarr}
+        arrays = {name: future.result() for name, future in opening.items()}
+
+    def tensor(array) -> Tensor:
+        read = lambda index: _part(array, index, place)  # noqa: E731
+        return Tensor(array.shape, array.dtype.numpy_dtype, read)
+
+    return {name.removeprefix(prefix): tensor(array) for name, array in arrays.items()}
+
+
+def write_zarr(folder: Path, name: str, array: np.ndarray) -> dict:
+    """Writes an array to `folder/name`; returns its spec, with a path that begins at `folder`."""
+    # Float parameters hardly compress. A chunk is a part of the rows, so that hosts read theirs.
+    row = max(1, array[:1].nbytes)
+    spec = {
+        "driver": "zarr",
+        "dtype": array.dtype.name,
+        "kvstore": {"driver": "file", "path": f"{name}/"},
+        "metadata": {
+            "shape": list(array.shape),
+            "chunks": [min(len(array), max(1, _CHUNK // row)), *array.shape[1:]],
+            "compressor": None,
+        },
+    }
+    stored = spec | {"kvstore": _below(_store(str(folder)), name)}
+    ts.open(stored, create=True, context=_THEN).result().write(array).result()
+    return spec
+
+
+@contextmanager
+def explained(place: str) -> Iterator[None]:
+    """Turns what tensorstore raises into a UserError."""
+    try:
+        yield
+    except (ValueError, TimeoutError) as error:
+        cause = _NOISE.sub("", str(error)) or "no answer"
+        remedy = "copy the checkpoint again"
+        if place.startswith("gs://"):
+            remedy = (
+                "check the network and your permissions, or copy it where there is a network with"
+                f" `gcloud storage cp -r {place} .` and give the local folder"
+            )
+        raise UserError(
+            f"{place}, which cannot be read ({cause})", "a complete checkpoint", remedy
+        ) from error
+
+
+def _store(place: str) -> dict:
+    if place.startswith("gs://"):
+        bucket, _, path = place.removeprefix("gs://").rstrip("/").partition("/")
+        return {"driver": "gcs", "bucket": bucket, "path": f"{path}/" if path else ""}
+    return {"driver": "file", "path": f"{Path(place).absolute()}/"}
+
+
+def _below(store: dict, name: str) -> dict:
+    return store | {"path": f"{store.get('path', '')}{name}/"}
+
+
+def _keys(store: dict, prefix: str) -> list[str]:
+    after = prefix[:-1] + chr(ord(prefix[-1]) + 1)
+    span = ts.KvStore.KeyRange(inclusive_min=prefix, exclusive_max=after)
+    opened = ts.KvStore.open(store, context=_FIRST).result(_PATIENCE)
+    return [key.decode() for key in opened.list(span).result(_PATIENCE)]
+
+
+def _open(store: dict) -> ts.Future:
+    # By default chunks that are not there (an interrupted copy) would be read as zeros.
+    spec = {"driver": "zarr", "kvstore": store, "fill_missing_data_reads": False}
+    return ts.open(spec, open=True, read=True, context=_THEN)
+
+
+def _part(array: ts.TensorStore, index: Index, place: str) -> np.ndarray:
+    with explained(place):
+        return np.asarray(array[index].read().result())
