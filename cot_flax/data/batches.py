@@ -11,7 +11,7 @@ import numpy as np
 import seqio
 
 from cot_flax.data import packing
-from cot_flax.data.features import fingerprint
+from cot_flax.data.features import fingerprint, sentencepiece_model
 from cot_flax.errors import UserError
 from cot_flax.model.losses import Objective
 
@@ -63,6 +63,10 @@ class TaskBatches:
     @property
     def vocabulary(self) -> str:
         return fingerprint(self._provider.output_features["targets"].vocabulary)
+
+    @property
+    def vocabulary_model(self) -> bytes | None:
+        return sentencepiece_model(self._provider.output_features["targets"].vocabulary)
 
     @property
     def has_teacher(self) -> bool:

@@ -58,6 +58,15 @@ def fingerprint(vocabulary: seqio.Vocabulary) -> str:
     return hashlib.sha256(named).hexdigest()[:16]
 
 
+def sentencepiece_model(vocabulary: seqio.Vocabulary) -> bytes | None:
+    """The file that a SentencePiece vocabulary comes from; None for other vocabularies."""
+    path = getattr(vocabulary, "sentencepiece_model_file", None)
+    if path is None:
+        return None
+    with tf.io.gfile.GFile(path, "rb") as file:
+        return file.read()
+
+
 def pieces(vocabulary: seqio.Vocabulary) -> dict[str, int]:
     """Every piece with its id."""
     tokenizer = vocabulary.tokenizer

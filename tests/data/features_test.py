@@ -56,3 +56,10 @@ def test_teacher_features_only_where_there_are_teachers(vocabulary):
     found = features.output_features(vocabulary, 5)
     assert set(found) == {"inputs", "targets", *features.TEACHER_FEATURES}
     assert [found[name].rank for name in features.TEACHER_FEATURES] == [2, 2]
+
+
+def test_the_model_of_a_vocabulary_is_its_file_without_sentinels(vocabulary):
+    whole = seqio.SentencePieceVocabulary(str(VOCABULARY_PATH), extra_ids=100)
+    assert features.sentencepiece_model(whole) == VOCABULARY_PATH.read_bytes()
+    assert features.sentencepiece_model(vocabulary) == VOCABULARY_PATH.read_bytes()
+    assert features.sentencepiece_model(seqio.ByteVocabulary()) is None
