@@ -103,5 +103,5 @@ def test_read_macros(tmp_path):
 
 def test_malformed_results_stop_the_card(run):
     (run / "test" / "results.json").write_text("{")
-    with pytest.raises(UserError, match="results.json"):
+    with pytest.raises(UserError, match=r"results\.json"):
         facts("student", 1, run)
