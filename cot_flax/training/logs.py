@@ -4,6 +4,7 @@ import json
 import math
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from rich.console import Console
@@ -65,12 +66,18 @@ class Speed:
         return speed
 
 
-def check_finite(step: int, metrics: dict[str, float], model_dir: str) -> None:
-    """Raises UserError with the step's number on a loss or gradient that is not finite."""
+def check_finite(
+    step: int, metrics: dict[str, float], model_dir: str, blame: Callable[[], str]
+) -> None:
+    """Raises UserError with the step's number on a loss or gradient that is not finite.
+
+    Args:
+        blame: says where that step broke; asked only then.
+    """
     for name in ("loss", "gradient_norm"):
         if not math.isfinite(metrics[name]):
             raise UserError(
-                f"{name} {metrics[name]} at step {step}",
+                f"{name} {metrics[name]} at step {step} ({blame()})",
                 "a finite value",
                 f"lower the learning rate or inspect the batch; metrics are in {model_dir}",
             )

@@ -4,6 +4,7 @@ import dataclasses
 import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Protocol
 
 import jax
@@ -11,9 +12,10 @@ import numpy as np
 from flax.linen import partitioning
 
 from cot_flax.errors import UserError
+from cot_flax.model import lora
 from cot_flax.model.losses import Objective
 from cot_flax.model.t5 import T5, T5Config
-from cot_flax.training import checkpoints, logs, sharding, state, step
+from cot_flax.training import checkpoints, guard, logs, sharding, state, step
 from cot_flax.training.optimizers import Optimizer
 
 Evaluator = Callable[[T5, dict], dict[str, float]]
@@ -68,7 +70,8 @@ def train(
         model_dir: gets checkpoints, metrics.jsonl and TensorBoard files.
         total_steps: optimizer steps from the start of the run, resumed ones included.
         microbatches: gradient accumulation: parts of a batch that go through the model in turn.
-        initial_checkpoint_path: where a fresh run takes its parameters from; None is random.
+        initial_checkpoint_path: where a fresh run takes its parameters from, all but the adapters
+            of LoRA; None is random.
         log_period: metrics are means over so many steps.
         eval_period: 0 evaluates at the end only.
 
@@ -92,8 +95,10 @@ def train(
         if checkpointer.latest_step is not None:
             now, metadata = checkpointer.restore(now, metadata)
         elif initial_checkpoint_path:
-            params = checkpoints.load_params(initial_checkpoint_path, now.params, metadata)
-            now = now.replace(params=params)
+            adapters, base = lora.split(now.params)
+            plain = dataclasses.replace(metadata, model=metadata.model | {"lora": None})
+            base = checkpoints.load_params(initial_checkpoint_path, base, plain)
+            now = now.replace(params=lora.join(adapters, base))
         train_step = jax.jit(
             step.make_train_step(module, optimizer, objective, microbatches),
             in_shardings=(shardings, sharding.batch_sharding(devices)),
@@ -102,7 +107,9 @@ def train(
         )
         first = int(now.step)
         log = logs.Logs(model_dir, total_steps=total_steps, first_step=first)
-        window = _Window(log, model_dir, log_period)
+        trainable, _ = state.split_trainable(module, now.params)
+        blame = partial(guard.blame, model, guard.names(trainable))
+        window = _Window(log, model_dir, log_period, blame)
         batches = prefetch(data.batches(metadata.batches), sharding.batch_sharding(devices))
         try:
             for i in range(first + 1, total_steps + 1):
@@ -134,8 +141,8 @@ class _Window:
     Fetching late keeps the device busy: the host reads step i while step i + 1 runs.
     """
 
-    def __init__(self, log: logs.Logs, model_dir: str, period: int):
-        self._log, self._model_dir, self._period = log, model_dir, period
+    def __init__(self, log: logs.Logs, model_dir: str, period: int, blame: Callable[..., str]):
+        self._log, self._model_dir, self._period, self._blame = log, model_dir, period, blame
         self._speed = logs.Speed()
         self._pending: tuple[int, dict] | None = None
         self._sums: dict[str, float] = {}
@@ -158,8 +165,11 @@ class _Window:
             self._write(self._last)
 
     def _take(self, i, metrics):
-        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        logs.check_finite(i, values, self._model_dir)
+        metrics = jax.device_get(metrics)
+        flags = [metrics.pop(f"nonfinite/{kind}") for kind in ("activations", "gradients")]
+        values = {name: float(value) for name, value in metrics.items()}
+        blame = partial(self._blame, *flags, values["loss"])
+        logs.check_finite(i, values, self._model_dir, blame)
         self._sums = {name: self._sums.get(name, 0.0) + value for name, value in values.items()}
         self._steps, self._last = self._steps + 1, i
         if i % self._period == 0:

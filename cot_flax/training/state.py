@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from cot_flax.model import lora
 from cot_flax.model.t5 import T5
 from cot_flax.training import sharding
 from cot_flax.training.optimizers import Optimizer
@@ -11,7 +12,10 @@ from cot_flax.training.optimizers import Optimizer
 
 @struct.dataclass
 class TrainState:
-    """Step (optimizer steps done), parameters, optimizer state and the dropout key (uint32 [2])."""
+    """Step (optimizer steps done), parameters, optimizer state and the dropout key (uint32 [2]).
+
+    With LoRA the optimizer's state is that of the adapters alone.
+    """
 
     step: jax.Array
     params: dict
@@ -25,6 +29,11 @@ def abstract_variables(model: T5):
     return jax.eval_shape(lambda: model.init(jax.random.PRNGKey(0), token, token, token))
 
 
+def split_trainable(model: T5, params) -> tuple[dict, dict]:
+    """Returns what the optimizer moves, and what stays; `lora.join` is the inverse."""
+    return (params, {}) if model.config.lora is None else lora.split(params)
+
+
 def create(model: T5, optimizer: Optimizer, seed: int, mesh, rules) -> tuple[TrainState, object]:
     """Initialises a state in its sharding; returns it and the tree of its shardings.
 
@@ -35,7 +44,7 @@ def create(model: T5, optimizer: Optimizer, seed: int, mesh, rules) -> tuple[Tra
         init_rng, dropout_rng = jax.random.split(rng)
         token = jnp.zeros((1, 1), jnp.int32)
         params = model.init(init_rng, token, token, token)["params"]
-        opt_state = optimizer.transform.init(params)
+        opt_state = optimizer.transform.init(split_trainable(model, params)[0])
         return TrainState(jnp.int32(0), params, opt_state, dropout_rng)
 
     rng = jax.random.PRNGKey(seed)
@@ -46,8 +55,9 @@ def create(model: T5, optimizer: Optimizer, seed: int, mesh, rules) -> tuple[Tra
 def state_shardings(model, optimizer, abstract_state, mesh, rules) -> TrainState:
     """The sharding of every leaf of a state."""
     params = sharding.param_shardings(mesh, rules, abstract_variables(model))
+    trainable, places = (split_trainable(model, p)[0] for p in (abstract_state.params, params))
     opt_state = sharding.optimizer_shardings(
-        optimizer.transform, abstract_state.opt_state, abstract_state.params, params, mesh
+        optimizer.transform, abstract_state.opt_state, trainable, places, mesh
     )
     replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     return TrainState(replicated, params, opt_state, replicated)

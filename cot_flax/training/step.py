@@ -6,25 +6,30 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from cot_flax.model import lora
 from cot_flax.model.losses import Objective, cross_entropy, teacher_metrics, topk_kl
 from cot_flax.model.t5 import T5
+from cot_flax.training import guard
 from cot_flax.training.optimizers import Optimizer
-from cot_flax.training.state import TrainState
+from cot_flax.training.state import TrainState, split_trainable
 
 Sums = dict[str, jax.Array]
 
 
-def loss_sums(model: T5, objective: Objective, params, batch, rng=None) -> tuple[jax.Array, Sums]:
+def loss_sums(
+    model: T5, objective: Objective, params, batch, rng=None, *, watch: bool = False
+) -> tuple[jax.Array, Sums]:
     """Returns the summed loss of a batch (nats) and the sums behind every metric.
 
     Args:
         batch: T5X's keys; `teacher_top_ids` and `teacher_top_logprobs` [B, T, K] where the run
             uses a teacher. `decoder_loss_weights` is 1 on real target tokens, else 0.
         rng: the dropout key, or None to switch dropout off.
+        watch: adds `nonfinite/activations`, the flags of guard.py.
     """
     targets_BT = batch["decoder_target_tokens"]
     weights_BT = batch["decoder_loss_weights"].astype(jnp.float32)
-    logits_BTV = model.apply(
+    logits_BTV, watched = model.apply(
         {"params": params},
         batch["encoder_input_tokens"],
         batch["decoder_input_tokens"],
@@ -33,12 +38,16 @@ def loss_sums(model: T5, objective: Objective, params, batch, rng=None) -> tuple
         batch.get("decoder_segment_ids"),
         enable_dropout=rng is not None,
         rngs=None if rng is None else {"dropout": rng},
+        mutable=["intermediates"] if watch else [],
     )
     teacher = batch.get("teacher_top_ids"), batch.get("teacher_top_logprobs")
     total = jnp.sum(objective(logits_BTV, targets_BT, *teacher) * weights_BT)
-    return total, jax.lax.stop_gradient(
-        {"loss": total} | _metric_sums(objective, logits_BTV, targets_BT, weights_BT, *teacher)
-    )
+    sums = {"loss": total} | _metric_sums(objective, logits_BTV, targets_BT, weights_BT, *teacher)
+    if watch:
+        finite_BT = jnp.isfinite(cross_entropy(logits_BTV, targets_BT))
+        flags = guard.activation_flags(model.config, watched["intermediates"], finite_BT)
+        sums["nonfinite/activations"] = flags
+    return total, jax.lax.stop_gradient(sums)
 
 
 def make_train_step(
@@ -47,19 +56,28 @@ def make_train_step(
     """Returns a pure function of (state, batch); jit it with the state donated.
 
     With several micro-batches the gradient is the sum of their summed gradients divided by all
-    their tokens: the same step as with the whole batch at once.
+    their tokens: the same step as with the whole batch at once. With LoRA the gradients of frozen
+    parameters are never formed.
     """
 
     def train_step(state, batch):
-        rng = jax.random.fold_in(state.rng, state.step) if model.config.dropout_rate else None
-        grads, sums = _accumulate(model, objective, state.params, batch, rng, microbatches)
+        rng = jax.random.fold_in(state.rng, state.step) if model.config.uses_dropout else None
+        trainable, frozen = split_trainable(model, state.params)
+
+        def total(trainable, batch, rng):
+            params = lora.join(trainable, frozen)
+            return loss_sums(model, objective, params, batch, rng, watch=True)
+
+        gradient = jax.grad(total, has_aux=True)
+        grads, sums = _accumulate(gradient, trainable, batch, rng, microbatches)
         grads = jax.tree.map(lambda g: g / jnp.maximum(sums["tokens"], 1.0), grads)
-        updates, opt_state = optimizer.transform.update(grads, state.opt_state, state.params)
+        updates, opt_state = optimizer.transform.update(grads, state.opt_state, trainable)
         metrics = sums | {
             "learning_rate": jnp.asarray(optimizer.schedule(state.step), jnp.float32),
             "gradient_norm": optax.tree.norm(grads),
+            "nonfinite/gradients": guard.gradient_flags(grads),
         }
-        params = optax.apply_updates(state.params, updates)
+        params = lora.join(optax.apply_updates(trainable, updates), frozen)
         return TrainState(state.step + 1, params, opt_state, state.rng), metrics
 
     return train_step
@@ -76,8 +94,7 @@ def summarize(sums: dict[str, float]) -> dict[str, float]:
     return means | {name: sums[name] for name in kept if name in sums}
 
 
-def _accumulate(model, objective, params, batch, rng, microbatches):
-    gradient = jax.grad(lambda p, b, r: loss_sums(model, objective, p, b, r), has_aux=True)
+def _accumulate(gradient, params, batch, rng, microbatches):
     if microbatches == 1:
         return gradient(params, batch, rng)
 

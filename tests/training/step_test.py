@@ -62,6 +62,8 @@ def run(config, params, batch, *, optimizer=DESCENT, microbatches=1, steps=1):
     state, history = state_of(params, optimizer), []
     for _ in range(steps):
         state, metrics = jitted_step(config, optimizer, microbatches)(state, batch)
+        for flags in ("nonfinite/activations", "nonfinite/gradients"):
+            assert not np.any(metrics.pop(flags))
         history.append({name: float(value) for name, value in metrics.items()})
     return state, history
 
