@@ -48,6 +48,9 @@ def parse(experiment, *bindings):
 
 SHARED = ("world", "gsm8k")  # what the experiments of a data set include
 EXPERIMENTS = [name for name in names("experiments") if name not in SHARED]
+FAMILIES = ("t5_1_0", "t5_1_1")  # what the models of a family include
+ADAPTERS = ("lora",)  # what stands after a model
+MODELS = [name for name in names("models") if name not in FAMILIES + ADAPTERS]
 
 
 def test_gin_is_no_package():
@@ -80,7 +83,7 @@ def test_an_evaluating_experiment_makes_all_that_evaluate_takes(experiment):
     assert run.task_names(bound["mixture_or_task_name"])
 
 
-@pytest.mark.parametrize("model", names("models"))
+@pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("objective", names("objectives"))
 def test_models_objectives_and_the_run_can_be_combined(model, objective):
     files = [f"models/{model}.gin", f"objectives/{objective}.gin", "runs/train.gin"]
@@ -90,6 +93,26 @@ def test_models_objectives_and_the_run_can_be_combined(model, objective):
     assert isinstance(gin.get_configurable("t5.T5Config")(), T5Config)
     found = gin.get_configurable("losses.Objective")()
     assert found.uses_teacher == (objective == "topk_kl")
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_every_model_takes_the_same_macros(model):
+    macros = {"DROPOUT_RATE": 0.1, "DTYPE": "float16", "SCAN_LAYERS": 7, "REMAT": "minimal"}
+    bindings = [f"{name}={value!r}" for name, value in macros.items()]
+    configuration.parse([f"models/{model}.gin", "models/lora.gin"], [*bindings, "LORA_RANK=3"])
+    config = gin.get_configurable("t5.T5Config")()
+    assert {name: getattr(config, name.lower()) for name in macros} == macros
+    assert config.lora.rank == 3
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_only_a_large_model_saves_memory_unasked(model):
+    configuration.parse([f"models/{model}.gin"], [])
+    config = gin.get_configurable("t5.T5Config")()
+    large = model.endswith(("_3b", "_11b", "_xl", "_xxl"))
+    expected = ("bfloat16", True, "full") if large else ("float32", False, "none")
+    assert (config.dtype, config.scan_layers, config.remat) == expected
+    assert config.dropout_rate == 0.0 and config.lora is None
 
 
 def test_the_worlds_model_has_a_row_for_every_piece():
