@@ -65,6 +65,11 @@ def adapt(x, features: int, axes: tuple[str, str], lora: Lora, dtype, determinis
     return x @ a.astype(dtype) @ b.astype(dtype) * lora.scale
 
 
+def is_adapter(name: str) -> bool:
+    """Whether a dotted name is that of an adapter's parameter."""
+    return name.rpartition(".")[2] in ADAPTERS
+
+
 def split(params: dict) -> tuple[dict, dict]:
     """Returns the adapters and all other parameters, each a tree without the other's leaves."""
     flat = flatten_dict(params)

@@ -23,7 +23,7 @@ class Stack(nn.Module):
 
     config: T5Config
 
-    def _build(self, layer_class, length, bidirectional, norm_name):
+    def _build(self, layer_class, length, bidirectional):
         cfg = self.config
         inputs = 1 if bidirectional else 3
         self.relpos_bias = RelativePositionBias(cfg.num_heads, bidirectional, jnp.float32)
@@ -47,7 +47,6 @@ class Stack(nn.Module):
             self.layers = layer_class(cfg)
         else:
             self.layers = [layer_class(cfg) for _ in range(length)]
-        setattr(self, norm_name, LayerNorm(cfg.dtype))
 
     def _run(self, x_BTD, norm, *args):
         """From embeddings to the stack's output; the last of `args` is `deterministic`."""
@@ -61,7 +60,8 @@ class Stack(nn.Module):
 
 class Encoder(Stack):
     def setup(self):
-        self._build(EncoderLayer, self.config.num_encoder_layers, True, "encoder_norm")
+        self._build(EncoderLayer, self.config.num_encoder_layers, True)
+        self.encoder_norm = LayerNorm(self.config.dtype)
 
     def __call__(self, x_BSD, mask_B1SS, deterministic):
         bias = self.relpos_bias(x_BSD.shape[1], x_BSD.shape[1]) + mask_B1SS
@@ -70,7 +70,8 @@ class Encoder(Stack):
 
 class Decoder(Stack):
     def setup(self):
-        self._build(DecoderLayer, self.config.num_decoder_layers, False, "decoder_norm")
+        self._build(DecoderLayer, self.config.num_decoder_layers, False)
+        self.decoder_norm = LayerNorm(jnp.float32)  # as the head computes
         if not self.config.logits_via_embedding:
             self.logits_dense = Dense((self.config.vocab_size,), ("embed", "vocab"), jnp.float32)
 

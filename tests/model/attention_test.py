@@ -15,7 +15,7 @@ from cot_flax.model.attention import (
     same_segment,
 )
 
-DISTANCES = range(-300, 301)
+DISTANCES = range(-600, 601)
 both_directions = pytest.mark.parametrize("bidirectional", [True, False])
 
 

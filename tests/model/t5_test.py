@@ -6,6 +6,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax.linen import partitioning
 
@@ -335,6 +336,9 @@ def test_rematerialised_layers_drop_the_same_units(tiny, tiny_config):
     )
 
 
+# bfloat16 -----------------------------------------------------------------------------------------
+
+
 def test_bfloat16_activations_give_float32_logits(tiny, tiny_config, forward):
     config = dataclasses.replace(tiny_config, dtype="bfloat16", scan_layers=True)
     logits = forward(T5(config), stack_layers(tiny[1]), *ARRAYS)
@@ -342,3 +346,87 @@ def test_bfloat16_activations_give_float32_logits(tiny, tiny_config, forward):
     assert logits.dtype == jnp.float32
     # bfloat16 has 8 bits: rounding is seen, and no more than rounding.
     assert 1e-4 < np.abs(logits - plain).max() < 0.05 * np.abs(plain).max()
+
+
+# XLA keeps sums that it fuses in float32, so a bfloat16 residual is rounded at other places.
+@pytest.mark.parametrize(("residual_dtype", "atol"), [("float32", 1e-6), ("bfloat16", 0.05)])
+def test_scan_changes_nothing_in_bfloat16(residual_dtype, atol, tiny, tiny_config, forward):
+    config = dataclasses.replace(tiny_config, dtype="bfloat16", residual_dtype=residual_dtype)
+    scanned = T5(dataclasses.replace(config, scan_layers=True, remat="full"))
+    logits = forward(T5(config), tiny[1], *ARRAYS)
+    np.testing.assert_allclose(forward(scanned, stack_layers(tiny[1]), *ARRAYS), logits, atol=atol)
+
+
+def test_float32_activations_round_nothing_but_the_residual(tiny, tiny_config, forward):
+    config = dataclasses.replace(tiny_config, residual_dtype="bfloat16")
+    difference = np.abs(forward(T5(config), tiny[1], *ARRAYS) - forward(*tiny, *ARRAYS)).max()
+    assert 1e-4 < difference < 0.1
+
+
+def test_a_cached_step_has_the_same_residual(tiny, tiny_config, forward):
+    """With a residual in the thousands a token's logits are those of the whole row, in bfloat16."""
+    config = dataclasses.replace(tiny_config, dtype="bfloat16")
+    embedding = 2000 * tiny[1]["token_embedder"]["embedding"]
+    params = tiny[1] | {"token_embedder": {"embedding": embedding}}
+    model, (encoder, decoder, targets) = T5(config), ARRAYS
+    expected = forward(model, params, encoder, decoder, targets)
+    call = jax.jit(
+        partial(model.apply, {"params": params}), static_argnames=("method", "samples", "length")
+    )
+    cache = model.apply({"params": params}, encoder, samples=1, length=3, method=T5.init_cache)
+    for t in range(3):
+        logits, cache = call(decoder[:, t : t + 1], t, cache, encoder, method="step")
+        np.testing.assert_allclose(logits[:, 0], expected[:, t], atol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def deep(tiny_config):
+    """12 + 12 layers whose residual starts in the thousands, where bfloat16 steps by 8 to 32."""
+    config = dataclasses.replace(
+        tiny_config, num_encoder_layers=12, num_decoder_layers=12, scan_layers=True
+    )
+    params = jax.jit(T5(config).init)(jax.random.key(0), *ARRAYS)["params"]
+    embedding = 4000 * params["token_embedder"]["embedding"]
+    assert 1e3 < np.median(np.abs(embedding)) < np.abs(embedding).max() < 2e4
+    return config, params | {"token_embedder": {"embedding": embedding}}
+
+
+@pytest.fixture(scope="module")
+def copying():
+    rows = np.random.default_rng(0).integers(2, 24, (8, 6)).astype(np.int32)
+    return rows, np.pad(rows, ((0, 0), (1, 0)))[:, :-1], rows
+
+
+def test_a_float32_residual_is_closer_to_float32(deep, copying, forward):
+    config, params = deep
+
+    def error(residual_dtype):
+        half = dataclasses.replace(config, dtype="bfloat16", residual_dtype=residual_dtype)
+        return np.sqrt(np.mean((forward(T5(half), params, *copying) - exact) ** 2))
+
+    exact = forward(T5(config), params, *copying)
+    assert error("float32") < 0.1 * error("bfloat16")
+
+
+def test_a_deep_model_of_large_activations_trains_in_bfloat16(deep, copying):
+    config, params = deep
+    model = T5(dataclasses.replace(config, dtype="bfloat16", remat="full"))
+    optimizer = optax.adam(1e-2)
+
+    def loss_of(params):
+        logits = model.apply({"params": params}, *copying)
+        return jnp.mean(cross_entropy(logits, copying[2]))
+
+    @jax.jit
+    def step(params, state):
+        loss, gradient = jax.value_and_grad(loss_of)(params)
+        updates, state = optimizer.update(gradient, state)
+        return optax.apply_updates(params, updates), state, loss, optax.tree.norm(gradient)
+
+    state, history = optimizer.init(params), []
+    for _ in range(30):
+        params, state, *numbers = step(params, state)
+        history.append(numbers)
+    assert np.all(np.isfinite(history))
+    losses = [float(loss) for loss, _ in history]
+    assert losses[0] > 0.9 * np.log(24) and losses[-1] < 0.7 * losses[0]
