@@ -20,6 +20,7 @@ from cot_flax.data.features import fingerprint
 from cot_flax.data.registration import cot_task
 from cot_flax.errors import UserError
 from cot_flax.evaluation.outputs import PREDICTIONS, RESULTS
+from cot_flax.model.beam import RULES, beam_search
 from cot_flax.model.decoding import decode, for_decoding
 from cot_flax.model.t5 import T5
 from cot_flax.text import scoring
@@ -39,6 +40,9 @@ class Decoding:
         batch_size: prompts decoded at once.
         samples: chains a prompt.
         temperature: 0 is greedy.
+        beams: of beam search, whose best answer counts; 1 is greedy or sampled decoding.
+        length_penalty: of beam search; None is the default of its rule.
+        beam_rule: "huggingface" or "t5x": whose beam search it is.
         seed: of the sampling; a prompt's samples depend on it and on the prompt's place alone.
         mode: of answers.extract_answer: "flexible", "strict" or a paper's rule by name.
     """
@@ -47,12 +51,27 @@ class Decoding:
     batch_size: int = 32
     samples: int = 1
     temperature: float = 0.0
+    beams: int = 1
+    length_penalty: float | None = None
+    beam_rule: str = "huggingface"
     seed: int = 0
     mode: str = "flexible"
 
     def __post_init__(self):
         if self.mode not in MODES:
             raise UserError(f"extraction mode {self.mode!r}", f"one of {MODES}", "correct the name")
+        if self.beam_rule not in RULES:
+            raise UserError(
+                f"beam rule {self.beam_rule!r}", f"one of {tuple(RULES)}", "correct the name"
+            )
+        if self.beams < 1:
+            raise UserError(f"{self.beams} beams", "1 or more", "set NUM_BEAMS=1 to be greedy")
+        if self.beams > 1 and (self.samples > 1 or self.temperature > 0):
+            raise UserError(
+                f"{self.beams} beams, {self.samples} samples, temperature {self.temperature}",
+                "1 sample at temperature 0 with beam search, which draws nothing",
+                "set NUM_SAMPLES=1 and TEMPERATURE=0, or NUM_BEAMS=1",
+            )
 
 
 def evaluate(
@@ -211,18 +230,35 @@ def _decode_all(module, params, examples, vocabulary, decoding) -> list[list[str
     keys = jax.random.split(jax.random.key(decoding.seed), len(examples))
     order = sorted(range(len(examples)), key=lambda i: len(examples[i]["inputs"]))
     for places in _groups(order, decoding.batch_size):
-        output_BNT = decode(
-            module,
-            params,
-            _pad([examples[i]["inputs"] for i in places]),
-            max_tokens=decoding.max_tokens,
-            samples=decoding.samples,
-            temperature=decoding.temperature,
-            rng=keys[jnp.array(places)],
-        )
+        tokens_BS = _pad([examples[i]["inputs"] for i in places])
+        output_BNT = _decode(module, params, tokens_BS, keys[jnp.array(places)], decoding)
         for i, ids_NT in zip(places, np.asarray(output_BNT), strict=True):
             texts[i] = [vocabulary.decode(_until_eos(ids_T)) for ids_T in ids_NT]
     return texts
+
+
+def _decode(module, params, tokens_BS, keys_B, decoding) -> jax.Array:
+    """Samples, or the best beam alone: int32 [B, samples, max_tokens]."""
+    if decoding.beams == 1:
+        return decode(
+            module,
+            params,
+            tokens_BS,
+            max_tokens=decoding.max_tokens,
+            samples=decoding.samples,
+            temperature=decoding.temperature,
+            rng=keys_B,
+        )
+    output_BNT, _ = beam_search(
+        module,
+        params,
+        tokens_BS,
+        max_tokens=decoding.max_tokens,
+        beams=decoding.beams,
+        length_penalty=decoding.length_penalty,
+        rule=decoding.beam_rule,
+    )
+    return output_BNT[:, :1]
 
 
 def _groups(order: list[int], size: int) -> Iterator[list[int]]:

@@ -10,11 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from cot_flax import configuration
 from cot_flax.data.batches import TaskBatches
 from cot_flax.data.features import fingerprint
 from cot_flax.errors import UserError
 from cot_flax.evaluation import run
 from cot_flax.evaluation.run import AccuracyEvaluator, Decoding, LossEvaluator
+from cot_flax.model.beam import beam_search
 from cot_flax.model.t5 import T5, T5Config
 from cot_flax.tasks import abilities  # noqa: F401 (registers)
 from cot_flax.tasks.stories import VOCABULARY
@@ -154,6 +156,54 @@ def test_samples_depend_on_seed_and_place_alone(student, evaluated):
     reseeded = dataclasses.replace(SAMPLED, seed=4)
     texts = [row["text"] for row in run.predict(*student, COT, "test", reseeded, 6)]
     assert texts != list(expected.values())
+
+
+@pytest.fixture(scope="module")
+def terse(student):
+    """The student with a head that ends answers early, so that the rules of search differ."""
+    module, params = student
+    kernel = np.array(params["decoder"]["logits_dense"]["kernel"]) * 3
+    kernel[:, 1] *= 3
+    return module, params | {"decoder": params["decoder"] | {"logits_dense": {"kernel": kernel}}}
+
+
+def test_with_beams_the_best_of_each_prompt_is_scored(terse):
+    prompts = np.zeros((4, 2 * run.LENGTH_BUCKET), np.int32)
+    for row, e in zip(prompts, run.read_examples(COT, "test", 4), strict=True):
+        row[: len(e["inputs"])] = e["inputs"]
+    texts = {}
+    for rule, penalty in (("huggingface", None), ("t5x", 2.0)):
+        settings = {"max_tokens": 8, "beams": 3, "length_penalty": penalty}
+        best = np.asarray(beam_search(*terse, prompts, rule=rule, **settings)[0])[:, 0].tolist()
+        ids = [row[: row.index(1)] if 1 in row else row for row in best]
+        texts[rule] = [VOCABULARY.decode(row) for row in ids]
+        decoding = Decoding(beam_rule=rule, batch_size=4, **settings)
+        found = run.predict(*terse, COT, "test", decoding, 4)
+        assert [row["text"] for row in found] == texts[rule]
+        assert {row["sample"] for row in found} == {0}
+    assert texts["huggingface"] != texts["t5x"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"beams": 4, "samples": 2}, "4 beams, 2 samples, temperature 0.0; .*NUM_BEAMS=1"),
+        ({"beams": 4, "temperature": 0.7}, "4 beams, 1 samples, temperature 0.7; "),
+        ({"beams": 0}, "0 beams; expected 1 or more"),
+        ({"beam_rule": "t5"}, "beam rule 't5'; expected one of"),
+    ],
+)
+def test_beams_do_not_go_with_drawing(settings, message):
+    with pytest.raises(UserError, match=message):
+        Decoding(**settings)
+
+
+def test_beams_are_macros_of_evaluation():
+    places = ["CHECKPOINT_PATH='run'", "EVAL_OUTPUT_DIR='out'", f"MIXTURE_OR_TASK_NAME='{COT}'"]
+    beams = ["NUM_BEAMS=4", "LENGTH_PENALTY=0.6", "BEAM_RULE='t5x'"]
+    configuration.parse(["runs/evaluate.gin"], places + beams)
+    found = configuration.call("run.Decoding")
+    assert (found.beams, found.length_penalty, found.beam_rule) == (4, 0.6, "t5x")
 
 
 class FakeDecoding:
