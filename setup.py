@@ -6,6 +6,7 @@ The lower bounds are the versions that CI installs and tests.
 from setuptools import find_packages, setup
 
 BEAM = "apache-beam>=2.77.0"
+TORCH = ["torch==2.13.0", "transformers>=4.57"]  # what parity and speed are measured against
 
 setup(
     name="cot-flax",
@@ -22,11 +23,13 @@ setup(
         "cot_flax.world": ["*.model"],
         "cot_flax.data.store.report": ["*.jinja", "*.css"],
         "cot_flax.evaluation.report": ["*.jinja", "*.css"],
+        "cot_flax.export": ["*.jinja"],
     },
     install_requires=[
         "etils[epath]>=1.15.0",
         "flax>=0.12.8",
         "gin-config>=0.5.0",
+        "huggingface-hub>=0.36",
         "ijson>=3.6.0",
         "jax>=0.10.2",
         "jinja2>=3.1.6",
@@ -39,9 +42,11 @@ setup(
         "rich>=15.0.0",
         # From 0.2.3 on its generated code, which SeqIO imports, asks for protobuf 7; Beam has 6.
         "sentencepiece>=0.2.2,<0.2.3",
+        "safetensors>=0.8.0",
         "seqio>=0.0.20",
         "stamina>=26.1.0",
         "tensorboardX>=2.6.5",
+        "tensorstore>=0.1.86",
         "tensorflow>=2.21.0",
         "tensorflow-datasets>=4.9.10",
         "tensorflow-text>=2.21.1",
@@ -53,13 +58,14 @@ setup(
         "beam": [BEAM],
         "huggingface": ["gguf>=0.19.0", "torch>=2.13.0", "transformers>=5.0"],
         "dev": [
+            *TORCH,
             BEAM,
             "hypothesis>=6.170.15",
             "pytest>=9.2.0",
             "pytest-xdist>=3.8.0",
             "ruff>=0.17.6,<0.18",
         ],
-        "bench": ["torch>=2.13.0", "transformers>=4.57"],
+        "bench": TORCH,
     },
     entry_points={"console_scripts": ["cot-flax = cot_flax.cli:main"]},
 )

@@ -3,5 +3,5 @@
 #   bash launch/demo.sh [--fast] [--seed N] [--out DIR]
 set -euo pipefail
 cd "$(dirname "$0")/.."
-bash launch/setup.sh dev
+bash launch/setup.sh
 exec "${VENV:-.venv}/bin/cot-flax" demo "$@"

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # Makes .venv and installs cot-flax into it, once; again only when setup.py has changed.
-#   bash launch/setup.sh [EXTRAS]        EXTRAS: dev (default), tpu, gpu, bench, comma-separated
+#   bash launch/setup.sh [EXTRAS]        EXTRAS: none (default), dev, tpu, gpu, bench, ..., comma-separated
 # PYTHON chooses the interpreter (3.11 or newer); VENV another folder.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-extras=${1:-dev}
+extras=${1:-}
 venv=${VENV:-.venv}
 python=${PYTHON:-python3}
-stamp="$venv/installed-$extras"
+stamp="$venv/installed-${extras:-alone}"
 
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
   echo "setup: got $("$python" --version); expected Python 3.11 or newer; set PYTHON=/path/to/python3.11" >&2
@@ -16,6 +16,6 @@ stamp="$venv/installed-$extras"
 if ! cmp -s setup.py "$stamp"; then
   [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
   "$venv/bin/python" -m pip install --quiet --upgrade pip setuptools wheel
-  "$venv/bin/python" -m pip install --quiet --editable ".[$extras]"
+  "$venv/bin/python" -m pip install --quiet --editable ".${extras:+[$extras]}"
   cp setup.py "$stamp"
 fi

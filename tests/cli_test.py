@@ -17,7 +17,7 @@ import typer.testing
 from cot_flax import cli, configuration
 from cot_flax.teacher.samples import read_samples, write_samples
 from cot_flax.training import logs
-from cot_flax.training.checkpoints import find
+from cot_flax.weights.native import find
 
 KL = "--gin_file=experiments/world_cot_kl.gin"
 QUICK = ["--gin.BATCH_SIZE=2", "--gin.PACK=False", "--gin.WARMUP_STEPS=0", "--gin.EVALUATORS=()"]

@@ -8,6 +8,7 @@ import typer
 
 from cot_flax.cli import teach
 from cot_flax.cli.common import GIN_FLAGS, GinFile, Out, SearchPaths, parse_gin, prepare_libraries
+from cot_flax.cli.export import export
 from cot_flax.cli.prepare import prepare
 from cot_flax.errors import UserError
 
@@ -66,6 +67,9 @@ def evaluate(context: typer.Context, gin_file: GinFile, gin_search_paths: Search
 
     parse_gin(context, gin_file, gin_search_paths)
     report.print_results(configuration.call("run.evaluate"))
+
+
+app.command()(export)
 
 
 @app.command("report")

@@ -25,7 +25,10 @@ from cot_flax.model.decoding import decode, for_decoding
 from cot_flax.model.t5 import T5
 from cot_flax.text import scoring
 from cot_flax.text.answers import MODES
-from cot_flax.training import checkpoints, state, step
+from cot_flax.training import state, step
+from cot_flax.weights.access import Access
+from cot_flax.weights.opening import open_source
+from cot_flax.weights.source import load
 
 LENGTH_BUCKET = 64
 """Prompts are padded to a multiple of this, so that few shapes are compiled."""
@@ -82,26 +85,30 @@ def evaluate(
     split: str = "test",
     decoding: Decoding = Decoding(),
     max_examples: int | None = None,
+    access: Access = Access(),  # noqa: B008 (frozen)
 ) -> dict:
     """Evaluates a checkpoint on tasks, or on all tasks of mixtures; writes and returns the results.
+
+    Args:
+        checkpoint_path: a checkpoint of ours, of Hugging Face or its hub, or of T5X.
+        access: what reading it may do.
 
     Raises:
         UserError: no checkpoint, an unknown task, a task of another vocabulary than the checkpoint.
     """
-    metadata = checkpoints.read_metadata(checkpoint_path)
-    module = T5(checkpoints.model_config(metadata))
+    source = open_source(checkpoint_path, access)
+    module = T5(source.config)
     tasks = task_names(mixture_or_task_name)
     for task in tasks:  # all before the first is decoded
         cot_task(task)
         _check_split(task, split)
-        _check_vocabulary(task, metadata, checkpoint_path)
-    abstract = state.abstract_variables(module)["params"]
-    params = checkpoints.load_params(checkpoint_path, abstract, metadata)
+        _check_vocabulary(task, source)
+    params = load(source, state.abstract_variables(module)["params"])
     predictions = {
         task: predict(module, params, task, split, decoding, max_examples) for task in tasks
     }
     results = {
-        "checkpoint": str(checkpoints.find(checkpoint_path)),
+        "checkpoint": source.place,
         "split": split,
         "decoding": dataclasses.asdict(decoding),
         "tasks": {task: summarize(rows) for task, rows in predictions.items()},
@@ -287,11 +294,19 @@ def _check_split(task, split):
         raise UserError(f"split {split!r} of {task}", f"one of {sorted(splits)}", "correct it")
 
 
-def _check_vocabulary(task, metadata, checkpoint_path):
-    wanted = fingerprint(find_task(task).output_features["targets"].vocabulary)
-    if metadata.vocabulary and metadata.vocabulary != wanted:
+def _check_vocabulary(task, source):
+    vocabulary = find_task(task).output_features["targets"].vocabulary
+    rows, ids = source.config.vocab_size, vocabulary.vocab_size
+    if ids > rows:
         raise UserError(
-            f"a checkpoint with vocabulary {metadata.vocabulary} at {checkpoint_path}",
+            f"{task} with a vocabulary of {ids:,} ids for the {rows:,} rows of {source.place}",
+            "a row an id at least",
+            "evaluate on tasks of the checkpoint's vocabulary",
+        )
+    wanted = fingerprint(vocabulary)
+    if source.vocabulary and source.vocabulary != wanted:
+        raise UserError(
+            f"a checkpoint with vocabulary {source.vocabulary} at {source.place}",
             f"vocabulary {wanted} of {task}",
             "evaluate on tasks of the checkpoint's vocabulary",
         )

@@ -19,8 +19,9 @@ from cot_flax.teacher.samples import Logprobs
 from cot_flax.teacher.sampling.failures import RequestFailed, Unscorable
 from cot_flax.teacher.sampling.requests import Completion, Reply, Request
 from cot_flax.text.tokenizer import Tokenizer, load_tokenizer
-from cot_flax.training import checkpoints
 from cot_flax.training.state import abstract_variables
+from cot_flax.weights.opening import open_source
+from cot_flax.weights.source import load
 
 _SPACE = "\u2581"  # SentencePiece's visible space
 _SMALLEST_BUCKET = 64
@@ -34,7 +35,7 @@ class JaxTeacher:
     model itself, whatever the temperature of the draw. Equal requests draw equal samples.
 
     Args:
-        checkpoint: a model directory of cot-flax, or one step of its checkpoints.
+        checkpoint: a checkpoint of ours, of Hugging Face or its hub, or of T5X.
         vocabulary: the SentencePiece model file that the checkpoint was trained with.
         max_input_tokens: a longer prompt is refused.
 
@@ -49,12 +50,12 @@ class JaxTeacher:
         *,
         max_input_tokens: int = 1024,
     ):
-        metadata = checkpoints.read_metadata(checkpoint)
-        self.name = str(checkpoints.find(checkpoint))
-        self._tokenizer = load_tokenizer(vocabulary, metadata.vocabulary)
+        source = open_source(checkpoint)
+        self.name = source.place
+        self._tokenizer = load_tokenizer(vocabulary, source.vocabulary)
         self._max_input_tokens = max_input_tokens
-        model = T5(checkpoints.model_config(metadata))
-        params = checkpoints.load_params(checkpoint, abstract_variables(model)["params"], metadata)
+        model = T5(source.config)
+        params = load(source, abstract_variables(model)["params"])
         self._model, self._params = for_decoding(model, params)
         self._writable_V = _writable(self._tokenizer, model.config.vocab_size)
         self._worker = ThreadPoolExecutor(max_workers=1)  # one device, one request at a time

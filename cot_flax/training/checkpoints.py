@@ -2,31 +2,21 @@
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
 import orbax.checkpoint as ocp
 
 from cot_flax.errors import UserError
-from cot_flax.model.t5 import T5Config
 from cot_flax.training.state import TrainState
+from cot_flax.weights.access import Access
+from cot_flax.weights.native import FOLDER, Metadata
+from cot_flax.weights.opening import open_source
+from cot_flax.weights.source import load
+from cot_flax.weights.tokenizer_files import SENTENCEPIECE
 
-FOLDER = "checkpoints"
-
-
-@dataclasses.dataclass(frozen=True)
-class Metadata:
-    """What a checkpoint was trained with, beside its arrays.
-
-    Attributes:
-        model: the fields of its T5Config.
-        vocabulary: the fingerprint of its vocabulary; "" where unknown.
-        batches: batches of the data that were consumed.
-    """
-
-    model: dict
-    vocabulary: str
-    batches: int
+_FLEXIBLE = ("dropout_rate", "dtype", "remat", "residual_dtype")
 
 
 class Checkpointer:
@@ -88,67 +78,45 @@ class Checkpointer:
         self._manager.close()
 
 
-def find(path: str) -> Path:
-    """Returns the folder of one step, from it or from a model directory (then the latest step).
-
-    Raises:
-        UserError: there is no checkpoint.
-    """
-    root = Path(path).absolute()
-    for folder in (root, root / FOLDER):
-        if (folder / "metadata").is_dir():
-            return folder
-        steps = [int(p.name) for p in folder.glob("*") if p.name.isdigit()]
-        if steps:
-            return folder / str(max(steps))
-    raise UserError(
-        f"no checkpoint at {path}",
-        "a model directory of cot-flax, or one step of its checkpoints",
-        "check INITIAL_CHECKPOINT_PATH or CHECKPOINT_PATH",
-    )
+def save_vocabulary(model_dir: str, model: bytes | None) -> None:
+    """Writes the SentencePiece file beside the checkpoints, so that an export finds it."""
+    if model is not None and jax.process_index() == 0:
+        folder = Path(model_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / SENTENCEPIECE).write_bytes(model)
 
 
-def read_metadata(path: str) -> Metadata:
-    """Reads what the checkpoint at `path` (as in `find`) was trained with."""
-    files = list((find(path) / "metadata").glob("metadata"))
-    if not files:
-        raise UserError(f"no metadata in {path}", "a checkpoint of cot-flax", "train again")
-    return Metadata(**json.loads(files[0].read_text()))
+def load_initial(path: str, params, metadata: Metadata, access: Access):
+    """Loads the parameters that a run starts from into the shapes and shardings of `params`.
 
-
-def load_params(path: str, params, metadata: Metadata):
-    """Loads only the parameters of a checkpoint into the shapes and shardings of `params`.
+    Args:
+        path: anything that `weights.opening.open_source` takes.
+        params: arrays or abstract ones; layers scanned or not. Adapters stay what they are.
+        metadata: of the run.
 
     Raises:
         UserError: no checkpoint, or one of another model or vocabulary than `metadata`.
     """
-    folder = find(path)
-    check_fits(read_metadata(path), metadata, str(folder))
-    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, params)
-    with ocp.PyTreeCheckpointer() as checkpointer:
-        arguments = ocp.args.PyTreeRestore(
-            {"params": abstract},
-            restore_args={"params": ocp.checkpoint_utils.construct_restore_args(abstract)},
-            partial_restore=True,
-        )
-        return checkpointer.restore(folder / "state", args=arguments)["params"]
+    source = open_source(path, access)
+    stored = Metadata(dataclasses.asdict(source.config), source.vocabulary, 0)
+    check_fits(stored, metadata, source.place, flexible=(*_FLEXIBLE, "scan_layers", "lora"))
+    return load(source, params)
 
 
-def model_config(metadata: Metadata) -> T5Config:
-    """The model that a checkpoint belongs to."""
-    activations = tuple(metadata.model["mlp_activations"])
-    return T5Config(**metadata.model | {"mlp_activations": activations})
+def check_fits(
+    stored: Metadata, wanted: Metadata, place: str, flexible: Sequence[str] = _FLEXIBLE
+) -> None:
+    """Raises UserError where a checkpoint is of another vocabulary or another shape.
 
-
-def check_fits(stored: Metadata, wanted: Metadata, place: str) -> None:
-    """Raises UserError where a checkpoint is of another vocabulary or another shape."""
+    Args:
+        flexible: the fields of T5Config that may differ.
+    """
     if stored.vocabulary and wanted.vocabulary and stored.vocabulary != wanted.vocabulary:
         raise UserError(
             f"a checkpoint with vocabulary {stored.vocabulary} at {place}",
             f"the run's vocabulary {wanted.vocabulary}",
             "train with the tasks' vocabulary that the checkpoint was made with",
         )
-    flexible = ("dropout_rate", "dtype", "remat")
     old, new = (json.loads(json.dumps(m.model)) for m in (stored, wanted))
     different = {k: (old.get(k), new[k]) for k in new if k not in flexible and old.get(k) != new[k]}
     if different:

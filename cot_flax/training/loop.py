@@ -17,6 +17,7 @@ from cot_flax.model.losses import Objective
 from cot_flax.model.t5 import T5, T5Config
 from cot_flax.training import checkpoints, guard, logs, sharding, state, step
 from cot_flax.training.optimizers import Optimizer
+from cot_flax.weights.access import Access
 
 Evaluator = Callable[[T5, dict], dict[str, float]]
 """Computes metrics of a model and its parameters, in the middle of a run."""
@@ -28,10 +29,12 @@ class Data(Protocol):
     Attributes:
         batch_size: rows of a batch.
         vocabulary: fingerprint of the vocabulary that made the tokens.
+        vocabulary_model: its SentencePiece file; None where it is no such vocabulary.
     """
 
     batch_size: int
     vocabulary: str
+    vocabulary_model: bytes | None
 
     def check(self, objective: Objective, vocab_size: int) -> None:
         """Raises UserError where the data cannot serve the objective, or has ids that no row has.
@@ -58,6 +61,7 @@ def train(
     microbatches: int = 1,
     seed: int = 0,
     initial_checkpoint_path: str | None = None,
+    access: Access = Access(),  # noqa: B008 (frozen)
     checkpoint_period: int = 1000,
     keep_checkpoints: int | None = 3,
     log_period: int = 10,
@@ -67,11 +71,12 @@ def train(
     """Trains a student, or resumes the run that `model_dir` holds.
 
     Args:
-        model_dir: gets checkpoints, metrics.jsonl and TensorBoard files.
+        model_dir: gets checkpoints, metrics.jsonl, TensorBoard files and the vocabulary.
         total_steps: optimizer steps from the start of the run, resumed ones included.
         microbatches: gradient accumulation: parts of a batch that go through the model in turn.
         initial_checkpoint_path: where a fresh run takes its parameters from, all but the adapters
-            of LoRA; None is random.
+            of LoRA: a checkpoint of ours, of Hugging Face or its hub, or of T5X; None is random.
+        access: what reading that checkpoint may do.
         log_period: metrics are means over so many steps.
         eval_period: 0 evaluates at the end only.
 
@@ -85,20 +90,23 @@ def train(
     devices = sharding.make_mesh(mesh)
     sharding.check_batch_size(data.batch_size, microbatches, devices)
     data.check(objective, model.vocab_size)
+    checkpoints.save_vocabulary(model_dir, data.vocabulary_model)
     module = T5(model)
     metadata = checkpoints.Metadata(dataclasses.asdict(model), data.vocabulary, 0)
     checkpointer = checkpoints.Checkpointer(
         model_dir, period=checkpoint_period, keep=keep_checkpoints
     )
     with jax.set_mesh(devices), partitioning.axis_rules(mesh.rules()):
-        now, shardings = state.create(module, optimizer, seed, devices, mesh.rules())
+        abstract = state.abstract(module, optimizer, devices, mesh.rules())
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
         if checkpointer.latest_step is not None:
-            now, metadata = checkpointer.restore(now, metadata)
+            now, metadata = checkpointer.restore(abstract, metadata)
         elif initial_checkpoint_path:
-            adapters, base = lora.split(now.params)
-            plain = dataclasses.replace(metadata, model=metadata.model | {"lora": None})
-            base = checkpoints.load_params(initial_checkpoint_path, base, plain)
-            now = now.replace(params=lora.join(adapters, base))
+            base = lora.split(abstract.params)[1]
+            base = checkpoints.load_initial(initial_checkpoint_path, base, metadata, access)
+            now = state.create(module, optimizer, seed, abstract, base)
+        else:
+            now = state.create(module, optimizer, seed, abstract)
         train_step = jax.jit(
             step.make_train_step(module, optimizer, objective, microbatches),
             in_shardings=(shardings, sharding.batch_sharding(devices)),

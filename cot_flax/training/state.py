@@ -1,5 +1,7 @@
 """What a run carries from step to step."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -34,22 +36,30 @@ def split_trainable(model: T5, params) -> tuple[dict, dict]:
     return (params, {}) if model.config.lora is None else lora.split(params)
 
 
-def create(model: T5, optimizer: Optimizer, seed: int, mesh, rules) -> tuple[TrainState, object]:
-    """Initialises a state in its sharding; returns it and the tree of its shardings.
+def abstract(model: T5, optimizer: Optimizer, mesh, rules) -> TrainState:
+    """A state of `ShapeDtypeStruct`s with their shardings, for what fills one."""
+    shapes = jax.eval_shape(partial(_init, model, optimizer), jax.random.PRNGKey(0), {})
+    shardings = state_shardings(model, optimizer, shapes, mesh, rules)
+    return jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        shapes,
+        shardings,
+    )
+
+
+def create(
+    model: T5, optimizer: Optimizer, seed: int, abstract: TrainState, loaded: dict | None = None
+) -> TrainState:
+    """Initialises a state in the sharding of `abstract`.
 
     The values depend on the seed alone, not on the mesh.
+
+    Args:
+        loaded: parameters that are not drawn; donated. Those that are missing in it are drawn.
     """
-
-    def init(rng):
-        init_rng, dropout_rng = jax.random.split(rng)
-        token = jnp.zeros((1, 1), jnp.int32)
-        params = model.init(init_rng, token, token, token)["params"]
-        opt_state = optimizer.transform.init(split_trainable(model, params)[0])
-        return TrainState(jnp.int32(0), params, opt_state, dropout_rng)
-
-    rng = jax.random.PRNGKey(seed)
-    shardings = state_shardings(model, optimizer, jax.eval_shape(init, rng), mesh, rules)
-    return jax.jit(init, out_shardings=shardings)(rng), shardings
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    init = jax.jit(partial(_init, model, optimizer), out_shardings=shardings, donate_argnums=1)
+    return init(jax.random.PRNGKey(seed), loaded or {})
 
 
 def state_shardings(model, optimizer, abstract_state, mesh, rules) -> TrainState:
@@ -61,3 +71,12 @@ def state_shardings(model, optimizer, abstract_state, mesh, rules) -> TrainState
     )
     replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     return TrainState(replicated, params, opt_state, replicated)
+
+
+def _init(model, optimizer, rng, loaded):
+    init_rng, dropout_rng = jax.random.split(rng)
+    token = jnp.zeros((1, 1), jnp.int32)
+    drawn = model.init(init_rng, token, token, token)["params"]
+    params = lora.join(drawn, loaded)
+    opt_state = optimizer.transform.init(split_trainable(model, params)[0])
+    return TrainState(jnp.int32(0), params, opt_state, dropout_rng)

@@ -16,13 +16,12 @@ from cot_flax.training.checkpoints import (
     Checkpointer,
     Metadata,
     check_fits,
-    find,
-    load_params,
-    model_config,
-    read_metadata,
+    load_initial,
+    save_vocabulary,
 )
 from cot_flax.training.sharding import MeshConfig, make_mesh
 from cot_flax.training.state import TrainState
+from cot_flax.weights.access import Access
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -106,38 +105,29 @@ def test_restores_and_loads_into_the_sharding_of_the_run(saved):
     checkpointer.close()
     assert_equal(restored, state_at(10))
     assert jax.tree.map(lambda x: x.sharding, restored) == shardings
-    loaded = load_params(str(saved), wanted.params, METADATA)
+    loaded = load_initial(str(saved), wanted.params, METADATA, Access())
     assert_equal(loaded, state_at(10).params)
     assert loaded["decoder"]["w"].sharding == split
 
 
-def test_load_params_takes_one_step_or_the_latest(saved):
+def test_load_initial_takes_one_step_or_the_latest(saved):
     params = state_at(0).params
-    assert_equal(load_params(str(saved), params, METADATA), state_at(10).params)
+    assert_equal(load_initial(str(saved), params, METADATA, Access()), state_at(10).params)
     step = str(saved / "checkpoints" / "9")
-    assert_equal(load_params(step, params, METADATA), state_at(9).params)
+    assert_equal(load_initial(step, params, METADATA, Access()), state_at(9).params)
 
 
-def test_find(saved, tmp_path):
-    steps = saved / "checkpoints"
-    # By number: "9" comes after "10" as a word.
-    assert find(str(saved)) == find(str(steps)) == steps / "10"
-    assert find(str(steps / "9")) == steps / "9"
-    for nothing in (tmp_path, tmp_path / "no such folder"):
-        with pytest.raises(UserError, match=rf"no checkpoint at {nothing};.*model directory"):
-            find(str(nothing))
+def test_a_run_may_start_from_parameters_of_the_other_form(saved):
+    wanted = changed(scan_layers=True, lora={"rank": 4}, residual_dtype="bfloat16")
+    params = state_at(0).params
+    assert_equal(load_initial(str(saved), params, wanted, Access()), state_at(10).params)
 
 
-def test_read_metadata_gives_the_model(saved):
-    metadata = read_metadata(str(saved))
-    assert (metadata.vocabulary, metadata.batches) == ("abc", 10)
-    assert model_config(metadata) == CONFIG
-
-
-def test_read_metadata_where_there_is_none(tmp_path):
-    (tmp_path / "checkpoints" / "3").mkdir(parents=True)
-    with pytest.raises(UserError, match="no metadata in"):
-        read_metadata(str(tmp_path))
+def test_a_model_directory_keeps_its_vocabulary(tmp_path):
+    save_vocabulary(str(tmp_path / "run"), b"pieces")
+    assert (tmp_path / "run" / "spiece.model").read_bytes() == b"pieces"
+    save_vocabulary(str(tmp_path / "other"), None)
+    assert not (tmp_path / "other").exists()
 
 
 def changed(**fields):
@@ -175,4 +165,4 @@ def test_neither_restores_nor_loads_what_does_not_fit(wanted, saved):
         checkpointer.restore(state_at(0), wanted)
     checkpointer.close()
     with pytest.raises(UserError, match="checkpoints/10"):
-        load_params(str(saved), state_at(0).params, wanted)
+        load_initial(str(saved), state_at(0).params, wanted, Access())

@@ -10,6 +10,7 @@ from flax.linen import partitioning
 from jax.sharding import PartitionSpec as P
 
 from cot_flax.errors import UserError
+from cot_flax.model import lora
 from cot_flax.model.losses import Objective
 from cot_flax.model.stacking import stack_layers
 from cot_flax.model.t5 import T5
@@ -62,12 +63,14 @@ def test_batch_size_must_be_a_multiple_of_devices_and_microbatches():
 def created(config, mesh_config):
     mesh, rules = make_mesh(mesh_config), mesh_config.rules()
     with jax.set_mesh(mesh), partitioning.axis_rules(rules):
-        return state.create(T5(config), ADAFACTOR, 0, mesh, rules)
+        wanted = state.abstract(T5(config), ADAFACTOR, mesh, rules)
+        return state.create(T5(config), ADAFACTOR, 0, wanted)
 
 
 def abstract_state(config, optimizer):
     params = state.abstract_variables(T5(config))["params"]
-    opt_state = jax.eval_shape(optimizer.transform.init, params)
+    trainable, _ = state.split_trainable(T5(config), params)
+    opt_state = jax.eval_shape(optimizer.transform.init, trainable)
     return state.TrainState(
         jax.ShapeDtypeStruct((), jnp.int32), params, opt_state, jax.ShapeDtypeStruct((2,), "uint32")
     )
@@ -98,7 +101,7 @@ WHOLLY_SPLIT = MeshConfig(data=4, model=2, fsdp=True)
 
 @pytest.fixture(scope="module")
 def split(config):
-    return created(config, WHOLLY_SPLIT)[0]
+    return created(config, WHOLLY_SPLIT)
 
 
 def test_parameters_are_split_by_their_logical_axes(config):
@@ -156,6 +159,18 @@ def test_factored_slots_of_scanned_layers_are_replicated(config):
     assert [(shapes[name].shape, specs(shardings)[name]) for name in rows] == [((1, 128), P())]
 
 
+ADAPTED = lora.Lora(rank=2, dropout=0.0)
+
+
+def test_adapters_are_split_as_their_kernels_are(config):
+    adapted = dataclasses.replace(config, lora=ADAPTED)
+    shardings = placed(adapted, WHOLLY_SPLIT, optimizers.adamw(optimizers.constant(0.1)))
+    found = specs(lora.split(shardings.params)[0])
+    assert found["decoder.layers_0.self_attention.query.lora_a"] == P("data", None)
+    assert found["decoder.layers_0.self_attention.query.lora_b"] == P(None, "model")
+    assert specs(shardings.opt_state[0].mu) == found
+
+
 def test_an_axis_that_does_not_divide_is_replicated(config):
     # 25 pieces by 2 devices; 18 of width by 4.
     odd = dataclasses.replace(config, vocab_size=25, emb_dim=18)
@@ -165,7 +180,7 @@ def test_an_axis_that_does_not_divide_is_replicated(config):
 
 
 def test_initial_values_depend_on_the_seed_alone(split, config):
-    one, _ = created(config, MeshConfig(data=1))
+    one = created(config, MeshConfig(data=1))
     jax.tree.map(np.testing.assert_array_equal, split.params, one.params)
     np.testing.assert_array_equal(split.rng, one.rng)
 
@@ -179,7 +194,8 @@ def trained(config, mesh_config, batch, params, microbatches=1):
     """Losses of three steps from `params`, and the parameters after them."""
     mesh, shardings = make_mesh(mesh_config), placed(config, mesh_config)
     place = sharding.batch_sharding(mesh)
-    opt_state = jax.jit(ADAFACTOR.transform.init)(params)
+    trainable, _ = state.split_trainable(T5(config), params)
+    opt_state = jax.jit(ADAFACTOR.transform.init)(trainable)
     now = state.TrainState(jnp.int32(0), params, opt_state, jax.random.PRNGKey(0))
     now = jax.device_put(now, shardings)
     with jax.set_mesh(mesh), partitioning.axis_rules(mesh_config.rules()):
@@ -222,3 +238,16 @@ def test_so_do_scanned_layers_with_parameters_split_both_ways(config, batch, sta
         params,
         stack_layers(on_one_device[1]),
     )
+
+
+def test_so_do_adapters_with_everything_split_both_ways(config, batch):
+    adapted = dataclasses.replace(config, lora=ADAPTED)
+    start = jax.device_get(created(adapted, MeshConfig(data=1))[0].params)
+    losses, params = trained(adapted, MeshConfig(data=1), batch, start)
+    scanned = dataclasses.replace(adapted, scan_layers=True, remat="full")
+    ours, split = trained(scanned, WHOLLY_SPLIT, batch, stack_layers(start), microbatches=2)
+    assert ours == pytest.approx(losses, rel=1e-5)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), split, stack_layers(params)
+    )
+    jax.tree.map(np.testing.assert_array_equal, lora.split(params)[1], lora.split(start)[1])
