@@ -24,7 +24,7 @@ from cot_flax.weights.names import (
 from cot_flax.weights.source import Source, Tensor, check_tensors, parameter_shapes
 
 CONFIG = "config.json"
-_SAFETENSORS = "model.safetensors"
+_SAFETENSORS = safetensors_files.NAME
 _PICKLE = "pytorch_model.bin"
 _COMPARED_ROWS = 4096  # of the embedding and the head, at a time
 
@@ -40,9 +40,9 @@ def open_folder(folder: Path, access: Access) -> Source:
     config = model_config(settings, str(folder / CONFIG))
     stored = _read_weights(folder, access)
     if config.logits_via_embedding:
-        tensors = _ours(_without_head(stored, folder), EMBEDDING_ALIASES)
+        tensors = _ours(_without_head(stored, folder))
     else:
-        tensors = _ours(stored, EMBEDDING_ALIASES)
+        tensors = _ours(stored)
         # A model made by transformers 5 has one matrix for both, whatever its config said.
         if HEAD not in tensors and "scale_decoder_outputs" in settings and EMBEDDING in tensors:
             tensors[HEAD] = tensors[EMBEDDING].T
@@ -81,7 +81,8 @@ def write_folder(
         _write_json(folder / CONFIG, settings)
         _write_json(folder / "generation_config.json", SPECIAL_TOKENS)
         (folder / "README.md").write_text(card)
-        _write_shards(folder, _theirs(source.tensors), np.dtype(dtype), shard_bytes)
+        tensors = _theirs(source.tensors)
+        safetensors_files.write_shards(folder, tensors, np.dtype(dtype), shard_bytes)
 
     _at_once(out, fill)
 
@@ -145,14 +146,14 @@ def _equal(one: Tensor, other: Tensor) -> bool:
     return all(np.array_equal(one.read(part), other.read(part)) for part in parts)
 
 
-def _ours(stored: Mapping[str, Tensor], aliases: tuple[str, ...]) -> dict[str, Tensor]:
+def _ours(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """By our names, the way round that we have them; a name that no T5 has stays what it is."""
     tensors = {}
     for name, tensor in stored.items():
-        if name not in (*aliases, *IGNORED):
+        if name not in (*EMBEDDING_ALIASES, *IGNORED):
             ours, turned = from_hugging_face(name) or (name, False)
             tensors[ours] = tensor.T if turned else tensor
-    for name in aliases:
+    for name in EMBEDDING_ALIASES:
         if name in stored:
             tensors.setdefault(EMBEDDING, stored[name])
     return tensors
@@ -164,33 +165,6 @@ def _theirs(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         stored.name: tensors[name].T if stored.turned else tensors[name]
         for name, stored in sorted(names.items(), key=lambda item: item[1])
     }
-
-
-def _write_shards(folder: Path, tensors: Mapping[str, Tensor], dtype, shard_bytes: int) -> None:
-    shards = _shards(tensors, dtype, shard_bytes)
-    if len(shards) == 1:
-        return safetensors_files.write(folder / _SAFETENSORS, tensors, dtype)
-    weight_map = {}
-    for i, shard in enumerate(shards):
-        name = f"model-{i + 1:05}-of-{len(shards):05}.safetensors"
-        safetensors_files.write(folder / name, shard, dtype)
-        weight_map |= dict.fromkeys(shard, name)
-    total = sum(safetensors_files.size(tensor, dtype) for tensor in tensors.values())
-    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-    _write_json(folder / f"{_SAFETENSORS}.index.json", index)
-
-
-def _shards(tensors: Mapping[str, Tensor], dtype, limit: int) -> list[dict[str, Tensor]]:
-    shards: list[dict] = [{}]
-    filled = 0
-    for name, tensor in tensors.items():
-        size = safetensors_files.size(tensor, dtype)
-        if shards[-1] and filled + size > limit:
-            shards.append({})
-            filled = 0
-        shards[-1][name] = tensor
-        filled += size
-    return shards
 
 
 def _at_once(out: Path, fill: Callable[[Path], None]) -> None:

@@ -13,13 +13,14 @@ from safetensors import safe_open
 from cot_flax.errors import UserError
 from cot_flax.weights.source import Tensor
 
-DTYPES = {
+NAME = "model.safetensors"
+_DTYPES = {
     "F32": np.dtype(np.float32),
     "BF16": np.dtype(ml_dtypes.bfloat16),
     "F16": np.dtype(np.float16),
     "F64": np.dtype(np.float64),
 }
-_CODES = {dtype: code for code, dtype in DTYPES.items()}
+_CODES = {dtype: code for code, dtype in _DTYPES.items()}
 
 
 def read(path: Path) -> dict[str, Tensor]:
@@ -41,7 +42,7 @@ def write(path: Path, tensors: Mapping[str, Tensor], dtype: np.dtype) -> None:
     header: dict = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, tensor in tensors.items():
-        start, end = end, end + size(tensor, dtype)
+        start, end = end, end + _size(tensor, dtype)
         entry = {"dtype": _CODES[dtype], "shape": tensor.shape, "data_offsets": [start, end]}
         header[name] = entry
     text = json.dumps(header).encode()
@@ -52,8 +53,35 @@ def write(path: Path, tensors: Mapping[str, Tensor], dtype: np.dtype) -> None:
             file.write(np.ascontiguousarray(tensor.whole(), dtype).view(np.uint8).data)
 
 
-def size(tensor: Tensor, dtype: np.dtype) -> int:
-    """Bytes of a tensor in a dtype."""
+def write_shards(folder: Path, tensors: Mapping[str, Tensor], dtype: np.dtype, limit: int) -> None:
+    """Writes one file, or several of at most `limit` bytes each (or one tensor) and their index."""
+    shards = _shards(tensors, dtype, limit)
+    if len(shards) == 1:
+        return write(folder / NAME, tensors, dtype)
+    weight_map = {}
+    for i, shard in enumerate(shards):
+        name = f"model-{i + 1:05}-of-{len(shards):05}.safetensors"
+        write(folder / name, shard, dtype)
+        weight_map |= dict.fromkeys(shard, name)
+    total = sum(_size(tensor, dtype) for tensor in tensors.values())
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    (folder / f"{NAME}.index.json").write_text(json.dumps(index, indent=2) + "\n")
+
+
+def _shards(tensors: Mapping[str, Tensor], dtype: np.dtype, limit: int) -> list[dict[str, Tensor]]:
+    shards: list[dict] = [{}]
+    filled = 0
+    for name, tensor in tensors.items():
+        size = _size(tensor, dtype)
+        if shards[-1] and filled + size > limit:
+            shards.append({})
+            filled = 0
+        shards[-1][name] = tensor
+        filled += size
+    return shards
+
+
+def _size(tensor: Tensor, dtype: np.dtype) -> int:
     return math.prod(tensor.shape) * dtype.itemsize
 
 
@@ -82,16 +110,19 @@ def _header(path: Path) -> dict[str, dict]:
 
 
 def _tensor(path: Path, name: str, entry: dict) -> Tensor:
-    if entry["dtype"] not in DTYPES:
+    if entry["dtype"] not in _DTYPES:
         raise UserError(
             f"{name} in {path} as {entry['dtype']}",
-            f"one of {list(DTYPES)}",
+            f"one of {list(_DTYPES)}",
             "give the model before it was quantized",
         )
-    return Tensor(tuple(entry["shape"]), DTYPES[entry["dtype"]], partial(_read, path, name))
+    shape = tuple(entry["shape"])
+    return Tensor(shape, _DTYPES[entry["dtype"]], partial(_read, path, name, shape))
 
 
-def _read(path: Path, name: str, index) -> np.ndarray:
+def _read(path: Path, name: str, shape: tuple[int, ...], index) -> np.ndarray:
+    # A slice may end behind the tensor in NumPy, not in safetensors.
+    part = tuple(slice(*one.indices(n)) for one, n in zip(index, shape, strict=True))
     # Opened for every reading: a mapping kept open would count every page once read as memory.
     with safe_open(path, framework="numpy") as file:
-        return file.get_slice(name)[index]
+        return file.get_slice(name)[part]
