@@ -141,7 +141,7 @@ def _unrolled(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
             if key not in last:
                 last.clear()
                 last[key] = stack.read((slice(None), *index))
-            return last[key][i]
+            return last[key][i].copy()  # a view would keep the whole stack alive
 
         return Tensor(stack.shape[1:], stack.dtype, read)
 

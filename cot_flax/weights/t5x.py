@@ -19,7 +19,7 @@ INDEX = "checkpoint"
 _STATE = "state/manifest.ocdbt"
 _VERSION = 3  # of the format; from 3 on bfloat16 is stored as such
 _FACTORED_FROM = 128  # Adafactor factors a matrix with at least that many rows and columns
-_STEP = re.compile(rf"checkpoint_(\d+)/({INDEX}|{re.escape(_STATE)})")
+_STEP = re.compile(r"checkpoint_(\d+)")
 
 
 def looks_like_legacy(place: str) -> bool:
@@ -34,8 +34,8 @@ def looks_like_orbax(place: str) -> bool:
 
 def latest(place: str) -> str:
     """The folder of one step: `place` itself, or the last `checkpoint_<N>` in it."""
-    place = place.rstrip("/")
-    found = map(_STEP.fullmatch, files.names(place, "checkpoint_"))
+    place = files.absolute(place)
+    found = map(_STEP.fullmatch, files.entries(place, "checkpoint_"))
     steps = [int(match[1]) for match in found if match]
     return f"{place}/checkpoint_{max(steps)}" if steps else place
 
@@ -80,6 +80,7 @@ def write(source: Source, out: Path, *, dtype, step: int = 0) -> None:
     Raises:
         UserError: `out` holds something, or the source cannot be read. Nothing is left at `out`.
     """
+    out = out.absolute()
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UserError(
             f"{out}, which is not empty", "a new folder", "choose another --out, or remove it"

@@ -11,6 +11,7 @@ import tensorstore as ts
 from cot_flax.errors import UserError
 from cot_flax.weights.source import Index, Tensor
 
+_BUCKET = "gs://"
 _PATIENCE = 60.0  # seconds for a file or a list of names
 # By default tensorstore asks an unreachable bucket again for a quarter of an hour.
 _FIRST = ts.Context(
@@ -39,10 +40,12 @@ def read(place: str, name: str) -> bytes | None:
     return found.value if found.state == "value" else None
 
 
-def names(place: str, prefix: str) -> list[str]:
-    """Lists the files under a folder whose paths in it begin with `prefix`; raises as `read`."""
+def entries(place: str, prefix: str) -> set[str]:
+    """Lists what lies directly in a folder by names that begin with `prefix`; raises as `read`."""
+    if not place.startswith(_BUCKET):
+        return {path.name for path in Path(place).glob(f"{prefix}*")}
     with explained(place):
-        return _keys(_store(place), prefix)
+        return {key.partition("/")[0] for key in _keys(_store(place), prefix)}
 
 
 def zarr(place: str, name: str, shape: tuple[int, ...], dtype: np.dtype) -> Tensor:
@@ -112,7 +115,7 @@ def explained(place: str) -> Iterator[None]:
     except (ValueError, TimeoutError) as error:
         cause = _NOISE.sub("", str(error)) or "no answer"
         remedy = "copy the checkpoint again"
-        if place.startswith("gs://"):
+        if place.startswith(_BUCKET):
             remedy = (
                 "check the network and your permissions, or copy it where there is a network with"
                 f" `gcloud storage cp -r {place} .` and give the local folder"
@@ -122,9 +125,14 @@ def explained(place: str) -> Iterator[None]:
         ) from error
 
 
+def absolute(place: str) -> str:
+    """The same place, whatever folder one works in later."""
+    return place.rstrip("/") if place.startswith(_BUCKET) else str(Path(place).absolute())
+
+
 def _store(place: str) -> dict:
-    if place.startswith("gs://"):
-        bucket, _, path = place.removeprefix("gs://").rstrip("/").partition("/")
+    if place.startswith(_BUCKET):
+        bucket, _, path = place.removeprefix(_BUCKET).rstrip("/").partition("/")
         return {"driver": "gcs", "bucket": bucket, "path": f"{path}/" if path else ""}
     return {"driver": "file", "path": f"{Path(place).absolute()}/"}
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import shutil
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -177,6 +178,22 @@ def test_the_latest_step_is_read(source, tmp_path):
     for place in (tmp_path, f"{tmp_path}/", tmp_path / "checkpoint_10"):
         assert_equal(drawn(CONFIG, 10), t5x.open_legacy(str(place)))
     assert_equal(drawn(CONFIG, 9), t5x.open_legacy(str(tmp_path / "checkpoint_9")))
+
+
+def test_a_place_stays_where_it_was_when_it_was_opened(source, written, tmp_path, monkeypatch):
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked" / "checkpoint_5").symlink_to(written / "checkpoint_5")
+    monkeypatch.chdir(tmp_path)
+    opened = t5x.open_legacy("linked")
+    monkeypatch.chdir("/")
+    assert_equal(source, opened)
+
+
+def test_writes_into_the_folder_one_works_in(source, tmp_path, monkeypatch):
+    (tmp_path / "new").mkdir()
+    monkeypatch.chdir(tmp_path / "new")
+    t5x.write(source, Path("."), dtype="float32")
+    assert_equal(source, t5x.open_legacy(str(tmp_path / "new")))
 
 
 def test_out_must_be_new(source, written, tmp_path):

@@ -85,8 +85,10 @@ def test_files_of_a_folder(tmp_path):
         (tmp_path / name).write_text(name)
     assert files.read(str(tmp_path), "a_1/x") == b"a_1/x"
     assert files.read(str(tmp_path), "c") is None
-    assert sorted(files.names(str(tmp_path), "a_")) == ["a_1/x", "a_2"]
-    assert files.names(str(tmp_path / "no such folder"), "a_") == []
+    (tmp_path / "a_3").symlink_to(tmp_path / "a_1")
+    assert files.read(str(tmp_path), "a_1") is None
+    assert files.entries(str(tmp_path), "a_") == {"a_1", "a_2", "a_3"}
+    assert files.entries(str(tmp_path / "no such folder"), "a_") == set()
 
 
 # Buckets ------------------------------------------------------------------------------------------
@@ -143,7 +145,8 @@ def test_a_bucket_reads_as_a_folder_does(asked, array, tmp_path):
         part = stored(place).read((slice(2, 3), slice(1, 3)))
         np.testing.assert_array_equal(part, array[2:3, 1:3])
     assert [name for name in asked if "/.z" not in name] == ["w/1.0", "deep/w/1.0"]
-    assert files.names("gs://ours", "deep/w/3") == ["deep/w/3.0"]
+    assert files.entries("gs://ours/deep", "w") == {"w"}
+    assert files.entries("gs://ours/deep/w", "3") == {"3.0"}
     assert files.read("gs://ours", "no such file") is None
 
 
