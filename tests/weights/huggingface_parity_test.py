@@ -1,7 +1,6 @@
 """Against transformers itself, 4.5x or 5.x: freshly drawn models of several shapes, both ways."""
 
 import json
-import os
 from dataclasses import replace
 from functools import partial
 
@@ -18,7 +17,6 @@ from cot_flax.weights.huggingface import open_folder, write_folder
 from cot_flax.weights.source import Source, Tensor, load, parameter_shapes
 from cot_flax.world.vocabulary import VOCABULARY_PATH
 
-os.environ["HF_HUB_OFFLINE"] = "1"
 torch = pytest.importorskip("torch", reason="transformers runs in PyTorch")
 transformers = pytest.importorskip("transformers", reason="it is what is compared with")
 
