@@ -14,6 +14,7 @@ FORWARD = (
     *("pre_attention_layer_norm", "attention", "pre_self_attention_layer_norm", "self_attention"),
     *("pre_cross_attention_layer_norm", "encoder_decoder_attention", "pre_mlp_layer_norm", "mlp"),
     *("encoder_norm", "decoder_norm", "logits_dense"),
+    *("query", "key", "value", "out", "wi", "wo"),
 )
 """Modules in the order in which they run."""
 SUBLAYERS = {

@@ -12,10 +12,12 @@ import pytest
 from jax.sharding import SingleDeviceSharding
 
 from cot_flax.errors import UserError
+from cot_flax.model import lora
 from cot_flax.model.losses import Objective
 from cot_flax.training import logs, loop, optimizers
-from cot_flax.training.checkpoints import Checkpointer, read_metadata
+from cot_flax.training.checkpoints import Checkpointer
 from cot_flax.training.sharding import MeshConfig
+from cot_flax.weights.native import read_metadata
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -28,6 +30,7 @@ class Copying:
 
     batch_size: int = 8
     vocabulary: str = "copying"
+    vocabulary_model: bytes | None = b"copied"
     spoilt: int | None = None  # the batch (from 1) whose loss is infinite
     broken: int | None = None  # the batch that cannot be made
     skipped: list[int] = dataclasses.field(default_factory=list)
@@ -55,6 +58,16 @@ class Copying:
 
     def report(self):
         return "left out nothing"
+
+
+class Constant(Copying):
+    """The targets are 23 23 23 whatever the inputs are."""
+
+    def batch(self, number):
+        batch = super().batch(number)
+        targets = np.where(batch["decoder_target_tokens"] > 1, 23, 1).astype(np.int32)
+        shifted = np.pad(targets, ((0, 0), (1, 0)))[:, :-1]
+        return batch | {"decoder_target_tokens": targets, "decoder_input_tokens": shifted}
 
 
 class Interrupted(Exception):
@@ -206,7 +219,7 @@ def test_refuses_a_checkpoint_of_another_kind(initial, wrong, finished, run, con
 
 
 def test_refuses_an_initial_checkpoint_that_is_not_there(run, tmp_path):
-    with pytest.raises(UserError, match="no checkpoint at /no such folder"):
+    with pytest.raises(UserError, match="no folder /no such folder"):
         run(tmp_path, initial_checkpoint_path="/no such folder")
 
 
@@ -223,6 +236,44 @@ def test_an_infinite_loss_stops_the_run_and_is_not_saved(run, tmp_path):
     with pytest.raises(UserError, match=r"loss inf at step 12 \(.* loss weights .*metrics are in"):
         run(tmp_path, Copying(spoilt=12), checkpoint_period=1)
     assert steps_in(tmp_path)[-1] == 11
+
+
+def test_the_error_names_the_first_bad_place(finished, run, tmp_path):
+    """A run that starts from a poisoned checkpoint ends at its first step and saves nothing."""
+    folder, last, *_ = finished
+    poisoned = jax.tree.map(np.array, last.params)
+    poisoned["decoder"]["layers_0"]["encoder_decoder_attention"]["out"]["kernel"][0, 0] = np.nan
+    checkpointer = Checkpointer(str(tmp_path / "poisoned"), period=1, keep=None)
+    checkpointer.save(last.replace(params=poisoned), read_metadata(str(folder)), step=1)
+    checkpointer.close()
+    place = "decoder.layers_0.encoder_decoder_attention"
+    with pytest.raises(UserError, match=rf"got loss nan at step 1 \(.* {place}\); expected"):
+        run(
+            tmp_path / "run",
+            initial_checkpoint_path=str(tmp_path / "poisoned"),
+            checkpoint_period=1,
+            microbatches=2,
+        )
+    assert steps_in(tmp_path / "run") == []
+
+
+def test_adapters_learn_on_a_frozen_model_and_resume_bit_for_bit(finished, run, config, tmp_path):
+    """A model that copies learns to write 23 instead; only its adapters move."""
+    folder, base, *_ = finished
+    settings = {
+        "model": dataclasses.replace(config, lora=lora.Lora(rank=2)),
+        "initial_checkpoint_path": str(folder),
+        "total_steps": 20,
+        "optimizer": optimizers.adamw(optimizers.constant(1e-2)),
+    }
+    last = run(tmp_path / "whole", Constant(), **settings)
+    adapters, frozen = lora.split(last.params)
+    assert_same(frozen, base.params)
+    assert jax.tree.structure(last.opt_state[0].mu) == jax.tree.structure(adapters)
+    losses = [row["loss"] for row in rows_of(tmp_path / "whole")]
+    assert losses[-1] < 0.8 * losses[0]
+    run(tmp_path / "parts", Constant(), **settings | {"total_steps": 10})
+    assert_same(run(tmp_path / "parts", Constant(), **settings), last)
 
 
 @pytest.mark.parametrize("last", [False, True])

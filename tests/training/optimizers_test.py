@@ -178,3 +178,20 @@ def test_adafactor_treats_scanned_layers_one_by_one():
         scanned,
         stack_layers(unrolled),
     )
+
+
+def test_so_it_does_where_layers_are_all_there_is():
+    """As with LoRA, whose trainable tree has nothing outside the stacks."""
+    optimizer = optimizers.adafactor(lambda step: 0.1 / (step + 1), clip_norm=1.0)
+    params, *gradients = (
+        {"encoder": {k: v for k, v in tree["encoder"].items() if k != "norm"}}
+        | {"decoder": tree["decoder"]}
+        for tree in map(unrolled_tree, range(3))
+    )
+    unrolled = train(optimizer, params, gradients)
+    scanned = train(optimizer, stack_layers(params), [stack_layers(g) for g in gradients])
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
+        scanned,
+        stack_layers(unrolled),
+    )

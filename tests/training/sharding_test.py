@@ -242,7 +242,7 @@ def test_so_do_scanned_layers_with_parameters_split_both_ways(config, batch, sta
 
 def test_so_do_adapters_with_everything_split_both_ways(config, batch):
     adapted = dataclasses.replace(config, lora=ADAPTED)
-    start = jax.device_get(created(adapted, MeshConfig(data=1))[0].params)
+    start = jax.device_get(created(adapted, MeshConfig(data=1)).params)
     losses, params = trained(adapted, MeshConfig(data=1), batch, start)
     scanned = dataclasses.replace(adapted, scan_layers=True, remat="full")
     ours, split = trained(scanned, WHOLLY_SPLIT, batch, stack_layers(start), microbatches=2)

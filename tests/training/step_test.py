@@ -10,10 +10,13 @@ import numpy as np
 import optax
 import pytest
 
+from cot_flax.model import lora
 from cot_flax.model.losses import Objective
+from cot_flax.model.stacking import stack_layers
 from cot_flax.model.t5 import T5
+from cot_flax.training import optimizers
 from cot_flax.training.optimizers import Optimizer
-from cot_flax.training.state import TrainState
+from cot_flax.training.state import TrainState, split_trainable
 from cot_flax.training.step import loss_sums, make_train_step, summarize
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -49,8 +52,9 @@ def gradient_of(config):
     )
 
 
-def state_of(params, optimizer):
-    return TrainState(jnp.int32(0), params, optimizer.transform.init(params), jax.random.PRNGKey(7))
+def state_of(config, params, optimizer):
+    opt_state = optimizer.transform.init(split_trainable(T5(config), params)[0])
+    return TrainState(jnp.int32(0), params, opt_state, jax.random.PRNGKey(7))
 
 
 @cache
@@ -59,7 +63,7 @@ def jitted_step(config, optimizer, microbatches):
 
 
 def run(config, params, batch, *, optimizer=DESCENT, microbatches=1, steps=1):
-    state, history = state_of(params, optimizer), []
+    state, history = state_of(config, params, optimizer), []
     for _ in range(steps):
         state, metrics = jitted_step(config, optimizer, microbatches)(state, batch)
         for flags in ("nonfinite/activations", "nonfinite/gradients"):
@@ -194,6 +198,73 @@ def test_dropout_differs_by_step_and_can_be_repeated(config, params, batch):
     first = losses()
     assert len(set(first)) == 3
     assert losses() == first
+
+
+# LoRA ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def adapted(config, params):
+    """A config with adapters, and parameters whose adapters all matter."""
+    config = dataclasses.replace(config, lora=lora.Lora(rank=2, dropout=0.0))
+    token = np.zeros((1, 1), np.int32)
+    tree = jax.jit(T5(config).init)(jax.random.key(1), token, token, token)["params"]
+    adapters = jax.tree.map(lambda leaf: leaf + 0.1, lora.split(tree)[0])
+    return config, lora.join(adapters, params)
+
+
+def test_adapters_alone_have_gradients_and_optimizer_state(adapted, batch):
+    config, params = adapted
+    adamw = optimizers.adamw(optimizers.constant(0.01))
+    start = jax.eval_shape(lambda: state_of(config, params, adamw))
+    moments = start.opt_state[0]
+    adapters = jax.tree.structure(lora.split(params)[0])
+    assert jax.tree.structure(moments.mu) == jax.tree.structure(moments.nu) == adapters
+    end, metrics = jax.eval_shape(make_train_step(T5(config), adamw, KL), start, batch)
+    assert jax.tree.structure(end) == jax.tree.structure(start)
+    # 3 attentions, 2 projections, A and B.
+    assert metrics["nonfinite/gradients"].shape == (12,)
+
+
+def test_a_step_moves_adapters_by_their_part_of_the_whole_gradient(adapted, batch):
+    config, params = adapted
+    whole = jax.jit(jax.grad(lambda p: loss_sums(T5(config), KL, p, batch)[0]))(params)
+    gradient = jax.tree.map(lambda g: np.asarray(g) / 36, lora.split(whole)[0])
+    state, (metrics,) = run(config, params, batch)
+    (before, frozen), (after, kept) = lora.split(params), lora.split(state.params)
+    jax.tree.map(np.testing.assert_array_equal, kept, frozen)
+    assert_close(jax.tree.map(jnp.subtract, before, after), gradient, rtol=1e-3, atol=1e-5)
+    squares = sum(np.sum(g.astype(float) ** 2) for g in jax.tree.leaves(gradient))
+    assert metrics["gradient_norm"] == pytest.approx(math.sqrt(squares), rel=1e-4)
+
+
+def test_adapters_cost_less_than_the_whole_gradient(adapted, config, params, batch):
+    """The products that make the gradients of frozen kernels are not in the program."""
+
+    def flops(config, params):
+        step = jitted_step(config, DESCENT, 1).lower(state_of(config, params, DESCENT), batch)
+        return step.compile().cost_analysis()["flops"]
+
+    # Forward, gradient of activations and gradient of weights are a third each.
+    assert flops(*adapted) < 0.85 * flops(config, params)
+
+
+def test_adapters_with_scan_remat_and_microbatches(adapted, batch):
+    config, params = adapted
+    plain, history = run(config, params, batch)
+    scanned = dataclasses.replace(config, scan_layers=True, remat="full")
+    state, ours = run(scanned, stack_layers(params), batch, microbatches=2)
+    assert_close(state.params, stack_layers(plain.params), atol=1e-5)
+    assert ours[0] == pytest.approx(history[0], rel=1e-4)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_dropout_of_adapters_needs_no_other_dropout(dropout, adapted, batch):
+    config, params = adapted
+    config = dataclasses.replace(config, lora=lora.Lora(rank=2, dropout=dropout))
+    step = make_train_step(T5(config), DESCENT, KL)
+    program = str(jax.make_jaxpr(step)(state_of(config, params, DESCENT), batch))
+    assert ("random_bits" in program) == (dropout > 0)
 
 
 def test_summarize():
