@@ -10,7 +10,7 @@ import pytest
 from cot_flax.model.beam import RULES, beam_search, search
 from cot_flax.model.decoding import decode
 from cot_flax.model.t5 import T5, T5Config
-from tests.model.conftest import _our_name
+from cot_flax.weights.names import from_hugging_face
 
 LENGTH = 12
 PENALTIES = (0.6, 1.0, 2.0)
@@ -140,7 +140,7 @@ def _hugging_face(config, params):
         theirs.lm_head.weight = torch.nn.Parameter(torch.empty_like(theirs.lm_head.weight))
     with torch.no_grad():
         for name, parameter in theirs.named_parameters():
-            ours, transpose = _our_name(name)
+            ours, transpose = from_hugging_face(name)
             values = params
             for folder in ours.split("."):
                 values = values[folder]
