@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +18,10 @@ _PATIENCE = 60.0  # seconds for a file or a list of names
 _FIRST = ts.Context(
     {"gcs_request_retries": {"max_retries": 3, "initial_delay": "250ms", "max_delay": "2s"}}
 )
-_THEN = ts.Context(
-    {"gcs_request_retries": {"max_retries": 8, "initial_delay": "1s", "max_delay": "16s"}}
-)
+_RETRIES = {"gcs_request_retries": {"max_retries": 8, "initial_delay": "1s", "max_delay": "16s"}}
+_THEN = ts.Context(_RETRIES)
+# Devices that split an array ask for parts of the same chunks: these are unpacked once.
+_PARTS = ts.Context(_RETRIES | {"cache_pool": {"total_bytes_limit": 2**28}})
 _CHUNK = 64 * 2**20  # bytes, at most
 _ZARR = "/.zarray"  # ends the name of the file that tells an array's shape
 _NOISE = re.compile(r"\s*\[(source locations|tensorstore_spec)=.*", re.DOTALL)
@@ -55,16 +57,21 @@ def zarr(place: str, name: str, shape: tuple[int, ...], dtype: np.dtype) -> Tens
         UserError: it is not there, is of another shape, or parts of it are missing or broken.
     """
 
-    def part(index: Index) -> np.ndarray:
+    @cache
+    def opened(context: ts.Context) -> ts.TensorStore:
         with explained(place):
-            array = _open(_below(_store(place), name)).result()
+            array = _open(_below(_store(place), name), context).result()
         if array.shape != shape:
             raise UserError(
                 f"{place}/{name} of shape {list(array.shape)}",
                 f"{list(shape)}, as the checkpoint's index says",
                 "copy the checkpoint again",
             )
-        return _part(array, index, place)
+        return array
+
+    def part(index: Index) -> np.ndarray:
+        whole = all(s.indices(n) == (0, n, 1) for s, n in zip(index, shape, strict=True))
+        return _part(opened(_THEN if whole else _PARTS), index, place)
 
     return Tensor(shape, dtype, part)
 
@@ -148,10 +155,15 @@ def _keys(store: dict, prefix: str) -> list[str]:
     return [key.decode() for key in opened.list(span).result(_PATIENCE)]
 
 
-def _open(store: dict) -> ts.Future:
-    # By default chunks that are not there (an interrupted copy) would be read as zeros.
-    spec = {"driver": "zarr", "kvstore": store, "fill_missing_data_reads": False}
-    return ts.open(spec, open=True, read=True, context=_THEN)
+def _open(store: dict, context: ts.Context = _THEN) -> ts.Future:
+    spec = {
+        "driver": "zarr",
+        "kvstore": store,
+        # By default chunks that are not there (an interrupted copy) would be read as zeros.
+        "fill_missing_data_reads": False,
+        "recheck_cached_data": "open",
+    }
+    return ts.open(spec, open=True, read=True, context=context)
 
 
 def _part(array: ts.TensorStore, index: Index, place: str) -> np.ndarray:
