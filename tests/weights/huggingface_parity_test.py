@@ -100,6 +100,9 @@ def theirs(config, seed=0):
             decoder_start_token_id=0,
         )
     )
+    if not config.logits_via_embedding:  # transformers 5 makes it the embedding
+        head = torch.randn_like(model.lm_head.weight) / config.emb_dim**0.5
+        model.lm_head.weight = torch.nn.Parameter(head)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "layer_norm" in name:
