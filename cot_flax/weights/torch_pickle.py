@@ -3,6 +3,7 @@
 import io
 import math
 import pickle
+import re
 import struct
 import zipfile
 from collections import OrderedDict
@@ -24,6 +25,17 @@ _DTYPES = {
 }
 _OLD_MAGIC = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # PyTorch before 1.6 wrote no zip
 _CONVERT = "convert it with PyTorch: safetensors.torch.save_file(torch.load(...), ...)"
+_DAMAGE = (  # what a zip file or a pickle with wrong bytes in it raises
+    zipfile.BadZipFile,
+    pickle.UnpicklingError,
+    struct.error,
+    AttributeError,
+    EOFError,
+    IndexError,
+    KeyError,
+    TypeError,
+    ValueError,
+)
 
 
 @dataclass(frozen=True)
@@ -45,8 +57,7 @@ def read(path: Path) -> dict[str, Tensor]:
     try:
         with zipfile.ZipFile(path) as archive:
             state = _Unpickler(path, archive).load()
-    except (zipfile.BadZipFile, pickle.UnpicklingError, EOFError, KeyError, ValueError,
-            TypeError, AttributeError, IndexError, struct.error) as error:  # fmt: skip
+    except _DAMAGE as error:
         raise _unreadable(path) from error
     if not isinstance(state, dict) or not all(isinstance(t, Tensor) for t in state.values()):
         raise UserError(f"{path}, which is no state dict", "tensors by name", _CONVERT)
@@ -57,8 +68,7 @@ class _Unpickler(pickle.Unpickler):
     """Knows the four things that a state dict is made of."""
 
     def __init__(self, path: Path, archive: zipfile.ZipFile):
-        (name,) = [name for name in archive.namelist() if name.count("/") == 1
-                   and name.endswith("/data.pkl")]  # fmt: skip
+        (name,) = [name for name in archive.namelist() if re.fullmatch("[^/]+/data.pkl", name)]
         super().__init__(io.BytesIO(archive.read(name)))
         self._path, self._archive, self._root = path, archive, name.removesuffix("data.pkl")
         if f"{self._root}byteorder" in archive.namelist():

@@ -319,8 +319,19 @@ def test_a_file_cut_short(folder, cut):
         open_folder(folder, Access())
 
 
+def with_header(text):
+    return len(text).to_bytes(8, "little") + text
+
+
 @pytest.mark.parametrize(
-    "content", [b"version https://git-lfs.github.com/spec/v1\n", b"\x02" + bytes(7) + b"[]"]
+    "content",
+    [
+        b"version https://git-lfs.github.com/spec/v1\n",
+        with_header(b"[]"),
+        with_header(b'{"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}}') + bytes(4),
+        with_header(b'{"a": {"shape": [1], "data_offsets": [0, 4]}}') + bytes(4),
+        with_header(b'{"a": {"data_offsets": []}}'),
+    ],
 )
 def test_a_file_of_something_else(folder, content):
     (folder / "model.safetensors").write_bytes(content)
