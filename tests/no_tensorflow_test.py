@@ -7,7 +7,7 @@ import pytest
 
 IMPORT_ALL = """
 import importlib, pkgutil, sys
-for name in ("tensorflow", "tensorflow_datasets", "tensorflow_text", "seqio", "t5x", "gin"):
+for name in "tensorflow tensorflow_datasets tensorflow_text seqio t5x gin torch".split():
     sys.modules[name] = None  # an import of it raises
 package = importlib.import_module("cot_flax." + sys.argv[1])
 for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
@@ -23,7 +23,9 @@ def modules_imported(package):
     return result.stdout.split()
 
 
-@pytest.mark.parametrize("package", ["text", "teacher", "model", "training", "world", "interop"])
+@pytest.mark.parametrize(
+    "package", ["text", "teacher", "model", "weights", "training", "world", "interop"]
+)
 def test_imports_without_tensorflow(package):
     names = modules_imported(package)
     assert names and all(name.startswith(f"cot_flax.{package}.") for name in names)

@@ -10,9 +10,9 @@ import jinja2
 
 from cot_flax.errors import UserError
 from cot_flax.evaluation import outputs
+from cot_flax.weights.opening import HUB_ID
 
 CONFIG = "config.gin"
-_HUB_ID = re.compile(r"(?:[\w.-]+/)?[\w.-]+")
 _SETTINGS = {
     "MIXTURE_OR_TASK_NAME": "data (SeqIO task or mixture)",
     "TEACHER_STORE": "teacher's chains",
@@ -63,7 +63,8 @@ class Facts:
     @property
     def base_model(self) -> str:
         """Where the run started, if that is a name on the hub."""
-        return self.started_from if _HUB_ID.fullmatch(self.started_from) else ""
+        is_name = HUB_ID.fullmatch(self.started_from) and not Path(self.started_from).exists()
+        return self.started_from if is_name else ""
 
     @property
     def knows_mathematics(self) -> bool:

@@ -115,6 +115,10 @@ def train(
         )
         first = int(now.step)
         log = logs.Logs(model_dir, total_steps=total_steps, first_step=first)
+        if first:
+            log.say(f"goes on after step {first}")
+        elif initial_checkpoint_path:
+            log.say(f"starts from {initial_checkpoint_path}")
         trainable, _ = state.split_trainable(module, now.params)
         blame = partial(guard.blame, model, guard.names(trainable))
         window = _Window(log, model_dir, log_period, blame)

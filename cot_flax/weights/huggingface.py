@@ -1,8 +1,6 @@
 """Folders of Hugging Face's files: opened as parameters, and written from them."""
 
 import json
-import os
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -21,11 +19,19 @@ from cot_flax.weights.names import (
     from_hugging_face,
     to_hugging_face,
 )
-from cot_flax.weights.source import Source, Tensor, check_tensors, parameter_shapes
+from cot_flax.weights.new_folder import new_folder
+from cot_flax.weights.source import (
+    Source,
+    Tensor,
+    check_tensors,
+    parameter_shapes,
+    reading_order,
+)
 
 CONFIG = "config.json"
 _SAFETENSORS = safetensors_files.NAME
 _PICKLE = "pytorch_model.bin"
+_GENERATION = {"max_new_tokens": 256}  # without it transformers ends a chain after 20 tokens
 _COMPARED_ROWS = 4096  # of the embedding and the head, at a time
 
 
@@ -74,17 +80,15 @@ def write_folder(
     check_tensors(found, parameter_shapes(source.config), source.place)
     settings = config_json(source.config) | {"dtype": str(np.dtype(dtype))}
 
-    def fill(folder: Path) -> None:
+    with new_folder(out) as folder:
         if tokenizer is not None:
             count = tokenizer_files.sentinels(tokenizer, source.vocabulary, source.config)
             tokenizer_files.write(folder, tokenizer, count)
         _write_json(folder / CONFIG, settings)
-        _write_json(folder / "generation_config.json", SPECIAL_TOKENS)
+        _write_json(folder / "generation_config.json", SPECIAL_TOKENS | _GENERATION)
         (folder / "README.md").write_text(card)
         tensors = _theirs(source.tensors)
         safetensors_files.write_shards(folder, tensors, np.dtype(dtype), shard_bytes)
-
-    _at_once(out, fill)
 
 
 def _read_weights(folder: Path, access: Access) -> dict[str, Tensor]:
@@ -160,24 +164,11 @@ def _ours(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _theirs(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    names = {name: to_hugging_face(name) for name in tensors}
+    named = {name: to_hugging_face(name) for name in reading_order(tensors)}
     return {
         stored.name: tensors[name].T if stored.turned else tensors[name]
-        for name, stored in sorted(names.items(), key=lambda item: item[1])
+        for name, stored in named.items()
     }
-
-
-def _at_once(out: Path, fill: Callable[[Path], None]) -> None:
-    """Fills a folder beside `out` and gives it the name `out` when it is whole."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out}, which is not empty", "a new folder", "give another --out")
-    draft = out.with_name(f".{out.name}.{os.getpid()}")
-    draft.mkdir(parents=True)
-    try:
-        fill(draft)
-        draft.rename(out)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
 
 
 def _read_json(path: Path) -> dict:

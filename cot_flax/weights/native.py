@@ -89,6 +89,7 @@ def open_checkpoint(path: str) -> Source:
         tensors=_unrolled(tensors),
         vocabulary=metadata.vocabulary,
         folder=folder.parent.parent if folder.parent.name == FOLDER else None,
+        stacks={name: tensor for name, tensor in tensors.items() if _STACKED in name},
     )
 
 

@@ -8,7 +8,8 @@ from cot_flax.weights import hub, huggingface, native, t5x
 from cot_flax.weights.access import Access
 from cot_flax.weights.source import Source
 
-_HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+"""What a name on the Hugging Face hub looks like; so does many a path."""
 _BUCKET = "gs://"
 
 
@@ -42,7 +43,7 @@ def open_source(path: str, access: Access = Access()) -> Source:  # noqa: B008 (
 
 
 def _from_hub(name: str, access: Access) -> Source:
-    if not _HUB_ID.fullmatch(name):
+    if not HUB_ID.fullmatch(name):
         raise UserError(
             f"no folder {name}",
             "a checkpoint, or a name on the Hugging Face hub such as google/flan-t5-base",

@@ -1,7 +1,9 @@
 """What every format of parameters offers, and how parameters get from there to their devices."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 
@@ -52,6 +54,8 @@ class Source:
         config: the model; its layers are not scanned and it has no adapters.
         tensors: by our names, such as `decoder.layers_0.mlp.wo.kernel`.
         vocabulary: the fingerprint of its vocabulary; "" where unknown.
+        stacks: those that lie in the file with all layers in one, by their scanned names, such as
+            `decoder.layers.mlp.wo.kernel`; they stand in `tensors` too, a layer each.
         folder: the model directory of cot-flax or the folder of Hugging Face's files that it is
             part of; None where there is none on this machine.
     """
@@ -61,6 +65,7 @@ class Source:
     tensors: Mapping[str, Tensor]
     vocabulary: str = ""
     folder: Path | None = None
+    stacks: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @cache
@@ -110,15 +115,19 @@ def load(source: Source, params):
     Raises:
         UserError: parameters that are missing, unknown or of another shape.
     """
-    wanted = {name: leaf for name, leaf in flatten(params).items() if not is_adapter(name)}
+    leaves = flatten(params)
+    wanted = {name: leaf for name, leaf in leaves.items() if not is_adapter(name)}
     found = {name: tensor.shape for name, tensor in source.tensors.items()}
     check_tensors(found, _unrolled(wanted), source.place)
+    # The largest first, while little else is in memory.
+    order = sorted(reading_order(wanted), key=lambda name: -math.prod(wanted[name].shape))
+    loaded = {n: _placed(_tensor(source, n, wanted[n].shape), wanted[n]) for n in order}
+    return nest(leaves | loaded)
 
-    def fill(path, leaf):
-        name = dotted(path)
-        return _placed(_tensor(source, name, leaf.shape), leaf) if name in wanted else leaf
 
-    return jax.tree_util.tree_map_with_path(fill, params)
+def reading_order(names: Iterable[str]) -> list[str]:
+    """The layers of one parameter in a row: of a scanned stack, a file holds them as one chunk."""
+    return sorted(names, key=lambda name: re.sub(r"layers_\d+", "layers", name))
 
 
 def flatten(params) -> dict:
@@ -161,6 +170,8 @@ def _layer_names(name: str, count: int) -> list[str]:
 def _tensor(source: Source, name: str, shape) -> Tensor:
     if _STACKED not in name:
         return source.tensors[name]
+    if name in source.stacks:
+        return source.stacks[name]
     layers = [source.tensors[layer] for layer in _layer_names(name, shape[0])]
 
     def read(index):

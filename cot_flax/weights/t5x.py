@@ -3,7 +3,6 @@
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +11,16 @@ from flax import serialization
 
 from cot_flax.errors import UserError
 from cot_flax.weights import tensorstore_files as files
-from cot_flax.weights.source import Source, Tensor, dotted, nest
+from cot_flax.weights.new_folder import new_folder
+from cot_flax.weights.source import (
+    Source,
+    Tensor,
+    check_tensors,
+    dotted,
+    nest,
+    parameter_shapes,
+    reading_order,
+)
 from cot_flax.weights.t5x_config import config_of
 
 INDEX = "checkpoint"
@@ -80,33 +88,25 @@ def write(source: Source, out: Path, *, dtype, step: int = 0) -> None:
     Raises:
         UserError: `out` holds something, or the source cannot be read. Nothing is left at `out`.
     """
-    out = out.absolute()
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise UserError(
-            f"{out}, which is not empty", "a new folder", "choose another --out, or remove it"
-        )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as growing:
-        whole = Path(growing) / out.name
-        folder = whole / f"checkpoint_{step}"
-        folder.mkdir(parents=True)
+    found = {name: tensor.shape for name, tensor in source.tensors.items()}
+    check_tensors(found, parameter_shapes(source.config), source.place)
+    with new_folder(out) as growing:
+        folder = growing / f"checkpoint_{step}"
+        folder.mkdir()
         index = _write_arrays(source, folder, jnp.dtype(dtype))
         slots = {name: _fresh_slots(tensor.shape) for name, tensor in source.tensors.items()}
         state = {"step": np.int32(step), "param_states": nest(slots)}
         content = {"version": _VERSION, "optimizer": {"target": nest(index), "state": state}}
         (folder / INDEX).write_bytes(serialization.msgpack_serialize(content))
-        whole.rename(out)
 
 
 def _write_arrays(source: Source, folder: Path, dtype: np.dtype) -> dict[str, dict]:
     """Writes all parameters; returns what the index says of each."""
-    # The layers of a parameter follow each other, as they lie together where layers are scanned.
-    names = sorted(source.tensors, key=lambda name: re.sub(r"layers_\d+", "layers", name))
     return {
         name: files.write_zarr(
             folder, f"target.{name}", source.tensors[name].whole().astype(dtype, copy=False)
         )
-        for name in names
+        for name in reading_order(source.tensors)
     }
 
 

@@ -14,10 +14,13 @@ from jax.sharding import SingleDeviceSharding
 from cot_flax.errors import UserError
 from cot_flax.model import lora
 from cot_flax.model.losses import Objective
+from cot_flax.model.stacking import unstack_layers
 from cot_flax.training import logs, loop, optimizers
 from cot_flax.training.checkpoints import Checkpointer
 from cot_flax.training.sharding import MeshConfig
+from cot_flax.weights.huggingface import write_folder
 from cot_flax.weights.native import read_metadata
+from cot_flax.weights.source import Source, Tensor, nest, parameter_shapes
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -274,6 +277,24 @@ def test_adapters_learn_on_a_frozen_model_and_resume_bit_for_bit(finished, run, 
     assert losses[-1] < 0.8 * losses[0]
     run(tmp_path / "parts", Constant(), **settings | {"total_steps": 10})
     assert_same(run(tmp_path / "parts", Constant(), **settings), last)
+
+
+def test_starts_from_files_of_hugging_face_with_scanned_layers(run, config, tmp_path):
+    rng = np.random.default_rng(0)
+    shapes = parameter_shapes(config).items()
+    arrays = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes}
+    tensors = {name: Tensor(a.shape, a.dtype, a.__getitem__) for name, a in arrays.items()}
+    source = Source("arrays", config, tensors)
+    write_folder(source, tmp_path / "hf", dtype="float32", tokenizer=None, card="")
+    last = run(
+        tmp_path / "run",
+        model=dataclasses.replace(config, scan_layers=True),
+        initial_checkpoint_path=str(tmp_path / "hf"),
+        optimizer=optimizers.adamw(optimizers.constant(0.0)),
+        total_steps=1,
+    )
+    assert_same(unstack_layers(last.params), nest(arrays))
+    assert (tmp_path / "run" / "spiece.model").read_bytes() == b"copied"
 
 
 @pytest.mark.parametrize("last", [False, True])

@@ -175,3 +175,16 @@ def test_broken_ones(tmp_path):
     (step / "metadata" / "metadata").unlink()
     with pytest.raises(UserError, match="no metadata in"):
         native.open_checkpoint(str(tmp_path))
+
+
+def test_find(tmp_path):
+    steps = tmp_path / "checkpoints"
+    for step in (9, 10):
+        save(tmp_path, PLAIN, drawn(PLAIN), step)
+    # By number: "9" comes after "10" as a word.
+    assert native.find(str(tmp_path)) == native.find(str(steps)) == steps / "10"
+    assert native.find(str(steps / "9")) == steps / "9"
+    with pytest.raises(UserError, match=rf"no checkpoint at {tmp_path}/none;.*model directory"):
+        native.find(str(tmp_path / "none"))
+    metadata = native.read_metadata(str(tmp_path))
+    assert (metadata.vocabulary, metadata.batches) == ("abc", 7)
