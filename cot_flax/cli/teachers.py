@@ -30,10 +30,14 @@ class Asking:
     ] = "OPENAI_API_KEY"
     checkpoint: Annotated[
         str | None,
-        typer.Option(help="Instead: a checkpoint of cot-flax, with --vocabulary.", **_WHO),
+        typer.Option(help="Instead: a T5, of cot-flax, Hugging Face or T5X.", **_WHO),
     ] = None
-    vocabulary: Annotated[
-        str | None, typer.Option(help="The SentencePiece model of --checkpoint.", **_WHO)
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(
+            help="The SentencePiece model of --checkpoint, where none lies beside it.",
+            **_WHO,
+        ),
     ] = None
     huggingface: Annotated[
         str | None,
@@ -86,12 +90,9 @@ class Asking:
             from cot_flax.interop.huggingface_teacher import HuggingFaceTeacher
 
             return HuggingFaceTeacher(self.huggingface, gguf_file=self.gguf_file)
-        if not self.vocabulary:
-            got = "--checkpoint without --vocabulary"
-            raise UserError(got, "the checkpoint's SentencePiece model", "pass --vocabulary FILE")
         from cot_flax.interop.jax_teacher import JaxTeacher
 
-        return JaxTeacher(self.checkpoint, self.vocabulary)
+        return JaxTeacher(self.checkpoint, self.tokenizer)
 
     @property
     def prices(self):

@@ -7,11 +7,9 @@ from pathlib import Path
 
 from cot_flax.errors import UserError
 from cot_flax.export import card
-from cot_flax.weights import huggingface, t5x
+from cot_flax.weights import huggingface, t5x, tokenizer_files
 from cot_flax.weights.access import Access
 from cot_flax.weights.opening import open_source
-from cot_flax.weights.source import Source
-from cot_flax.weights.tokenizer_files import SENTENCEPIECE
 
 FORMATS = ("huggingface", "t5x")
 DTYPES = ("float32", "bfloat16")
@@ -60,28 +58,11 @@ def export(
             source,
             out,
             dtype=dtype,
-            tokenizer=_vocabulary(source, tokenizer),
+            tokenizer=tokenizer_files.find(source, tokenizer).read_bytes(),
             card=card.render(card.facts(out.name, parameters, source.folder)),
         )
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     return Exported(source.place, parameters, size)
-
-
-def _vocabulary(source: Source, path) -> bytes:
-    if path is None:
-        path = source.folder and source.folder / SENTENCEPIECE
-        if path is None or not path.is_file():
-            raise UserError(
-                f"no {SENTENCEPIECE} beside {source.place}",
-                "the vocabulary of the checkpoint, for the tokenizer of the export",
-                "pass --tokenizer FILE, the SentencePiece model it was trained with",
-            )
-    try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise UserError(
-            f"--tokenizer {path} ({error.strerror})", "a SentencePiece model file", "check the path"
-        ) from error
 
 
 def _check_choice(option, value, choices):

@@ -20,6 +20,7 @@ from cot_flax.teacher.sampling.failures import RequestFailed, Unscorable
 from cot_flax.teacher.sampling.requests import Completion, Reply, Request
 from cot_flax.text.tokenizer import Tokenizer, load_tokenizer
 from cot_flax.training.state import abstract_variables
+from cot_flax.weights import tokenizer_files
 from cot_flax.weights.opening import open_source
 from cot_flax.weights.source import load
 
@@ -36,7 +37,8 @@ class JaxTeacher:
 
     Args:
         checkpoint: a checkpoint of ours, of Hugging Face or its hub, or of T5X.
-        vocabulary: the SentencePiece model file that the checkpoint was trained with.
+        vocabulary: the SentencePiece model file that the checkpoint was trained with; None takes
+            the one that lies beside it.
         max_input_tokens: a longer prompt is refused.
 
     Raises:
@@ -46,13 +48,15 @@ class JaxTeacher:
     def __init__(
         self,
         checkpoint: str,
-        vocabulary: str | os.PathLike,
+        vocabulary: str | os.PathLike | None = None,
         *,
         max_input_tokens: int = 1024,
     ):
         source = open_source(checkpoint)
         self.name = source.place
-        self._tokenizer = load_tokenizer(vocabulary, source.vocabulary)
+        self._tokenizer = load_tokenizer(
+            tokenizer_files.find(source, vocabulary), source.vocabulary
+        )
         self._max_input_tokens = max_input_tokens
         model = T5(source.config)
         params = load(source, abstract_variables(model)["params"])

@@ -1,11 +1,13 @@
 """The files of Hugging Face's T5 tokenizer around a SentencePiece model."""
 
 import json
+import os
 from pathlib import Path
 
 from cot_flax.errors import UserError
 from cot_flax.model.t5 import T5Config
 from cot_flax.text.tokenizer import Tokenizer
+from cot_flax.weights.source import Source
 
 SENTENCEPIECE = "spiece.model"
 _SETTINGS = "tokenizer_config.json"
@@ -17,6 +19,22 @@ def fingerprint(folder: Path) -> str:
     if not (folder / SENTENCEPIECE).exists():
         return ""
     return Tokenizer(folder / SENTENCEPIECE, extra_ids=_sentinels_of(folder)).fingerprint
+
+
+def find(source: Source, path: str | os.PathLike | None) -> Path:
+    """The SentencePiece file at `path`, or else the one that lies beside a checkpoint.
+
+    Raises:
+        UserError: there is none.
+    """
+    looked_for = Path(path or (source.folder or Path(source.place)) / SENTENCEPIECE)
+    if not looked_for.is_file():
+        raise UserError(
+            f"no {looked_for}",
+            "the SentencePiece model that the checkpoint was trained with",
+            "name the file (--tokenizer FILE)",
+        )
+    return looked_for
 
 
 def sentinels(model: bytes, vocabulary: str, config: T5Config) -> int:

@@ -265,9 +265,17 @@ def test_only_the_vocabulary_of_the_checkpoint_will_do(student, tmp_path):
     (tmp_path / "other.model").write_bytes(other.SerializeToString())
     with pytest.raises(UserError, match=f"the checkpoint's vocabulary {fingerprint}"):
         JaxTeacher(checkpoint, tmp_path / "other.model")
-    for path in (tmp_path / "missing.model", __file__):
-        with pytest.raises(UserError, match="a SentencePiece model file"):
+    for path in (tmp_path / "missing.model", None):
+        with pytest.raises(UserError, match=r"no .*\.model; .*name the file"):
             JaxTeacher(checkpoint, path)
+    with pytest.raises(UserError, match="a SentencePiece model file"):
+        JaxTeacher(checkpoint, __file__)
+
+
+def test_takes_the_vocabulary_that_lies_beside_the_checkpoint(student, tmp_path):
+    checkpoint = save(tmp_path, student[1], "")
+    (tmp_path / "spiece.model").write_bytes(VOCABULARY_PATH.read_bytes())
+    assert asyncio.run(JaxTeacher(checkpoint).score("Tom has 3", "has 3", 5)).tokens[0] == "has"
 
 
 def test_a_vocabulary_fits_with_the_sentinels_that_seqio_adds(tmp_path):
