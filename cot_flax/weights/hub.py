@@ -75,7 +75,8 @@ def _snapshot(name: str, patterns: tuple[str, ...], access: Access) -> Path:
 
 def _unreachable(name: str, why: str, put: str) -> UserError:
     return UserError(
-        f"no answer for {name} from {constants.ENDPOINT} {why}",
+        f"no folder {name}, and no answer for it from {constants.ENDPOINT} {why}",
         "the Hugging Face hub within reach, or the model in its cache",
-        f"connect, point HF_HOME at a cache that has it and pass --local_files_only, {put}",
+        f"connect, point HF_HOME at a cache that has it and pass --local_files_only (in gin: "
+        f"LOCAL_FILES_ONLY = True), {put}",
     )

@@ -99,7 +99,7 @@ def _read_weights(folder: Path, access: Access) -> dict[str, Tensor]:
         raise UserError(
             f"{folder} with {_PICKLE} only" if files else f"no weights in {folder}",
             f"{_SAFETENSORS}, or {_SAFETENSORS}.index.json and the shards it names",
-            f"put them there, or pass --allow_pickle to read {_PICKLE}",
+            "put them there, or pass --allow_pickle (in gin: ALLOW_PICKLE = True) to read it",
         )
     return _read_all(files, torch_pickle.read)
 
