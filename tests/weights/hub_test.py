@@ -138,8 +138,8 @@ def test_what_cannot_come(hub, download, tmp_path):
     message = download(hub, "t/gated")
     assert message.startswith("UserError got t/gated, which its owners give to some only")
     message = download(CLOSED, "t/safe")
-        got = f"UserError got no folder t/safe, and no answer for it from {CLOSED}"
-        assert message.startswith(got)
+    got = f"UserError got no folder t/safe, and no answer for it from {CLOSED}"
+    assert message.startswith(got)
     assert "--local_files_only" in message and "hf download t/safe --local-dir DIR" in message
     for options in ({"local": True}, {"HF_HUB_OFFLINE": "1"}):
         message = download(hub, "t/safe", **options)
