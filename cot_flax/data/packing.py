@@ -1,35 +1,72 @@
 """Rows of a batch: one example a row, or several packed into one, teacher rows and all."""
 
+import itertools
 from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 
 Example = Mapping[str, np.ndarray]
 
+_NEVER = np.iinfo(np.int64).max
 
-def pack(examples: Iterable[Example], lengths: Mapping[str, int], *, open_rows: int = 32):
-    """Yields rows (lists of examples) in which both sides fit; deterministic.
 
-    First fit into at most `open_rows` unfinished rows; when none has room the oldest is given out.
+def pack(examples: Iterable[Example], lengths: Mapping[str, int], *, waiting: int = 256):
+    """Yields rows (lists of examples) in which both sides fit; deterministic, nothing cut or lost.
+
+    At most `waiting` examples wait. The one that came first opens a row, so that none is held back
+    for more than `waiting` rows; then joins, as long as one fits, whichever leaves the least room:
+    the least sum of the squares of what stays free on either side, as shares of the lengths. This
+    is greedy vector packing by norms (Panigrahy et al. 2011, "Heuristics for Vector Bin Packing").
     """
-    rows: list[list[Example]] = []
-    room: list[tuple[int, int]] = []
-    for example in examples:
-        need = len(example["inputs"]), len(example["targets"])
-        place = next(
-            (i for i, free in enumerate(room) if free[0] >= need[0] and free[1] >= need[1]), None
-        )
-        if place is None:
-            if len(rows) == open_rows:
-                room.pop(0)
-                yield rows.pop(0)
-            rows.append([])
-            room.append((lengths["inputs"], lengths["targets"]))
-            place = len(rows) - 1
-        rows[place].append(example)
-        free = room[place]
-        room[place] = (free[0] - need[0], free[1] - need[1])
-    yield from rows
+    line = _Line(iter(examples), lengths["inputs"], lengths["targets"], waiting)
+    while (slot := line.first()) is not None:
+        row: list[Example] = []
+        s, t = lengths["inputs"], lengths["targets"]
+        while slot is not None:
+            example = line.leave(slot)
+            row.append(example)
+            s, t = s - len(example["inputs"]), t - len(example["targets"])
+            slot = line.best(s, t)
+        yield row
+
+
+class _Line:
+    """Examples that wait, N at most, in slots: whoever leaves is followed by the stream's next."""
+
+    def __init__(self, stream: Iterator[Example], S: int, T: int, N: int):
+        self._stream, self._S, self._T = stream, S, T
+        self._came = itertools.count()
+        self._waiting: list[Example | None] = [None] * N
+        self._number_N, self._inputs_N, self._targets_N = np.full((3, N), _NEVER)
+        for slot in range(N):
+            self._enter(slot)
+
+    def first(self) -> int | None:
+        """The slot of the example that came first; None where nobody waits."""
+        slot = int(self._number_N.argmin())
+        return None if self._waiting[slot] is None else slot
+
+    def best(self, s: int, t: int) -> int | None:
+        """The slot of the example that fits s and t tokens best; None where none fits."""
+        s_N, t_N = s - self._inputs_N, t - self._targets_N
+        # Shares of S and T, times both: whole numbers, so that every machine chooses alike.
+        left_N = (s_N * self._T) ** 2 + (t_N * self._S) ** 2
+        left_N[(s_N < 0) | (t_N < 0)] = _NEVER
+        slot = int(left_N.argmin())
+        return None if left_N[slot] == _NEVER else slot
+
+    def leave(self, slot: int) -> Example:
+        example = self._waiting[slot]
+        self._enter(slot)
+        return example
+
+    def _enter(self, slot: int) -> None:
+        example = self._waiting[slot] = next(self._stream, None)
+        if example is None:
+            numbers = _NEVER, self._S + 1, self._T + 1  # that fit nowhere
+        else:
+            numbers = next(self._came), len(example["inputs"]), len(example["targets"])
+        self._number_N[slot], self._inputs_N[slot], self._targets_N[slot] = numbers
 
 
 def to_batch(
