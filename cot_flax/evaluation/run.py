@@ -296,17 +296,17 @@ def _check_split(task, split):
 
 def _check_vocabulary(task, source):
     vocabulary = find_task(task).output_features["targets"].vocabulary
-    rows, ids = source.config.vocab_size, vocabulary.vocab_size
-    if ids > rows:
-        raise UserError(
-            f"{task} with a vocabulary of {ids:,} ids for the {rows:,} rows of {source.place}",
-            "a row an id at least",
-            "evaluate on tasks of the checkpoint's vocabulary",
-        )
     wanted = fingerprint(vocabulary)
     if source.vocabulary and source.vocabulary != wanted:
         raise UserError(
             f"a checkpoint with vocabulary {source.vocabulary} at {source.place}",
             f"vocabulary {wanted} of {task}",
+            "evaluate on tasks of the checkpoint's vocabulary",
+        )
+    rows, ids = source.config.vocab_size, vocabulary.vocab_size
+    if ids > rows:
+        raise UserError(
+            f"{task} with a vocabulary of {ids:,} ids for the {rows:,} rows of {source.place}",
+            "a row an id at least",
             "evaluate on tasks of the checkpoint's vocabulary",
         )
