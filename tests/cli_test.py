@@ -195,7 +195,7 @@ EVALUATE += ["--gin.EVAL_OUTPUT_DIR='{tmp}/test'"]
             "argument '--topk'; .*--gin.NAME=VALUE",
         ),
         (["teach", "import-codex", "{tmp}/no.jsonl", *OUT], "{tmp}/no.jsonl.*No such file"),
-        (["train", "--gin_file=no.gin"], "gin: Unable to open file: no.gin"),
+        (["train", "--gin_file=no.gin"], "no gin file no.gin"),
         (["train", KL], "no value for MODEL_DIR; .*--gin.MODEL_DIR=VALUE"),
         (["train", KL, *MODEL_DIR, "--gin.TRAIN_STEP=1"], "--gin.TRAIN_STEP; .*TRAIN_STEPS"),
         (["train", KL, *MODEL_DIR, "--gin.loop.train.step=1"], "--gin.loop.train.step=1"),
@@ -230,7 +230,7 @@ EVALUATE += ["--gin.EVAL_OUTPUT_DIR='{tmp}/test'"]
             "no teacher log-probabilities in stories_zero_shot_cot; .*kl_weight > 0",
         ),
         ([*EVALUATE], "no value for CHECKPOINT_PATH"),
-        ([*EVALUATE, "--gin.CHECKPOINT_PATH='{tmp}'"], "no checkpoint at {tmp};"),
+        ([*EVALUATE, "--gin.CHECKPOINT_PATH='{tmp}'"], "no checkpoint at {tmp} \\("),
         ([*EVALUATE, "--gin.CHECKPOINT_PATH='{run}'", "--gin.SPLIT='dev'"], "split 'dev' of stori"),
         ([*EVALUATE, "--gin.CHECKPOINT_PATH='{run}'", "--gin.ANSWER_MODE='lax'"], "mode 'lax'"),
         (["report", "{tmp}/nowhere", *OUT], "{tmp}/nowhere"),
@@ -278,6 +278,30 @@ def test_a_mistake_is_one_line_in_a_process_of_its_own(tmp_path):
     )
     assert (done.returncode, done.stdout) == (2, "")
     assert_one_line(done.stderr, "no teacher log-probabilities in stories_zero_shot_cot")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["--help"], 0),
+        (["train", "--help"], 0),
+        (["train", "--gin_file=no.gin"], 2),
+        (["evaluate", "--gin_file=experiments/world_evaluate.gin", "BATCH_SIZE=1"], 2),
+        (["report", "no-run"], 2),
+    ],
+    ids=lambda value: " ".join(value[:2]) if isinstance(value, list) else None,
+)
+def test_help_and_mistakes_of_the_command_line_import_no_large_library(arguments, code):
+    """An import of what is None raises ImportError, which would not be one line."""
+    blocked = "jax", "tensorflow", "torch", "seqio"
+    program = f"import sys; sys.modules.update(dict.fromkeys({blocked!r}))\n"
+    program += f"sys.argv = ['cot-flax', *{arguments!r}]\nfrom cot_flax.cli import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == code, done.stderr
+    if code:
+        assert_one_line(done.stderr, "expected")
 
 
 def commands(command, path=()):

@@ -46,7 +46,6 @@ def train(context: typer.Context, gin_file: GinFile, gin_search_paths: SearchPat
 
     Example: cot-flax train --gin_file=experiments/world_base.gin --gin.MODEL_DIR="'runs/base'"
     """
-    prepare_libraries()
     from cot_flax import configuration
 
     parse_gin(context, gin_file, gin_search_paths)
@@ -61,11 +60,11 @@ def evaluate(context: typer.Context, gin_file: GinFile, gin_search_paths: Search
     Example: cot-flax evaluate --gin_file=experiments/world_evaluate.gin
     --gin.CHECKPOINT_PATH="'runs/base'" --gin.EVAL_OUTPUT_DIR="'runs/base/test'"
     """
-    prepare_libraries()
     from cot_flax import configuration
-    from cot_flax.evaluation import report
 
     parse_gin(context, gin_file, gin_search_paths)
+    from cot_flax.evaluation import report
+
     report.print_results(configuration.call("run.evaluate"))
 
 

@@ -20,8 +20,19 @@ Out = Annotated[str, typer.Option("--out", help="Where to write.")]
 
 
 def parse_gin(context: typer.Context, files: list[str], search_paths: str) -> None:
+    """Reads gin files and the flags of a verb; what is wrong with them costs no import of JAX."""
     from cot_flax import configuration
 
+    bindings, folders = _bindings(context), [path for path in search_paths.split(",") if path]
+    searched = ["", *folders, str(configuration.gin_root())]
+    for file in files:
+        if not any((Path(folder) / file).is_file() for folder in searched):
+            raise UserError(f"no gin file {file}", f"one within {searched}", "correct --gin_file")
+    prepare_libraries()
+    configuration.parse(files, bindings, folders)
+
+
+def _bindings(context: typer.Context) -> list[str]:
     bindings = []
     for argument in context.args:
         if not argument.startswith("--gin.") or "=" not in argument:
@@ -29,7 +40,7 @@ def parse_gin(context: typer.Context, files: list[str], search_paths: str) -> No
                 f"argument {argument!r}", "--gin.NAME=VALUE", "see cot-flax COMMAND --help"
             )
         bindings.append(argument.removeprefix("--gin."))
-    configuration.parse(files, bindings, [path for path in search_paths.split(",") if path])
+    return bindings
 
 
 def without_flags(context: typer.Context, words: list[str]) -> list[str]:

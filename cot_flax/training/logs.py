@@ -4,22 +4,26 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from tensorboardX import SummaryWriter
 
 from cot_flax.errors import UserError
 
 METRICS = "metrics.jsonl"
+
+T = TypeVar("T")
 
 
 class Logs:
     """Writes metrics of a step everywhere at once. A resumed run appends."""
 
     def __init__(self, model_dir: str, *, total_steps: int, first_step: int = 0):
+        from tensorboardX import SummaryWriter  # imports torch, where that is installed
+
         folder = Path(model_dir)
         folder.mkdir(parents=True, exist_ok=True)
         self._jsonl = open(folder / METRICS, "a", buffering=1)  # noqa: SIM115 (closed in close)
@@ -55,15 +59,27 @@ class Logs:
 
 
 class Speed:
-    """Tokens a second between two calls."""
+    """What a run gets done between two laps, and how much of that time it waited for data."""
 
     def __init__(self):
-        self._last = time.perf_counter()
+        self._last, self._waited = time.perf_counter(), 0.0
 
-    def lap(self, tokens: float) -> float:
+    def wait_for(self, batches: Iterator[T]) -> T:
+        """Takes the next batch and counts the seconds until it is there."""
+        start = time.perf_counter()
+        batch = next(batches)
+        self._waited += time.perf_counter() - start
+        return batch
+
+    def lap(self, tokens: float) -> dict[str, float]:
+        """Returns `tokens_per_second` and `input_wait`, a share (0 to 1), since the last lap.
+
+        Waiting is counted in full, although the device may still be at work on the step before.
+        """
         now = time.perf_counter()
-        speed, self._last = tokens / max(now - self._last, 1e-9), now
-        return speed
+        seconds, self._last = max(now - self._last, 1e-9), now
+        waited, self._waited = self._waited, 0.0
+        return {"tokens_per_second": tokens / seconds, "input_wait": waited / seconds}
 
 
 def check_finite(

@@ -121,12 +121,18 @@ def train(
             log.say(f"starts from {initial_checkpoint_path}")
         trainable, _ = state.split_trainable(module, now.params)
         blame = partial(guard.blame, model, guard.names(trainable))
-        window = _Window(log, model_dir, log_period, blame)
+        speed = logs.Speed()
+        window = _Window(log, model_dir, log_period, blame, speed)
         batches = prefetch(data.batches(metadata.batches), sharding.batch_sharding(devices))
+        compiled = None
         try:
             for i in range(first + 1, total_steps + 1):
-                now, metrics = train_step(now, next(batches))
-                window.add(i, metrics)
+                batch = speed.wait_for(batches)
+                # Once: a batch of another shape is an error, never another compilation.
+                compiled = compiled or train_step.lower(now, batch).compile()
+                with jax.transfer_guard("disallow"):  # of copies that nobody asked for
+                    now, metrics = compiled(now, batch)
+                    window.add(i, metrics)
                 last = i == total_steps
                 if last:
                     window.flush()
@@ -153,9 +159,16 @@ class _Window:
     Fetching late keeps the device busy: the host reads step i while step i + 1 runs.
     """
 
-    def __init__(self, log: logs.Logs, model_dir: str, period: int, blame: Callable[..., str]):
+    def __init__(
+        self,
+        log: logs.Logs,
+        model_dir: str,
+        period: int,
+        blame: Callable[..., str],
+        speed: logs.Speed,
+    ):
         self._log, self._model_dir, self._period, self._blame = log, model_dir, period, blame
-        self._speed = logs.Speed()
+        self._speed = speed
         self._pending: tuple[int, dict] | None = None
         self._sums: dict[str, float] = {}
         self._steps = self._last = 0
@@ -192,7 +205,7 @@ class _Window:
         for name in ("learning_rate", "gradient_norm"):
             self._sums[name] /= self._steps
         speed = self._speed.lap(self._sums["tokens"])
-        self._log.write(i, step.summarize(self._sums) | {"tokens_per_second": speed})
+        self._log.write(i, step.summarize(self._sums) | speed)
         self._sums, self._steps = {}, 0
 
 

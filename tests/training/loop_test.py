@@ -25,6 +25,7 @@ from cot_flax.weights.source import Source, Tensor, nest, parameter_shapes
 pytestmark = pytest.mark.filterwarnings("error")
 
 STEPS = 60
+SPEED = {"tokens_per_second", "input_wait"}
 
 
 @dataclasses.dataclass
@@ -121,7 +122,7 @@ def finished(run, tmp_path_factory):
 def rows_of(folder, kind="train"):
     """What metrics.jsonl says, without the speed."""
     rows = [row for row in logs.read(str(folder)) if row["kind"] == kind]
-    return [{k: v for k, v in row.items() if k != "tokens_per_second"} for row in rows]
+    return [{k: v for k, v in row.items() if k not in SPEED} for row in rows]
 
 
 def steps_in(folder):
@@ -140,10 +141,52 @@ def test_logs_a_row_every_period(finished):
     rows = [row for row in map(json.loads, lines) if row["kind"] == "train"]
     assert [row["step"] for row in rows] == list(range(5, STEPS + 1, 5))
     names = {"loss", "cross_entropy", "token_accuracy", "learning_rate", "gradient_norm"}
-    assert all(set(row) == names | {"step", "kind", "tokens_per_second"} for row in rows)
+    assert all(set(row) == names | SPEED | {"step", "kind"} for row in rows)
     assert all(row["tokens_per_second"] > 0 for row in rows)
+    assert all(0 < row["input_wait"] < 1 for row in rows)
     # Means over steps 0 to 4 of a warm-up of 5 steps: 2/5 of the peak.
     assert rows[0]["learning_rate"] == pytest.approx(2e-2 * 2 / 5)
+
+
+def test_the_step_is_compiled_once(run, tmp_path, caplog):
+    """In a run with evaluations and checkpoints, which compile programs of their own."""
+    with jax.log_compiles():
+        run(tmp_path, evaluators=[Evaluator()], total_steps=25, eval_period=10)
+    compiled = [r.message for r in caplog.records if "Compiling jit(train_step)" in r.message]
+    assert len(compiled) == 1
+
+
+class Growing(Copying):
+    """The fifth batch has rows of another length."""
+
+    def batch(self, number):
+        batch = super().batch(number)
+        return {k: np.tile(v, (1, 2)) for k, v in batch.items()} if number == 5 else batch
+
+
+def test_a_batch_of_another_shape_is_an_error_not_a_compilation(run, tmp_path):
+    with pytest.raises(TypeError, match="Argument types differ"):
+        run(tmp_path, Growing(), total_steps=5)
+
+
+def test_a_step_that_copies_from_the_host_is_an_error(run, tmp_path, monkeypatch):
+    """The guard is on: batches that nobody put on the device are refused."""
+    monkeypatch.setattr(loop, "prefetch", lambda batches, sharding: batches)
+    with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
+        run(tmp_path, total_steps=2)
+
+
+def test_waiting_for_data_is_told(run, tmp_path):
+    """Every batch takes 50 ms to make, a step hardly anything."""
+
+    class Slow(Copying):
+        def batch(self, number):
+            time.sleep(0.05)
+            return super().batch(number)
+
+    run(tmp_path, Slow(), total_steps=20)
+    waited = [row["input_wait"] for row in logs.read(str(tmp_path))]
+    assert min(waited[1:]) > 0.5
 
 
 def test_evaluates_every_period_and_at_the_end(finished, config):
