@@ -1,6 +1,7 @@
 """T5's attention: no 1/sqrt(C) scaling, a learned relative-position bias, float32 softmax."""
 
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -8,10 +9,19 @@ import numpy as np
 from flax import linen as nn
 from flax.linen.partitioning import param_with_axes, with_sharding_constraint
 
+from cot_flax.model.attention_kernels import MASKED, Bias, attend, mask_bias, same_segment
 from cot_flax.model.lora import Lora, adapt
 
-MASKED = -1e10
-"""Added to the logits of forbidden keys; finite, so that a row with no key at all stays finite."""
+__all__ = [
+    "MASKED",
+    "Attention",
+    "Bias",
+    "Dense",
+    "RelativePositionBias",
+    "mask_bias",
+    "relative_position_bucket",
+    "same_segment",
+]
 
 
 def relative_position_bucket(
@@ -114,6 +124,7 @@ class Attention(nn.Module):
     dropout_rate: float
     dtype: jnp.dtype
     lora: Lora | None = None
+    implementation: str = "auto"
 
     def setup(self):
         heads = (self.num_heads, self.head_dim)
@@ -134,27 +145,22 @@ class Attention(nn.Module):
         projections = self.key(x_BSD, deterministic), self.value(x_BSD, deterministic)
         return tuple(_constrain_heads(x_BSHC) for x_BSHC in projections)
 
-    def __call__(self, x_BTD, keys_BSHC, values_BSHC, bias_BHTS, deterministic=True) -> jax.Array:
-        """Attends from `x_BTD` with an additive bias; returns [B, T, D]."""
+    def __call__(
+        self, x_BTD, keys_BSHC, values_BSHC, bias: Bias | jax.Array, deterministic=True
+    ) -> jax.Array:
+        """Attends from `x_BTD` with a `Bias` or an additive [B, H, T, S]; returns [B, T, D]."""
         query_BTHC = _constrain_heads(self.query(x_BTD, deterministic))
-        logits_BHTS = jnp.einsum(
-            "bthc,bshc->bhts", query_BTHC, keys_BSHC, preferred_element_type=jnp.float32
+        drops = not deterministic and self.dropout_rate > 0
+        mixed_BTHC = attend(
+            query_BTHC,
+            keys_BSHC,
+            values_BSHC,
+            bias,
+            wanted=self.implementation,
+            dropout=partial(self.dropout, deterministic=False) if drops else None,
         )
-        weights_BHTS = jax.nn.softmax(logits_BHTS + bias_BHTS).astype(self.dtype)
-        weights_BHTS = self.dropout(weights_BHTS, deterministic=deterministic)
-        mixed_BTHC = jnp.einsum("bhts,bshc->bthc", weights_BHTS, values_BSHC)
         mixed_BTX = mixed_BTHC.reshape(*x_BTD.shape[:-1], self.num_heads * self.head_dim)
         return self.out(mixed_BTX, deterministic)
-
-
-def mask_bias(allowed: jax.Array) -> jax.Array:
-    """Turns a boolean [B, T, S] (true: the query may look) into an additive [B, 1, T, S]."""
-    return jnp.where(allowed, 0.0, MASKED)[:, None].astype(jnp.float32)
-
-
-def same_segment(query_segments_BT: jax.Array, key_segments_BS: jax.Array) -> jax.Array:
-    """Returns boolean [B, T, S]: same example (padding is segment 0)."""
-    return query_segments_BT[:, :, None] == key_segments_BS[:, None, :]
 
 
 def _constrain_heads(x: jax.Array) -> jax.Array:

@@ -2,7 +2,10 @@
 
 import dataclasses
 
+from cot_flax.errors import UserError
 from cot_flax.model.lora import Lora
+
+ATTENTIONS = ("auto", "xla", "cudnn", "flash")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,6 +23,11 @@ class T5Config:
         residual_dtype: of the sum that runs through a stack. It reaches thousands in T5, where
             bfloat16's steps are larger than what a sublayer adds; bfloat16 halves what remat keeps.
         lora: adapters of the attentions; see model/lora.py.
+        attention: who computes attention, of ATTENTIONS: the fused kernel of GPUs ("cudnn") or of
+            TPUs ("flash") wherever it serves, else XLA; see model/attention_kernels.py.
+
+    Raises:
+        UserError: an attention that there is not.
     """
 
     vocab_size: int = 32128
@@ -37,6 +45,13 @@ class T5Config:
     remat: str = "none"
     residual_dtype: str = "float32"
     lora: Lora | None = None
+    attention: str = "auto"
+
+    def __post_init__(self):
+        if self.attention not in ATTENTIONS:
+            raise UserError(
+                f"attention {self.attention!r}", f"one of {ATTENTIONS}", "set ATTENTION"
+            )
 
     @property
     def uses_dropout(self) -> bool:

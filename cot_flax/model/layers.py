@@ -53,7 +53,13 @@ class Mlp(nn.Module):
 
 def _attention(cfg: T5Config) -> Attention:
     return Attention(
-        cfg.num_heads, cfg.head_dim, cfg.emb_dim, cfg.dropout_rate, cfg.dtype, cfg.lora
+        num_heads=cfg.num_heads,
+        head_dim=cfg.head_dim,
+        features=cfg.emb_dim,
+        dropout_rate=cfg.dropout_rate,
+        dtype=cfg.dtype,
+        lora=cfg.lora,
+        implementation=cfg.attention,
     )
 
 
@@ -68,10 +74,10 @@ class EncoderLayer(nn.Module):
         self.mlp = Mlp(cfg)
         self.dropout = nn.Dropout(cfg.dropout_rate, broadcast_dims=(-2,))
 
-    def __call__(self, x_BSD, bias_BHSS, deterministic):
+    def __call__(self, x_BSD, bias, deterministic):
         y = self.pre_attention_layer_norm(x_BSD)
         keys_values = self.attention.keys_values(y, deterministic)
-        y = self.attention(y, *keys_values, bias_BHSS, deterministic)
+        y = self.attention(y, *keys_values, bias, deterministic)
         x_BSD = _residual(x_BSD, self.dropout(y, deterministic=deterministic))
         y = self.mlp(self.pre_mlp_layer_norm(x_BSD), deterministic)
         return _residual(x_BSD, self.dropout(y, deterministic=deterministic)), None

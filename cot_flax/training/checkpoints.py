@@ -16,7 +16,7 @@ from cot_flax.weights.opening import open_source
 from cot_flax.weights.source import load
 from cot_flax.weights.tokenizer_files import SENTENCEPIECE
 
-_FLEXIBLE = ("dropout_rate", "dtype", "remat", "residual_dtype")
+_FLEXIBLE = ("attention", "dropout_rate", "dtype", "remat", "residual_dtype")
 
 
 class Checkpointer:
