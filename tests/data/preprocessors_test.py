@@ -172,3 +172,12 @@ def test_answer_formats_take_one_chain_a_question_and_no_rows(bound_store):
         assert e["targets_pretokenized"].decode() == f"The answer is {e['answer'].decode()}"
         assert e["teacher_top_ids"].shape == (len(e["targets"]), 5)
         assert not e["teacher_top_ids"].any()
+
+
+def test_a_vocabulary_that_takes_one_text_at_a_time(add_sums, sums):
+    add_sums(vocabulary=seqio.ByteVocabulary())
+    examples = read("sums_zero_shot_answer")
+    for e, record in zip(examples, sums["train"], strict=True):
+        *tokens, last = e["targets"].tolist()
+        text = build_target(record["rationale"], record["answer"], "zero_shot_answer")
+        assert (tokens, last) == ([3 + byte for byte in text.encode()], 1)
