@@ -3,6 +3,8 @@
 Every function is pure and unreduced: one float32 value in nats a position. Padding is not masked
 here; whoever sums multiplies by the loss weights. A teacher entry with id 0 is absent (0 is the
 padding token, which no teacher emits); a position whose entries are all absent has no teacher.
+`cross_entropy` and `topk_kl` read whole logits; what they compute, they compute from `Statistics`,
+which head_loss.py has without holding the logits of more than a tile of positions.
 """
 
 import dataclasses
@@ -12,10 +14,9 @@ import jax.numpy as jnp
 from jax.nn import log_softmax, logsumexp
 
 from cot_flax.errors import UserError
+from cot_flax.model.logit_statistics import ABSENT, Statistics, statistics_of
 
 TAILS = ("bucket", "ignore", "renormalize")
-ABSENT = -1e9
-"""Stands for log 0 where arithmetic must stay finite."""
 ROUNDING = 1e-6
 """Tail masses below this are float32 rounding of a sum of probabilities, and count as none."""
 
@@ -33,17 +34,8 @@ def cross_entropy(logits_BTV, targets_BT, *, z_loss: float = 0.0, label_smoothin
     Returns:
         float32 [B, T], nats.
     """
-    logits_BTV = logits_BTV.astype(jnp.float32)
-    log_z_BT = logsumexp(logits_BTV, axis=-1)
-    target_BT = jnp.take_along_axis(logits_BTV, targets_BT[..., None], axis=-1)[..., 0]
-    loss_BT = log_z_BT - target_BT
-    if label_smoothing:
-        others = logits_BTV.shape[-1] - 1
-        on, off = 1.0 - label_smoothing, label_smoothing / others
-        sum_BT = jnp.sum(logits_BTV, axis=-1)
-        loss_BT = log_z_BT - on * target_BT - off * (sum_BT - target_BT)
-        loss_BT += on * jnp.log(on) + others * off * jnp.log(off)
-    return loss_BT + z_loss * jnp.square(log_z_BT)
+    settings = Objective(z_loss=z_loss, label_smoothing=label_smoothing)
+    return settings(logits_BTV, targets_BT, None, None)
 
 
 def topk_kl(
@@ -74,7 +66,7 @@ def topk_kl(
         teacher_ids_BTK: int32; 0 marks an absent entry. The ids of a position are distinct.
         teacher_logprobs_BTK: float32 natural logs; ignored where the id is 0.
         tail: one of TAILS.
-        temperature: T > 0. Not multiplied by T^2 here; `soft_loss` does that.
+        temperature: T > 0. Not multiplied by T^2 here; `Objective` does that.
 
     Returns:
         float32 [B, T], nats. Meaningless where a position has no teacher entry.
@@ -86,23 +78,17 @@ def topk_kl(
         raise ValueError(f"got tail {tail!r}; expected one of {TAILS}")
     if tail == "ignore" and temperature != 1.0:
         raise ValueError(f"got tail 'ignore' at temperature {temperature}; expected 1.0")
-    teacher_logprobs_BTK = jnp.where(teacher_ids_BTK > 0, teacher_logprobs_BTK, ABSENT)
-    if tail == "bucket":
-        teacher_log_p = _with_rest(teacher_logprobs_BTK)
-        student_log_q = _student_classes(logits_BTV, teacher_ids_BTK)
-        if temperature != 1.0:
-            teacher_log_p = log_softmax(teacher_log_p / temperature)
-            student_log_q = log_softmax(student_log_q / temperature)
-        return _kl(teacher_log_p, student_log_q)
-    if tail == "renormalize":
-        teacher_logprobs_BTK = log_softmax(teacher_logprobs_BTK / temperature)
-    log_q_BTV = log_softmax(logits_BTV.astype(jnp.float32) / temperature)
-    return _kl(teacher_logprobs_BTK, jnp.take_along_axis(log_q_BTV, teacher_ids_BTK, axis=-1))
+    student = statistics_of(logits_BTV, None, teacher_ids_BTK, temperature=temperature)
+    return _topk_kl(student, teacher_ids_BTK, teacher_logprobs_BTK, tail, temperature)
 
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
     """What a run minimises: cross entropy, the teacher's top-k KL, or a mixture of both.
+
+    kl_weight * T^2 * KL_T + (1 - kl_weight) * CE; plain CE where a position has no teacher. T^2
+    multiplies the loss itself, hence its gradient, which keeps the gradient's size about the same
+    at every temperature (Hinton et al. 2015, section 2). z_loss applies to every position.
 
     Attributes:
         kl_weight: 0 is plain cross entropy, 1 the KL alone wherever a position has a teacher.
@@ -141,95 +127,99 @@ class Objective:
     def uses_teacher(self) -> bool:
         return self.kl_weight > 0.0
 
+    @property
+    def vocabulary_temperature(self) -> float:
+        """Of the student's whole softmax; "bucket" tempers its k + 1 classes alone."""
+        return self.temperature if self.uses_teacher and self.tail == "renormalize" else 1.0
+
     def __call__(self, logits_BTV, targets_BT, teacher_ids_BTK, teacher_logprobs_BTK):
-        """Returns the float32 loss of every position, [B, T], nats."""
+        """Returns the float32 loss of every position, [B, T], nats; no teacher is None, None."""
+        ids_BTK = teacher_ids_BTK if self.uses_teacher else None
+        temperature = self.vocabulary_temperature
+        student = statistics_of(logits_BTV, targets_BT, ids_BTK, temperature=temperature)
+        return self.of(student, logits_BTV.shape[-1], ids_BTK, teacher_logprobs_BTK)
+
+    def of(self, student: Statistics, vocab_size: int, ids, logprobs):
+        """The same from the statistics of the logits, [...]."""
+        log_z = logsumexp(student.classes(), axis=-1)
+        loss = _cross_entropy(student, log_z, vocab_size, self.label_smoothing)
+        if self.uses_teacher:
+            kl = _topk_kl(student, ids, logprobs, self.tail, self.temperature)
+            mixed = self.kl_weight * self.temperature**2 * kl + (1.0 - self.kl_weight) * loss
+            loss = jnp.where(jnp.any(ids > 0, axis=-1), mixed, loss)
+        return loss + self.z_loss * jnp.square(log_z)
+
+    def metrics(self, student: Statistics, targets, ids, logprobs) -> dict[str, jax.Array]:
+        """What a run logs, float32 [...] each; names that begin with "soft/" mean something only
+        where a position has a teacher.
+
+        `cross_entropy` and `token_accuracy` of the targets, `soft/kl_at_temperature` of this
+        objective's tail, and `teacher_metrics`.
+        """
+        log_z = logsumexp(student.classes(), axis=-1)
+        hard = {
+            "cross_entropy": log_z - student.target,
+            "token_accuracy": (student.best == targets).astype(jnp.float32),
+        }
         if not self.uses_teacher:
-            return cross_entropy(
-                logits_BTV, targets_BT, z_loss=self.z_loss, label_smoothing=self.label_smoothing
-            )
-        settings = dataclasses.asdict(self)
-        return soft_loss(logits_BTV, targets_BT, teacher_ids_BTK, teacher_logprobs_BTK, **settings)
+            return hard
+        soft = teacher_metrics(student, ids, logprobs)
+        soft["kl_at_temperature"] = _topk_kl(student, ids, logprobs, self.tail, self.temperature)
+        return hard | {f"soft/{name}": value for name, value in soft.items()}
 
 
-def soft_loss(
-    logits_BTV,
-    targets_BT,
-    teacher_ids_BTK,
-    teacher_logprobs_BTK,
-    *,
-    tail: str = "bucket",
-    temperature: float = 1.0,
-    kl_weight: float = 1.0,
-    z_loss: float = 0.0,
-    label_smoothing: float = 0.0,
-):
-    """kl_weight * T^2 * KL_T + (1 - kl_weight) * CE; plain CE where a position has no teacher.
-
-    T^2 multiplies the loss itself, hence its gradient, which keeps the gradient's size about the
-    same at every temperature (Hinton et al. 2015, section 2). z_loss applies to every position.
-
-    Returns:
-        float32 [B, T], nats.
-    """
-    plain_BT = cross_entropy(logits_BTV, targets_BT, label_smoothing=label_smoothing)
-    soft_BT = jnp.any(teacher_ids_BTK > 0, axis=-1)
-    kl_BT = topk_kl(
-        logits_BTV, teacher_ids_BTK, teacher_logprobs_BTK, tail=tail, temperature=temperature
-    )
-    mixed_BT = kl_weight * temperature**2 * kl_BT + (1.0 - kl_weight) * plain_BT
-    loss_BT = jnp.where(soft_BT, mixed_BT, plain_BT)
-    if z_loss:
-        loss_BT += z_loss * jnp.square(logsumexp(logits_BTV.astype(jnp.float32), axis=-1))
-    return loss_BT
-
-
-def teacher_metrics(logits_BTV, teacher_ids_BTK, teacher_logprobs_BTK) -> dict[str, jax.Array]:
+def teacher_metrics(student: Statistics, ids, logprobs) -> dict[str, jax.Array]:
     """What a run logs about teacher and student at temperature 1.
 
+    Args:
+        ids: int32 [..., K].
+        logprobs: float32 [..., K].
+
     Returns:
-        float32 [B, T] each, meaningful where a position has a teacher:
+        float32 [...] each, meaningful where a position has a teacher:
         `kl` (bucket, nats), `teacher_entropy` (of the k+1 classes, nats), `teacher_mass` and
         `student_mass` (probability on the k ids), `agreement` (1.0 where the student's most
         probable token is the teacher's).
     """
-    log_p = jnp.where(teacher_ids_BTK > 0, teacher_logprobs_BTK, ABSENT)
+    log_p = jnp.where(ids > 0, logprobs, ABSENT)
     classes = _with_rest(log_p)
-    log_q_BTV = log_softmax(logits_BTV.astype(jnp.float32))
-    log_q = jnp.take_along_axis(log_q_BTV, teacher_ids_BTK, axis=-1)
-    best_teacher = jnp.take_along_axis(
-        teacher_ids_BTK, jnp.argmax(log_p, axis=-1)[..., None], axis=-1
-    )[..., 0]
+    best_teacher = jnp.take_along_axis(ids, jnp.argmax(log_p, axis=-1)[..., None], axis=-1)[..., 0]
     return {
-        "kl": topk_kl(logits_BTV, teacher_ids_BTK, teacher_logprobs_BTK),
+        "kl": _topk_kl(student, ids, logprobs, "bucket", 1.0),
         "teacher_entropy": -jnp.sum(jnp.exp(classes) * classes, axis=-1),
         "teacher_mass": jnp.sum(jnp.exp(log_p), axis=-1),
-        "student_mass": jnp.sum(jnp.exp(log_q) * (teacher_ids_BTK > 0), axis=-1),
-        "agreement": (jnp.argmax(logits_BTV, axis=-1) == best_teacher).astype(jnp.float32),
+        "student_mass": jnp.sum(jnp.exp(log_softmax(student.classes())[..., :-1]), axis=-1),
+        "agreement": (student.best == best_teacher).astype(jnp.float32),
     }
 
 
-def _with_rest(log_p_BTK):
-    """Appends the log of the mass outside the k as class K: [B, T, K+1]."""
-    rest = 1.0 - jnp.sum(jnp.exp(log_p_BTK), axis=-1, keepdims=True)
+def _cross_entropy(student, log_z, vocab_size, label_smoothing):
+    if not label_smoothing:
+        return log_z - student.target
+    others = vocab_size - 1
+    on, off = 1.0 - label_smoothing, label_smoothing / others
+    loss = log_z - on * student.target - off * (student.total - student.target)
+    return loss + on * jnp.log(on) + others * off * jnp.log(off)
+
+
+def _topk_kl(student, ids, logprobs, tail, temperature):
+    log_p = jnp.where(ids > 0, logprobs, ABSENT)
+    if tail == "bucket":
+        log_p, log_q = _with_rest(log_p), log_softmax(student.classes())
+        if temperature != 1.0:
+            log_p, log_q = log_softmax(log_p / temperature), log_softmax(log_q / temperature)
+        return _kl(log_p, log_q)
+    if tail == "renormalize":
+        log_p = log_softmax(log_p / temperature)
+    return _kl(log_p, log_softmax(student.classes(temperature))[..., :-1])
+
+
+def _with_rest(log_p):
+    """Appends the log of the mass outside the k as class K, [..., K + 1]."""
+    rest = 1.0 - jnp.sum(jnp.exp(log_p), axis=-1, keepdims=True)
     some = rest > ROUNDING
     log_rest = jnp.where(some, jnp.log(jnp.where(some, rest, 1.0)), ABSENT)
-    return jnp.concatenate([log_p_BTK, log_rest], axis=-1)
-
-
-def _student_classes(logits_BTV, ids_BTK):
-    """The student's log-probabilities of the k ids and of all other tokens: [B, T, K+1].
-
-    The rest is summed over the other logits themselves: 1 - sum_i q_i would lose it to rounding
-    exactly where the student is sure. Absent entries have no class of their own.
-    """
-    logits_BTV = logits_BTV.astype(jnp.float32)
-    log_z = logsumexp(logits_BTV, axis=-1, keepdims=True)
-    chosen = jnp.take_along_axis(logits_BTV, ids_BTK, axis=-1)
-    chosen = jnp.where(ids_BTK > 0, chosen, ABSENT)
-    vocab = jnp.arange(logits_BTV.shape[-1])
-    stored = jnp.any((ids_BTK[..., None] == vocab) & (ids_BTK[..., None] > 0), axis=-2)
-    rest = logsumexp(jnp.where(stored, ABSENT, logits_BTV), axis=-1, keepdims=True)
-    return jnp.concatenate([chosen, rest], axis=-1) - log_z
+    return jnp.concatenate([log_p, log_rest], axis=-1)
 
 
 def _kl(log_p, log_q):

@@ -124,6 +124,27 @@ class T5(nn.Module):
         enable_dropout: bool = False,
     ) -> jax.Array:
         """Returns logits_BTV in float32; all arguments are int32, [B, S] or [B, T]."""
+        hidden_BTD = self.hidden(
+            encoder_input_tokens,
+            decoder_input_tokens,
+            decoder_target_tokens,
+            encoder_segment_ids,
+            decoder_segment_ids,
+            enable_dropout=enable_dropout,
+        )
+        return self.logits(hidden_BTD)
+
+    def hidden(
+        self,
+        encoder_input_tokens,
+        decoder_input_tokens,
+        decoder_target_tokens,
+        encoder_segment_ids=None,
+        decoder_segment_ids=None,
+        *,
+        enable_dropout: bool = False,
+    ) -> jax.Array:
+        """The decoder's output, hidden_BTD in float32; times `head` it is the logits."""
         encoder_segments = _segments(encoder_input_tokens, encoder_segment_ids)
         decoder_segments = _segments(decoder_target_tokens, decoder_segment_ids)
         encoded_BSD = self.encode(encoder_input_tokens, encoder_segments, enable_dropout)
@@ -132,8 +153,7 @@ class T5(nn.Module):
         self_mask = mask_bias(causal & same_segment(decoder_segments, decoder_segments))
         cross_mask = mask_bias(same_segment(decoder_segments, encoder_segments))
         x_BTD = self.token_embedder(decoder_input_tokens)
-        x_BTD = self.decoder(x_BTD, encoded_BSD, self_mask, cross_mask, not enable_dropout)
-        return self.logits(x_BTD)
+        return self.decoder(x_BTD, encoded_BSD, self_mask, cross_mask, not enable_dropout)
 
     def encode(self, encoder_input_tokens, encoder_segment_ids=None, enable_dropout=False):
         """Returns the encoder's output, [B, S, D]."""
@@ -157,6 +177,13 @@ class T5(nn.Module):
             head_VD = self.token_embedder.embedding
             return x_BTD.astype(jnp.float32) @ head_VD.T / jnp.sqrt(self.config.emb_dim)
         return self.decoder.logits_dense(x_BTD)
+
+
+def head(config: T5Config, params: dict) -> jax.Array:
+    """The LM head, head_DV in float32; the scaled embedding where they are tied."""
+    if config.logits_via_embedding:
+        return params["token_embedder"]["embedding"].T / jnp.sqrt(config.emb_dim)
+    return params["decoder"]["logits_dense"]["kernel"]
 
 
 def _segments(tokens, segment_ids):

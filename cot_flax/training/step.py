@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import optax
 
 from cot_flax.model import lora
-from cot_flax.model.losses import Objective, cross_entropy, teacher_metrics, topk_kl
-from cot_flax.model.t5 import T5
+from cot_flax.model.head_loss import distillation_loss
+from cot_flax.model.losses import Objective
+from cot_flax.model.t5 import T5, head
 from cot_flax.training import guard
 from cot_flax.training.optimizers import Optimizer
 from cot_flax.training.state import TrainState, split_trainable
@@ -28,8 +29,7 @@ def loss_sums(
         watch: adds `nonfinite/activations`, the flags of guard.py.
     """
     targets_BT = batch["decoder_target_tokens"]
-    weights_BT = batch["decoder_loss_weights"].astype(jnp.float32)
-    logits_BTV, watched = model.apply(
+    hidden_BTD, watched = model.apply(
         {"params": params},
         batch["encoder_input_tokens"],
         batch["decoder_input_tokens"],
@@ -39,15 +39,22 @@ def loss_sums(
         enable_dropout=rng is not None,
         rngs=None if rng is None else {"dropout": rng},
         mutable=["intermediates"] if watch else [],
+        method="hidden",
     )
-    teacher = batch.get("teacher_top_ids"), batch.get("teacher_top_logprobs")
-    total = jnp.sum(objective(logits_BTV, targets_BT, *teacher) * weights_BT)
-    sums = {"loss": total} | _metric_sums(objective, logits_BTV, targets_BT, weights_BT, *teacher)
+    total, sums = distillation_loss(
+        hidden_BTD,
+        head(model.config, params),
+        targets_BT,
+        batch["decoder_loss_weights"],
+        batch.get("teacher_top_ids"),
+        batch.get("teacher_top_logprobs"),
+        objective=objective,
+    )
+    finite = sums.pop("nonfinite") == 0
     if watch:
-        finite_BT = jnp.isfinite(cross_entropy(logits_BTV, targets_BT))
-        flags = guard.activation_flags(model.config, watched["intermediates"], finite_BT)
+        flags = guard.activation_flags(model.config, watched["intermediates"], finite)
         sums["nonfinite/activations"] = flags
-    return total, jax.lax.stop_gradient(sums)
+    return total, jax.lax.stop_gradient({"loss": total} | sums)
 
 
 def make_train_step(
@@ -112,32 +119,3 @@ def _accumulate(gradient, params, batch, rng, microbatches):
     shapes = jax.eval_shape(gradient, params, first, rng)
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
     return jax.lax.scan(body, zeros, (jnp.arange(microbatches), rows))[0]
-
-
-def _metric_sums(objective, logits_BTV, targets_BT, weights_BT, ids_BTK, logprobs_BTK) -> Sums:
-    def total(values_BT, weights_BT):
-        return jnp.sum(values_BT * weights_BT)
-
-    sums = {
-        "tokens": jnp.sum(weights_BT),
-        "cross_entropy": total(cross_entropy(logits_BTV, targets_BT), weights_BT),
-        "token_accuracy": total(jnp.argmax(logits_BTV, axis=-1) == targets_BT, weights_BT),
-    }
-    if not objective.uses_teacher:
-        return sums
-    soft_BT = weights_BT * jnp.any(ids_BTK > 0, axis=-1)
-    tempered_BT = topk_kl(
-        logits_BTV,
-        ids_BTK,
-        logprobs_BTK,
-        tail=objective.tail,
-        temperature=objective.temperature,
-    )
-    metrics = teacher_metrics(logits_BTV, ids_BTK, logprobs_BTK)
-    metrics["kl_at_temperature"] = tempered_BT
-    # A product with 0 would let the infinity of a position without teacher through as a NaN.
-    soft = {
-        f"soft/{name}": jnp.sum(jnp.where(soft_BT > 0, values_BT * soft_BT, 0.0))
-        for name, values_BT in metrics.items()
-    }
-    return sums | soft | {"soft_tokens": jnp.sum(soft_BT)}

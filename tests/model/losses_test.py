@@ -10,14 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cot_flax.errors import UserError
-from cot_flax.model.losses import (
-    TAILS,
-    Objective,
-    cross_entropy,
-    soft_loss,
-    teacher_metrics,
-    topk_kl,
-)
+from cot_flax.model.logit_statistics import statistics_of
+from cot_flax.model.losses import TAILS, Objective, cross_entropy, teacher_metrics, topk_kl
 
 SETTINGS = [(tail, 1.0) for tail in TAILS] + [("bucket", 2.0), ("renormalize", 2.0)]
 every_setting = pytest.mark.parametrize(("tail", "temperature"), SETTINGS)
@@ -359,13 +353,12 @@ def test_bucket_lies_between_0_and_the_full_kl(case):
     assert float(jitted_kl(*arrays, temperature=2.0)[0, 0]) >= -1e-5
 
 
-class TestSoftLoss:
+class TestObjective:
     @every_setting
     def test_positions_without_teacher_have_plain_cross_entropy(self, tail, temperature):
         def loss(logits):
-            return soft_loss(
-                logits, TARGETS, TEACHER_IDS, TEACHER_LOGPROBS, tail=tail, temperature=temperature
-            )
+            objective = Objective(1.0, tail, temperature)
+            return objective(logits, TARGETS, TEACHER_IDS, TEACHER_LOGPROBS)
 
         plain = [
             [cross_entropy_of_position(z, t, 0, 0) for z, t in zip(*row, strict=True)]
@@ -387,7 +380,7 @@ class TestSoftLoss:
             return topk_kl(z, *teacher, tail=tail, temperature=3.0)
 
         def loss(z):
-            return soft_loss(z, np.array([[3]]), *teacher, tail=tail, temperature=3.0)
+            return Objective(1.0, tail, 3.0)(z, np.array([[3]]), *teacher)
 
         np.testing.assert_allclose(loss(logits), 9 * tempered_kl(logits), rtol=1e-5)
         np.testing.assert_allclose(
@@ -396,16 +389,8 @@ class TestSoftLoss:
 
     def test_mixture_and_z_loss(self):
         """0.75 * 4 * KL_2 + 0.25 * CE + z_loss where there is a teacher, else CE + z_loss."""
-        loss = soft_loss(
-            LOGITS,
-            TARGETS,
-            TEACHER_IDS,
-            TEACHER_LOGPROBS,
-            temperature=2.0,
-            kl_weight=0.75,
-            z_loss=0.5,
-            label_smoothing=0.125,
-        )
+        objective = Objective(0.75, temperature=2.0, z_loss=0.5, label_smoothing=0.125)
+        loss = objective(LOGITS, TARGETS, TEACHER_IDS, TEACHER_LOGPROBS)
         for place in np.ndindex(2, 2):
             logits = LOGITS[place]
             expected = cross_entropy_of_position(logits, TARGETS[place], 0, 0.125)
@@ -417,27 +402,12 @@ class TestSoftLoss:
             expected += 0.5 * math.log(np.exp(logits).sum()) ** 2
             assert loss[place] == pytest.approx(expected, rel=1e-5), place
 
-
-class TestObjective:
     def test_cross_entropy_needs_no_teacher(self):
         objective = Objective(z_loss=0.25, label_smoothing=0.125)
         loss = objective(LOGITS[:1, :1], TARGETS[:1, :1], None, None)
         assert not objective.uses_teacher
         expected = cross_entropy_of_position(LOGITS[0, 0], 2, 0.25, 0.125)
         assert loss == pytest.approx(expected, rel=1e-5)
-
-    def test_kl_takes_every_setting(self):
-        chosen = {
-            "tail": "renormalize",
-            "temperature": 2.0,
-            "kl_weight": 0.5,
-            "z_loss": 0.25,
-            "label_smoothing": 0.125,
-        }
-        objective = Objective(**chosen)
-        arrays = LOGITS, TARGETS, TEACHER_IDS, TEACHER_LOGPROBS
-        assert objective.uses_teacher
-        np.testing.assert_array_equal(objective(*arrays), soft_loss(*arrays, **chosen))
 
     @pytest.mark.parametrize(
         ("change", "message"),
@@ -455,9 +425,13 @@ class TestObjective:
             Objective(**change)
 
 
+def metrics_of(logits, ids, logprobs):
+    return teacher_metrics(statistics_of(logits, None, ids), ids, logprobs)
+
+
 class TestTeacherMetrics:
     def test_scalar(self):
-        metrics = teacher_metrics(*position(Q, IDS, P))
+        metrics = metrics_of(*position(Q, IDS, P))
         entropy = -(0.5 * math.log(0.5) + 0.3 * math.log(0.3) + 0.2 * math.log(0.2))
         expected = {
             "kl": BY_HAND["bucket", 1.0],
@@ -469,7 +443,7 @@ class TestTeacherMetrics:
         assert {k: float(v[0, 0]) for k, v in metrics.items()} == pytest.approx(expected, rel=1e-5)
 
     def test_batched(self):
-        metrics = teacher_metrics(LOGITS, TEACHER_IDS, TEACHER_LOGPROBS)
+        metrics = metrics_of(LOGITS, TEACHER_IDS, TEACHER_LOGPROBS)
         np.testing.assert_array_equal(metrics["agreement"].ravel()[:3], [1, 0, 1])
         np.testing.assert_allclose(metrics["teacher_mass"].ravel()[:3], [0.875, 0.875, 1])
         first, second, third = (softmax(z) for z in LOGITS.reshape(4, 7)[:3])
@@ -485,8 +459,8 @@ class TestTeacherMetrics:
         lambda z: cross_entropy(z, TARGETS, z_loss=0.1, label_smoothing=0.1),
         lambda z: topk_kl(z, TEACHER_IDS, TEACHER_LOGPROBS),
         lambda z: topk_kl(z, TEACHER_IDS, TEACHER_LOGPROBS, tail="renormalize", temperature=2.0),
-        lambda z: soft_loss(z, TARGETS, TEACHER_IDS, TEACHER_LOGPROBS, z_loss=0.1, kl_weight=0.5),
-        lambda z: teacher_metrics(z, TEACHER_IDS, TEACHER_LOGPROBS)["student_mass"],
+        lambda z: Objective(0.5, z_loss=0.1)(z, TARGETS, TEACHER_IDS, TEACHER_LOGPROBS),
+        lambda z: metrics_of(z, TEACHER_IDS, TEACHER_LOGPROBS)["student_mass"],
     ],
 )
 def test_bfloat16_logits_lose_nothing_more(function):

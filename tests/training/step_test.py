@@ -151,6 +151,23 @@ def test_metrics_against_numpy(config, params, batch, sums_of):
     assert total == sums["loss"]
 
 
+@pytest.mark.parametrize("tied", [False, True])
+def test_equals_the_loss_of_whole_logits_with_its_gradient(tied, config, batch):
+    model = T5(dataclasses.replace(config, logits_via_embedding=tied))
+    names = "encoder_input_tokens", "decoder_input_tokens", "decoder_target_tokens"
+    inputs = [batch[name] for name in names]
+    params = jax.jit(model.init)(jax.random.key(0), *inputs)["params"]
+
+    def whole(params):
+        logits_BTV = model.apply({"params": params}, *inputs)
+        labels = inputs[2], batch["teacher_top_ids"], batch["teacher_top_logprobs"]
+        return jnp.sum(KL(logits_BTV, *labels) * batch["decoder_loss_weights"])
+
+    ours = jax.jit(jax.value_and_grad(lambda params: loss_sums(model, KL, params, batch)[0]))
+    theirs = jax.jit(jax.value_and_grad(whole))
+    assert_close(ours(params), theirs(params), rtol=1e-5, atol=1e-4)
+
+
 def test_padding_rows_add_nothing(params, batch, gradient_of):
     """The two halves of a batch, each beside rows of zeros, add up to the batch."""
     halves = [np.arange(8) < 4, np.arange(8) >= 4]
