@@ -21,7 +21,9 @@ from cot_flax.data.registration import cot_task
 from cot_flax.errors import UserError
 from cot_flax.evaluation.outputs import PREDICTIONS, RESULTS
 from cot_flax.model.beam import RULES, beam_search
-from cot_flax.model.decoding import decode, for_decoding
+from cot_flax.model.continuous import bucket, decode_all
+from cot_flax.model.decoding import for_decoding
+from cot_flax.model.sampling import Sampling
 from cot_flax.model.t5 import T5
 from cot_flax.text import scoring
 from cot_flax.text.answers import MODES
@@ -29,9 +31,6 @@ from cot_flax.training import state, step
 from cot_flax.weights.access import Access
 from cot_flax.weights.opening import open_source
 from cot_flax.weights.source import load
-
-LENGTH_BUCKET = 64
-"""Prompts are padded to a multiple of this, so that few shapes are compiled."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +42,8 @@ class Decoding:
         batch_size: prompts decoded at once.
         samples: chains a prompt.
         temperature: 0 is greedy.
+        top_k: only the k likeliest tokens are drawn; 0 is off.
+        top_p: only the fewest likeliest tokens that together have this probability; 1 is off.
         beams: of beam search, whose best answer counts; 1 is greedy or sampled decoding.
         length_penalty: of beam search; None is the default of its rule.
         beam_rule: "huggingface" or "t5x": whose beam search it is.
@@ -54,6 +55,8 @@ class Decoding:
     batch_size: int = 32
     samples: int = 1
     temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
     beams: int = 1
     length_penalty: float | None = None
     beam_rule: str = "huggingface"
@@ -67,6 +70,12 @@ class Decoding:
             raise UserError(
                 f"beam rule {self.beam_rule!r}", f"one of {tuple(RULES)}", "correct the name"
             )
+        if self.temperature < 0:
+            raise UserError(f"temperature {self.temperature}", "0 or more", "set TEMPERATURE")
+        if self.top_k < 0:
+            raise UserError(f"top_k {self.top_k}", "1 or more, or 0 to be off", "set TOP_K")
+        if not 0 < self.top_p <= 1:
+            raise UserError(f"top_p {self.top_p}", "above 0, at most 1", "set TOP_P")
         if self.beams < 1:
             raise UserError(f"{self.beams} beams", "1 or more", "set NUM_BEAMS=1 to be greedy")
         if self.beams > 1 and (self.samples > 1 or self.temperature > 0):
@@ -231,41 +240,47 @@ def read_examples(task: str, split: str, max_examples: int | None) -> list[dict]
 
 
 def _decode_all(module, params, examples, vocabulary, decoding) -> list[list[str]]:
-    """Texts [examples][samples]; prompts of like length are decoded together."""
+    """Texts [examples][samples]."""
     module, params = for_decoding(module, params)
-    texts: list = [None] * len(examples)
-    keys = jax.random.split(jax.random.key(decoding.seed), len(examples))
-    order = sorted(range(len(examples)), key=lambda i: len(examples[i]["inputs"]))
-    for places in _groups(order, decoding.batch_size):
-        tokens_BS = _pad([examples[i]["inputs"] for i in places])
-        output_BNT = _decode(module, params, tokens_BS, keys[jnp.array(places)], decoding)
-        for i, ids_NT in zip(places, np.asarray(output_BNT), strict=True):
-            texts[i] = [vocabulary.decode(_until_eos(ids_T)) for ids_T in ids_NT]
-    return texts
+    inputs = [example["inputs"] for example in examples]
+    search = _search if decoding.beams > 1 else _continue
+    return [
+        [vocabulary.decode(_until_eos(ids_T)) for ids_T in ids_NT]
+        for ids_NT in search(module, params, inputs, decoding)
+    ]
 
 
-def _decode(module, params, tokens_BS, keys_B, decoding) -> jax.Array:
-    """Samples, or the best beam alone: int32 [B, samples, max_tokens]."""
-    if decoding.beams == 1:
-        return decode(
-            module,
-            params,
-            tokens_BS,
-            max_tokens=decoding.max_tokens,
-            samples=decoding.samples,
-            temperature=decoding.temperature,
-            rng=keys_B,
-        )
-    output_BNT, _ = beam_search(
+def _continue(module, params, inputs, decoding) -> np.ndarray:
+    """Greedy or sampled: int32 [prompts, samples, max_tokens]."""
+    seed, places = jax.random.key(decoding.seed), jnp.arange(len(inputs))
+    return decode_all(
         module,
         params,
-        tokens_BS,
+        inputs,
+        jax.vmap(jax.random.fold_in, in_axes=(None, 0))(seed, places),
+        slots=decoding.batch_size,
         max_tokens=decoding.max_tokens,
-        beams=decoding.beams,
-        length_penalty=decoding.length_penalty,
-        rule=decoding.beam_rule,
+        samples=decoding.samples,
+        sampling=Sampling(decoding.temperature, decoding.top_k, decoding.top_p),
     )
-    return output_BNT[:, :1]
+
+
+def _search(module, params, inputs, decoding) -> np.ndarray:
+    """The best beam alone: int32 [prompts, 1, max_tokens]; prompts of like length go together."""
+    best = np.zeros((len(inputs), 1, decoding.max_tokens), np.int32)
+    order = sorted(range(len(inputs)), key=lambda i: len(inputs[i]))
+    for places in _groups(order, decoding.batch_size):
+        output_BNT, _ = beam_search(
+            module,
+            params,
+            _pad([inputs[i] for i in places]),
+            max_tokens=decoding.max_tokens,
+            beams=decoding.beams,
+            length_penalty=decoding.length_penalty,
+            rule=decoding.beam_rule,
+        )
+        best[places] = output_BNT[:, :1]
+    return best
 
 
 def _groups(order: list[int], size: int) -> Iterator[list[int]]:
@@ -276,9 +291,7 @@ def _groups(order: list[int], size: int) -> Iterator[list[int]]:
 
 
 def _pad(inputs: list[np.ndarray]) -> jax.Array:
-    longest = max(map(len, inputs))
-    length = -(-longest // LENGTH_BUCKET) * LENGTH_BUCKET
-    tokens = np.zeros((len(inputs), length), np.int32)
+    tokens = np.zeros((len(inputs), bucket(max(map(len, inputs)))), np.int32)
     for row, ids in zip(tokens, inputs, strict=True):
         row[: len(ids)] = ids
     return jnp.asarray(tokens)

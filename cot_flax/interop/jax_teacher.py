@@ -69,7 +69,7 @@ class JaxTeacher:
 
         Raises:
             RequestFailed: the prompt is too long.
-            UserError: a chat, top_p or a penalty.
+            UserError: a chat or a penalty.
         """
         return await asyncio.get_running_loop().run_in_executor(
             self._worker, self._complete, request
@@ -96,7 +96,7 @@ class JaxTeacher:
                 "a prompt that is one text: an encoder-decoder has no chat",
                 "choose a prompt without chat, or another teacher",
             )
-        refuse_settings(request, {"top_p": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0})
+        refuse_settings(request, {"presence_penalty": 0.0, "frequency_penalty": 0.0})
         prompt_ids = self._encode(request.prompt)
         inputs_S = _padded(prompt_ids)
         drawn_1NT = decode(
@@ -106,6 +106,7 @@ class JaxTeacher:
             max_tokens=request.max_tokens,
             samples=request.n,
             temperature=request.temperature,
+            top_p=request.top_p,
             rng=jax.random.key(seed_of(request))[None],
         )
         drawn_NT = np.asarray(drawn_1NT[0])

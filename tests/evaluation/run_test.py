@@ -17,6 +17,7 @@ from cot_flax.errors import UserError
 from cot_flax.evaluation import run
 from cot_flax.evaluation.run import AccuracyEvaluator, Decoding, LossEvaluator
 from cot_flax.model.beam import beam_search
+from cot_flax.model.decoding import decode
 from cot_flax.model.t5 import T5, T5Config
 from cot_flax.tasks import abilities  # noqa: F401 (registers)
 from cot_flax.tasks.stories import VOCABULARY
@@ -168,7 +169,7 @@ def terse(student):
 
 
 def test_with_beams_the_best_of_each_prompt_is_scored(terse):
-    prompts = np.zeros((4, 2 * run.LENGTH_BUCKET), np.int32)
+    prompts = np.zeros((4, 128), np.int32)
     for row, e in zip(prompts, run.read_examples(COT, "test", 4), strict=True):
         row[: len(e["inputs"])] = e["inputs"]
     texts = {}
@@ -191,9 +192,13 @@ def test_with_beams_the_best_of_each_prompt_is_scored(terse):
         ({"beams": 4, "temperature": 0.7}, "4 beams, 1 samples, temperature 0.7; "),
         ({"beams": 0}, "0 beams; expected 1 or more"),
         ({"beam_rule": "t5"}, "beam rule 't5'; expected one of"),
+        ({"temperature": -1.0}, "temperature -1.0; expected 0 or more"),
+        ({"top_k": -1}, "top_k -1; expected 1 or more"),
+        ({"top_p": 0.0}, "top_p 0.0; expected above 0"),
+        ({"top_p": 1.5}, "top_p 1.5; expected above 0"),
     ],
 )
-def test_beams_do_not_go_with_drawing(settings, message):
+def test_settings_that_cannot_be_are_named(settings, message):
     with pytest.raises(UserError, match=message):
         Decoding(**settings)
 
@@ -206,19 +211,43 @@ def test_beams_are_macros_of_evaluation():
     assert (found.beams, found.length_penalty, found.beam_rule) == (4, 0.6, "t5x")
 
 
+def test_what_is_drawn_is_set_by_macros():
+    places = ["CHECKPOINT_PATH='run'", "EVAL_OUTPUT_DIR='out'", f"MIXTURE_OR_TASK_NAME='{COT}'"]
+    draws = ["NUM_SAMPLES=8", "TEMPERATURE=0.7", "TOP_K=40", "TOP_P=0.95"]
+    configuration.parse(["runs/evaluate.gin"], places + draws)
+    found = configuration.call("run.Decoding")
+    assert (found.samples, found.temperature, found.top_k, found.top_p) == (8, 0.7, 40, 0.95)
+
+
+def test_texts_are_those_of_the_plain_decoder(student):
+    """A draw's key is made of the seed and the prompt's place."""
+    examples = run.read_examples(COT, "test", 3)
+    module, params = student
+    batch = np.zeros((3, 192), np.int32)
+    for row, e in zip(batch, examples, strict=True):
+        row[: len(e["inputs"])] = e["inputs"]
+    keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(jax.random.key(3), jnp.arange(3))
+    settings = {"max_tokens": 5, "samples": 2, "temperature": 1.0, "top_k": 20, "top_p": 0.9}
+    expected = np.asarray(decode(module, params, batch, rng=keys, **settings))
+    decoding = Decoding(seed=3, batch_size=2, **settings)
+    for row in run.predict(module, params, COT, "test", decoding, 3):
+        place = [e["id"].decode() for e in examples].index(row["id"])
+        ids = expected[place, row["sample"]].tolist()
+        assert row["text"] == VOCABULARY.decode(ids[: ids.index(1)] if 1 in ids else ids)
+
+
 class FakeDecoding:
-    """Answers every prompt from a table, in the shape of `decode`, and keeps the batches."""
+    """Answers every prompt from a table, in the shape of `decode_all`, and keeps the prompts."""
 
     def __init__(self, answers):
         self._answers = answers
-        self.batches = []
+        self.calls = []
 
-    def __call__(self, module, params, tokens_BS, *, max_tokens, samples, temperature, rng):
-        tokens_BS = np.asarray(tokens_BS)
-        self.batches.append(tokens_BS)
-        output = np.zeros((len(tokens_BS), samples, max_tokens), np.int32)
-        for row, tokens in zip(output, tokens_BS, strict=True):
-            ids = self._answers[tuple(tokens[tokens > 0].tolist())]
+    def __call__(self, module, params, prompts, keys, *, slots, max_tokens, samples, sampling):
+        self.calls.append(prompts)
+        output = np.zeros((len(prompts), samples, max_tokens), np.int32)
+        for row, tokens in zip(output, prompts, strict=True):
+            ids = self._answers[tuple(tokens.tolist())]
             row[:, : len(ids)] = ids
         return output
 
@@ -228,28 +257,19 @@ def fake(monkeypatch, task, choose, split="test"):
     examples = run.read_examples(task, split, None)
     answers = {tuple(e["inputs"].tolist()): choose(i, e) for i, e in enumerate(examples)}
     decoding = FakeDecoding(answers)
-    monkeypatch.setattr(run, "decode", decoding)
+    monkeypatch.setattr(run, "decode_all", decoding)
     return examples, decoding
 
 
-def test_predictions_keep_the_order_of_the_data_though_decoding_goes_by_length(
-    monkeypatch, student
-):
+def test_predictions_keep_the_order_of_the_data(monkeypatch, student):
     def echo(place, e):
         return [*e["inputs"][:12].tolist(), 1, 9, 9]  # what follows EOS is no text
 
-    examples, decoding = fake(monkeypatch, COT, echo)
+    examples, _ = fake(monkeypatch, COT, echo)
     rows = run.predict(*student, COT, "test", Decoding(max_tokens=20, batch_size=4))
-    lengths = [len(e["inputs"]) for e in examples]
-    assert lengths != sorted(lengths)
     assert [row["id"] for row in rows] == [e["id"].decode() for e in examples]
     for row, e in zip(rows, examples, strict=True):
         assert row["text"] == VOCABULARY.decode(e["inputs"][:12].tolist())
-    # Three batches of four, shortest prompts first; the last place of ten is repeated.
-    decoded = [int((row > 0).sum()) for batch in decoding.batches for row in batch]
-    assert [len(batch) for batch in decoding.batches] == [4, 4, 4]
-    assert decoded == [*sorted(lengths), max(lengths), max(lengths)]
-    assert all(batch.shape[1] % run.LENGTH_BUCKET == 0 for batch in decoding.batches)
 
 
 def gold_at_even_places(place, e):
@@ -281,7 +301,7 @@ def test_the_accuracy_evaluator_takes_the_first_of_the_validation_split(monkeypa
         f"{ANSWER}/accuracy": 3 / 5,
         f"{ANSWER}/parse_failure_rate": 2 / 5,
     }
-    assert len(decoding.batches) == 1
+    assert [len(prompts) for prompts in decoding.calls] == [5]
 
 
 def test_the_loss_evaluator_of_a_student_that_knows_nothing(student):
@@ -323,7 +343,7 @@ def test_a_checkpoint_of_another_vocabulary_is_refused(student, tmp_path):
     ],
 )
 def test_what_cannot_be_evaluated_is_named(checkpoint, tmp_path, monkeypatch, settings, message):
-    monkeypatch.setattr(run, "decode", None)  # found out before anything is decoded
+    monkeypatch.setattr(run, "decode_all", None)  # found out before anything is decoded
     with pytest.raises(UserError, match=message):
         evaluate(checkpoint, tmp_path, **settings)
 

@@ -202,7 +202,15 @@ def test_equal_requests_draw_equal_samples(teacher, reply):
 def test_other_series_seeds_and_prompts_draw_others(change, teacher, reply):
     texts = [completion.text for completion in reply.completions]
     others = complete(teacher, dataclasses.replace(REQUEST, **change)).completions
-    assert len({*texts, *(completion.text for completion in others)}) == 16
+    assert len({*texts, *(completion.text for completion in others)}) > 12  # of 16
+
+
+def test_a_narrow_nucleus_draws_the_likeliest_tokens(teacher):
+    greedy, nucleus = (
+        complete(teacher, dataclasses.replace(REQUEST, **change)).completions
+        for change in ({"temperature": 0.0}, {"temperature": 1.0, "top_p": 1e-6})
+    )
+    assert {c.text for c in nucleus} == {c.text for c in greedy}
 
 
 def test_no_logprobs_where_none_were_asked_for(teacher, reply):
@@ -245,7 +253,6 @@ def test_prompts_of_like_length_share_a_program(teacher, reply):
     ("change", "message"),
     [
         ({"prompt": ({"role": "user", "content": "Hi"},)}, "no chat"),
-        ({"top_p": 0.9}, "top_p = 0.9"),
         ({"presence_penalty": 0.5}, "presence_penalty = 0.5"),
         ({"frequency_penalty": 0.5}, "frequency_penalty = 0.5"),
         ({"prompt": "Tom has 3 apples. " * 25}, "expected at most 100"),

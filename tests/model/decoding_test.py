@@ -151,7 +151,7 @@ def test_samples_positions_and_keys_draw_apart(lively):
     assert np.mean(first[:, 0] == second[:, 0]) < 0.2
     assert np.mean(first[:, 0] == first[:, 1]) < 0.2
     assert np.mean(first[1:] == first[:-1]) < 0.5
-    assert len({tuple(row) for row in first}) == 50
+    assert len({tuple(row) for row in first}) > 40
 
 
 KEYS = jax.random.split(jax.random.key(3), 3)

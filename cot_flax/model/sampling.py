@@ -1,0 +1,111 @@
+"""Draws tokens: temperature, top-k, then top-p of what top-k left, as transformers orders them.
+
+A draw inverts the cumulative distribution, for which a token needs one uniform number; Gumbel noise
+would take one for every entry of the vocabulary.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+_BLOCK = 128  # of the vocabulary: a draw finds its block first
+
+
+class Sampling(NamedTuple):
+    """How tokens are chosen; numbers that may change without compiling anew.
+
+    Attributes:
+        temperature: 0 is greedy; otherwise tokens are drawn from softmax(logits / temperature).
+        top_k: only the k likeliest tokens are drawn; 0 is off.
+        top_p: only the fewest likeliest tokens that together have this probability; 1 is off.
+            Tokens as likely as the last one of a cut stay, too.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+
+def choose(logits_BNV, sampling: Sampling, keys_B, positions_B) -> jax.Array:
+    """Returns tokens, int32 [B, N].
+
+    A sample's token depends on its logits, its prompt's key, its position and its place among the
+    N alone; probabilities are resolved to 2^-23.
+    """
+
+    def drawn():
+        uniforms_BN = _uniforms(keys_B, positions_B, logits_BNV.shape[1])
+        weights_BNV = _weights(logits_BNV, sampling)
+        return jax.vmap(jax.vmap(_invert))(weights_BNV, uniforms_BN)
+
+    return jax.lax.cond(sampling.temperature > 0, drawn, lambda: _likeliest(logits_BNV))
+
+
+def _likeliest(logits_BNV):
+    # Two plain reductions: XLA's CPU argmax is one loop of scalars.
+    V = logits_BNV.shape[-1]
+    likeliest = logits_BNV == logits_BNV.max(axis=-1, keepdims=True)
+    return jnp.where(likeliest, jnp.arange(V, dtype=jnp.int32), V - 1).min(axis=-1)
+
+
+def _uniforms(keys_B, positions_B, samples: int):
+    def uniform(key, position, sample):
+        return jax.random.uniform(jax.random.fold_in(jax.random.fold_in(key, position), sample))
+
+    of_samples = jax.vmap(uniform, in_axes=(None, None, 0))
+    return jax.vmap(of_samples, in_axes=(0, 0, None))(keys_B, positions_B, jnp.arange(samples))
+
+
+def _weights(logits_BNV, sampling: Sampling):
+    """Unnormalised probabilities, at most 1; what is cut off has none."""
+    highest_BN1 = logits_BNV.max(axis=-1, keepdims=True)
+    weights = jnp.exp((logits_BNV - highest_BN1) / jnp.maximum(sampling.temperature, 1e-6))
+    weights = jax.lax.cond(
+        sampling.top_k > 0,
+        lambda w: _cut(w, jnp.ones_like, jnp.float32(sampling.top_k)),
+        lambda w: w,
+        weights,
+    )
+    return jax.lax.cond(
+        sampling.top_p < 1,
+        lambda w: _cut(w, lambda kept: kept, sampling.top_p * w.sum(axis=-1, keepdims=True)),
+        lambda w: w,
+        weights,
+    )
+
+
+def _cut(weights_BNV, measure, amount):
+    """Keeps the weights from the greatest threshold on above which `measure` adds to `amount`.
+
+    Positive floats are ordered as their bits are, so that bisecting these is exact.
+    """
+    sizes_BNV = measure(weights_BNV)
+
+    def halve(_, bounds):
+        enough, too_high = bounds
+        middle = (enough + too_high) // 2
+        above = weights_BNV >= jax.lax.bitcast_convert_type(middle, jnp.float32)
+        fits = jnp.where(above, sizes_BNV, 0.0).sum(axis=-1, keepdims=True) >= amount
+        return jnp.where(fits, middle, enough), jnp.where(fits, too_high, middle)
+
+    enough = jnp.zeros((*weights_BNV.shape[:-1], 1), jnp.int32)
+    above_one = jax.lax.bitcast_convert_type(jnp.float32(1), jnp.int32) + 1
+    enough, _ = jax.lax.fori_loop(0, 30, halve, (enough, jnp.full_like(enough, above_one)))
+    threshold = jax.lax.bitcast_convert_type(enough, jnp.float32)
+    return jnp.where(weights_BNV >= threshold, weights_BNV, 0.0)
+
+
+def _invert(weights_V, uniform):
+    """The token whose share of the cumulated weights holds `uniform`."""
+    V = len(weights_V)
+    blocks_GW = jnp.pad(weights_V, (0, -V % _BLOCK)).reshape(-1, _BLOCK)
+    ends_G = jnp.cumsum(blocks_GW.sum(axis=1))
+    mark = uniform * ends_G[-1]
+    block = jnp.sum(ends_G <= mark)
+    weights_W = blocks_GW[block]
+    ends_W = jnp.cumsum(weights_W)
+    mark -= jnp.where(block > 0, ends_G[block - 1], 0.0)
+    # Rounding may leave the mark at the block's end.
+    inside = jnp.where(mark < ends_W[-1], jnp.sum(ends_W <= mark), jnp.argmax(weights_W))
+    return (block * _BLOCK + inside).astype(jnp.int32)
