@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.linen.partitioning import scan_with_axes
 
-from cot_flax.model.attention import Dense, RelativePositionBias, mask_bias, same_segment
+from cot_flax.model.attention import Bias, Dense, RelativePositionBias, mask_bias
 from cot_flax.model.config import T5Config
 from cot_flax.model.layers import DecoderLayer, Embedding, EncoderLayer, LayerNorm, watch
 
@@ -63,8 +63,8 @@ class Encoder(Stack):
         self._build(EncoderLayer, self.config.num_encoder_layers, True)
         self.encoder_norm = LayerNorm(self.config.dtype)
 
-    def __call__(self, x_BSD, mask_B1SS, deterministic):
-        bias = self.relpos_bias(x_BSD.shape[1], x_BSD.shape[1]) + mask_B1SS
+    def __call__(self, x_BSD, segments_BS, deterministic):
+        bias = Bias(self.relpos_bias(x_BSD.shape[1], x_BSD.shape[1]), segments_BS, segments_BS)
         return self._run(x_BSD, self.encoder_norm, bias, deterministic)
 
 
@@ -75,10 +75,11 @@ class Decoder(Stack):
         if not self.config.logits_via_embedding:
             self.logits_dense = Dense((self.config.vocab_size,), ("embed", "vocab"), jnp.float32)
 
-    def __call__(self, x_BTD, encoded_BSD, self_mask, cross_mask, deterministic):
-        bias = self.relpos_bias(x_BTD.shape[1], x_BTD.shape[1]) + self_mask
-        args = encoded_BSD, bias, cross_mask, deterministic
-        return self._run(x_BTD, self.decoder_norm, *args)
+    def __call__(self, x_BTD, encoded_BSD, segments_BT, encoder_segments_BS, deterministic):
+        position = self.relpos_bias(x_BTD.shape[1], x_BTD.shape[1])
+        own = Bias(position, segments_BT, segments_BT, causal=True)
+        cross = Bias(None, segments_BT, encoder_segments_BS)
+        return self._run(x_BTD, self.decoder_norm, encoded_BSD, own, cross, deterministic)
 
     def init_cache(self, encoded_BSD, samples: int, length: int):
         """Returns a list with one cache a layer, for `samples` continuations of each prompt."""
@@ -148,18 +149,14 @@ class T5(nn.Module):
         encoder_segments = _segments(encoder_input_tokens, encoder_segment_ids)
         decoder_segments = _segments(decoder_target_tokens, decoder_segment_ids)
         encoded_BSD = self.encode(encoder_input_tokens, encoder_segments, enable_dropout)
-        length = decoder_input_tokens.shape[1]
-        causal = jnp.tril(jnp.ones((length, length), bool))
-        self_mask = mask_bias(causal & same_segment(decoder_segments, decoder_segments))
-        cross_mask = mask_bias(same_segment(decoder_segments, encoder_segments))
+        segments = decoder_segments, encoder_segments
         x_BTD = self.token_embedder(decoder_input_tokens)
-        return self.decoder(x_BTD, encoded_BSD, self_mask, cross_mask, not enable_dropout)
+        return self.decoder(x_BTD, encoded_BSD, *segments, not enable_dropout)
 
     def encode(self, encoder_input_tokens, encoder_segment_ids=None, enable_dropout=False):
         """Returns the encoder's output, [B, S, D]."""
         segments = _segments(encoder_input_tokens, encoder_segment_ids)
-        mask = mask_bias(same_segment(segments, segments))
-        return self.encoder(self.token_embedder(encoder_input_tokens), mask, not enable_dropout)
+        return self.encoder(self.token_embedder(encoder_input_tokens), segments, not enable_dropout)
 
     def init_cache(self, encoder_input_tokens, *, samples: int, length: int):
         """Encodes the prompts; returns a cache for `samples` continuations of `length` tokens."""
