@@ -1,0 +1,170 @@
+"""The decoder against T5X's and against transformers, at T5 1.1 small's shape in float32.
+
+    python benchmarks/decoding.py
+
+All contenders have random parameters and a head that gives the end of the text the logit 0, which
+is never the greatest of 32,128 and hardly ever drawn: all of them write all tokens. T5X joins where
+it is importable, torch where it and transformers are installed.
+"""
+
+import argparse
+import importlib.util
+from functools import partial
+
+import jax
+import numpy as np
+from harness import ratios, record, spread, take_turns
+
+from cot_flax.model.continuous import decode_all
+from cot_flax.model.decoding import decode
+from cot_flax.model.sampling import Sampling
+from cot_flax.model.t5 import T5, T5Config
+
+BATCH = 8
+CASES = {  # whether the peers join, rounds, samples, tokens in, tokens out
+    "greedy, 512 in, 128 out": (True, 3, 1, 512, 128),
+    "8 samples, 512 in, 128 out": (True, 2, 8, 512, 128),
+    "8 samples, 1024 in, 256 out": (False, 2, 8, 1024, 256),
+}
+
+
+def main() -> None:
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
+    model = T5(T5Config())
+    params = random_parameters(model)
+    result = {"what": f"seconds a batch of {BATCH} prompts; T5 1.1 small, float32"}
+    for name, (with_peers, rounds, *case) in CASES.items():
+        contenders = {"cot-flax": ours(model, params, *case)}
+        if with_peers:
+            contenders |= peers(model, params, *case)
+        result[name] = compare(contenders, rounds)
+    name = "64 prompts in 8 slots, 128 in, 1 to 256 out (mean 92), vocabulary of 100"
+    result[name] = compare(uneven(), rounds=2)
+    record("decoding", result)
+
+
+def compare(contenders, rounds: int) -> dict:
+    for run in contenders.values():  # compiles
+        run()
+    seconds = take_turns(contenders, rounds)
+    report = {name: {"seconds": spread(times)} for name, times in seconds.items()}
+    for name in report.keys() - {"cot-flax"}:
+        report[name]["times_as_long"] = ratios(seconds[name], seconds["cot-flax"])
+    return report
+
+
+def random_parameters(model: T5) -> dict:
+    token = np.zeros((1, 1), np.int32)
+    params = jax.jit(model.init)(jax.random.key(0), token, token, token)["params"]
+    head = params["decoder"]["logits_dense"]
+    head["kernel"] = head["kernel"].at[:, 1].set(0.0)
+    return params
+
+
+def random_prompts(count: int, length: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(3, 32_000, (count, length)).astype(np.int32)
+
+
+def ours(model, params, samples: int, length: int, max_tokens: int):
+    prompts = random_prompts(BATCH, length)
+    temperature = 0.0 if samples == 1 else 1.0
+    settings = {"max_tokens": max_tokens, "samples": samples, "temperature": temperature}
+    return lambda: decode(model, params, prompts, **settings).block_until_ready()
+
+
+def peers(model, params, *case) -> dict:
+    found = {}
+    if importlib.util.find_spec("t5x"):
+        found["T5X"] = t5x(params, *case)
+    if importlib.util.find_spec("torch") and importlib.util.find_spec("transformers"):
+        found["transformers + torch"] = torch(model.config, *case)
+    return found
+
+
+def t5x(params, samples: int, length: int, max_tokens: int):
+    import seqio
+    from t5x import decoding, models
+    from t5x.examples.t5 import network
+
+    names = ("vocab_size", "emb_dim", "num_heads", "num_encoder_layers", "num_decoder_layers")
+    names += ("head_dim", "mlp_dim", "mlp_activations", "dropout_rate", "logits_via_embedding")
+    config = network.T5Config(**{name: getattr(T5Config(), name) for name in names})
+    vocabulary = seqio.PassThroughVocabulary(config.vocab_size, eos_id=1)
+    draw = partial(decoding.temperature_sample, temperature=1.0, topk=1 if samples == 1 else 0)
+    model = models.EncoderDecoderModel(
+        network.Transformer(config), vocabulary, vocabulary, None, decode_fn=draw
+    )
+    batch = {
+        "encoder_input_tokens": random_prompts(BATCH, length),
+        "decoder_input_tokens": np.zeros((BATCH, max_tokens), np.int32),
+    }
+    predict = jax.jit(
+        lambda params, batch, rng: model.predict_batch_with_aux(
+            params, batch, rng=rng, num_decodes=samples, return_all_decodes=True
+        )[0]
+    )
+    return lambda: predict(params, batch, jax.random.PRNGKey(0)).block_until_ready()
+
+
+def torch(config: T5Config, samples: int, length: int, max_tokens: int):
+    import torch
+    from transformers import T5Config as TheirConfig
+    from transformers import T5ForConditionalGeneration
+
+    torch.manual_seed(0)
+    model = T5ForConditionalGeneration(
+        TheirConfig(
+            vocab_size=config.vocab_size,
+            d_model=config.emb_dim,
+            d_kv=config.head_dim,
+            d_ff=config.mlp_dim,
+            num_layers=config.num_encoder_layers,
+            num_heads=config.num_heads,
+            feed_forward_proj="gated-gelu",
+            tie_word_embeddings=False,
+            decoder_start_token_id=0,
+        )
+    ).eval()
+    with torch.no_grad():
+        model.lm_head.weight[1] = 0.0
+    prompts = torch.tensor(random_prompts(BATCH, length).astype(np.int64))
+    drawing = {"do_sample": True, "top_k": 0, "num_return_sequences": samples}
+    settings = {"max_new_tokens": max_tokens} | (drawing if samples > 1 else {"do_sample": False})
+
+    def run():
+        with torch.inference_mode():
+            model.generate(prompts, attention_mask=torch.ones_like(prompts), **settings)
+
+    return run
+
+
+def uneven() -> dict:
+    """Slots that are refilled against batch after batch, where answers end unevenly.
+
+    A vocabulary of 100 equally likely tokens ends 1 answer in 100 at every token.
+    """
+    model = T5(T5Config(vocab_size=100))
+    params = random_parameters(model)
+    head = params["decoder"]["logits_dense"]
+    head["kernel"] = head["kernel"] * 0.0
+    prompts = random_prompts(64, 128) % 98 + 2
+    keys = jax.random.split(jax.random.key(0), len(prompts))
+
+    def batches():
+        for i in range(0, len(prompts), BATCH):
+            rows = slice(i, i + BATCH)
+            output = decode(
+                model, params, prompts[rows], rng=keys[rows], max_tokens=256, temperature=1.0
+            )
+            output.block_until_ready()
+
+    def slots():
+        decode_all(
+            model, params, prompts, keys, slots=BATCH, max_tokens=256, sampling=Sampling(1.0)
+        )
+
+    return {"cot-flax": slots, "batch after batch": batches}
+
+
+if __name__ == "__main__":
+    main()
