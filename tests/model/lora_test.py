@@ -75,8 +75,10 @@ def test_adapters_stand_beside_queries_and_values_of_every_attention(adapted_con
 
 def test_a_new_adapter_changes_nothing(fresh, tiny, forward):
     adapters, base = lora.split(fresh[1])
-    jax.tree.map(np.testing.assert_array_equal, base, tiny[1])
-    np.testing.assert_array_equal(forward(*fresh, *ARRAYS), forward(*tiny, *ARRAYS))
+    # Two programs, so equal but for the last bit.
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-6), base, tiny[1])
+    logits = forward(fresh[0], lora.join(adapters, tiny[1]), *ARRAYS)
+    np.testing.assert_allclose(logits, forward(*tiny, *ARRAYS), rtol=1e-5, atol=1e-6)
     for name, leaf in named(adapters).items():
         if name.endswith("lora_b"):
             assert not np.any(leaf)

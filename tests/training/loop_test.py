@@ -176,17 +176,21 @@ def test_a_step_that_copies_from_the_host_is_an_error(run, tmp_path, monkeypatch
         run(tmp_path, total_steps=2)
 
 
-def test_waiting_for_data_is_told(run, tmp_path):
-    """Every batch takes 50 ms to make, a step hardly anything."""
+def test_waiting_for_data_is_told(monkeypatch):
+    """Of four seconds a batch took three to come; then nothing is waited for."""
+    clock = [0.0]
+    monkeypatch.setattr(logs.time, "perf_counter", lambda: clock[0])
+    speed = logs.Speed()
 
-    class Slow(Copying):
-        def batch(self, number):
-            time.sleep(0.05)
-            return super().batch(number)
+    def batches():
+        clock[0] += 3.0
+        yield "batch"
 
-    run(tmp_path, Slow(), total_steps=20)
-    waited = [row["input_wait"] for row in logs.read(str(tmp_path))]
-    assert min(waited[1:]) > 0.5
+    assert speed.wait_for(batches()) == "batch"
+    clock[0] += 1.0
+    assert speed.lap(40.0) == {"tokens_per_second": 10.0, "input_wait": 0.75}
+    clock[0] += 2.0
+    assert speed.lap(2.0) == {"tokens_per_second": 1.0, "input_wait": 0.0}
 
 
 def test_evaluates_every_period_and_at_the_end(finished, config):
