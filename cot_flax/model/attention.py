@@ -76,13 +76,11 @@ class RelativePositionBias(nn.Module):
         distance = np.arange(keys)[None, :] - np.arange(queries)[:, None]
         return self._lookup(relative_position_bucket(distance, bidirectional=self.bidirectional))
 
-    def row(self, position: jax.Array, keys: int) -> jax.Array:
-        """Returns [1, H, 1, keys]: the bias of the one query at `position` (a traced scalar)."""
-        # One table over all distances, of which a query's row is a window.
-        distance = np.arange(1 - keys, keys)
+    def last_row(self, keys: int) -> jax.Array:
+        """Returns [H, keys]: the bias of a query at the last of the keys."""
+        distance = np.arange(1 - keys, 1)[None]
         bucket = relative_position_bucket(distance, bidirectional=self.bidirectional)
-        window = jax.lax.dynamic_slice_in_dim(jnp.asarray(bucket), keys - 1 - position, keys)
-        return self._lookup(window[None, :])
+        return self._lookup(bucket)[0, :, 0]
 
     def _lookup(self, bucket_QS) -> jax.Array:
         return jnp.asarray(self.rel_embedding, self.dtype)[:, bucket_QS][None]
@@ -145,10 +143,8 @@ class Attention(nn.Module):
         projections = self.key(x_BSD, deterministic), self.value(x_BSD, deterministic)
         return tuple(_constrain_heads(x_BSHC) for x_BSHC in projections)
 
-    def __call__(
-        self, x_BTD, keys_BSHC, values_BSHC, bias: Bias | jax.Array, deterministic=True
-    ) -> jax.Array:
-        """Attends from `x_BTD` with a `Bias` or an additive [B, H, T, S]; returns [B, T, D]."""
+    def __call__(self, x_BTD, keys_BSHC, values_BSHC, bias: Bias, deterministic=True) -> jax.Array:
+        """Attends from `x_BTD`; returns [B, T, D]."""
         query_BTHC = _constrain_heads(self.query(x_BTD, deterministic))
         drops = not deterministic and self.dropout_rate > 0
         mixed_BTHC = attend(

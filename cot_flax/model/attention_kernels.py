@@ -2,7 +2,7 @@
 
 `xla` runs everywhere; `cudnn` is NVIDIA's fused kernel, `flash` the Pallas kernel of TPUs. All of
 them give the same up to rounding, the gradient of the learned position bias included. The two
-kernels know no dropout and no cache, and serve only some shapes; XLA computes what they do not.
+kernels know no dropout and serve only some shapes; XLA computes what they do not.
 """
 
 from collections.abc import Callable
@@ -66,7 +66,7 @@ def attend(
     query_BTHC,
     keys_BSHC,
     values_BSHC,
-    bias: Bias | jax.Array,
+    bias: Bias,
     *,
     wanted: str = "auto",
     dropout: Callable[[jax.Array], jax.Array] | None = None,
@@ -74,7 +74,6 @@ def attend(
     """Returns softmax(q k + bias) v, [B, T, H, C], in the type of the values.
 
     Args:
-        bias: a `Bias`, or float32 broadcastable to [B, H, T, S].
         wanted: a value of `T5Config.attention`.
         dropout: of the weights [B, H, T, S].
     """
@@ -85,15 +84,15 @@ def attend(
     return {"cudnn": cudnn, "flash": flash}[chosen](*arrays, bias)
 
 
-def choose(wanted: str, platform: str, query_BTHC, keys_BSHC, bias) -> str:
+def choose(wanted: str, platform: str, query_BTHC, keys_BSHC, bias: Bias) -> str:
     """Returns "xla", "cudnn" or "flash": what was wanted where it can serve, else XLA.
 
     "auto" is cuDNN on GPUs. On TPUs it is the flash kernel for cross attention, and XLA where there
     is a position bias: the kernel reads that bias, and writes its gradient, as whole [B, H, T, S].
     """
     if wanted == "auto":
-        no_position = isinstance(bias, Bias) and bias.position is None
-        wanted = {"gpu": "cudnn", "tpu": "flash" if no_position else "xla"}.get(platform, "xla")
+        on_tpu = "flash" if bias.position is None else "xla"
+        wanted = {"gpu": "cudnn", "tpu": on_tpu}.get(platform, "xla")
     lengths = query_BTHC.shape[1], keys_BSHC.shape[1]
     head_dim = query_BTHC.shape[-1]
     half = query_BTHC.dtype in (jnp.bfloat16, jnp.float16)
@@ -102,16 +101,15 @@ def choose(wanted: str, platform: str, query_BTHC, keys_BSHC, bias) -> str:
         "cudnn": half and not any(n % 2 for n in lengths) and not head_dim % 8 and head_dim <= 128,
         "flash": not any(n % BLOCK for n in lengths),
     }
-    return wanted if isinstance(bias, Bias) and serves[wanted] else "xla"
+    return wanted if serves[wanted] else "xla"
 
 
-def xla(query_BTHC, keys_BSHC, values_BSHC, bias, dropout=None) -> jax.Array:
+def xla(query_BTHC, keys_BSHC, values_BSHC, bias: Bias, dropout=None) -> jax.Array:
     """Logits and softmax in float32, as matrices that the compiler fuses as it likes."""
-    bias_BHTS = bias.dense() if isinstance(bias, Bias) else bias
     logits_BHTS = jnp.einsum(
         "bthc,bshc->bhts", query_BTHC, keys_BSHC, preferred_element_type=jnp.float32
     )
-    weights_BHTS = jax.nn.softmax(logits_BHTS + bias_BHTS).astype(values_BSHC.dtype)
+    weights_BHTS = jax.nn.softmax(logits_BHTS + bias.dense()).astype(values_BSHC.dtype)
     if dropout:
         weights_BHTS = dropout(weights_BHTS)
     return jnp.einsum("bhts,bshc->bthc", weights_BHTS, values_BSHC)

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from cot_flax.model import caching
 from cot_flax.model.decoding import EOS
 from cot_flax.model.t5 import T5
 
@@ -95,24 +96,17 @@ def beam_search(
         zeros. And their scores by the rule, float32 [B, N] in nats; -inf where fewer than N were
         found.
     """
-    variables = {"params": params}
-    caches = model.apply(
-        variables, encoder_input_tokens, samples=beams, length=max_tokens, method=T5.init_cache
-    )
-    # The beams differ in their own keys and values and share the prompt's.
-    own = [{name: cache[name] for name in ("key", "value")} for cache in caches]
+    B = encoder_input_tokens.shape[0]
+    prompts = caching.read_prompts(model, params, encoder_input_tokens)
 
-    def step(tokens_BN, position, own):
-        cache = [shared | layer for shared, layer in zip(caches, own, strict=True)]
-        logits_BNV, cache = model.apply(
-            variables, tokens_BN, position, cache, encoder_input_tokens, method=T5.step
-        )
-        return logits_BNV, [{name: layer[name] for name in ("key", "value")} for layer in cache]
+    def step(tokens_BN, position, ring):
+        ages_B = jnp.full(B, position)
+        return caching.step(model, params, tokens_BN, ages_B, position, prompts, ring)
 
     return search(
         step,
-        own,
-        batch_size=encoder_input_tokens.shape[0],
+        caching.empty_ring(model, B, beams, max_tokens),
+        batch_size=B,
         max_tokens=max_tokens,
         beams=beams,
         length_penalty=length_penalty,
@@ -132,7 +126,7 @@ def search(
 ) -> tuple[jax.Array, jax.Array]:
     """Beam search over any `step(tokens_BN, position, cache) -> (logits_BNV, cache)`.
 
-    Every leaf of the cache is [B * N, ...] and follows its beam. Returns as `beam_search` does.
+    Every leaf of the cache is [B, N, ...] and follows its beam. Returns as `beam_search` does.
     """
     penalty = rule.length_penalty if length_penalty is None else length_penalty
 
@@ -161,7 +155,7 @@ def search(
             finished_BNT=finished_BNT,
             scores_BN=scores_BN,
             open_B=state.open_B & (logprobs_BN[:, 0] / bound > scores_BN[:, -1]),
-            cache=jax.tree.map(partial(_take_rows, places_BN=parents_BN), cache),
+            cache=jax.tree.map(lambda leaf: _take(leaf, parents_BN), cache),
         )
 
     def unfinished(state: _State):
@@ -208,8 +202,3 @@ def _count(rule: Rule, open_B, ended_BK):
 def _take(x_BN, places_BK):
     """Of each prompt its entries at `places`: [B, N, ...] -> [B, K, ...]."""
     return jax.vmap(lambda x_N, places_K: x_N[places_K])(x_BN, places_BK)
-
-
-def _take_rows(leaf, places_BN):
-    B, N = places_BN.shape
-    return _take(leaf.reshape(B, N, *leaf.shape[1:]), places_BN).reshape(leaf.shape)

@@ -73,7 +73,7 @@ def step(model: T5, params, tokens_BN, ages_B, head, prompts: Prompts, ring: Rin
         L = ring.keys[0].shape[3]
         seen_BL = (head - jnp.arange(L)) % L <= ages_B[:, None]
         # What the youngest token of a full row sees, turned so that its last column is the head.
-        row_HL = jnp.roll(decoder.relpos_bias.row(L - 1, L)[0, :, 0], head + 1, axis=-1)
+        row_HL = jnp.roll(decoder.relpos_bias.last_row(L), head + 1, axis=-1)
         bias_B1HL = row_HL + jnp.where(seen_BL, 0.0, MASKED)[:, None, None]
         x_BND = t5.token_embedder(tokens_BN).astype(t5.config.residual_dtype)
         new = Ring([], [])

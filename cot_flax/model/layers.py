@@ -101,35 +101,16 @@ class DecoderLayer(nn.Module):
         keys_values = self.self_attention.keys_values(y, deterministic)
         y = self.self_attention(y, *keys_values, self_bias, deterministic)
         x_BTD = _residual(x_BTD, self.dropout(y, deterministic=deterministic))
-        cross = self.encoder_decoder_attention.keys_values(encoded_BSD, deterministic)
-        return self._cross_and_mlp(x_BTD, cross, cross_bias, deterministic), None
+        y = self.pre_cross_attention_layer_norm(x_BTD)
+        keys_values = self.encoder_decoder_attention.keys_values(encoded_BSD, deterministic)
+        y = self.encoder_decoder_attention(y, *keys_values, cross_bias, deterministic)
+        x_BTD = _residual(x_BTD, self.dropout(y, deterministic=deterministic))
+        y = self.mlp(self.pre_mlp_layer_norm(x_BTD), deterministic)
+        return _residual(x_BTD, self.dropout(y, deterministic=deterministic)), None
 
     def cross_keys_values(self, encoded_BSD):
         """Returns the keys and values of the encoder's output, each [B, S, H, C]."""
         return self.encoder_decoder_attention.keys_values(encoded_BSD)
-
-    def step(self, x_BND, position, cache, self_bias, cross_bias):
-        """Decodes one token for each of N samples a prompt; returns the output and the new cache.
-
-        The N samples are N queries to the one copy of the prompt's keys and values.
-        """
-        B, N, D = x_BND.shape
-        y = self.pre_self_attention_layer_norm(x_BND.reshape(B * N, 1, D))
-        key, value = self.self_attention.keys_values(y)
-        keys = jax.lax.dynamic_update_slice_in_dim(cache["key"], key, position, axis=1)
-        values = jax.lax.dynamic_update_slice_in_dim(cache["value"], value, position, axis=1)
-        y = self.self_attention(y, keys, values, self_bias)
-        x_BND = _residual(x_BND, y.reshape(B, N, D))
-        cross = (cache["cross_key"], cache["cross_value"])
-        x_BND = self._cross_and_mlp(x_BND, cross, cross_bias, deterministic=True)
-        return x_BND, cache | {"key": keys, "value": values}
-
-    def _cross_and_mlp(self, x_BTD, cross, cross_bias, deterministic):
-        y = self.pre_cross_attention_layer_norm(x_BTD)
-        y = self.encoder_decoder_attention(y, *cross, cross_bias, deterministic)
-        x_BTD = _residual(x_BTD, self.dropout(y, deterministic=deterministic))
-        y = self.mlp(self.pre_mlp_layer_norm(x_BTD), deterministic)
-        return _residual(x_BTD, self.dropout(y, deterministic=deterministic))
 
 
 class Embedding(nn.Module):

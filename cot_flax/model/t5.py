@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.linen.partitioning import scan_with_axes
 
-from cot_flax.model.attention import Bias, Dense, RelativePositionBias, mask_bias
+from cot_flax.model.attention import Bias, Dense, RelativePositionBias
 from cot_flax.model.config import T5Config
 from cot_flax.model.layers import DecoderLayer, Embedding, EncoderLayer, LayerNorm, watch
 
@@ -81,28 +81,6 @@ class Decoder(Stack):
         cross = Bias(None, segments_BT, encoder_segments_BS)
         return self._run(x_BTD, self.decoder_norm, encoded_BSD, own, cross, deterministic)
 
-    def init_cache(self, encoded_BSD, samples: int, length: int):
-        """Returns a list with one cache a layer, for `samples` continuations of each prompt."""
-        rows = encoded_BSD.shape[0] * samples
-        shape = (rows, length, self.config.num_heads, self.config.head_dim)
-        empty = jnp.zeros(shape, self.config.dtype)
-        cache = []
-        for layer in self.layers:
-            key, value = layer.cross_keys_values(encoded_BSD)
-            cache.append({"key": empty, "value": empty, "cross_key": key, "cross_value": value})
-        return cache
-
-    def step(self, x_BND, position, cache, cross_mask):
-        length = cache[0]["key"].shape[1]
-        future = jnp.arange(length) > position
-        bias = mask_bias(~future[None, None, :]) + self.relpos_bias.row(position, length)
-        new_cache = []
-        x_BND = x_BND.astype(self.config.residual_dtype)
-        for layer, layer_cache in zip(self.layers, cache, strict=True):
-            x_BND, layer_cache = layer.step(x_BND, position, layer_cache, bias, cross_mask)
-            new_cache.append(layer_cache)
-        return self.decoder_norm(x_BND), new_cache
-
 
 class T5(nn.Module):
     """The encoder-decoder. Padding is token 0 everywhere; segment ids are for packed rows."""
@@ -157,17 +135,6 @@ class T5(nn.Module):
         """Returns the encoder's output, [B, S, D]."""
         segments = _segments(encoder_input_tokens, encoder_segment_ids)
         return self.encoder(self.token_embedder(encoder_input_tokens), segments, not enable_dropout)
-
-    def init_cache(self, encoder_input_tokens, *, samples: int, length: int):
-        """Encodes the prompts; returns a cache for `samples` continuations of `length` tokens."""
-        return self.decoder.init_cache(self.encode(encoder_input_tokens), samples, length)
-
-    def step(self, tokens_BN, position, cache, encoder_input_tokens):
-        """Feeds one token a sample; returns float32 logits [B, N, V] and the new cache."""
-        real_B1S = (encoder_input_tokens > 0)[:, None, :]
-        x_BND = self.token_embedder(tokens_BN)
-        x_BND, cache = self.decoder.step(x_BND, position, cache, mask_bias(real_B1S))
-        return self.logits(x_BND), cache
 
     def logits(self, x_BTD) -> jax.Array:
         if self.config.logits_via_embedding:

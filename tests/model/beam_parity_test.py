@@ -231,8 +231,8 @@ def test_the_search_over_tables_is_that_of_t5x(beams):
         return logits, {"history": history[:, None]}
 
     def our_step(tokens_BN, position, history):
-        logits, history = look_up(tokens_BN.reshape(-1), position, history)
-        return logits.reshape(B, beams, V), history
+        logits, history = look_up(tokens_BN.reshape(-1), position, history.reshape(-1))
+        return logits.reshape(B, beams, V), history.reshape(B, beams)
 
     @jax.jit
     def theirs(penalty):
@@ -245,7 +245,7 @@ def test_the_search_over_tables_is_that_of_t5x(beams):
 
     @jax.jit
     def ours(penalty):
-        cache = jnp.zeros(B * beams, jnp.int32)
+        cache = jnp.zeros((B, beams), jnp.int32)
         settings = {"batch_size": B, "max_tokens": LENGTH, "beams": beams, "rule": RULES["t5x"]}
         return search(our_step, cache, length_penalty=penalty, **settings)
 

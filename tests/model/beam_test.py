@@ -26,11 +26,8 @@ def remembering(table_BTHV):
     B, _, H, _ = table_BTHV.shape
 
     def step(tokens_BN, position, history):
-        N = tokens_BN.shape[1]
-        history = (history * 3 + tokens_BN.reshape(-1)) % H
-        prompts = jnp.arange(B).repeat(N)
-        logits = jnp.asarray(table_BTHV)[prompts, position, history]
-        return logits.reshape(B, N, -1), history
+        history = (history * 3 + tokens_BN) % H
+        return jnp.asarray(table_BTHV)[jnp.arange(B)[:, None], position, history], history
 
     return step
 
@@ -39,7 +36,7 @@ def search_table(table_BTHV, rule, beams, penalty):
     B, T, _, _ = table_BTHV.shape
     run = partial(search, remembering(table_BTHV), batch_size=B, max_tokens=T, beams=beams)
     call = jax.jit(lambda cache: run(cache=cache, length_penalty=penalty, rule=RULES[rule]))
-    tokens, scores = call(jnp.zeros(B * beams, jnp.int32))
+    tokens, scores = call(jnp.zeros((B, beams), jnp.int32))
     return np.asarray(tokens), np.asarray(scores)
 
 

@@ -10,6 +10,7 @@ import optax
 import pytest
 from flax.linen import partitioning
 
+from cot_flax.model import caching
 from cot_flax.model.losses import cross_entropy
 from cot_flax.model.stacking import stack_layers
 from cot_flax.model.t5 import T5
@@ -370,12 +371,12 @@ def test_a_cached_step_has_the_same_residual(tiny, tiny_config, forward):
     params = tiny[1] | {"token_embedder": {"embedding": embedding}}
     model, (encoder, decoder, targets) = T5(config), ARRAYS
     expected = forward(model, params, encoder, decoder, targets)
-    call = jax.jit(
-        partial(model.apply, {"params": params}), static_argnames=("method", "samples", "length")
-    )
-    cache = model.apply({"params": params}, encoder, samples=1, length=3, method=T5.init_cache)
+    prompts = caching.read_prompts(model, params, encoder)
+    ring = caching.empty_ring(model, 1, 1, 3)
+    step = jax.jit(caching.step, static_argnums=0)
     for t in range(3):
-        logits, cache = call(decoder[:, t : t + 1], t, cache, encoder, method="step")
+        ages = np.array([t])
+        logits, ring = step(model, params, decoder[:, t : t + 1], ages, t, prompts, ring)
         np.testing.assert_allclose(logits[:, 0], expected[:, t], atol=1e-4)
 
 
