@@ -104,7 +104,9 @@ class Dense(nn.Module):
         init = nn.initializers.variance_scaling(self.init_scale, "fan_in", "normal")
         matrix = (x.shape[-1], math.prod(self.shape))
         kernel = param_with_axes("kernel", init, matrix, jnp.float32, axes=self.axes)
-        y = x.astype(self.dtype) @ kernel.astype(self.dtype)
+        # One axis of rows: with two, XLA copies the kernel gradient's operands on CPUs.
+        rows = x.reshape(-1, matrix[0])
+        y = (rows.astype(self.dtype) @ kernel.astype(self.dtype)).reshape(*x.shape[:-1], -1)
         if self.lora is not None:
             y += adapt(x, matrix[1], self.axes, self.lora, self.dtype, deterministic)
         return y.reshape(*x.shape[:-1], *self.shape)
