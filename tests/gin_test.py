@@ -97,7 +97,7 @@ def test_models_objectives_and_the_run_can_be_combined(model, objective):
 
 @pytest.mark.parametrize("model", MODELS)
 def test_every_model_takes_the_same_macros(model):
-    macros = {"DROPOUT_RATE": 0.1, "DTYPE": "float16", "SCAN_LAYERS": 7, "REMAT": "minimal"}
+    macros = {"DROPOUT_RATE": 0.1, "DTYPE": "float16", "SCAN_LAYERS": 7, "REMAT": "full"}
     bindings = [f"{name}={value!r}" for name, value in macros.items()]
     configuration.parse([f"models/{model}.gin", "models/lora.gin"], [*bindings, "LORA_RANK=3"])
     config = gin.get_configurable("t5.T5Config")()
@@ -110,7 +110,7 @@ def test_only_a_large_model_saves_memory_unasked(model):
     configuration.parse([f"models/{model}.gin"], [])
     config = gin.get_configurable("t5.T5Config")()
     large = model.endswith(("_3b", "_11b", "_xl", "_xxl"))
-    expected = ("bfloat16", True, "full") if large else ("float32", False, "none")
+    expected = ("bfloat16", True, "full") if large else ("float32", True, "minimal")
     assert (config.dtype, config.scan_layers, config.remat) == expected
     assert config.dropout_rate == 0.0 and config.lora is None
 
