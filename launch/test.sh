@@ -14,4 +14,4 @@ if [ "${1:-}" = "--slow" ]; then
 fi
 "$bin/ruff" format --check .
 "$bin/ruff" check .
-JAX_PLATFORMS=cpu "$bin/python" -m pytest "${select[@]}" -n "${TEST_WORKERS:-2}" "$@"
+JAX_PLATFORMS=cpu "$bin/python" -m pytest "${select[@]}" -n "${TEST_WORKERS:-2}" --dist loadfile "$@"
