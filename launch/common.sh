@@ -1,0 +1,45 @@
+# shellcheck shell=bash
+# What the launch scripts share. Sourced, not run.
+
+dry_run=""
+words=()          # arguments that are no flags
+train_flags=()    # those of `cot-flax train`
+declare -A option # the script's own, such as option[--spot]
+exec 3>&1         # `run` prints here, also where its command's output is captured
+
+refuse() { # GOT EXPECTED REMEDY: wrong input ends in one line
+  echo "$(basename "$0"): got $1; expected $2; $3" >&2
+  exit 2
+}
+
+run() { # COMMAND...: prints it; under --dry-run that is all
+  local word line=""
+  for word; do
+    [[ $word =~ ^[-A-Za-z0-9_./:=,@]+$ ]] || word=${word@Q}
+    line+=" $word"
+  done
+  echo "${line# }" >&3
+  [ -n "$dry_run" ] || "$@"
+}
+
+need() { # COMMAND REMEDY
+  [ -n "$dry_run" ] || command -v "$1" > /dev/null || refuse "no $1 on PATH" "one" "$2"
+}
+
+# Unknown options end the script, or a misspelt --dry-run would launch.
+read_arguments() { # "OWN OPTIONS" ARGUMENTS...
+  local allowed=" $1 --dry-run " argument
+  shift
+  for argument; do
+    case $argument in
+      --gin_file=* | --gin_search_paths=* | --gin.*=*) train_flags+=("$argument") ;;
+      -*)
+        [[ $allowed == *" ${argument%%=*} "* ]] ||
+          refuse "$argument" "one of$allowed--gin_file=FILE --gin.NAME=VALUE" "correct it"
+        option[${argument%%=*}]=${argument#*=}
+        ;;
+      *) words+=("$argument") ;;
+    esac
+  done
+  dry_run=${option[--dry-run]:-}
+}
