@@ -1,0 +1,136 @@
+"""The trainer's step, lowered and compiled for chips that need not be there."""
+
+import contextlib
+import dataclasses
+import importlib.util
+import re
+from unittest import mock
+
+import jax
+import numpy as np
+from flax.linen import partitioning
+
+from cot_flax.errors import UserError
+from cot_flax.model.head_loss import TILES
+from cot_flax.model.t5 import T5
+from cot_flax.planning import collectives, memory
+from cot_flax.planning.experiment import AXES, Experiment, abstract_state
+from cot_flax.planning.targets import GIB, Target
+from cot_flax.training import sharding, step
+
+LIBTPU = "0.0.52"
+"""Of the jax that setup.py pins."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """What the compiler said of a step.
+
+    Attributes:
+        used: bytes of a chip's memory, in all.
+        text: the compiled program; "" where it was too large for the compiler.
+        collectives: how often a step runs each.
+    """
+
+    used: int
+    text: str
+    collectives: dict
+
+
+def devices(target: Target) -> list:
+    """The devices to compile for.
+
+    Raises:
+        UserError: libtpu is absent, or does not know the slice.
+    """
+    if target.chip.kind != "tpu":
+        return jax.devices()[: target.chips]
+    if importlib.util.find_spec("libtpu") is None:
+        raise UserError(
+            f"no libtpu to compile for {target.name}",
+            "the TPU compiler (no TPU is needed)",
+            f'pip install "cot-flax[tpu]", or libtpu=={LIBTPU}',
+        )
+    from jax.experimental import topologies
+
+    try:
+        found = topologies.get_topology_desc(target.topology, platform="tpu")
+    except Exception as error:
+        raise UserError(
+            f"libtpu: {str(error).splitlines()[0]}",
+            f"a compiler for {target.topology}",
+            f"install libtpu=={LIBTPU}, which fits jax 0.10.2, or take another target",
+        ) from error
+    return list(found.devices)
+
+
+def compile_step(experiment: Experiment, target: Target, chips: list) -> Program:
+    """Compiles the step that `loop.train` would run.
+
+    Args:
+        experiment: with its mesh spelt out.
+        chips: of `devices`.
+    """
+    mesh_config = experiment.mesh
+    count = mesh_config.data * mesh_config.model
+    shape = mesh_config.data, mesh_config.model
+    mesh = jax.sharding.Mesh(np.array(chips[:count]).reshape(shape), AXES)  # as make_mesh does
+    state = abstract_state(experiment, mesh)  # makes a key, on a device that is there
+    with (
+        jax.set_mesh(mesh),
+        partitioning.axis_rules(mesh_config.rules()),
+        _platform(target.chip.kind),
+    ):
+        lowered = _step(experiment, mesh, state).lower(state, _batch(experiment, mesh))
+        try:
+            compiled = lowered.compile()
+        except Exception as error:
+            return Program(_used_when_too_large(error, memory.local_bytes(state)), "", {})
+    counted = compiled.memory_analysis()
+    used = counted.argument_size_in_bytes + counted.temp_size_in_bytes
+    used += counted.output_size_in_bytes - counted.alias_size_in_bytes
+    used += counted.generated_code_size_in_bytes
+    text = compiled.as_text()
+    found = collectives.read(text, devices=count, unknown_trips=TILES)
+    return Program(used, text, found)
+
+
+def _step(experiment, mesh, state):
+    module = T5(experiment.model)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
+    function = step.make_train_step(
+        module, experiment.optimizer, experiment.objective, experiment.microbatches
+    )
+    return jax.jit(
+        function,
+        in_shardings=(shardings, sharding.batch_sharding(mesh)),
+        out_shardings=(shardings, None),
+        donate_argnums=0,
+    )
+
+
+def _batch(experiment, mesh) -> dict:
+    place = sharding.batch_sharding(mesh)
+    return {
+        name: jax.ShapeDtypeStruct(shape, dtype, sharding=place)
+        for name, (shape, dtype) in experiment.features().items()
+    }
+
+
+def _platform(kind: str) -> contextlib.AbstractContextManager:
+    """Lets model/attention_kernels.py choose as on the target, while this process is on a CPU."""
+    return mock.patch.object(jax, "default_backend", lambda: kind)
+
+
+def _used_when_too_large(error: Exception, own: int) -> int:
+    """The bytes that the compiler of TPUs asked for in vain; another error goes on.
+
+    Args:
+        own: of the arguments, which it leaves out where the temporaries alone are too large.
+    """
+    whole = re.search(r"Used ([\d.]+)([KMGT])", str(error))
+    found = whole or re.search(r"HLO temporaries \(([\d.]+)([KMGT])\)", str(error))
+    if not found:
+        raise error
+    scale = {"K": 2**10, "M": 2**20, "G": GIB, "T": 2**40}[found[2]]
+    return int(float(found[1]) * scale) + (0 if whole else own)

@@ -1,0 +1,149 @@
+"""A plan, printed."""
+
+from collections.abc import Iterable
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from cot_flax.planning import collectives, roofline
+from cot_flax.planning.plan import Plan
+from cot_flax.planning.search import Option
+from cot_flax.planning.targets import GIB
+
+
+def print_plan(plan: Plan, console: Console | None = None) -> None:
+    """Prints what a plan knows: memory, speed, collectives, the bill."""
+    console = console or Console()
+    console.print(Text(title(plan), style="bold"))
+    for heading, rows in _sections(plan):
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        table.add_column(heading, no_wrap=True)
+        table.add_column("", justify="right", no_wrap=True)
+        table.add_column("")
+        for row in rows:
+            table.add_row(*row)
+        console.print(table)
+    for line in assumptions(plan):
+        console.print(Text(f"- {line}"))
+    console.print(Text(verdict(plan), style="bold"))
+
+
+def print_options(
+    heading: str, options: Iterable[Option], console: Console | None = None
+) -> Option | None:
+    """Prints other settings as they are tried, a line each; returns the last that fits, if any."""
+    console, found = console or Console(), None
+    console.print(Text(heading, style="bold"))
+    for option in options:
+        console.print(Text(line(option)), soft_wrap=True)
+        found = option if option.plan.memory.fits else found
+    if found is None:
+        console.print("  nothing that was tried; take more chips or a smaller model")
+    return found
+
+
+def title(plan: Plan) -> str:
+    experiment, mesh = plan.experiment, plan.experiment.mesh
+    return (
+        f"{plan.parameters:,} parameters, batch {experiment.batch_size:,}, "
+        f"{experiment.inputs:,}/{experiment.targets:,} tokens, on {plan.target.name} "
+        f"({plan.target.where}), mesh data {mesh.data} x model {mesh.model}"
+        f"{' FSDP' if mesh.fsdp else ''}, {experiment.microbatches} micro-batch(es), "
+        f"remat {experiment.model.remat}"
+    )
+
+
+def verdict(plan: Plan) -> str:
+    """One line: fits, with how much to spare, or by how much it is too large."""
+    headroom = plan.memory.headroom
+    if plan.memory.fits:
+        share = headroom / plan.memory.capacity
+        return f"Fits {plan.target.name}: {size(headroom)} to spare on every chip ({share:.0%})."
+    return f"Does not fit {plan.target.name}: {size(-headroom)} too much on every chip."
+
+
+def assumptions(plan: Plan) -> list[str]:
+    found = list(roofline.ASSUMPTIONS)
+    if plan.program is None:
+        found.append("nothing was compiled: memory and collectives are by formula, not measured")
+    else:
+        found.append("bytes a chip are the compiler's; gradients and activations by formula")
+    if plan.target.chip.kind == "gpu":
+        found.append("75% of a GPU's memory, as JAX takes it")
+    if plan.target.chip.kind == "cpu":
+        found.append("80 GFLOP/s a core, 20 GB/s of memory; the memory is all that is built in")
+    return found
+
+
+def line(option: Option) -> str:
+    """One line on a setting that was tried, or was not worth it."""
+    memory = option.plan.memory
+    word = "fits" if memory.fits else "too large"
+    how = "" if option.tried else ", by the formula alone"
+    seconds = f"{duration(option.plan.estimate.step)} a step"
+    return (
+        f"  {word}: {option.flags or 'as it stands'}  "
+        f"({size(memory.total)} of {size(memory.capacity)}{how}; {seconds})"
+    )
+
+
+def _sections(plan: Plan):
+    yield "Bytes a chip", list(_memory_rows(plan))
+    yield "One step", list(_step_rows(plan))
+    if plan.program and plan.program.collectives:
+        yield "Collectives a step", list(_collective_rows(plan))
+    yield f"The run: {plan.experiment.steps:,} steps", list(_bill_rows(plan))
+
+
+def _memory_rows(plan):
+    memory = plan.memory
+    for name in ("parameters", "optimizer", "batch", "gradients", "activations", "temporaries"):
+        yield name, size(getattr(memory, name)), ""
+    yield "all", size(memory.total), f"of {size(memory.capacity)}"
+    yield "headroom", size(memory.headroom), ""
+
+
+def _step_rows(plan):
+    work, estimate = plan.work, plan.estimate
+    yield "products", f"{work.flops / 1e12:,.3g} TFLOP", f"{duration(estimate.compute)} at peak"
+    yield "memory", size(work.memory), f"{duration(estimate.memory)} at peak"
+    yield "sent", size(work.wire), f"{duration(estimate.wire)} at peak"
+    yield "estimate", duration(estimate.step), f"bound by {estimate.bound}"
+    yield "at best", duration(estimate.best), "every peak reached, all at once"
+    yield "tokens/s", f"{plan.bill.tokens_per_second:,.0f}", "both sides, padding included"
+
+
+def _collective_rows(plan):
+    for kind, row in collectives.by_kind(plan.program.collectives).items():
+        hidden = f"{row['count']:,} times, {size(row['size'])} in all, {row['overlaps']:.0%} async"
+        yield kind, size(row["wire"]), hidden
+
+
+def _bill_rows(plan):
+    bill = plan.bill
+    yield "time", duration(3600 * bill.hours), ""
+    yield "chip-hours", f"{bill.chip_hours:,.3g}", f"{plan.target.chips} chip(s)"
+    if bill.cost is not None:
+        yield "cost", f"{bill.cost:,.2f}", "at the price given"
+    if bill.teacher_bytes:
+        k = plan.experiment.top_k
+        note = f"in the store at most: top {k}, {4 * k} B a target token, none read twice"
+        yield "teacher data", size(bill.teacher_bytes), note
+
+
+def size(count: float) -> str:
+    """Bytes in a unit that leaves one to four digits: "12.9 GiB"."""
+    for unit, scale in (("TiB", 2**40), ("GiB", GIB), ("MiB", 2**20), ("KiB", 2**10)):
+        if abs(count) >= scale:
+            return f"{count / scale:,.2f} {unit}"
+    return f"{count:,.0f} B"
+
+
+def duration(seconds: float) -> str:
+    """Seconds in a unit that leaves one to four digits: "3.21 s"."""
+    for unit, scale in (("days", 86400), ("h", 3600), ("min", 60), ("s", 1.0), ("ms", 1e-3)):
+        if seconds >= scale * (2 if unit in ("days", "h", "min") else 1):
+            return f"{seconds / scale:,.3g} {unit}"
+    return f"{seconds * 1e6:,.3g} us"

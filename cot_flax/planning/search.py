@@ -1,0 +1,177 @@
+"""Other settings of a run: what makes it fit, and the fastest mesh that does.
+
+A compilation takes a minute for a large model, so the formula ranks and the compiler decides.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+
+from cot_flax.planning import plan
+from cot_flax.planning.experiment import Experiment
+from cot_flax.planning.plan import Plan
+from cot_flax.planning.targets import Target
+from cot_flax.training.sharding import MeshConfig
+
+REMATS = ("none", "minimal", "full")
+DOUBTFUL, SURE = 1.5, 1.15
+"""What the formula puts this far beyond the memory is not worth a compilation: by itself, and once
+it was corrected by one."""
+
+Compile = Callable[[Experiment], Plan]
+
+
+@dataclasses.dataclass(frozen=True)
+class Option:
+    """A change of an experiment, as the flags that make it, and its plan.
+
+    Attributes:
+        plan: of the compiler where `tried`, else of the formula.
+    """
+
+    flags: str
+    plan: Plan
+    tried: bool
+
+
+def flags(old: Experiment, new: Experiment) -> str:
+    """The gin flags that turn one experiment into the other; "" where nothing differs."""
+    values = [
+        ("MESH_DATA", old.mesh.data, new.mesh.data),
+        ("MESH_MODEL", old.mesh.model, new.mesh.model),
+        ("FSDP", old.mesh.fsdp, new.mesh.fsdp),
+        ("REMAT", old.model.remat, new.model.remat),
+        ("MICROBATCHES", old.microbatches, new.microbatches),
+        ("BATCH_SIZE", old.batch_size, new.batch_size),
+    ]
+    return " ".join(
+        f'--gin.{name}="{after!r}"' if isinstance(after, str) else f"--gin.{name}={after}"
+        for name, before, after in values
+        if before != after
+    )
+
+
+def meshes(experiment: Experiment, chips: int) -> Iterator[MeshConfig]:
+    """Every mesh of all chips that divides the batch, the heads, the width and the vocabulary."""
+    config = experiment.model
+    for model in (n for n in range(1, chips + 1) if chips % n == 0):
+        data = chips // model
+        split = (config.num_heads, config.mlp_dim, config.vocab_size)
+        if any(size % model for size in split):
+            continue
+        if experiment.batch_size % (data * experiment.microbatches):
+            continue
+        yield MeshConfig(data, model, False)
+        if data > 1 and config.emb_dim % data == 0:
+            yield MeshConfig(data, model, True)
+
+
+def fastest(experiment: Experiment, target: Target, compile_plan: Compile) -> Iterator[Option]:
+    """Tries meshes, REMAT and MICROBATCHES, the shortest modelled step first, until one fits.
+
+    Yields every trial; the last fits, unless none does.
+    """
+    candidates = [
+        plan.modelled(_with(run, mesh=mesh, remat=remat), target)
+        for run in (experiment, *_microbatched(experiment, most=4))
+        for mesh in meshes(run, target.chips)
+        for remat in REMATS
+    ]
+    off: dict[str, float] = {}  # REMAT: how far the formula was off the last time
+    for candidate in sorted(candidates, key=lambda c: c.estimate.step):
+        remat = candidate.experiment.model.remat
+        doubt = SURE if remat in off else DOUBTFUL
+        if _expected(candidate, off.get(remat, 1.0)) > doubt * candidate.memory.capacity:
+            continue
+        tried = compile_plan(candidate.experiment)
+        yield Option(flags(experiment, tried.experiment), tried, True)
+        if tried.memory.fits:
+            return
+        off[remat] = _correction(tried, candidate)
+
+
+def remedies(too_large: Plan, compile_plan: Compile, enough: int = 2) -> Iterator[Option]:
+    """Tries one knob at a time, then all that save memory together, until `enough` of them fit.
+
+    What the formula, corrected by the plan that did not fit, puts beyond the memory is listed but
+    not compiled.
+    """
+    experiment, target = too_large.experiment, too_large.target
+    off = _correction(too_large, plan.modelled(experiment, target))
+    fitting = 0
+    for changed in _knobs(experiment, target):
+        guess = plan.modelled(changed, target)
+        expected = _expected(guess, off)
+        tried = expected <= SURE * guess.memory.capacity
+        found = compile_plan(changed) if tried else _corrected(guess, expected)
+        yield Option(flags(experiment, changed), found, tried)
+        fitting += found.memory.fits
+        if fitting == enough:
+            return
+
+
+def _correction(compiled: Plan, modelled: Plan) -> float:
+    """How many times the formula's bytes the compiler found, the exact ones apart."""
+    state = modelled.memory.state
+    return (compiled.memory.total - state) / (modelled.memory.total - state)
+
+
+def _expected(modelled: Plan, correction: float) -> int:
+    memory = modelled.memory
+    return int(memory.state + correction * (memory.total - memory.state))
+
+
+def _corrected(modelled: Plan, expected: int) -> Plan:
+    memory = modelled.memory
+    temporaries = memory.temporaries + expected - memory.total
+    return dataclasses.replace(
+        modelled, memory=dataclasses.replace(memory, temporaries=temporaries)
+    )
+
+
+def _knobs(experiment: Experiment, target: Target) -> Iterator[Experiment]:
+    """Changes that save memory, the cheapest in speed first; then all of them at once."""
+    mesh, stronger = experiment.mesh, _stronger(experiment.model.remat)
+    sharded = dataclasses.replace(mesh, fsdp=True)
+    full = _with(experiment, remat="full")
+    if not mesh.fsdp and mesh.data > 1:
+        yield _with(experiment, mesh=sharded)
+    for remat in stronger:
+        yield _with(experiment, remat=remat)
+    yield from _microbatched(experiment)
+    others = [m for m in meshes(experiment, target.chips) if m != mesh and m.fsdp]
+    modelled = [plan.modelled(_with(experiment, mesh=other), target) for other in others]
+    for other in sorted(modelled, key=lambda p: p.memory.total)[:1]:
+        yield other.experiment
+    yield from _halved(experiment)
+    if not mesh.fsdp and mesh.data > 1:
+        full = _with(full, mesh=sharded)
+    if full != experiment:
+        yield full
+        yield from _microbatched(full)
+        yield from _halved(full)
+
+
+def _stronger(remat: str) -> tuple[str, ...]:
+    return REMATS[REMATS.index(remat) + 1 :]
+
+
+def _microbatched(experiment, most: int = 16) -> Iterator[Experiment]:
+    """Two, four, ... times as many micro-batches, up to `most` times."""
+    for times in (2, 4, 8, 16):
+        count = experiment.microbatches * times
+        if times <= most and experiment.batch_size % ((experiment.mesh.data or 1) * count) == 0:
+            yield dataclasses.replace(experiment, microbatches=count)
+
+
+def _halved(experiment) -> Iterator[Experiment]:
+    """A half, a quarter, an eighth of the batch."""
+    for parts in (2, 4, 8):
+        if experiment.batch_size % (parts * experiment.mesh.data * experiment.microbatches) == 0:
+            yield dataclasses.replace(experiment, batch_size=experiment.batch_size // parts)
+
+
+def _with(experiment: Experiment, *, mesh=None, remat=None) -> Experiment:
+    model = experiment.model
+    if remat:
+        model = dataclasses.replace(model, remat=remat)
+    return dataclasses.replace(experiment, mesh=mesh or experiment.mesh, model=model)

@@ -1,0 +1,101 @@
+"""The real step, compiled for this machine's CPU and for a TPU that is not there."""
+
+import dataclasses
+import importlib.util
+
+import jax
+import pytest
+
+from cot_flax.errors import UserError
+from cot_flax.planning import collectives, plan, program, targets
+from cot_flax.planning.targets import Chip, Target
+
+FOUR = Target("four", Chip("cpu", 1e9, 1e12, 1e10, 1e9), 4)
+V5E = targets.find("v5e-4")
+needs_libtpu = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None,
+    reason=f"no libtpu: pip install libtpu=={program.LIBTPU}",
+)
+
+
+@pytest.fixture(scope="module")
+def tpu():
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in targets.environment(V5E).items():
+            patch.setenv(name, value)
+        yield program.devices(V5E)
+
+
+def test_a_step_for_this_machine(experiment):
+    found = plan.compiled(experiment, FOUR, jax.devices())
+    memory = found.memory
+    assert memory.compiled and memory.fits
+    assert memory.total == found.program.used > memory.state + memory.gradients
+    table = collectives.by_kind(found.program.collectives)
+    assert table["all-gather"]["count"] > 5  # FSDP: the weights of every layer
+    assert found.work.wire == sum(row["wire"] for row in table.values())
+
+
+@needs_libtpu
+def test_a_step_for_a_tpu(experiment, tpu):
+    found = plan.compiled(experiment, V5E, tpu)
+    assert found.memory.fits
+    assert found.memory.total > found.memory.state + found.memory.batch
+    # Nobody gathers logits: a collective over the vocabulary's 256 columns is the head's.
+    for collective in found.program.collectives:
+        assert collective.size <= 4 * 128 * 512, collective
+
+
+@needs_libtpu
+@pytest.mark.slow
+def test_too_large_a_step_is_told_by_the_compilers_figure(changed, tpu):
+    run = changed(batch_size=2**17, remat="none")
+    found = plan.compiled(run, V5E, tpu)
+    assert not found.memory.fits
+    assert found.program.text == ""
+    assert found.memory.total == found.program.used > V5E.chip.memory
+
+
+def test_without_libtpu_it_says_what_to_install(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"no libtpu .*v5e-4.*pip install .*cot-flax\[tpu\]"):
+        program.devices(V5E)
+
+
+def test_a_gpu_is_planned_by_formula(experiment):
+    found = plan.compiled(experiment, targets.find("a100-80x4"), [])
+    assert found.program is None and not found.memory.compiled
+    assert found.memory.fits and found.estimate.step > 0
+
+
+def test_another_error_of_the_compiler_is_not_hidden():
+    with pytest.raises(RuntimeError, match="something else"):
+        program._used_when_too_large(RuntimeError("something else"), 0)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Ran out of memory in memory space hbm. Used 24.90G of 15.75G hbm.", 24.9 * 2**30),
+        ("for HLO temporaries (512.0M) exceeds available HBM (31.24G)", 512 * 2**20 + 1000),
+    ],
+)
+def test_the_compilers_figure_is_read_from_its_error(text, expected):
+    assert program._used_when_too_large(RuntimeError(text), own=1000) == int(expected)
+
+
+def test_the_batch_is_laid_out_as_the_data_lay_it_out(experiment):
+    """Against data/packing.py itself."""
+    import numpy as np
+
+    from cot_flax.data import packing
+
+    row = np.ones(3, np.int32)
+    teacher = np.zeros((3, 5))
+    example = {"inputs": row, "targets": row}
+    example |= {"teacher_top_ids": teacher.astype(int), "teacher_top_logprobs": teacher}
+    lengths = {"inputs": 64, "targets": 32}
+    for packed in (True, False):
+        batch = packing.to_batch([[example]] * 16, lengths, top_k=5, packed=packed)
+        found = {name: (value.shape, str(value.dtype)) for name, value in batch.items()}
+        assert dataclasses.replace(experiment, packed=packed).features() == found
