@@ -98,11 +98,12 @@ def first_samples(dataset: tf.data.Dataset) -> tf.data.Dataset:
 
 
 def drop_overlong(
-    dataset: tf.data.Dataset, sequence_length: dict[str, int] | None
+    dataset: tf.data.Dataset, sequence_length: dict[str, int] | None = None
 ) -> tf.data.Dataset:
     """Drops examples longer than the run's lengths: a cut chain would lose its answer.
 
-    Our own trainer asks for no lengths here; it drops and counts by itself (batches.py). Where
+    Our own trainer asks for no lengths here; it drops and counts by itself (batches.py). Nor does
+    SeqIO's evaluator where it is to find the greatest length; it needs the default for that. Where
     nothing fits, a data set that repeats for ever would be searched for ever: it stops with
     InvalidArgumentError.
     """
