@@ -42,5 +42,6 @@ pack "$out/code.tar.gz"
 run tar -xzf "$out/code.tar.gz" -C "$out/code"
 run xpk workload create "--workload=$name" "${at[@]}" "--tpu-type=$type" \
   "--max-restarts=$restarts" "${env[@]}" --base-docker-image=python:3.12 "--script-dir=$out/code" \
-  "--command=bash launch/setup.sh tpu && .venv/bin/cot-flax train$(printf ' %q' "${train_flags[@]}")"
+  "--command=bash launch/setup.sh tpu && \
+JAX_PLATFORMS=tpu,cpu .venv/bin/cot-flax train$(printf ' %q' "${train_flags[@]}")"
 run xpk workload list "--wait-for-job-completion=$name" "${at[@]}"

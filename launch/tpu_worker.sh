@@ -33,18 +33,21 @@ start() {
     . ../train.env
     set +a
   fi
+  export JAX_PLATFORMS=tpu,cpu # named, a TPU that JAX cannot use ends the training
   echo "$*" > train.flags
   rm -f train.exit
   # shellcheck disable=SC2016  # for the inner shell
   setsid flock train.lock bash -c '"$@" && code=$? || code=$?; echo "$code" > train.exit' train \
     "${VENV:-.venv}/bin/cot-flax" train "$@" > train.log 2>&1 < /dev/null 3>&- &
   echo $! > train.pid
+  until runs || [ -f train.exit ]; do sleep 0.1; done # or a watcher would take the lock first
 }
 
 case $verb in
   start) start "${@:2}" ;;
   watch)
-    tail --pid="$(cat train.pid)" --sleep-interval=0.2 --lines=+1 --follow train.log
+    flock train.lock true & # ends when the training does, however that was
+    tail --pid=$! --sleep-interval=0.2 --lines=+1 --follow train.log
     [ -f train.exit ] || echo 143 > train.exit # killed before it could say so
     exit "$(cat train.exit)"
     ;;

@@ -26,7 +26,7 @@ TRAIN = ["tpu_pod.sh", "train", "pod", "v5e-16", "us-central1-a"]
 QUEUE = [*TRAIN, "--queue", "--spot"]
 GKE = ["tpu_gke.sh", "train", "job", "v6e-32", "cluster", "us-east5-b"]
 
-RECORDER = """#!{python}
+RECORDER = """#!{python} -IS
 import json, os, sys
 with open({calls!r}, "a") as file:
     file.write(json.dumps([{name!r}, *sys.argv[1:]]) + "\\n")
@@ -247,7 +247,12 @@ def test_gcloud_takes_our_flags(host, tmp_path):
         ["tpu_pod.sh", "delete", "pod", "z", "--queue"],
     ):
         printed_calls += printed(host.launch(*command, "--dry-run"))
-    calls = {json.dumps(call): call for call in printed_calls if call[0] == "gcloud"}
+    # One call of a kind: what it is about, and the names of its flags.
+    calls = {
+        tuple(word.split("=")[0] for word in call): call
+        for call in printed_calls
+        if call[0] == "gcloud"
+    }
     (tmp_path / "runs" / "launch" / "pod").mkdir(parents=True)  # for the logs
     verbs = {tuple(call[3:5]) for call in calls.values() if call[1] == "compute"}
     assert len(verbs) == 8
