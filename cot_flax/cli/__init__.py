@@ -9,6 +9,7 @@ import typer
 from cot_flax.cli import teach
 from cot_flax.cli.common import GIN_FLAGS, GinFile, Out, SearchPaths, parse_gin, prepare_libraries
 from cot_flax.cli.export import export
+from cot_flax.cli.plan import plan
 from cot_flax.cli.prepare import prepare
 from cot_flax.errors import UserError
 
@@ -69,6 +70,7 @@ def evaluate(context: typer.Context, gin_file: GinFile, gin_search_paths: Search
 
 
 app.command()(export)
+app.command(context_settings=GIN_FLAGS)(plan)
 
 
 @app.command("report")
