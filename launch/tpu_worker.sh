@@ -8,7 +8,7 @@ cd "$(dirname "$0")/.."
 . launch/common.sh
 verb=${1:-}
 
-runs() { ! flock --nonblock train.lock true; }
+runs() { ! flock --shared --nonblock train.lock true; }
 
 find_python() { # the images of TPU VMs have Python 3.10
   python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' && return
@@ -46,7 +46,7 @@ start() {
 case $verb in
   start) start "${@:2}" ;;
   watch)
-    flock train.lock true & # ends when the training does, however that was
+    flock --shared train.lock true & # ends when the training does, however that was
     tail --pid=$! --sleep-interval=0.2 --lines=+1 --follow train.log
     [ -f train.exit ] || echo 143 > train.exit # killed before it could say so
     exit "$(cat train.exit)"
