@@ -156,10 +156,10 @@ def _never_stored(product, fused) -> bool:
 
 
 def _layer(experiment, fused) -> int:
-    """What one layer works on in its backward pass: all its results twice, in float32 softmax."""
+    """What one layer works on in its backward pass: all its results, in the softmax's float32."""
     config = experiment.model
     layers = max(config.num_encoder_layers, config.num_decoder_layers)
-    scale = 2 * FLOAT32 // jax.numpy.dtype(config.dtype).itemsize
+    scale = FLOAT32 // jax.numpy.dtype(config.dtype).itemsize
     return scale * _results(experiment, {"dense", "attention", "cross"}, fused) // layers
 
 

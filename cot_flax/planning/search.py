@@ -90,22 +90,25 @@ def fastest(experiment: Experiment, target: Target, compile_plan: Compile) -> It
 
 
 def remedies(too_large: Plan, compile_plan: Compile, enough: int = 2) -> Iterator[Option]:
-    """Tries one knob at a time, then all that save memory together, until `enough` of them fit.
+    """Turns one knob at a time until the run fits, then all of them, until `enough` knobs serve.
 
     What the formula, corrected by the plan that did not fit, puts beyond the memory is listed but
     not compiled.
     """
     experiment, target = too_large.experiment, too_large.target
     off = _correction(too_large, plan.modelled(experiment, target))
-    fitting = 0
-    for changed in _knobs(experiment, target):
-        guess = plan.modelled(changed, target)
-        expected = _expected(guess, off)
-        tried = expected <= SURE * guess.memory.capacity
-        found = compile_plan(changed) if tried else _corrected(guess, expected)
-        yield Option(flags(experiment, changed), found, tried)
-        fitting += found.memory.fits
-        if fitting == enough:
+    serving = 0
+    for knob in _knobs(experiment, target):
+        for changed in knob:
+            guess = plan.modelled(changed, target)
+            expected = _expected(guess, off)
+            tried = expected <= SURE * guess.memory.capacity
+            found = compile_plan(changed) if tried else _corrected(guess, expected)
+            yield Option(flags(experiment, changed), found, tried)
+            if found.memory.fits:
+                serving += 1
+                break
+        if serving == enough:
             return
 
 
@@ -128,31 +131,25 @@ def _corrected(modelled: Plan, expected: int) -> Plan:
     )
 
 
-def _knobs(experiment: Experiment, target: Target) -> Iterator[Experiment]:
-    """Changes that save memory, the cheapest in speed first; then all of them at once."""
-    mesh, stronger = experiment.mesh, _stronger(experiment.model.remat)
-    sharded = dataclasses.replace(mesh, fsdp=True)
-    full = _with(experiment, remat="full")
-    if not mesh.fsdp and mesh.data > 1:
-        yield _with(experiment, mesh=sharded)
-    for remat in stronger:
-        yield _with(experiment, remat=remat)
-    yield from _microbatched(experiment)
-    others = [m for m in meshes(experiment, target.chips) if m != mesh and m.fsdp]
-    modelled = [plan.modelled(_with(experiment, mesh=other), target) for other in others]
-    for other in sorted(modelled, key=lambda p: p.memory.total)[:1]:
-        yield other.experiment
-    yield from _halved(experiment)
-    if not mesh.fsdp and mesh.data > 1:
-        full = _with(full, mesh=sharded)
-    if full != experiment:
-        yield full
-        yield from _microbatched(full)
-        yield from _halved(full)
-
-
-def _stronger(remat: str) -> tuple[str, ...]:
-    return REMATS[REMATS.index(remat) + 1 :]
+def _knobs(experiment: Experiment, target: Target) -> list[list[Experiment]]:
+    """Changes that save memory: a list a knob, the least first; all of them at once at the end."""
+    mesh, remat = experiment.mesh, experiment.model.remat
+    sharded = [] if mesh.fsdp or mesh.data == 1 else [dataclasses.replace(mesh, fsdp=True)]
+    others = [
+        plan.modelled(_with(experiment, mesh=other), target)
+        for other in meshes(experiment, target.chips)
+        if other not in (mesh, *sharded)
+    ]
+    smallest = sorted(others, key=lambda p: p.memory.total)[:1]
+    all_at_once = _with(experiment, mesh=sharded[0] if sharded else None, remat="full")
+    return [
+        [_with(experiment, mesh=other) for other in sharded],
+        [_with(experiment, remat=stronger) for stronger in REMATS[REMATS.index(remat) + 1 :]],
+        [other.experiment for other in smallest],
+        list(_microbatched(experiment)),
+        list(_halved(experiment)),
+        [*_microbatched(all_at_once), *_halved(all_at_once)] if all_at_once != experiment else [],
+    ]
 
 
 def _microbatched(experiment, most: int = 16) -> Iterator[Experiment]:

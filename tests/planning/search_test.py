@@ -71,15 +71,15 @@ def test_remedies_are_tried_until_two_fit(changed):
 
 
 def test_remedies_believe_the_compiler_about_the_formulas_error(changed):
-    """Where the compiler finds ten times the formula, no knob is worth a compilation."""
+    """Where the compiler finds a thousand times the formula, no knob is worth a compilation."""
     run = changed(remat="none", mesh=MeshConfig(4, 1))
     formula = plan.modelled(run, target(1e12))
     small = target(float(formula.memory.total))
     before = plan.modelled(run, small)
-    tenfold = dataclasses.replace(
-        before.memory, temporaries=10 * formula.memory.total, compiled=True
+    far_off = dataclasses.replace(
+        before.memory, temporaries=1000 * formula.memory.total, compiled=True
     )
     refuse = pytest.fail
-    options = list(remedies(dataclasses.replace(before, memory=tenfold), refuse))
+    options = list(remedies(dataclasses.replace(before, memory=far_off), refuse))
     assert options and not any(option.tried for option in options)
     assert not any(option.plan.memory.fits for option in options)
