@@ -3,7 +3,6 @@
 What T5X's gin files need beside it is here too; gin/t5x/ puts it together.
 """
 
-import contextlib
 import dataclasses
 from collections.abc import Mapping, Sequence
 
@@ -24,7 +23,6 @@ import optax
 import seqio
 from clu.metrics import Average
 from flax.core import freeze, unfreeze
-from jax.interpreters import pxla
 
 from cot_flax.data.batches import TaskBatches, find_task
 from cot_flax.data.feature_converter import DistillationFeatureConverter
@@ -95,8 +93,7 @@ class DistillationModel(models.EncoderDecoderModel):
         if "teacher_top_ids" not in batch:
             objective = without_teacher(objective)
         rng = dropout_rng if self.module.config.uses_dropout else None
-        with _mesh_of_t5x():
-            total, sums = loss_sums(self.module, objective, params, batch, rng)
+        total, sums = loss_sums(self.module, objective, params, batch, rng)
         return total / jnp.maximum(sums["tokens"], 1.0) / self._microbatches, _metrics(sums)
 
     def predict_batch_with_aux(self, params, batch, rng=None):
@@ -106,11 +103,7 @@ class DistillationModel(models.EncoderDecoderModel):
             int32 [B, max_tokens], zeros after the end; and {"scores": float32 [B]}: the
             log-likelihood (nats), or a beam's score by its rule.
         """
-        with _mesh_of_t5x():
-            return self._continue(unfreeze(params), batch["encoder_input_tokens"], rng)
-
-    def _continue(self, params, tokens_BS, rng):
-        chosen = self._decoding
+        tokens_BS, params, chosen = batch["encoder_input_tokens"], unfreeze(params), self._decoding
         student, length = for_decoding(self.module, params), chosen.max_tokens
         if chosen.beams > 1:
             output_BNT, scores_BN = beam_search(
@@ -130,18 +123,17 @@ class DistillationModel(models.EncoderDecoderModel):
 
     def _compute_logits(self, params, batch, dropout_rng=None, mutable=False):
         """For T5X's `score_batch`."""
-        with _mesh_of_t5x():
-            return self.module.apply(
-                {"params": params},
-                batch["encoder_input_tokens"],
-                batch["decoder_input_tokens"],
-                batch["decoder_target_tokens"],
-                batch.get("encoder_segment_ids"),
-                batch.get("decoder_segment_ids"),
-                enable_dropout=dropout_rng is not None,
-                rngs=None if dropout_rng is None else {"dropout": dropout_rng},
-                mutable=mutable,
-            )
+        return self.module.apply(
+            {"params": params},
+            batch["encoder_input_tokens"],
+            batch["decoder_input_tokens"],
+            batch["decoder_target_tokens"],
+            batch.get("encoder_segment_ids"),
+            batch.get("decoder_segment_ids"),
+            enable_dropout=dropout_rng is not None,
+            rngs=None if dropout_rng is None else {"dropout": dropout_rng},
+            mutable=mutable,
+        )
 
 
 class OptaxOptimizer(optimizers.OptaxWrapper):
@@ -243,11 +235,3 @@ def _as_targets(tokens_BS, output_BT) -> dict[str, jax.Array]:
         "decoder_target_tokens": output_BT,
         "decoder_loss_weights": output_BT > 0,
     }
-
-
-def _mesh_of_t5x():
-    """Shows T5X's mesh to what asks `jax.sharding.get_abstract_mesh`; T5X enters it the old way."""
-    mesh = pxla.thread_resources.env.physical_mesh
-    if mesh.empty:
-        return contextlib.nullcontext()
-    return jax.sharding.use_abstract_mesh(mesh.abstract_mesh)

@@ -129,9 +129,11 @@ def first_batch(task, *, pack):
 
 @pytest.fixture(scope="module")
 def batch(store):
-    """Packed rows with a teacher."""
+    """Packed rows, all but one with a teacher."""
     gin.bind_parameter("cot_flax.tasks.stories.teacher_store.directory", store)
-    return first_batch(TAUGHT, pack=True)
+    found = first_batch(TAUGHT, pack=True)
+    taught = np.arange(B)[:, None, None] > 0
+    return found | {"teacher_top_ids": found["teacher_top_ids"] * taught}
 
 
 def make_partitioner():
@@ -202,14 +204,14 @@ def test_loss_and_gradients_are_our_trainers(params, batch):
     expected, means = train_in_ours(KL, DESCENT, params, batch)
     assert_close(moved, expected, atol=1e-5)
     assert_same_metrics(metrics, means)
-    assert metrics["kl"] > 0 and metrics["teacher_fraction"] > 0.5
+    assert metrics["kl"] > 0 and 0.5 < metrics["teacher_fraction"] < 1
     change = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), moved, params)
     assert min(jax.tree.leaves(change)) > 1e-4  # every gradient is larger than the tolerance
 
 
 @pytest.mark.skipif(jax.device_count() == 1, reason="one device has nothing to split")
 def test_the_loss_is_split_over_t5xs_mesh(params, batch):
-    """By ourselves, not by XLA's choice: T5X's way into a mesh is not the one that JAX looks at."""
+    """By ourselves, not by XLA's choice: T5X enters its mesh in another way than our trainer."""
     loss = lambda params, batch: make_model(objective=KL).loss_fn(params, batch, None)[0]  # noqa: E731
     split = make_partitioner().partition(loss, (None, None), None).lower(params, batch).as_text()
     whole = jax.jit(loss).lower(params, batch).as_text()
