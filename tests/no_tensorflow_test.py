@@ -26,7 +26,7 @@ def modules_imported(package):
 
 
 @pytest.mark.parametrize(
-    "package", ["text", "teacher", "model", "weights", "training", "world", "interop"]
+    "package", ["text", "teacher", "model", "weights", "training", "world", "planning", "interop"]
 )
 def test_imports_without_tensorflow(package):
     names = modules_imported(package)

@@ -78,10 +78,16 @@ def attend(
         dropout: of the weights [B, H, T, S].
     """
     arrays = query_BTHC, keys_BSHC, values_BSHC
-    chosen = "xla" if dropout else choose(wanted, jax.default_backend(), *arrays[:2], bias)
+    chosen = "xla" if dropout else choose(wanted, _platform(), *arrays[:2], bias)
     if chosen == "xla":
         return xla(*arrays, bias, dropout)
     return {"cudnn": cudnn, "flash": flash}[chosen](*arrays, bias)
+
+
+def _platform() -> str:
+    """Of the mesh, whose devices need not be of this machine; without one, of this process."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return device.platform if device else jax.default_backend()
 
 
 def choose(wanted: str, platform: str, query_BTHC, keys_BSHC, bias: Bias) -> str:

@@ -1,10 +1,8 @@
 """The trainer's step, lowered and compiled for chips that need not be there."""
 
-import contextlib
 import dataclasses
 import importlib.util
 import re
-from unittest import mock
 
 import jax
 import numpy as np
@@ -76,11 +74,7 @@ def compile_step(experiment: Experiment, target: Target, chips: list) -> Program
     shape = mesh_config.data, mesh_config.model
     mesh = jax.sharding.Mesh(np.array(chips[:count]).reshape(shape), AXES)  # as make_mesh does
     state = abstract_state(experiment, mesh)  # makes a key, on a device that is there
-    with (
-        jax.set_mesh(mesh),
-        partitioning.axis_rules(mesh_config.rules()),
-        _platform(target.chip.kind),
-    ):
+    with jax.set_mesh(mesh), partitioning.axis_rules(mesh_config.rules()):
         lowered = _step(experiment, mesh, state).lower(state, _batch(experiment, mesh))
         try:
             compiled = lowered.compile()
@@ -115,11 +109,6 @@ def _batch(experiment, mesh) -> dict:
         name: jax.ShapeDtypeStruct(shape, dtype, sharding=place)
         for name, (shape, dtype) in experiment.features().items()
     }
-
-
-def _platform(kind: str) -> contextlib.AbstractContextManager:
-    """Lets model/attention_kernels.py choose as on the target, while this process is on a CPU."""
-    return mock.patch.object(jax, "default_backend", lambda: kind)
 
 
 def _used_when_too_large(error: Exception, own: int) -> int:

@@ -58,6 +58,13 @@ def test_a_step_for_a_tpu(experiment, tpu):
 
 
 @needs_libtpu
+def test_attention_is_that_of_the_target(changed, tpu):
+    """Cross attention is the flash kernel on TPUs, though this process runs on a CPU."""
+    found = plan.compiled(changed(inputs=128, targets=128), V5E, tpu)
+    assert "tpu_custom_call" in found.program.text
+
+
+@needs_libtpu
 def test_too_large_a_step_is_told_by_the_compilers_figure(changed, tpu):
     run = changed(batch_size=2**17, remat="none")
     found = plan.compiled(run, V5E, tpu)
