@@ -40,7 +40,8 @@ start() {
   setsid flock train.lock bash -c '"$@" && code=$? || code=$?; echo "$code" > train.exit' train \
     "${VENV:-.venv}/bin/cot-flax" train "$@" > train.log 2>&1 < /dev/null 3>&- &
   echo $! > train.pid
-  until runs || [ -f train.exit ]; do sleep 0.1; done # or a watcher would take the lock first
+  # Or a watcher would take the lock first; one that was killed at once never holds it.
+  until runs || [ -f train.exit ] || ! kill -0 $! 2> /dev/null; do sleep 0.1; done
 }
 
 case $verb in

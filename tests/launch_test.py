@@ -18,8 +18,8 @@ LAUNCH = Path(__file__).resolve().parents[1] / "launch"
 SCRIPTS = sorted(path for path in LAUNCH.iterdir() if path.suffix in (".sh", ".sbatch"))
 # All that the scripts may call, beside what each test puts on PATH.
 TOOLS = (
-    "basename bash cat chmod cmp cp dirname env flock git gzip mkdir python3 rm setsid sleep tail"
-    " tar tr true"
+    "basename bash cat chmod cmp cp dirname env flock git gzip mkdir rm setsid sleep tail tar tr"
+    " true"
 )
 SHIPPED = ["--gin_file=experiments/world_base.gin", "--gin.MODEL_DIR='gs://bucket/a run'"]
 TRAIN = ["tpu_pod.sh", "train", "pod", "v5e-16", "us-central1-a"]
@@ -75,6 +75,9 @@ class Host:
             made.mkdir()
         for tool in TOOLS.split():
             (self.bin / tool).symlink_to(shutil.which(tool))
+        # A python3 of PATH may be a wrapper that calls other tools.
+        (self.bin / "python3").write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+        (self.bin / "python3").chmod(0o755)
         shutil.copytree(LAUNCH, self.checkout / "launch")
         (self.checkout / "setup.py").write_text("# stands for ours\n")
         (self.checkout / ".gitignore").write_text("/runs/\n.venv/\n")
