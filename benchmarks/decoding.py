@@ -13,6 +13,7 @@ from functools import partial
 
 import jax
 import numpy as np
+import t5x_peer
 from harness import ratios, record, spread, take_turns
 
 from cot_flax.model.continuous import decode_all
@@ -74,7 +75,7 @@ def ours(model, params, samples: int, length: int, max_tokens: int):
 
 def peers(model, params, *case) -> dict:
     found = {}
-    if importlib.util.find_spec("t5x"):
+    if t5x_peer.present():
         found["T5X"] = t5x(params, *case)
     if importlib.util.find_spec("torch") and importlib.util.find_spec("transformers"):
         found["transformers + torch"] = torch(model.config, *case)
@@ -82,18 +83,10 @@ def peers(model, params, *case) -> dict:
 
 
 def t5x(params, samples: int, length: int, max_tokens: int):
-    import seqio
-    from t5x import decoding, models
-    from t5x.examples.t5 import network
+    from t5x import decoding
 
-    names = ("vocab_size", "emb_dim", "num_heads", "num_encoder_layers", "num_decoder_layers")
-    names += ("head_dim", "mlp_dim", "mlp_activations", "dropout_rate", "logits_via_embedding")
-    config = network.T5Config(**{name: getattr(T5Config(), name) for name in names})
-    vocabulary = seqio.PassThroughVocabulary(config.vocab_size, eos_id=1)
     draw = partial(decoding.temperature_sample, temperature=1.0, topk=1 if samples == 1 else 0)
-    model = models.EncoderDecoderModel(
-        network.Transformer(config), vocabulary, vocabulary, None, decode_fn=draw
-    )
+    model = t5x_peer.make(T5Config(), decode_fn=draw)
     batch = {
         "encoder_input_tokens": random_prompts(BATCH, length),
         "decoder_input_tokens": np.zeros((BATCH, max_tokens), np.int32),

@@ -14,6 +14,7 @@ import os
 
 import jax
 import numpy as np
+import t5x_peer
 from harness import ratios, record, spread, take_turns
 
 from cot_flax.model.losses import Objective
@@ -36,7 +37,7 @@ def main() -> None:
         "ours, scanned, cross entropy": ours(batch, kl_weight=0.0, **SCANNED),
         "ours, scanned, KL": ours(batch, kl_weight=1.0, **SCANNED),
     }
-    if importlib.util.find_spec("t5x") and importlib.util.find_spec("jestimator"):
+    if t5x_peer.present():
         runs["T5X, cross entropy"] = t5x(batch)
     if importlib.util.find_spec("torch") and importlib.util.find_spec("transformers"):
         runs |= {f"torch, {loss}": transformers(batch, loss) for loss in ("cross entropy", "KL")}
@@ -90,31 +91,13 @@ def ours(batch, *, kl_weight: float, **changes):
 
 
 def t5x(batch):
-    import seqio
-    from t5x import adafactor, models, train_state, trainer
-    from t5x.examples.t5 import network
+    from t5x import train_state, trainer
 
-    config = network.T5Config(
-        vocab_size=V,
-        dtype="float32",
-        emb_dim=512,
-        num_heads=6,
-        num_encoder_layers=8,
-        num_decoder_layers=8,
-        head_dim=64,
-        mlp_dim=1024,
-        mlp_activations=("gelu", "linear"),
-        dropout_rate=0.0,
-    )
-    rules = adafactor.standard_logical_factor_rules()
-    optimizer = adafactor.Adafactor(decay_rate=0.8, step_offset=0, logical_factor_rules=rules)
-    vocabulary = seqio.PassThroughVocabulary(V)
-    module = network.Transformer(config)
-    model = models.EncoderDecoderModel(module, vocabulary, vocabulary, optimizer)
+    model = t5x_peer.make(T5Config())
     batch = {name: rows for name, rows in batch.items() if not name.startswith("teacher")}
     shapes = {name: rows.shape for name, rows in batch.items()}
     variables = model.get_initial_variables(jax.random.PRNGKey(0), shapes)
-    start = train_state.FlaxOptimTrainState.create(optimizer, variables)
+    start = train_state.FlaxOptimTrainState.create(model.optimizer_def, variables)
     key = jax.random.PRNGKey(0)
 
     def train_step(state, batch):

@@ -12,7 +12,7 @@ from cot_flax.errors import UserError
 from cot_flax.model.head_loss import TILES
 from cot_flax.model.t5 import T5
 from cot_flax.planning import collectives, memory
-from cot_flax.planning.experiment import AXES, Experiment, abstract_state
+from cot_flax.planning.experiment import AXES, Experiment, abstract_mesh, abstract_state
 from cot_flax.planning.targets import GIB, Target
 from cot_flax.training import sharding, step
 
@@ -69,24 +69,29 @@ def compile_step(experiment: Experiment, target: Target, chips: list) -> Program
         experiment: with its mesh spelt out.
         chips: of `devices`.
     """
-    mesh_config = experiment.mesh
-    count = mesh_config.data * mesh_config.model
-    shape = mesh_config.data, mesh_config.model
-    mesh = jax.sharding.Mesh(np.array(chips[:count]).reshape(shape), AXES)  # as make_mesh does
-    state = abstract_state(experiment, mesh)  # makes a key, on a device that is there
-    with jax.set_mesh(mesh), partitioning.axis_rules(mesh_config.rules()):
-        lowered = _step(experiment, mesh, state).lower(state, _batch(experiment, mesh))
-        try:
-            compiled = lowered.compile()
-        except Exception as error:
-            return Program(_used_when_too_large(error, memory.local_bytes(state)), "", {})
+    try:
+        compiled = lower_step(experiment, chips).compile()
+    except jax.errors.JaxRuntimeError as error:
+        own = memory.local_bytes(abstract_state(experiment, abstract_mesh(experiment)))
+        return Program(_used_when_too_large(error, own), "", {})
     counted = compiled.memory_analysis()
     used = counted.argument_size_in_bytes + counted.temp_size_in_bytes
     used += counted.output_size_in_bytes - counted.alias_size_in_bytes
     used += counted.generated_code_size_in_bytes
     text = compiled.as_text()
-    found = collectives.read(text, devices=count, unknown_trips=TILES)
+    size = experiment.mesh.data * experiment.mesh.model
+    found = collectives.read(text, devices=size, unknown_trips=TILES)
     return Program(used, text, found)
+
+
+def lower_step(experiment: Experiment, chips: list) -> jax.stages.Lowered:
+    """Traces that step for the experiment's mesh of some of the chips."""
+    config = experiment.mesh
+    grid = np.array(chips[: config.data * config.model]).reshape(config.data, config.model)
+    mesh = jax.sharding.Mesh(grid, AXES)  # as make_mesh does
+    state = abstract_state(experiment, mesh)  # makes a key, on a device that is there
+    with jax.set_mesh(mesh), partitioning.axis_rules(config.rules()):
+        return _step(experiment, mesh, state).lower(state, _batch(experiment, mesh))
 
 
 def _step(experiment, mesh, state):

@@ -5,7 +5,6 @@ and leaves norms, softmax and the host out. `ASSUMPTIONS` says what it takes for
 """
 
 import dataclasses
-from types import SimpleNamespace
 
 import jax
 
@@ -101,7 +100,7 @@ def fused_kinds(experiment: Experiment, platform: str) -> set[str]:
             jax.ShapeDtypeStruct((1, length, config.num_heads, config.head_dim), dtype)
             for length in (queries, keys)
         ]
-        bias = SimpleNamespace(position=position)
+        bias = attention_kernels.Bias(position, None, None)
         return attention_kernels.choose(config.attention, platform, *arrays, bias) != "xla"
 
     S, T = experiment.inputs, experiment.targets

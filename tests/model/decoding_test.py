@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 
+from cot_flax.model import decoding
 from cot_flax.model.decoding import decode, for_decoding
 from cot_flax.model.stacking import stack_layers
 from cot_flax.model.t5 import T5
@@ -73,6 +74,22 @@ def test_after_the_end_come_zeros(lively, greedy, teacher_forced):
     for prompt, tokens in zip(names[PROMPTS], output, strict=True):
         expected = until_end(lambda done, p=prompt: teacher_forced(p, done, params).argmax())
         assert tokens.tolist() == expected
+
+
+def test_no_step_is_taken_after_all_have_ended(lively, greedy, monkeypatch):
+    row = greedy[0].tolist()
+    place = next(i for i, token in enumerate(row) if i and token > 1 and token not in row[:i])
+    params, names = exchanged(lively[1], row[place])
+    steps, add_tokens = [], decoding.add_tokens
+
+    def counted(*arguments):
+        jax.debug.callback(lambda: steps.append(1))
+        return add_tokens(*arguments)
+
+    monkeypatch.setattr(decoding, "add_tokens", counted)
+    decode(lively[0], params, names[PROMPTS[:1]], max_tokens=LENGTH + 3)  # a program of its own
+    jax.effects_barrier()
+    assert len(steps) == place + 1
 
 
 def test_greedy_tokens_are_those_of_t5x(from_t5x):
