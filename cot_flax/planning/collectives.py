@@ -16,6 +16,9 @@ _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][\w\-]*)\((
 _ARRAY = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\]")
 _CALLEES = re.compile(r"(?:body|calls|to_apply|\w*computations?)=(?:\{([^}]*)\}|%?([\w.\-]+))")
 _CONDITION = re.compile(r"condition=%?([\w.\-]+)")
+_BODY = re.compile(r"body=%?([\w.\-]+)")
+_NAME = re.compile(r"%([\w.\-]+)")
+_INDEX = re.compile(r"index=(\d+)")
 _TRIPS = re.compile(r'"?known_trip_count"?\s*:?\s*\{"?n"?\s*:\s*"?(\d+)')
 _GROUPS = re.compile(r"replica_groups=(?:\{\{([\d,]+)\}|\[\d+,(\d+)\])")
 
@@ -142,8 +145,31 @@ def _trips(rest: str, computations) -> int | None:
     if known := _TRIPS.search(rest):
         return int(known[1])
     condition = computations.get(_CONDITION.search(rest)[1], ())
-    bounds = [values for _, _, operation, values in condition if operation == "constant"]
-    return int(bounds[0].partition(")")[0]) if len(bounds) == 1 else None
+    bounds = _constants(condition).values()
+    if len(bounds) != 1:
+        return None
+    return -(-next(iter(bounds)) // _stride(condition, computations[_BODY.search(rest)[1]]))
+
+
+def _stride(condition, body) -> int:
+    """What a loop's body adds to the counter that its condition compares: 2 where unrolled once."""
+    counters = [values for _, _, operation, values in condition if operation == "get-tuple-element"]
+    if not counters:
+        return 1
+    position = int(_INDEX.search(counters[0].partition(")")[2])[1])
+    _, _, _, results = body[-1]
+    counter = _NAME.findall(results.partition(")")[0])[position]
+    (terms,) = [values for name, _, _, values in body if name == counter]
+    constants = _constants(body)
+    return next((constants[name] for name in _NAME.findall(terms) if name in constants), 1)
+
+
+def _constants(computation) -> dict[str, int]:
+    """Its whole numbers by name."""
+    values = {
+        name: text.partition(")")[0] for name, _, kind, text in computation if kind == "constant"
+    }
+    return {name: int(value) for name, value in values.items() if value.isdigit()}
 
 
 def _computations(text: str):

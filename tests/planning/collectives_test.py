@@ -37,6 +37,23 @@ TEXT = """HloModule jit_step, is_scheduled=true, entry_computation_layout={(f32[
   ROOT %less = pred[]{:T(512)} compare(%p, %constant.1), direction=LT
 }
 
+%unrolled (p: (f32[4], u32[])) -> (f32[4], u32[]) {
+  %p = (f32[4]{0}, /*index=1*/u32[]{:T(128)}) parameter(0)
+  %n = u32[]{:T(128)} get-tuple-element(%p), index=1
+  %by = u32[]{:T(128)} constant(2)
+  %x = f32[4]{0} get-tuple-element(%p), index=0
+  %y = f32[4]{0} collective-permute(%x), source_target_pairs={{0,1},{1,0}}
+  %m = u32[]{:T(128)} add(%n, %by), metadata={op_name="while"}
+  ROOT %t = (f32[4]{0}, /*index=1*/u32[]{:T(128)}) tuple(%y, /*index=1*/%m)
+}
+
+%below (p: (f32[4], u32[])) -> pred[] {
+  %eight = u32[]{:T(128)} constant(8)
+  %p = (f32[4]{0}, /*index=1*/u32[]{:T(128)}) parameter(0)
+  %n = u32[]{:T(128)} get-tuple-element(%p), index=1
+  ROOT %less = pred[]{:T(512)} compare(%n, %eight), direction=LT
+}
+
 %fused_computation (p: f32[6]) -> f32[6] {
   ROOT %g = f32[6]{0} all-gather(%p), replica_groups={{0,1},{2,3}}
 }
@@ -62,6 +79,7 @@ ENTRY %main (x: f32[8]) -> f32[8] {
 metadata={op_name="while"}, backend_config={"known_trip_count":{"n":"24"}}
   %v = (s32[]) while(%x), condition=%condition, body=%tile
   %u = (s32[]) while(%x), condition=%three, body=%counted
+  %y = (f32[4]{0}, u32[]) while(%x), condition=%below, body=%unrolled
   %async-collective-start.1 = (f32[3]{0}, f32[6]{0}) fusion(%x), calls=%fused_computation
   %fusion.1 = f32[6]{0} fusion(%x), kind=kCustom, calls=%async_collective_fusion
   %async-collective-done.1 = f32[6]{0} fusion(%fusion.1), calls=%fused_computation
@@ -88,6 +106,7 @@ def test_every_collective_is_counted_as_often_as_its_loops_run(found):
         Collective("all-to-all", "f32[4]", 16, 2, False): 3,
         Collective("all-gather", "f32[6]", 24, 2, True): 1,
         Collective("collective-permute", "f32[8]", 32, 16, False): 1,
+        Collective("collective-permute", "f32[4]", 16, 16, False): 4,  # to 8 by twos
     }
 
 
