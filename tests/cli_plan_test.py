@@ -61,8 +61,9 @@ def test_a_gpu_is_planned_without_a_folder_or_a_store(call):
 
 
 def test_a_step_is_compiled_for_this_machine(call):
-    code, printed, _ = call(WORLD, "--target", "cpu")
+    code, printed, errors = call(WORLD, "--target", "cpu")
     assert code == 0
+    assert "compiling for cpu, try 1: batch 28, mesh data 1 x model 1" in errors
     assert "bytes a chip are the compiler's" in printed and "Fits cpu" in printed
 
 
@@ -79,6 +80,19 @@ def test_search_ends_with_the_plan_of_the_best(call):
     code, printed, _ = call(GSM8K, "--target", "a100-80x8", "--search")
     assert code == 0
     assert "  fits: " in printed and "Fits a100-80x8" in printed
+
+
+def test_where_no_mesh_fits_the_optimizer_may(call):
+    large = (GSM8K, "--gin_file=models/t5_1_1_xl.gin", "--target", "a100-80", "--search")
+    code, printed, _ = call(*large, "--gin.BATCH_SIZE=256")
+    assert code == 0
+    assert "Does not fit a100-80" in printed
+    assert any(line.startswith("  fits: ") and "adafactor" in line for line in printed.splitlines())
+    code, printed, _ = call(
+        *large, "--gin.BATCH_SIZE=256", "--gin.OPTIMIZER=@optimizers.adafactor()"
+    )
+    assert code == 0
+    assert "Fits a100-80" in printed
 
 
 @pytest.mark.parametrize(

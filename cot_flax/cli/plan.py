@@ -1,6 +1,7 @@
 """`cot-flax plan`: what a run takes, before it starts."""
 
 import copy
+import itertools
 import json
 import os
 import re
@@ -38,24 +39,28 @@ def plan(
     os.environ.update(targets.environment(wanted))
     _parse(context, gin_file, gin_search_paths)
     from cot_flax.planning import program, report
+    from cot_flax.planning.experiment import placed
     from cot_flax.planning.plan import compiled
-    from cot_flax.planning.search import fastest, remedies
+    from cot_flax.planning.search import fastest, remedies, smallest
 
-    chips = program.devices(wanted)
+    chips, tries = program.devices(wanted), itertools.count(1)
 
     def planned(experiment):
-        return compiled(experiment, wanted, chips, price)
+        experiment = placed(experiment, wanted)
+        with report.compiling(experiment, wanted, next(tries)):
+            return compiled(experiment, wanted, chips, price)
 
-    experiment = read_experiment()
+    typed = experiment = read_experiment()
     if search:
         options = fastest(experiment, wanted, planned)
         if best := report.print_options("The fastest mesh and REMAT that fit:", options):
             report.print_plan(best.plan)
-        return
+            return
+        experiment = smallest(experiment, wanted)
     found = planned(experiment)
     report.print_plan(found)
     if not found.memory.fits:
-        report.print_options("What would make it fit:", remedies(found, planned))
+        report.print_options("What would make it fit:", remedies(found, planned, typed))
 
 
 def _parse(context: typer.Context, files: list[str], search_paths: str) -> None:

@@ -1,5 +1,6 @@
 """A plan, printed."""
 
+import contextlib
 from collections.abc import Iterable
 
 from rich import box
@@ -8,9 +9,10 @@ from rich.table import Table
 from rich.text import Text
 
 from cot_flax.planning import collectives, roofline
+from cot_flax.planning.experiment import Experiment
 from cot_flax.planning.plan import Plan
 from cot_flax.planning.search import Option
-from cot_flax.planning.targets import GIB
+from cot_flax.planning.targets import GIB, Target
 
 
 def print_plan(plan: Plan, console: Console | None = None) -> None:
@@ -33,25 +35,47 @@ def print_plan(plan: Plan, console: Console | None = None) -> None:
 def print_options(
     heading: str, options: Iterable[Option], console: Console | None = None
 ) -> Option | None:
-    """Prints other settings as they are tried, a line each; returns the last that fits, if any."""
-    console, found = console or Console(), None
+    """Prints other settings as they are tried, a line each; returns the fastest that fits."""
+    console, fitting = console or Console(), []
     console.print(Text(heading, style="bold"))
     for option in options:
         console.print(Text(line(option)), soft_wrap=True)
-        found = option if option.plan.memory.fits else found
-    if found is None:
+        fitting += [option] if option.plan.memory.fits else []
+    if not fitting:
         console.print("  nothing that was tried; take more chips or a smaller model")
-    return found
+    return min(fitting, key=lambda option: option.plan.estimate.step, default=None)
+
+
+@contextlib.contextmanager
+def compiling(experiment: Experiment, target: Target, count: int, console: Console | None = None):
+    """Says on standard error what is compiled meanwhile, which may take minutes.
+
+    A spinner on a terminal, a line elsewhere; nothing for GPUs, which nothing is compiled for.
+    """
+    console = console or Console(stderr=True)
+    batch = f"batch {experiment.batch_size:,}"
+    line = f"compiling for {target.name}, try {count}: {batch}, {settings(experiment)}"
+    if target.chip.kind != "gpu" and not console.is_terminal:
+        console.print(Text(line), soft_wrap=True)
+    with console.status(line) if target.chip.kind != "gpu" else contextlib.nullcontext():
+        yield
 
 
 def title(plan: Plan) -> str:
-    experiment, mesh = plan.experiment, plan.experiment.mesh
+    experiment = plan.experiment
     return (
         f"{plan.parameters:,} parameters, batch {experiment.batch_size:,}, "
         f"{experiment.inputs:,}/{experiment.targets:,} tokens, on {plan.target.name} "
-        f"({plan.target.where}), mesh data {mesh.data} x model {mesh.model}"
-        f"{' FSDP' if mesh.fsdp else ''}, {experiment.microbatches} micro-batch(es), "
-        f"remat {experiment.model.remat}"
+        f"({plan.target.where}), {settings(experiment)}"
+    )
+
+
+def settings(experiment: Experiment) -> str:
+    """What a search varies, in words."""
+    mesh = experiment.mesh
+    return (
+        f"mesh data {mesh.data} x model {mesh.model}{' FSDP' if mesh.fsdp else ''}, "
+        f"{experiment.microbatches} micro-batch(es), remat {experiment.model.remat}"
     )
 
 

@@ -4,18 +4,22 @@ A compilation takes a minute for a large model, so the formula ranks and the com
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator
 
 from cot_flax.planning import plan
 from cot_flax.planning.experiment import Experiment
 from cot_flax.planning.plan import Plan
 from cot_flax.planning.targets import Target
+from cot_flax.training import optimizers
 from cot_flax.training.sharding import MeshConfig
 
 REMATS = ("none", "minimal", "full")
 DOUBTFUL, SURE = 1.5, 1.15
 """What the formula puts this far beyond the memory is not worth a compilation: by itself, and once
 it was corrected by one."""
+
+ADAFACTOR = '--gin.OPTIMIZER="@optimizers.adafactor()"'
 
 Compile = Callable[[Experiment], Plan]
 
@@ -43,11 +47,12 @@ def flags(old: Experiment, new: Experiment) -> str:
         ("MICROBATCHES", old.microbatches, new.microbatches),
         ("BATCH_SIZE", old.batch_size, new.batch_size),
     ]
-    return " ".join(
+    changed = [
         f'--gin.{name}="{after!r}"' if isinstance(after, str) else f"--gin.{name}={after}"
         for name, before, after in values
         if before != after
-    )
+    ]
+    return " ".join(changed + [ADAFACTOR] * (old.optimizer is not new.optimizer))
 
 
 def meshes(experiment: Experiment, chips: int) -> Iterator[MeshConfig]:
@@ -66,18 +71,15 @@ def meshes(experiment: Experiment, chips: int) -> Iterator[MeshConfig]:
 
 
 def fastest(experiment: Experiment, target: Target, compile_plan: Compile) -> Iterator[Option]:
-    """Tries meshes, REMAT and MICROBATCHES, the shortest modelled step first, until one fits.
+    """Tries meshes, REMAT and MICROBATCHES, the shortest modelled step first.
 
-    Yields every trial; the last fits, unless none does.
+    Yields every trial; ends when the formula promises no shorter step than the best that fits.
     """
-    candidates = [
-        plan.modelled(_with(run, mesh=mesh, remat=remat), target)
-        for run in (experiment, *_microbatched(experiment, most=4))
-        for mesh in meshes(run, target.chips)
-        for remat in REMATS
-    ]
     off: dict[str, float] = {}  # REMAT: how far the formula was off the last time
-    for candidate in sorted(candidates, key=lambda c: c.estimate.step):
+    best = math.inf
+    for candidate in sorted(_candidates(experiment, target), key=lambda c: c.estimate.step):
+        if candidate.estimate.step >= best:
+            return
         remat = candidate.experiment.model.remat
         doubt = SURE if remat in off else DOUBTFUL
         if _expected(candidate, off.get(remat, 1.0)) > doubt * candidate.memory.capacity:
@@ -85,15 +87,35 @@ def fastest(experiment: Experiment, target: Target, compile_plan: Compile) -> It
         tried = compile_plan(candidate.experiment)
         yield Option(flags(experiment, tried.experiment), tried, True)
         if tried.memory.fits:
-            return
+            best = min(best, tried.estimate.step)
         off[remat] = _correction(tried, candidate)
 
 
-def remedies(too_large: Plan, compile_plan: Compile, enough: int = 2) -> Iterator[Option]:
+def smallest(experiment: Experiment, target: Target) -> Experiment:
+    """Of what `fastest` would try, that which takes the least memory by the formula."""
+    found = min(_candidates(experiment, target), key=lambda c: c.memory.total, default=None)
+    return found.experiment if found else experiment
+
+
+def _candidates(experiment: Experiment, target: Target) -> list[Plan]:
+    return [
+        plan.modelled(_with(run, mesh=mesh, remat=remat), target)
+        for run in (experiment, *_microbatched(experiment, most=4))
+        for mesh in meshes(run, target.chips)
+        for remat in REMATS
+    ]
+
+
+def remedies(
+    too_large: Plan, compile_plan: Compile, typed: Experiment | None = None, enough: int = 2
+) -> Iterator[Option]:
     """Turns one knob at a time until the run fits, then all of them, until `enough` knobs serve.
 
     What the formula, corrected by the plan that did not fit, puts beyond the memory is listed but
     not compiled.
+
+    Args:
+        typed: what the flags start from; without it the run that was too large.
     """
     experiment, target = too_large.experiment, too_large.target
     off = _correction(too_large, plan.modelled(experiment, target))
@@ -104,7 +126,7 @@ def remedies(too_large: Plan, compile_plan: Compile, enough: int = 2) -> Iterato
             expected = _expected(guess, off)
             tried = expected <= SURE * guess.memory.capacity
             found = compile_plan(changed) if tried else _corrected(guess, expected)
-            yield Option(flags(experiment, changed), found, tried)
+            yield Option(flags(typed or experiment, changed), found, tried)
             if found.memory.fits:
                 serving += 1
                 break
@@ -142,13 +164,16 @@ def _knobs(experiment: Experiment, target: Target) -> list[list[Experiment]]:
     ]
     smallest = sorted(others, key=lambda p: p.memory.total)[:1]
     all_at_once = _with(experiment, mesh=sharded[0] if sharded else None, remat="full")
+    together = [*_microbatched(all_at_once), *_halved(all_at_once)]
     return [
         [_with(experiment, mesh=other) for other in sharded],
         [_with(experiment, remat=stronger) for stronger in REMATS[REMATS.index(remat) + 1 :]],
         [other.experiment for other in smallest],
         list(_microbatched(experiment)),
+        list(_lighter(experiment, target)),
         list(_halved(experiment)),
-        [*_microbatched(all_at_once), *_halved(all_at_once)] if all_at_once != experiment else [],
+        together if all_at_once != experiment else [],
+        [run for lighter in _lighter(all_at_once, target) for run in _microbatched(lighter)],
     ]
 
 
@@ -158,6 +183,15 @@ def _microbatched(experiment, most: int = 16) -> Iterator[Experiment]:
         count = experiment.microbatches * times
         if times <= most and experiment.batch_size % ((experiment.mesh.data or 1) * count) == 0:
             yield dataclasses.replace(experiment, microbatches=count)
+
+
+def _lighter(experiment, target) -> Iterator[Experiment]:
+    """Adafactor in place of an optimizer that holds more, such as AdamW's two moments."""
+    optimizer = optimizers.adafactor(experiment.optimizer.schedule)
+    changed = dataclasses.replace(experiment, optimizer=optimizer)
+    before, after = (plan.modelled(run, target).memory for run in (experiment, changed))
+    if after.optimizer < before.optimizer:
+        yield changed
 
 
 def _halved(experiment) -> Iterator[Experiment]:

@@ -47,6 +47,28 @@ def test_options_are_a_line_each(experiment, console):
     assert "nothing that was tried" in console.file.getvalue()
 
 
+def test_the_fastest_that_fits_is_the_best(experiment, console):
+    found = plan.modelled(experiment, H200)
+    slow = dataclasses.replace(found.estimate, step=2 * found.estimate.step)
+    options = [
+        Option("a", found, True),
+        Option("b", dataclasses.replace(found, estimate=slow), True),
+    ]
+    assert report.print_options("Tried:", options, console) is options[0]
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_compilation_is_announced(experiment, terminal):
+    console = Console(file=io.StringIO(), width=200, force_terminal=terminal)
+    with report.compiling(experiment, targets.find("v5e-4"), 3, console):
+        pass
+    line = "compiling for v5e-4, try 3: batch 16, mesh data 2 x model 2 FSDP, 1 micro-batch(es)"
+    assert console.file.getvalue().count(line) == 1
+    with report.compiling(experiment, H200, 4, console):
+        pass
+    assert "h200" not in console.file.getvalue()
+
+
 @pytest.mark.parametrize(
     ("value", "expected"),
     [(12, "12 B"), (-(2**20), "-1.00 MiB"), (15.75 * 2**30, "15.75 GiB"), (3 * 2**40, "3.00 TiB")],

@@ -52,6 +52,30 @@ def test_a_smaller_memory_costs_speed(experiment):
     assert last.plan.estimate.step > best.plan.estimate.step
 
 
+def test_a_fit_slower_than_promised_does_not_end_the_search(experiment):
+    """The compiler finds the first to send so much more that another promises a shorter step."""
+    large, slow = target(1e12), []
+
+    def compile_plan(run):
+        found = plan.modelled(run, large)
+        if slow:
+            return found
+        slow.append(dataclasses.replace(found.estimate, step=1.01 * found.estimate.step))
+        return dataclasses.replace(found, estimate=slow[0])
+
+    first, *others = fastest(experiment, large, compile_plan)
+    assert first.plan.memory.fits and others
+    assert min(option.plan.estimate.step for option in others) < slow[0].step
+
+
+def test_the_smallest_is_what_is_left_where_nothing_fits(experiment, changed):
+    tiny = target(1e4)
+    found = search.smallest(experiment, tiny)
+    assert found.mesh.fsdp and found.model.remat == "full" and found.microbatches == 4
+    unmeshed = changed(batch_size=3, num_heads=3)
+    assert search.smallest(unmeshed, tiny) is unmeshed
+
+
 def test_what_is_far_too_large_is_not_compiled(experiment):
     def never(run):
         pytest.fail("compiled")
@@ -68,6 +92,21 @@ def test_remedies_are_tried_until_two_fit(changed):
     assert len(fitting) == 2 and options[-1] is fitting[-1]
     assert options[0].flags == "--gin.FSDP=True"
     assert all(option.flags for option in options)
+
+
+def test_moments_are_a_knob(changed):
+    run = changed(mesh=MeshConfig(4, 1))
+    memory = plan.modelled(run, target(1e12)).memory
+    small = target(memory.total - 0.9 * memory.optimizer)
+    modelled = partial(plan.modelled, target=small)
+    options = list(remedies(modelled(run), modelled, enough=9))
+    (lighter,) = [o for o in options if o.flags == search.ADAFACTOR]
+    assert lighter.plan.memory.fits
+    assert lighter.plan.memory.optimizer < 0.1 * memory.optimizer
+    typed = changed(mesh=MeshConfig(4, 1), batch_size=32)
+    assert all("--gin.BATCH_SIZE=" in o.flags for o in remedies(modelled(run), modelled, typed))
+    adafactor = lighter.plan.experiment
+    assert not any("OPTIMIZER" in o.flags for o in remedies(modelled(adafactor), modelled))
 
 
 def test_remedies_believe_the_compiler_about_the_formulas_error(changed):
