@@ -1,15 +1,18 @@
 """The table of plans: every Flan-T5 size on common slices, with the top-5 KL at 1,024/256.
 
     pip install libtpu==0.0.52    (no TPU is needed)
-    python benchmarks/plans.py [--sizes xl xxl] [--targets v5e-16 v6e-256]
+    python benchmarks/plans.py [--sizes xl xxl] [--targets v5e-16 v6e-256] [--again]
 
-For every size and target the fastest mesh and REMAT that fit (`cot-flax plan --search`), Adafactor,
-bfloat16. A minute or more a row for the larger sizes: rows already in results/plans.json are kept
-and printed; --again makes them anew. Each row is a process of its own, since libtpu takes one
-topology.
+For every size and target the fastest mesh, REMAT and MICROBATCHES that fit (`cot-flax plan
+--search`), Adafactor, bfloat16, packed. Minutes a row for the larger sizes: a row is written to
+results/plans.json as soon as it is there, and what is there is printed, not made again, without
+--again. Each row is a process of its own, since libtpu takes one topology. docs/plans.md holds the
+table.
 """
 
 import argparse
+import datetime
+import importlib.metadata
 import json
 import os
 import subprocess
@@ -23,7 +26,11 @@ TARGETS = {
     "xl": ["v5e-16", "v5p-64", "v6e-16", "h200x8"],
     "xxl": ["v5e-64", "v5p-64", "v6e-64", "h200x8"],
 }
-COLUMNS = "size", "target", "batch", "mesh", "REMAT", "GiB a chip", "step (s)", "tokens/s"
+COLUMNS = (
+    *("size", "target", "batch", "mesh", "REMAT", "micro-batches"),
+    *("GiB a chip", "of", "step (s)", "tokens/s", "memory by"),
+)
+ROW_SECONDS = 1200
 
 
 def main() -> None:
@@ -36,7 +43,7 @@ def main() -> None:
     if options.row:
         print(json.dumps(row(*options.row)))
         return
-    from harness import RESULTS, record
+    from harness import RESULTS
 
     kept = RESULTS / "plans.json"
     rows = json.loads(kept.read_text())["rows"] if kept.exists() else {}
@@ -45,11 +52,29 @@ def main() -> None:
         for target in options.targets or TARGETS[size]:
             name = f"{size} {target}"
             if name not in rows or options.again:
-                command = [sys.executable, __file__, "--row", size, target]
-                done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
-                rows[name] = json.loads(done.stdout.splitlines()[-1])
+                rows[name] = made(size, target)
+                kept.write_text(json.dumps(versions() | {"rows": rows}, indent=2) + "\n")
             print("| " + " | ".join(map(str, rows[name])) + " |", flush=True)
-    record("plans", {"columns": COLUMNS, "rows": rows})
+
+
+def made(size: str, target: str) -> list:
+    """One row, of a process of its own; one without figures where that takes too long."""
+    command = [sys.executable, __file__, "--row", size, target]
+    try:
+        done = subprocess.run(
+            command, stdout=subprocess.PIPE, check=True, text=True, timeout=ROW_SECONDS
+        )
+    except subprocess.TimeoutExpired:
+        return without_figures(size, target, f"missing: not within {ROW_SECONDS // 60} minutes")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def versions() -> dict:
+    from harness import machine
+
+    found = {name: importlib.metadata.version(name) for name in ("jax", "libtpu")}
+    date = datetime.date.today().isoformat()
+    return {"machine": machine(), "date": date, **found, "columns": COLUMNS}
 
 
 def row(size: str, target: str) -> list:
@@ -68,14 +93,16 @@ def row(size: str, target: str) -> list:
     macros |= {"BATCH_SIZE": BATCHES[size]}
     configuration.parse(files, [f"{name}={value!r}" for name, value in macros.items()])
     chips = program.devices(wanted)
-    best = None
+    fitting = []
     for option in search.fastest(
         read_experiment(), wanted, lambda run: plan.compiled(run, wanted, chips)
     ):
-        print(f"{size} {target}: {option.flags}: {option.plan.memory.total:,} B", file=sys.stderr)
-        best = option.plan
-    if best is None or not best.memory.fits:
-        return [size, target, BATCHES[size], "does not fit", "", "", "", ""]
+        memory = option.plan.memory
+        print(f"{size} {target}: {option.flags}: {memory.total:,} B", file=sys.stderr)
+        fitting += [option.plan] if memory.fits else []
+    if not fitting:
+        return without_figures(size, target, "does not fit")
+    best = min(fitting, key=lambda found: found.estimate.step)
     mesh = best.experiment.mesh
     return [
         size,
@@ -83,10 +110,18 @@ def row(size: str, target: str) -> list:
         BATCHES[size],
         f"{mesh.data} x {mesh.model}{' FSDP' if mesh.fsdp else ''}",
         best.experiment.model.remat,
+        best.experiment.microbatches,
         round(best.memory.total / targets.GIB, 2),
+        round(best.memory.capacity / targets.GIB, 2),
         round(best.estimate.step, 3),
         round(best.bill.tokens_per_second),
+        "compiler" if best.memory.compiled else "formula",
     ]
+
+
+def without_figures(size: str, target: str, why: str) -> list:
+    cells = [size, target, BATCHES[size], why]
+    return cells + [""] * (len(COLUMNS) - len(cells))
 
 
 if __name__ == "__main__":
