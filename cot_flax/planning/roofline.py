@@ -19,6 +19,7 @@ OF_BANDWIDTH = 0.8
 ASSUMPTIONS = (
     f"{OF_PEAK:.0%} of the peak FLOP/s and {OF_BANDWIDTH:.0%} of the bandwidths are reached",
     "products and memory overlap with each other, collectives with neither",
+    "every axis of a mesh is a ring with links of its own, wherever its chips stand",
     "padding costs what tokens cost; the host keeps up; no evaluation or checkpoint",
 )
 
