@@ -16,7 +16,7 @@ from cot_flax.errors import UserError
 from cot_flax.text import legacy
 from cot_flax.text.numerals import find_numbers, format_number
 
-KINDS = ("number", "choice", "yes_no", "text")
+KINDS = ["number", "choice", "yes_no", "text"]  # and what add_answer_kind adds
 MODES = ("strict", "flexible", *legacy.RULES)
 
 ANSWER_MARKER = re.compile(
@@ -50,7 +50,7 @@ def extract_answer(text: str, *, kind: str, mode: str) -> str | None:
         text: a generation, a chain of thought, or a gold answer.
         kind: `number` (normal form `18`, `-0.75`, `1/3`; a percent sign is a unit, so `50%` is 50),
             `choice` (a capital letter), `yes_no`, or `text` (lower-cased, single spaces, no quotes
-            or final full stop).
+            or final full stop), or one that `add_answer_kind` added.
         mode: `strict` reads only what follows the last answer marker (`The answer is`, `Answer:`,
             `####`, `-->`, `[ANSWER]`): the first number, choice or yes/no of that sentence (what
             follows the last `=`, if any), or the rest of the line. `flexible` does the same, and
@@ -99,6 +99,32 @@ def answers_match(pred: str | None, gold: str, *, kind: str, mode: str = "strict
     return _same_number(found, wanted) if kind == "number" else found == wanted
 
 
+def add_answer_kind(name: str, find: Callable[[str], list[str]]) -> None:
+    """Adds a kind of answer, such as a time of day; call it where a module of yours is imported.
+
+    Its answers are read as numbers are: the first one of the sentence behind the last marker, or,
+    in mode `flexible` and without a marker, the last one of the text. The papers' rules treat the
+    kind as text.
+
+    Args:
+        name: what is passed as `kind` from then on, and to `add_cot_task` as `answer_kind`.
+        find: returns all answers in a text, in their order and each in its normal form. Answers of
+            one normal form are the same; `find` must find a normal form as it is.
+
+    Raises:
+        UserError: there is such a kind already.
+    """
+    if name in KINDS:
+        raise UserError(
+            f"answer kind {name!r} a second time",
+            "a new name",
+            "choose another one, or import the module that adds it under one name only",
+        )
+    _FIRST[name] = lambda tail: next(iter(find(first_sentence(tail))), None)
+    _LAST[name] = lambda text: next(reversed(find(text)), None)
+    KINDS.append(name)
+
+
 def first_sentence(text: str) -> str:
     """Returns `text` up to its first line break, `###` or end of a sentence."""
     return _SENTENCE_END.split(text, maxsplit=1)[0]
@@ -106,7 +132,7 @@ def first_sentence(text: str) -> str:
 
 def _check_names(kind: str, mode: str) -> None:
     if kind not in KINDS:
-        raise UserError(f"answer kind {kind!r}", f"one of {KINDS}", "correct the name")
+        raise UserError(f"answer kind {kind!r}", f"one of {tuple(KINDS)}", "correct the name")
     if mode not in MODES:
         raise UserError(f"extraction mode {mode!r}", f"one of {MODES}", "correct the name")
 

@@ -10,7 +10,14 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from cot_flax.errors import UserError
-from cot_flax.text.answers import KINDS, MODES, answers_match, extract_answer, first_sentence
+from cot_flax.text.answers import (
+    KINDS,
+    MODES,
+    add_answer_kind,
+    answers_match,
+    extract_answer,
+    first_sentence,
+)
 from cot_flax.text.numerals import bounded
 
 
@@ -316,6 +323,46 @@ def test_long_texts_take_no_time(kind, mode):
     for piece in ("9", "1,", "answer ", "answer is ", " ", ". ", "A ", "(", "1 1/", "-", "e1"):
         extract_answer(piece * 20_000, kind=kind, mode=mode)
     assert time.perf_counter() - start < 5  # about 0.1 s; a quadratic rule takes minutes
+
+
+@pytest.fixture(scope="module")
+def colour():
+    """A kind of somebody else."""
+    add_answer_kind("colour", lambda text: re.findall("red|green", text.lower()))
+    return "colour"
+
+
+@pytest.mark.parametrize(
+    ("text", "strict", "flexible"),
+    [
+        ("The answer is Green, or red.", "green", "green"),
+        ("The answer is blue. Not red.", None, None),
+        ("Red and green make yellow", None, "green"),
+        ("blue", None, None),
+    ],
+)
+def test_an_added_kind_is_read_as_numbers_are(colour, text, strict, flexible):
+    check(text, colour, strict, flexible)
+
+
+def test_added_kinds_are_compared_in_normal_form(colour):
+    assert answers_match("green", "it is GREEN", kind=colour)
+    assert not answers_match("green", "red", kind=colour)
+    assert not answers_match(None, "red", kind=colour)
+    with pytest.raises(UserError, match="gold answer 'blue'; expected an answer of kind 'colour'"):
+        answers_match("red", "blue", kind=colour)
+
+
+def test_the_papers_rules_read_an_added_kind_as_text(colour):
+    text = "It is red. [ANSWER] Green"
+    assert extract_answer(text, kind=colour, mode="kim2023") == "green"
+    assert answers_match("green", "Green", kind=colour, mode="kim2023")
+
+
+@pytest.mark.parametrize("name", ["number", "colour"])
+def test_a_kind_is_added_once(colour, name):
+    with pytest.raises(UserError, match=f"answer kind '{name}' a second time"):
+        add_answer_kind(name, str.split)
 
 
 def test_gsm8k_golds(shared_data):

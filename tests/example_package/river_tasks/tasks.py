@@ -1,0 +1,37 @@
+"""`ferries_<format>` and `ferries_cot_mix`, our own; `river_mix`, with the world's stories.
+
+A gin file that imports this module can name them all. Nothing is read before a run needs it.
+"""
+
+from pathlib import Path
+
+import seqio
+
+from cot_flax.data.registration import add_cot_task
+from cot_flax.data.sources import read_jsonl, records_source
+from cot_flax.tasks import stories
+from river_tasks.clock import TIME
+
+DATA = Path(__file__).with_name("data")
+FIELDS = ("id", "question", "rationale", "answer")
+
+
+def _records(split: str) -> list[dict]:
+    return read_jsonl(str(DATA), f"{split}.jsonl", FIELDS)
+
+
+def _exemplars(split: str) -> list[dict]:
+    del split  # there is one file of them
+    return _records("exemplars")
+
+
+add_cot_task(
+    "ferries",
+    records_source(_records, ("train", "validation", "test")),
+    exemplars=records_source(_exemplars, ("train",)),  # without it they come from our train split
+    answer_kind=TIME,
+    vocabulary=stories.VOCABULARY,  # a mixture has one vocabulary; without it this is T5's
+)
+
+# Any tasks and mixtures, theirs and ours, at any rates.
+seqio.MixtureRegistry.add("river_mix", [("ferries_cot_mix", 2.0), ("stories_zero_shot_cot", 1.0)])
