@@ -113,22 +113,27 @@ def modelled_wire(experiment: Experiment) -> float:
     """Bytes that a chip sends in a step, before there is a program to read them from.
 
     Rings: to gather or to scatter n bytes over g chips each sends n (g - 1) / g, to sum them twice
-    that. FSDP gathers the layers' weights in every pass and scatters their gradients; otherwise the
-    gradients are summed. The model axis sums what every sublayer adds, there and back.
+    that. FSDP gathers the layers' weights in every pass and scatters their gradients. Otherwise the
+    gradients are summed: the layers' as each micro-batch makes them, in its type; the embedding's
+    and the head's once. The model axis sums what every sublayer adds, there and back.
     """
     config, mesh = experiment.model, experiment.mesh
     data, model = _ring(mesh.data), _ring(mesh.model)
     shape = experiment.batch_size, experiment.inputs, experiment.targets
-    listed = [p for p in products.forward(config, *shape) if p.kind in ("dense", "head")]
-    embedding = 0 if config.logits_via_embedding else config.vocab_size * config.emb_dim
-    weights = (sum(_weight(p) for p in listed) + embedding) / mesh.model
-    trained = 4 * weights if config.lora is None else 0.0
-    rounds = experiment.microbatches
+    listed = products.forward(config, *shape)
+    layers = sum(_weight(p) for p in listed if p.kind == "dense") / mesh.model
+    ends = 1 if config.logits_via_embedding else 2
+    ends *= config.vocab_size * config.emb_dim / mesh.model
+    rounds, trained, itemsize = (
+        experiment.microbatches,
+        config.lora is None,
+        _itemsize(config.dtype),
+    )
     if mesh.fsdp:
-        gathered = _itemsize(config.dtype) * weights * (2 + (config.remat == "full"))
-        across_data = (gathered + trained) * data * rounds
+        passes = 2 + (config.remat == "full")
+        across_data = (itemsize * passes + 4 * trained) * (layers + ends) * data * rounds
     else:
-        across_data = 2 * trained * data
+        across_data = 2 * (itemsize * layers * rounds + 4 * ends) * trained * data
     sums = 3 if config.remat == "full" else 2
     sublayers = 2 * config.num_encoder_layers * experiment.inputs
     sublayers += 3 * config.num_decoder_layers * experiment.targets

@@ -32,11 +32,13 @@ def test_twice_the_chips_do_half_the_work_each(changed):
     assert works[1].memory < works[0].memory < 2 * works[1].memory  # both read all weights
 
 
-def test_without_fsdp_a_step_sums_the_gradients_once(changed):
-    run = changed(mesh=MeshConfig(4, 1), microbatches=2)
+def test_without_fsdp_every_micro_batch_sums_its_layers_gradients(changed):
     D, X, F, V = 128, 128, 256, 512
-    weights = 3 * (4 * D * X + 3 * D * F) + 2 * (8 * D * X + 3 * D * F) + 2 * D * V
-    assert roofline.modelled_wire(run) == 2 * 4 * weights * 3 / 4
+    layers = 3 * (4 * D * X + 3 * D * F) + 2 * (8 * D * X + 3 * D * F)
+    run = changed(mesh=MeshConfig(4, 1), microbatches=2)
+    assert roofline.modelled_wire(run) == 2 * 4 * (2 * layers + 2 * D * V) * 3 / 4
+    bfloat16 = changed(mesh=MeshConfig(4, 1), dtype="bfloat16")
+    assert roofline.modelled_wire(bfloat16) == 2 * (2 * layers + 4 * 2 * D * V) * 3 / 4
 
 
 def test_one_chip_sends_nothing(changed):
