@@ -26,7 +26,7 @@ class Program:
 
     Attributes:
         used: bytes of a chip's memory, in all.
-        text: the compiled program; "" where it was too large for the compiler.
+        text: the compiled program; "" where it was too large for the compiler, or cannot be read.
         collectives: how often a step runs each.
     """
 
@@ -78,10 +78,18 @@ def compile_step(experiment: Experiment, target: Target, chips: list) -> Program
     used = counted.argument_size_in_bytes + counted.temp_size_in_bytes
     used += counted.output_size_in_bytes - counted.alias_size_in_bytes
     used += counted.generated_code_size_in_bytes
-    text = compiled.as_text()
+    text = _text(compiled)
     size = experiment.mesh.data * experiment.mesh.model
     found = collectives.read(text, devices=size, unknown_trips=TILES)
     return Program(used, text, found)
+
+
+def _text(compiled) -> str:
+    """The program's text; jaxlib 0.10.2 cannot read most of those of v5p and v6e (async-update)."""
+    try:
+        return compiled.as_text()
+    except jax.errors.JaxRuntimeError:
+        return ""
 
 
 def lower_step(experiment: Experiment, chips: list) -> jax.stages.Lowered:

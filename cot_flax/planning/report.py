@@ -94,6 +94,8 @@ def assumptions(plan: Plan) -> list[str]:
         found.append("nothing was compiled: memory and collectives are by formula, not measured")
     else:
         found.append("bytes a chip are the compiler's; gradients and activations by formula")
+        if not plan.program.text:
+            found.append("what is sent is by formula: there is no program that jaxlib can read")
     if plan.target.chip.kind == "gpu":
         found.append("75% of a GPU's memory, as JAX takes it")
     if plan.target.chip.kind == "cpu":

@@ -8,7 +8,7 @@ import pytest
 
 from cot_flax.errors import UserError
 from cot_flax.model.head_loss import TILES
-from cot_flax.planning import collectives, plan, program, targets
+from cot_flax.planning import collectives, plan, program, report, roofline, targets
 from cot_flax.planning.targets import Chip, Target
 
 FOUR = Target("four", Chip("cpu", 1e9, 1e12, 1e10, 1e9), 4)
@@ -77,6 +77,20 @@ def test_without_libtpu_it_says_what_to_install(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"no libtpu .*v5e-4.*pip install .*cot-flax\[tpu\]"):
         program.devices(V5E)
+
+
+def test_a_program_that_cannot_be_read_is_sent_by_formula(experiment, quick_compiler, monkeypatch):
+    """jaxlib 0.10.2 fails so on programs for v5p and v6e."""
+
+    def fail(compiled):
+        raise jax.errors.JaxRuntimeError("INTERNAL: async-update")
+
+    monkeypatch.setattr(jax.stages.Compiled, "as_text", fail)
+    found = plan.compiled(experiment, FOUR, jax.devices())
+    assert found.memory.total == found.program.used > found.memory.state
+    assert found.program.collectives == {}
+    assert found.work.wire == roofline.modelled_wire(found.experiment)
+    assert any("what is sent is by formula" in line for line in report.assumptions(found))
 
 
 def test_a_gpu_is_planned_by_formula(experiment):
