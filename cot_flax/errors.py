@@ -1,5 +1,8 @@
 """The one exception that a user is meant to read."""
 
+import sys
+import traceback
+
 
 class UserError(Exception):
     """Input that cot-flax cannot work with; the command line prints one line and exits with 2.
@@ -24,3 +27,13 @@ def _rebuild(kind: type[UserError], args: tuple, attributes: dict) -> UserError:
     error.args = args
     vars(error).update(attributes)
     return error
+
+
+def tell(error: BaseException) -> int:
+    """Prints an error on standard error, a UserError in one line; returns the exit code."""
+    if not isinstance(error, UserError):
+        traceback.print_exception(error)
+        return 1
+    # gin adds lines on where it was; the first one is ours.
+    print(f"cot-flax: {str(error).splitlines()[0]}", file=sys.stderr)
+    return 2

@@ -7,11 +7,21 @@ from typing import Annotated
 import typer
 
 from cot_flax.cli import teach
-from cot_flax.cli.common import GIN_FLAGS, GinFile, Out, SearchPaths, parse_gin, prepare_libraries
+from cot_flax.cli.common import (
+    GIN_FLAGS,
+    CoordinatorAddress,
+    GinFile,
+    Out,
+    ProcessCount,
+    ProcessIndex,
+    SearchPaths,
+    parse_gin,
+    prepare_libraries,
+)
 from cot_flax.cli.export import export
 from cot_flax.cli.plan import plan
 from cot_flax.cli.prepare import prepare
-from cot_flax.errors import UserError
+from cot_flax.errors import UserError, tell
 
 app = typer.Typer(
     help="Teach small encoder-decoders to reason step by step.",
@@ -42,7 +52,14 @@ app.command(context_settings=GIN_FLAGS)(prepare)
 
 
 @app.command(context_settings=GIN_FLAGS)
-def train(context: typer.Context, gin_file: GinFile, gin_search_paths: SearchPaths = ""):
+def train(
+    context: typer.Context,
+    gin_file: GinFile,
+    gin_search_paths: SearchPaths = "",
+    coordinator_address: CoordinatorAddress = None,
+    process_count: ProcessCount = None,
+    process_index: ProcessIndex = None,
+):
     """Train a student as a gin experiment says.
 
     Example: cot-flax train --gin_file=experiments/world_base.gin --gin.MODEL_DIR="'runs/base'"
@@ -50,12 +67,23 @@ def train(context: typer.Context, gin_file: GinFile, gin_search_paths: SearchPat
     from cot_flax import configuration
 
     parse_gin(context, gin_file, gin_search_paths)
-    configuration.save(Path(configuration.macro("MODEL_DIR")) / "config.gin")
-    configuration.call("loop.train")
+    from cot_flax.training import hosts
+
+    with hosts.joined(coordinator_address, process_count, process_index):
+        if hosts.is_first():
+            configuration.save(Path(configuration.macro("MODEL_DIR")) / "config.gin")
+        configuration.call("loop.train")
 
 
 @app.command(context_settings=GIN_FLAGS)
-def evaluate(context: typer.Context, gin_file: GinFile, gin_search_paths: SearchPaths = ""):
+def evaluate(
+    context: typer.Context,
+    gin_file: GinFile,
+    gin_search_paths: SearchPaths = "",
+    coordinator_address: CoordinatorAddress = None,
+    process_count: ProcessCount = None,
+    process_index: ProcessIndex = None,
+):
     """Decode held-out questions with a checkpoint and score the answers.
 
     Example: cot-flax evaluate --gin_file=experiments/world_evaluate.gin
@@ -65,8 +93,12 @@ def evaluate(context: typer.Context, gin_file: GinFile, gin_search_paths: Search
 
     parse_gin(context, gin_file, gin_search_paths)
     from cot_flax.evaluation import report
+    from cot_flax.training import hosts
 
-    report.print_results(configuration.call("run.evaluate"))
+    with hosts.joined(coordinator_address, process_count, process_index):
+        results = configuration.call("run.evaluate")
+        if hosts.is_first():
+            report.print_results(results)
 
 
 app.command()(export)
@@ -96,6 +128,4 @@ def main() -> None:
     try:
         app()
     except UserError as error:
-        # gin adds lines on where it was; the first one is ours.
-        print(f"cot-flax: {str(error).splitlines()[0]}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(tell(error))

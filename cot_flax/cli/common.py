@@ -16,6 +16,20 @@ GinFile = Annotated[list[str], typer.Option("--gin_file", help="A gin file; may 
 SearchPaths = Annotated[
     str, typer.Option("--gin_search_paths", help="Comma-separated folders of gin files.")
 ]
+CoordinatorAddress = Annotated[
+    str | None,
+    typer.Option(
+        "--coordinator_address",
+        envvar="JAX_COORDINATOR_ADDRESS",
+        help="HOST:PORT of the first of several processes; TPU pods, GKE and Slurm say it.",
+    ),
+]
+ProcessCount = Annotated[
+    int | None, typer.Option("--process_count", envvar="JAX_NUM_PROCESSES", help="How many.")
+]
+ProcessIndex = Annotated[
+    int | None, typer.Option("--process_index", envvar="JAX_PROCESS_ID", help="Which, from 0.")
+]
 Out = Annotated[str, typer.Option("--out", help="Where to write.")]
 
 

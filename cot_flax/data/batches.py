@@ -7,9 +7,11 @@ import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import jax
 import numpy as np
 import seqio
 import tensorflow as tf
+from jax.experimental import multihost_utils
 
 from cot_flax.data import packing
 from cot_flax.data.features import TEACHER_FEATURES, fingerprint, sentencepiece_model
@@ -17,6 +19,7 @@ from cot_flax.errors import UserError
 from cot_flax.model.losses import Objective
 
 BLOCK = 64
+_ENOUGH = 1000  # examples of which none fits
 _OPEN: weakref.WeakSet = weakref.WeakSet()
 
 
@@ -27,12 +30,16 @@ class TaskBatches:
     Examples that are longer than `feature_lengths` on either side are left out and counted: a cut
     chain would lose its answer.
 
+    The data are cut into shards, each of which fills its own rows of every batch. So the batches
+    are the same whichever host reads which shard.
+
     Attributes:
         mixture_or_task_name: a registered name.
         feature_lengths: `inputs` and `targets`, in tokens.
         batch_size: rows a batch, over all hosts.
         pack: put several examples into a row.
         use_cached: read tasks in SeqIO's cached form, where they have one.
+        shards: 0 becomes the number of JAX processes.
     """
 
     mixture_or_task_name: str
@@ -43,11 +50,19 @@ class TaskBatches:
     shuffle: bool = True
     seed: int = 0
     use_cached: bool = False
-    _seen: int = field(default=0, init=False)
-    _overlong: int = field(default=0, init=False)
+    shards: int = 0
+    _counts: np.ndarray = field(init=False, repr=False)
 
     def __post_init__(self):
         self._provider = find_task(self.mixture_or_task_name)
+        self.shards = self.shards or jax.process_count()
+        if self.batch_size % self.shards:
+            raise UserError(
+                f"BATCH_SIZE {self.batch_size} with the data in {self.shards} shards",
+                f"a multiple of {self.shards}",
+                "change BATCH_SIZE, or set DATA_SHARDS (without it there is one a process)",
+            )
+        self._forget_counts()
         missing = {"inputs", "targets"} - set(self.feature_lengths)
         if missing:
             raise UserError(
@@ -78,8 +93,9 @@ class TaskBatches:
         """Raises UserError where a run asks for KL and no example has a teacher's row.
 
         Others have trained for days without noticing that. It also raises where the vocabulary has
-        ids for which the model, of `vocab_size` rows, has none.
+        ids for which the model, of `vocab_size` rows, has none, or a mixture two vocabularies.
         """
+        self._check_vocabularies()
         ids = self._provider.output_features["targets"].vocabulary.vocab_size
         if ids > vocab_size:
             raise UserError(
@@ -98,29 +114,56 @@ class TaskBatches:
                 "prepare samples that have log-probabilities, or use objectives/cross_entropy.gin",
             )
 
-    def batches(self, skip: int = 0) -> Iterator[dict[str, np.ndarray]]:
-        """Yields batches for ever; the first `skip` are made but not given, to resume exactly."""
-        self._seen = self._overlong = 0
-        fitting = self._fitting(self._examples(num_epochs=None))
-        if self.pack:
-            rows = packing.pack(fitting, self.feature_lengths)
-        else:
-            rows = ([example] for example in fitting)
-        for group in itertools.islice(packing.batched(rows, self.batch_size), skip, None):
+    def batches(
+        self, skip: int = 0, shards: Sequence[int] | None = None
+    ) -> Iterator[dict[str, np.ndarray]]:
+        """Yields the rows that these shards (None: all) have in every batch, for ever.
+
+        The first `skip` batches are made but not given, to resume exactly.
+        """
+        self._forget_counts()
+        chosen = range(self.shards) if shards is None else shards
+        streams = [packing.batched(self._rows(i), self.batch_size // self.shards) for i in chosen]
+        for groups in itertools.islice(zip(*streams, strict=True), skip, None):
+            rows = list(itertools.chain(*groups))
             yield packing.to_batch(
-                group, self.feature_lengths, top_k=self._top_k(group), packed=self.pack
+                rows, self.feature_lengths, top_k=self._top_k(rows), packed=self.pack
             )
 
     def report(self) -> str:
-        if not self._overlong:
+        """What was left out; where there are several processes, all of them have to ask."""
+        counts = multihost_utils.process_allgather(self._counts)
+        seen, overlong = counts.reshape(-1, *self._counts.shape).max(axis=0).sum(axis=0)
+        if not overlong:
             return ""
         lengths = ", ".join(f"{k} {v}" for k, v in self.feature_lengths.items())
         return (
-            f"left out {self._overlong:,} of {self._seen:,} examples of "
+            f"left out {overlong:,} of {seen:,} examples of "
             f"{self.mixture_or_task_name}: longer than {lengths} tokens"
         )
 
-    def _examples(self, num_epochs: int | None) -> Iterator[dict[str, np.ndarray]]:
+    def _check_vocabularies(self):
+        tasks = getattr(self._provider, "tasks", [self._provider])
+        found = {fingerprint(t.output_features["targets"].vocabulary): t.name for t in tasks}
+        if len(found) > 1:
+            raise UserError(
+                f"{self.mixture_or_task_name} of {' and '.join(found.values())}",
+                "tasks of one vocabulary",
+                "register them with the same vocabulary",
+            )
+
+    def _forget_counts(self):
+        self._counts = np.zeros((self.shards, 2), np.int64)  # read, and of these overlong
+
+    def _rows(self, shard: int):
+        fitting = self._fitting(shard)
+        if self.pack:
+            return packing.pack(fitting, self.feature_lengths)
+        return ([example] for example in fitting)
+
+    def _examples(
+        self, num_epochs: int | None, shard_info: seqio.ShardInfo | None = None
+    ) -> Iterator[dict[str, np.ndarray]]:
         dataset = self._provider.get_dataset(
             sequence_length=None,
             split=self.split,
@@ -128,31 +171,28 @@ class TaskBatches:
             seed=self.seed,
             num_epochs=num_epochs,
             use_cached=self.use_cached,
+            shard_info=shard_info,
         )
         teacher = TEACHER_FEATURES if self.has_teacher else ()
         return _closed_before_exit(_in_blocks(dataset, ("inputs", "targets", *teacher)))
 
-    def _fitting(self, examples):
-        limit = self.feature_lengths
-        for example in examples:
-            self._seen += 1
-            if any(len(example[side]) > limit[side] for side in ("inputs", "targets")):
-                self._overlong += 1
-                self._stop_if_none_fits()
-            else:
+    def _fitting(self, shard: int):
+        limits = self.feature_lengths
+        for example in self._examples(None, seqio.ShardInfo(shard, self.shards)):
+            overlong = any(len(example[side]) > limits[side] for side in ("inputs", "targets"))
+            self._counts[shard] += 1, overlong
+            if not overlong:
                 yield example
+            elif self._counts[shard].tolist() == [_ENOUGH, _ENOUGH]:
+                raise UserError(
+                    f"{_ENOUGH} examples of {self.mixture_or_task_name}, none within "
+                    f"{dict(limits)} tokens",
+                    "examples that fit",
+                    "raise TASK_FEATURE_LENGTHS",
+                )
 
-    def _stop_if_none_fits(self, enough: int = 1000):
-        if self._overlong == self._seen == enough:
-            raise UserError(
-                f"{enough} examples of {self.mixture_or_task_name}, none within "
-                f"{dict(self.feature_lengths)} tokens",
-                "examples that fit",
-                "raise TASK_FEATURE_LENGTHS",
-            )
-
-    def _top_k(self, group) -> int:
-        return group[0][0]["teacher_top_ids"].shape[1] if self.has_teacher else 0
+    def _top_k(self, rows) -> int:
+        return rows[0][0]["teacher_top_ids"].shape[1] if self.has_teacher else 0
 
 
 def _in_blocks(dataset: tf.data.Dataset, names: Sequence[str]) -> Iterator[dict[str, np.ndarray]]:

@@ -12,7 +12,7 @@ from cot_flax.data import preprocessors
 from cot_flax.data.features import T5Vocabulary, output_features
 from cot_flax.data.store.tasks import StoreSource, StoreTask
 from cot_flax.errors import UserError
-from cot_flax.text import scoring
+from cot_flax.text import answers, scoring
 from cot_flax.text.prompts import FORMATS, Exemplar, ExemplarPool, check_no_leak, is_cot
 
 GIN_MODULE = "cot_flax.data.registration"
@@ -68,9 +68,14 @@ def add_cot_task(
         exemplars: the source whose train split the few-shot exemplars come from, with the four
             fields; by default `source`. None of them may stand in its held-out splits.
         formats: those of the four that make sense, for instance only answers without rationales.
-        answer_kind: "number", "choice", "yes_no" or "text"; see text/answers.py.
+        answer_kind: "number", "choice", "yes_no" or "text", or one that `answers.add_answer_kind`
+            added before.
         vocabulary: of inputs and targets; by default T5's.
+
+    Raises:
+        UserError: an unknown answer kind.
     """
+    answers.check_kind(answer_kind)
     vocabulary = vocabulary or T5Vocabulary()
     stored = isinstance(source, StoreSource)
     top_k = source.top_k if stored else 0

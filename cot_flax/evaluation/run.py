@@ -14,12 +14,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import seqio
+from flax.linen import partitioning
 
 from cot_flax.data.batches import TaskBatches, find_task
 from cot_flax.data.features import fingerprint
 from cot_flax.data.registration import cot_task
 from cot_flax.errors import UserError
 from cot_flax.evaluation.outputs import PREDICTIONS, RESULTS
+from cot_flax.model.axes import everywhere
 from cot_flax.model.beam import RULES, beam_search
 from cot_flax.model.continuous import bucket, decode_all
 from cot_flax.model.decoding import for_decoding
@@ -27,7 +29,7 @@ from cot_flax.model.sampling import Sampling
 from cot_flax.model.t5 import T5
 from cot_flax.text import scoring
 from cot_flax.text.answers import MODES
-from cot_flax.training import state, step
+from cot_flax.training import hosts, sharding, state, step
 from cot_flax.weights.access import Access
 from cot_flax.weights.opening import open_source
 from cot_flax.weights.source import load
@@ -94,12 +96,14 @@ def evaluate(
     split: str = "test",
     decoding: Decoding = Decoding(),
     max_examples: int | None = None,
+    mesh: sharding.MeshConfig = sharding.MeshConfig(),  # noqa: B008 (frozen)
     access: Access = Access(),  # noqa: B008 (frozen)
 ) -> dict:
     """Evaluates a checkpoint on tasks, or on all tasks of mixtures; writes and returns the results.
 
     Args:
         checkpoint_path: a checkpoint of ours, of Hugging Face or its hub, or of T5X.
+        mesh: the devices, of all processes, share out the prompts and the parameters.
         access: what reading it may do.
 
     Raises:
@@ -112,17 +116,20 @@ def evaluate(
         cot_task(task)
         _check_split(task, split)
         _check_vocabulary(task, source)
-    params = load(source, state.abstract_variables(module)["params"])
-    predictions = {
-        task: predict(module, params, task, split, decoding, max_examples) for task in tasks
-    }
+    devices = sharding.make_mesh(mesh)
+    with jax.set_mesh(devices), partitioning.axis_rules(mesh.rules()):
+        params = load(source, state.abstract_params(module, devices, mesh.rules()))
+        predictions = {
+            task: predict(module, params, task, split, decoding, max_examples) for task in tasks
+        }
     results = {
         "checkpoint": source.place,
         "split": split,
         "decoding": dataclasses.asdict(decoding),
         "tasks": {task: summarize(rows) for task, rows in predictions.items()},
     }
-    write(output_dir, itertools.chain(*predictions.values()), results)
+    if hosts.is_first():
+        write(output_dir, itertools.chain(*predictions.values()), results)
     return results
 
 
@@ -212,11 +219,15 @@ class LossEvaluator:
     batches: int = 20
 
     def __call__(self, module: T5, params: dict) -> dict[str, float]:
-        objective = step.Objective()
-        sums = jax.jit(lambda params, batch: step.loss_sums(module, objective, params, batch)[1])
+        objective, mesh = step.Objective(), jax.tree.leaves(params)[0].sharding.mesh
+        rows = sharding.Rows(mesh, self.data.batch_size, self.data.shards)
+        sums = jax.jit(
+            lambda params, batch: step.loss_sums(module, objective, params, batch)[1],
+            out_shardings=sharding.replicated(mesh),
+        )
         total: dict[str, float] = {}
-        for batch in itertools.islice(self.data.batches(), self.batches):
-            for name, value in jax.device_get(sums(params, batch)).items():
+        for batch in itertools.islice(self.data.batches(0, rows.shards), self.batches):
+            for name, value in jax.device_get(sums(params, rows.put(batch))).items():
                 total[name] = total.get(name, 0.0) + float(value)
         return step.summarize(total)
 
@@ -279,7 +290,7 @@ def _search(module, params, inputs, decoding) -> np.ndarray:
             length_penalty=decoding.length_penalty,
             rule=decoding.beam_rule,
         )
-        best[places] = output_BNT[:, :1]
+        best[places] = everywhere(output_BNT)[:, :1]
     return best
 
 

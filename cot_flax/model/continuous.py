@@ -2,7 +2,10 @@
 
 The host looks at the slots after every block of steps. Prompts go longest first, so that the slots
 hold prompts of like length and their width shrinks with these. For each width two programs are
-compiled, however many prompts there are: one reads a prompt into a slot, one is a block of steps.
+compiled, however many prompts there are: one reads prompts into slots, one is a block of steps.
+
+Over a mesh each device has as many slots as the others and reads one prompt at a time. The host's
+part is the same in every process, which all see the same prompts and outputs.
 """
 
 from collections.abc import Sequence
@@ -11,7 +14,9 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.linen.partitioning import with_sharding_constraint
 
+from cot_flax.model.axes import everywhere, mesh_axes, ways
 from cot_flax.model.caching import Prompts, read_prompts
 from cot_flax.model.decoding import State, add_tokens, start
 from cot_flax.model.sampling import Sampling
@@ -45,7 +50,7 @@ def decode_all(
         model: its config must not scan; pass `for_decoding(model, params)`.
         prompts: token ids without padding.
         keys: a random key for each prompt: its samples depend on no other prompt.
-        slots: B, prompts decoded at once.
+        slots: B, prompts decoded at once; a few more where the mesh does not divide them.
         samples: N continuations a prompt.
 
     Returns:
@@ -55,19 +60,24 @@ def decode_all(
     waiting = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     if not waiting:
         return outputs
-    holders: list[int | None] = [None] * min(slots, len(prompts))
+    readers = ways(*mesh_axes("batch"))
+    rounds = -(-min(slots, len(prompts)) // readers)
+    holders: list[int | None] = [None] * (rounds * readers)
     width = bucket(len(prompts[waiting[-1]]))
     state = _empty(model, len(holders), width, samples, max_tokens)
     while waiting or any(i is not None for i in holders):
-        for slot, holder in enumerate(holders):
-            if holder is None and waiting:
-                holders[slot] = i = waiting.pop()
-                state = _insert(model, params, state, _pad(prompts[i], width), keys[i], slot)
-        state = _advance(model, params, sampling, state)
-        open_B = np.asarray(state.open_B)
+        free = [slot for slot, holder in enumerate(holders) if holder is None]
+        free = free[: len(waiting)]
+        for chosen in (free[i : i + readers] for i in range(0, len(free), readers)):
+            for slot in chosen:
+                holders[slot] = waiting.pop()
+            entering = _entering(prompts, keys, holders, chosen, width, readers)
+            state = _insert(model, params, state, *entering)
+        state, open_B = _advance(model, params, sampling, state)
+        open_B = np.asarray(open_B)
         ended = [b for b, i in enumerate(holders) if i is not None and not open_B[b]]
         if ended:
-            output_BNT = np.asarray(state.output_BNT)
+            output_BNT = np.asarray(everywhere(state.output_BNT))
         for slot in ended:
             outputs[holders[slot]] = output_BNT[slot]
             holders[slot] = None
@@ -78,8 +88,33 @@ def decode_all(
     return outputs
 
 
-def _pad(ids: np.ndarray, width: int) -> np.ndarray:
-    return np.pad(np.asarray(ids, np.int32), (0, width - len(ids)))
+def _entering(prompts, keys, holders, chosen, width, readers):
+    """Tokens, keys and slots of the prompts that enter; nobody enters a slot beyond the last."""
+    tokens_GS = np.zeros((readers, width), np.int32)
+    slots_G = np.full(readers, len(holders), np.int32)
+    keys_G = keys[np.array([holders[slot] for slot in chosen] + [0] * (readers - len(chosen)))]
+    for g, slot in enumerate(chosen):
+        ids, slots_G[g] = prompts[holders[slot]], slot
+        tokens_GS[g, : len(ids)] = ids
+    return tokens_GS, keys_G, slots_G
+
+
+def _spread(state: State) -> State:
+    """Every device holds its share of the slots, and of the heads."""
+
+    def place(arrays, *axes):
+        return jax.tree.map(partial(with_sharding_constraint, logical_axis_resources=axes), arrays)
+
+    prompts, ring = state.prompts, state.ring
+    return state._replace(
+        output_BNT=place(state.output_BNT, "batch", None, None),
+        prompts=Prompts(
+            keys=place(prompts.keys, "batch", "heads", None, None),
+            values=place(prompts.values, "batch", "heads", None, None),
+            bias=place(prompts.bias, "batch", None, None, None),
+        ),
+        ring=place(ring, "batch", None, "heads", None, None),
+    )
 
 
 @partial(jax.jit, static_argnames=("model", "slots", "width", "samples", "max_tokens"))
@@ -94,29 +129,31 @@ def _empty(model: T5, slots: int, width: int, samples: int, max_tokens: int) -> 
     )
     keys_B = jax.random.split(jax.random.key(0), slots)
     state = start(model, prompts, keys_B, samples=samples, max_tokens=max_tokens)
-    return state._replace(ended_BN=jnp.ones_like(state.ended_BN))
+    return _spread(state._replace(ended_BN=jnp.ones_like(state.ended_BN)))
 
 
 @partial(jax.jit, static_argnames="model", donate_argnames="state")
-def _insert(model: T5, params, state: State, tokens_S, key, slot) -> State:
-    """Reads a prompt into a slot. What its predecessor left there is out of sight."""
+def _insert(model: T5, params, state: State, tokens_GS, keys_G, slots_G) -> State:
+    """Reads prompts into slots. What their predecessors left there is out of sight."""
 
-    def put(all_B, one_1):
-        return jax.lax.dynamic_update_slice(all_B, one_1, (slot,) + (0,) * (all_B.ndim - 1))
+    def put(all_B, new_G):
+        return all_B.at[slots_G].set(new_G, mode="drop")
 
-    return state._replace(
-        ages_B=state.ages_B.at[slot].set(0),
-        tokens_BN=state.tokens_BN.at[slot].set(0),
-        ended_BN=state.ended_BN.at[slot].set(False),
-        output_BNT=state.output_BNT.at[slot].set(0),
-        keys_B=state.keys_B.at[slot].set(key),
-        prompts=jax.tree.map(put, state.prompts, read_prompts(model, params, tokens_S[None])),
+    return _spread(
+        state._replace(
+            ages_B=put(state.ages_B, 0),
+            tokens_BN=put(state.tokens_BN, 0),
+            ended_BN=put(state.ended_BN, False),
+            output_BNT=put(state.output_BNT, 0),
+            keys_B=put(state.keys_B, keys_G),
+            prompts=jax.tree.map(put, state.prompts, read_prompts(model, params, tokens_GS)),
+        )
     )
 
 
 @partial(jax.jit, static_argnames="model", donate_argnames="state")
-def _advance(model: T5, params, sampling: Sampling, state: State) -> State:
-    """A block of steps, or fewer where all samples end."""
+def _advance(model: T5, params, sampling: Sampling, state: State) -> tuple[State, jax.Array]:
+    """A block of steps, or fewer where all samples end; also, for the host, `open_B`."""
 
     def body(carry):
         count, state = carry
@@ -126,7 +163,8 @@ def _advance(model: T5, params, sampling: Sampling, state: State) -> State:
         count, state = carry
         return (count < STEPS) & state.open_B.any()
 
-    return jax.lax.while_loop(unfinished, body, (0, state))[1]
+    state = _spread(jax.lax.while_loop(unfinished, body, (0, state))[1])
+    return state, with_sharding_constraint(state.open_B, (None,))
 
 
 @partial(jax.jit, static_argnames="width")
@@ -137,4 +175,4 @@ def _narrow(state: State, width: int) -> State:
         values=[values_BHSC[:, :, :width] for values_BHSC in state.prompts.values],
         bias=state.prompts.bias[..., :width],
     )
-    return state._replace(prompts=prompts)
+    return _spread(state._replace(prompts=prompts))

@@ -8,16 +8,15 @@ numbers a position and its hidden state's gradient.
 """
 
 import dataclasses
-import math
 from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax.linen import partitioning
 from jax import lax
 from jax.sharding import PartitionSpec as P
 
+from cot_flax.model.axes import mesh_axes, ways
 from cot_flax.model.logit_statistics import logits_gradient, statistics_of
 from cot_flax.model.losses import Objective
 
@@ -109,15 +108,11 @@ _loss.defvjp(_loss_and_gradients, _scale_gradients, symbolic_zeros=True)
 
 def _mesh_axes(batch: int, vocab: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The mesh axes of batch and vocabulary; an axis that does not divide splits nothing."""
-    mesh = jax.sharding.get_abstract_mesh().shape
-    found = []
-    for name, size in (("batch", batch), ("vocab", vocab)):
-        (axis,) = partitioning.logical_to_mesh_axes((name,))
-        axes = axis if isinstance(axis, tuple) else (axis,)
-        axes = tuple(a for a in axes if mesh.get(a, 1) > 1)
-        parts = math.prod(mesh[a] for a in axes)
-        found.append(axes if size % parts == 0 else ())
-    return tuple(found)
+    found = mesh_axes("batch"), mesh_axes("vocab")
+    return tuple(
+        axes if size % ways(*axes) == 0 else ()
+        for axes, size in zip(found, (batch, vocab), strict=True)
+    )
 
 
 def _split(job, hidden_BTD, head_DV, labels, wanted):

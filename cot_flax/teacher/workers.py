@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from cot_flax.teacher.preparation import Outcome, Settings, prepare_records
 from cot_flax.teacher.readers import Raw, find_format
 from cot_flax.teacher.student import Student
+from cot_flax.text import answers
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,16 @@ class Job:
 
     model: bytes
     settings: Settings
+
+    def __getstate__(self) -> dict:
+        """With the answer kind where somebody added it: other processes do not know it yet."""
+        return vars(self) | {"find": answers.ADDED.get(self.settings.filters.answer_kind)}
+
+    def __setstate__(self, state: dict):
+        find = state.pop("find")
+        vars(self).update(state)
+        if find:
+            answers.add_answer_kind(self.settings.filters.answer_kind, find)
 
 
 _STATE: dict = {}  # of a worker process

@@ -16,7 +16,9 @@ from cot_flax.errors import UserError
 from cot_flax.text import legacy
 from cot_flax.text.numerals import find_numbers, format_number
 
-KINDS = ["number", "choice", "yes_no", "text"]  # and what add_answer_kind adds
+KINDS = ["number", "choice", "yes_no", "text"]  # and those of ADDED
+ADDED: dict[str, Callable[[str], list[str]]] = {}
+"""The `find` of every kind that `add_answer_kind` added."""
 MODES = ("strict", "flexible", *legacy.RULES)
 
 ANSWER_MARKER = re.compile(
@@ -109,11 +111,14 @@ def add_answer_kind(name: str, find: Callable[[str], list[str]]) -> None:
     Args:
         name: what is passed as `kind` from then on, and to `add_cot_task` as `answer_kind`.
         find: returns all answers in a text, in their order and each in its normal form. Answers of
-            one normal form are the same; `find` must find a normal form as it is.
+            one normal form are the same; `find` must find a normal form as it is. A function of a
+            module, not a lambda: `prepare` asks its other processes to import it.
 
     Raises:
-        UserError: there is such a kind already.
+        UserError: there is another kind of this name.
     """
+    if ADDED.get(name) is find:
+        return
     if name in KINDS:
         raise UserError(
             f"answer kind {name!r} a second time",
@@ -122,6 +127,7 @@ def add_answer_kind(name: str, find: Callable[[str], list[str]]) -> None:
         )
     _FIRST[name] = lambda tail: next(iter(find(first_sentence(tail))), None)
     _LAST[name] = lambda text: next(reversed(find(text)), None)
+    ADDED[name] = find
     KINDS.append(name)
 
 
@@ -130,9 +136,16 @@ def first_sentence(text: str) -> str:
     return _SENTENCE_END.split(text, maxsplit=1)[0]
 
 
-def _check_names(kind: str, mode: str) -> None:
+def check_kind(kind: str) -> None:
+    """Raises UserError for a kind that is neither ours nor added."""
     if kind not in KINDS:
-        raise UserError(f"answer kind {kind!r}", f"one of {tuple(KINDS)}", "correct the name")
+        raise UserError(
+            f"answer kind {kind!r}", f"one of {tuple(KINDS)}", "correct the name, or add the kind"
+        )
+
+
+def _check_names(kind: str, mode: str) -> None:
+    check_kind(kind)
     if mode not in MODES:
         raise UserError(f"extraction mode {mode!r}", f"one of {MODES}", "correct the name")
 

@@ -9,6 +9,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from cot_flax.errors import UserError
+from cot_flax.training import hosts
 from cot_flax.training.state import TrainState
 from cot_flax.weights.access import Access
 from cot_flax.weights.native import FOLDER, Metadata
@@ -57,7 +58,8 @@ class Checkpointer:
         """Restores the latest step into the shapes and shardings of `state`.
 
         Raises:
-            UserError: the checkpoint is of another model or vocabulary than `metadata`.
+            UserError: the checkpoint is of another model or vocabulary than `metadata`, or its run
+                read the data in other shards.
         """
         step = self.latest_step
         place = str(self._manager.directory / str(step))
@@ -66,6 +68,12 @@ class Checkpointer:
         )
         stored = Metadata(**stored["metadata"])
         check_fits(stored, metadata, place)
+        if stored.shards != metadata.shards:
+            raise UserError(
+                f"data in {metadata.shards} shards for the run at {place}",
+                f"{stored.shards}, in which it has read {stored.batches:,} batches",
+                f"set DATA_SHARDS={stored.shards}",
+            )
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
         restored = self._manager.restore(
             step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
@@ -80,7 +88,7 @@ class Checkpointer:
 
 def save_vocabulary(model_dir: str, model: bytes | None) -> None:
     """Writes the SentencePiece file beside the checkpoints, so that an export finds it."""
-    if model is not None and jax.process_index() == 0:
+    if model is not None and hosts.is_first():
         folder = Path(model_dir)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / SENTENCEPIECE).write_bytes(model)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -19,22 +20,29 @@ T = TypeVar("T")
 
 
 class Logs:
-    """Writes metrics of a step everywhere at once. A resumed run appends."""
+    """Writes metrics of a step everywhere at once. A resumed run appends.
+
+    Where there are several processes, the first one writes and speaks for all.
+    """
 
     def __init__(self, model_dir: str, *, total_steps: int, first_step: int = 0):
         from tensorboardX import SummaryWriter  # imports torch, where that is installed
 
-        folder = Path(model_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        self._jsonl = open(folder / METRICS, "a", buffering=1)  # noqa: SIM115 (closed in close)
-        self._board = SummaryWriter(str(folder / "tensorboard"))
+        from cot_flax.training import hosts  # imports JAX, which a report need not wait for
+
+        folder, first = Path(model_dir), hosts.is_first()
+        if first:
+            folder.mkdir(parents=True, exist_ok=True)
+        file = folder / METRICS if first else os.devnull
+        self._jsonl = open(file, "a", buffering=1)  # noqa: SIM115 (closed in close)
+        self._board = SummaryWriter(str(folder / "tensorboard"), write_to_disk=first)
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=20),
             TimeElapsedColumn(),
             TextColumn("eta"),
             TimeRemainingColumn(),
-            console=Console(file=sys.stderr),
+            console=Console(file=sys.stderr, quiet=not first),
             transient=False,
         )
         self._task = self._progress.add_task("compiling", total=total_steps, completed=first_step)

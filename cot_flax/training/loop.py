@@ -27,12 +27,14 @@ class Data(Protocol):
     """Where batches come from; see data/batches.py for the SeqIO one.
 
     Attributes:
-        batch_size: rows of a batch.
+        batch_size: rows of a batch, over all processes.
+        shards: equal parts of the data; the i-th of them fills the i-th part of every batch's rows.
         vocabulary: fingerprint of the vocabulary that made the tokens.
         vocabulary_model: its SentencePiece file; None where it is no such vocabulary.
     """
 
     batch_size: int
+    shards: int
     vocabulary: str
     vocabulary_model: bytes | None
 
@@ -42,11 +44,14 @@ class Data(Protocol):
         A gather on an accelerator takes the last row for such an id and says nothing.
         """
 
-    def batches(self, skip: int) -> Iterator[dict[str, np.ndarray]]:
-        """Yields batches for ever, the same ones every time, without the first `skip`."""
+    def batches(self, skip: int, shards: Sequence[int]) -> Iterator[dict[str, np.ndarray]]:
+        """Yields the rows of these shards in each batch, for ever and always the same ones.
+
+        The first `skip` batches are left out.
+        """
 
     def report(self) -> str:
-        """One line on what was left out so far; "" if nothing."""
+        """One line on what was left out so far; "" if nothing. Every process asks."""
 
 
 def train(
@@ -92,7 +97,9 @@ def train(
     data.check(objective, model.vocab_size)
     checkpoints.save_vocabulary(model_dir, data.vocabulary_model)
     module = T5(model)
-    metadata = checkpoints.Metadata(dataclasses.asdict(model), data.vocabulary, 0)
+    metadata = checkpoints.Metadata(
+        dataclasses.asdict(model), data.vocabulary, batches=0, shards=data.shards
+    )
     checkpointer = checkpoints.Checkpointer(
         model_dir, period=checkpoint_period, keep=keep_checkpoints
     )
@@ -110,7 +117,7 @@ def train(
         train_step = jax.jit(
             step.make_train_step(module, optimizer, objective, microbatches),
             in_shardings=(shardings, sharding.batch_sharding(devices)),
-            out_shardings=(shardings, None),
+            out_shardings=(shardings, sharding.replicated(devices)),
             donate_argnums=0,
         )
         first = int(now.step)
@@ -123,7 +130,8 @@ def train(
         blame = partial(guard.blame, model, guard.names(trainable))
         speed = logs.Speed()
         window = _Window(log, model_dir, log_period, blame, speed)
-        batches = prefetch(data.batches(metadata.batches), sharding.batch_sharding(devices))
+        rows = sharding.Rows(devices, data.batch_size, data.shards)
+        batches = prefetch(data.batches(metadata.batches, rows.shards), rows.put)
         compiled = None
         try:
             for i in range(first + 1, total_steps + 1):
@@ -144,8 +152,8 @@ def train(
                     window.catch_up()  # a state that is not finite must not be saved
                     metadata = dataclasses.replace(metadata, batches=i)
                     checkpointer.save(now, metadata, step=i)
-            if data.report():
-                log.say(data.report())
+            if left_out := data.report():
+                log.say(left_out)
         finally:
             batches.close()
             log.close()
@@ -209,8 +217,8 @@ class _Window:
         self._sums, self._steps = {}, 0
 
 
-def prefetch(batches: Iterator[dict], sharding, depth: int = 2) -> Iterator[dict]:
-    """Puts batches on the devices from a thread, `depth` ahead of their use."""
+def prefetch(batches: Iterator[dict], place: Callable, depth: int = 2) -> Iterator[dict]:
+    """Places batches on the devices (`place` does) from a thread, `depth` ahead of their use."""
     ready: queue.Queue = queue.Queue(depth)
     stop = threading.Event()
 
@@ -224,7 +232,7 @@ def prefetch(batches: Iterator[dict], sharding, depth: int = 2) -> Iterator[dict
     def work():
         try:
             for batch in batches:
-                put(jax.device_put(batch, sharding))
+                put(place(batch))
                 if stop.is_set():
                     return
             remedy = "check that the split has examples that fit TASK_FEATURE_LENGTHS"

@@ -53,6 +53,12 @@ def make_mesh(config: MeshConfig) -> Mesh:
             f"at most {len(devices)} devices",
             "lower MeshConfig.data or MeshConfig.model",
         )
+    if jax.process_count() > 1 and data * config.model < len(devices):
+        raise UserError(
+            f"a mesh of data={data} x model={config.model} over {jax.process_count()} processes",
+            f"all {len(devices)} devices in it",
+            "set MeshConfig.data=0",
+        )
     used = np.array(devices[: data * config.model]).reshape(data, config.model)
     return Mesh(used, ("data", "model"))
 
@@ -73,6 +79,41 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P("data"))
 
 
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Whole on every device, so that every process can read it."""
+    return NamedSharding(mesh, P())
+
+
+class Rows:
+    """The rows of a batch that this process brings: those that lie on its devices.
+
+    Attributes:
+        shards: of the data, whose rows they are; see `loop.Data`.
+    """
+
+    def __init__(self, mesh: Mesh, batch_size: int, shards: int):
+        fits = batch_size % mesh.shape["data"] == 0
+        self._place = batch_sharding(mesh) if fits else replicated(mesh)
+        spans = self._place.addressable_devices_indices_map((batch_size,)).values()
+        here = {row for (span,) in spans for row in range(*span.indices(batch_size))}
+        size = batch_size // shards
+        self.shards = sorted({row // size for row in here})
+        brought = np.concatenate([np.arange(i * size, (i + 1) * size) for i in self.shards])
+        self._where = np.zeros(batch_size, int)
+        self._where[brought] = np.arange(len(brought))
+
+    def put(self, rows: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+        """Makes whole batches of rows of `shards`: every process brings its own."""
+
+        def whole(array):
+            shape = (len(self._where), *array.shape[1:])
+            return jax.make_array_from_callback(
+                shape, self._place, lambda index: array[self._where[index[0]]]
+            )
+
+        return {name: whole(array) for name, array in rows.items()}
+
+
 def param_shardings(mesh: Mesh, rules, variables):
     """Shardings of the parameters from their logical axes.
 
@@ -90,13 +131,13 @@ def param_shardings(mesh: Mesh, rules, variables):
 
 def optimizer_shardings(transform, opt_state, params, shardings, mesh):
     """Shardings of the optimizer's state: a leaf of a parameter's shape lies where it does."""
-    replicated = NamedSharding(mesh, P())
+    whole = replicated(mesh)
 
     def masked(leaf):  # a parameter that another part of a partitioned transform serves
         return isinstance(leaf, optax.MaskedNode)
 
     def place(leaf, param, sharding):
-        return leaf if masked(leaf) else sharding if leaf.shape == param.shape else replicated
+        return leaf if masked(leaf) else sharding if leaf.shape == param.shape else whole
 
     return optax.tree_map_params(
         transform,
@@ -104,7 +145,7 @@ def optimizer_shardings(transform, opt_state, params, shardings, mesh):
         opt_state,
         params,
         shardings,
-        transform_non_params=lambda _: replicated,
+        transform_non_params=lambda _: whole,
         is_leaf=masked,
     )
 

@@ -31,6 +31,17 @@ def abstract_variables(model: T5):
     return jax.eval_shape(lambda: model.init(jax.random.PRNGKey(0), token, token, token))
 
 
+def abstract_params(model: T5, mesh, rules):
+    """Parameters as `ShapeDtypeStruct`s with their shardings."""
+    variables = abstract_variables(model)
+    places = sharding.param_shardings(mesh, rules, variables)
+    return jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        variables["params"],
+        places,
+    )
+
+
 def split_trainable(model: T5, params) -> tuple[dict, dict]:
     """Returns what the optimizer moves, and what stays; `lora.join` is the inverse."""
     return (params, {}) if model.config.lora is None else lora.split(params)
@@ -69,8 +80,8 @@ def state_shardings(model, optimizer, abstract_state, mesh, rules) -> TrainState
     opt_state = sharding.optimizer_shardings(
         optimizer.transform, abstract_state.opt_state, trainable, places, mesh
     )
-    replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    return TrainState(replicated, params, opt_state, replicated)
+    whole = sharding.replicated(mesh)
+    return TrainState(whole, params, opt_state, whole)
 
 
 def _init(model, optimizer, rng, loaded):

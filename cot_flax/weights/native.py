@@ -26,11 +26,13 @@ class Metadata:
         model: the fields of its T5Config.
         vocabulary: the fingerprint of its vocabulary; "" where unknown.
         batches: batches of the data that were consumed.
+        shards: parts that the data were read in; the batches depend on it.
     """
 
     model: dict
     vocabulary: str
     batches: int
+    shards: int = 1
 
 
 def looks_like_one(folder: Path) -> bool:

@@ -8,6 +8,8 @@ import sys
 import gin
 import numpy as np
 import pytest
+import seqio
+from seqio import ShardInfo
 
 from cot_flax.data.batches import TaskBatches, find_task
 from cot_flax.data.features import fingerprint
@@ -137,6 +139,59 @@ def test_overlong_examples_are_counted_and_never_cut(vocabulary, pack):
     assert pack or seen == 8
     assert "long_zero_shot_cot" in batches.report()
     assert f"inputs 30, targets {size(5)}" in batches.report()
+
+
+def test_shards_fill_their_rows_of_every_batch():
+    """Whoever asks for some of them gets those rows; between them they have read everything."""
+    batches = make("stories_cot_mix", batch_size=4, shards=4, pack=True, feature_lengths=WIDE)
+    whole = take(batches, 4)
+    for chosen in ([0], [1, 2], [3]):
+        found = list(itertools.islice(batches.batches(1, chosen), 3))
+        assert_equal(found, [{k: v[chosen] for k, v in batch.items()} for batch in whole[1:]])
+
+
+@pytest.mark.parametrize("task", ["stories_zero_shot_cot", "stories_teacher_zero_shot_cot"])
+def test_an_epoch_of_all_shards_is_an_epoch(task, bound_store):
+    """Of 20 stories that nobody stored in files, and of a store of several."""
+
+    def examples(shards):
+        batches = make(task, batch_size=shards, shards=shards, shuffle=False)
+        found = [
+            [example["targets"].tolist() for example in batches._examples(1, ShardInfo(i, shards))]
+            for i in range(shards)
+        ]
+        assert all(found)
+        return found
+
+    (whole,), parts = examples(1), examples(2)
+    assert sorted(itertools.chain(*parts)) == sorted(whole)
+    assert len(whole) > 10
+
+
+def test_overlong_examples_of_all_shards_are_reported(vocabulary):
+    size = sums_of_lengths(vocabulary, 3, 9, 4, 5)
+    lengths = {"inputs": 30, "targets": size(5)}
+    batches = make(
+        "long_zero_shot_cot", feature_lengths=lengths, batch_size=2, shards=2, shuffle=False
+    )
+    take(batches, 6)  # shard 0 has 3 and 4 words, shard 1 has 9 and 5
+    left_out, seen = map(int, re.findall("([0-9]+) of ([0-9]+) examples", batches.report())[0])
+    assert (left_out, seen) == (6, 18)
+
+
+def test_a_batch_that_the_shards_do_not_divide_is_refused():
+    with pytest.raises(UserError, match=r"BATCH_SIZE 3 .*2 shards; expected a multiple of 2.*DATA"):
+        make(shards=2)
+
+
+def test_a_mixture_of_two_vocabularies_is_refused(vocabulary):
+    records = [{"id": "1", "question": "1?", "rationale": "1", "answer": "1"}]
+    source = records_source(lambda split: records, ["train"])
+    formats = ("zero_shot_cot",)
+    add_cot_task("bytes", source, formats=formats, vocabulary=seqio.ByteVocabulary())
+    seqio.MixtureRegistry.add("both", ["bytes_zero_shot_cot", "stories_zero_shot_cot"], 1.0)
+    with pytest.raises(UserError, match=r"both of bytes_.* and stories_.*; expected tasks of one"):
+        make("both").check(Objective(), 512)
 
 
 def test_no_report_where_all_fit():

@@ -59,6 +59,11 @@ def test_formats_can_be_left_out(add_sums):
     assert cot_task("sums_zero_shot_answer").answer_kind == "text"
 
 
+def test_an_unknown_answer_kind_is_refused_before_a_model_is_trained(add_sums):
+    with pytest.raises(UserError, match=r"answer kind 'nummer'; expected one of .*'number'.*add"):
+        add_sums(answer_kind="nummer")
+
+
 def test_an_unknown_format_is_refused(add_sums):
     with pytest.raises(UserError, match=r"format 'zero_shot_chain'; expected one of \('zero_shot"):
         add_sums(formats=("zero_shot_chain",))

@@ -24,6 +24,7 @@ from cot_flax.tasks.stories import VOCABULARY
 from cot_flax.text.prompts import FORMATS
 from cot_flax.text.scoring import wilson_interval
 from cot_flax.training.checkpoints import Checkpointer, Metadata
+from cot_flax.training.sharding import MeshConfig, make_mesh, replicated
 from cot_flax.training.state import TrainState
 
 CONFIG = T5Config(
@@ -86,6 +87,7 @@ def evaluated(checkpoint, tmp_path_factory):
         mixture_or_task_name=(COT, "word_sorting_zero_shot_answer"),
         decoding=SAMPLED,
         max_examples=6,
+        mesh=MeshConfig(data=1),
     )
     return folder, results
 
@@ -310,7 +312,9 @@ def test_the_loss_evaluator_of_a_student_that_knows_nothing(student):
     blank = jax.tree.map(jnp.zeros_like, params)
     lengths = {"inputs": 96, "targets": 72}
     data = TaskBatches(COT, lengths, batch_size=2, split="validation", shuffle=False)
-    found = LossEvaluator(data, batches=3)(module, blank)
+    mesh = make_mesh(MeshConfig(data=2))
+    with jax.set_mesh(mesh):
+        found = LossEvaluator(data, batches=3)(module, jax.device_put(blank, replicated(mesh)))
     assert found == pytest.approx(
         {"loss": math.log(256), "cross_entropy": math.log(256), "token_accuracy": 0.0}
     )
@@ -324,6 +328,7 @@ def test_mixtures_are_their_tasks_and_no_task_comes_twice():
 
 def evaluate(checkpoint, tmp_path, **settings):
     arguments = {"mixture_or_task_name": COT, "decoding": SAMPLED, "max_examples": 2} | settings
+    arguments["mesh"] = MeshConfig(data=1)
     return run.evaluate(checkpoint_path=checkpoint, output_dir=str(tmp_path / "out"), **arguments)
 
 

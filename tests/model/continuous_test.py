@@ -3,11 +3,14 @@
 import jax
 import numpy as np
 import pytest
+from flax.linen import partitioning
 
 from cot_flax.model import continuous
 from cot_flax.model.continuous import bucket, decode_all
 from cot_flax.model.decoding import decode
 from cot_flax.model.sampling import Sampling
+from cot_flax.training.sharding import MeshConfig, make_mesh, param_shardings
+from cot_flax.training.state import abstract_variables
 
 LENGTH = 20
 DRAW = Sampling(temperature=1.0, top_k=12, top_p=0.9)
@@ -62,6 +65,20 @@ def test_says_what_the_plain_decoder_says(samples, sampling, slots, lively, prom
     assert len(np.unique(written)) > 5 and written.max() == LENGTH  # uneven, and some are cut
 
 
+@pytest.mark.parametrize("mesh_config", [MeshConfig(data=4), MeshConfig(data=4, model=2)])
+def test_a_mesh_decodes_the_same(mesh_config, lively, prompts, plain):
+    """With 3 slots wanted for 4 devices, and a device's slots ending when they will."""
+    model, params = lively
+    mesh, rules = make_mesh(mesh_config), mesh_config.rules()
+    places = param_shardings(mesh, rules, abstract_variables(model))
+    with jax.set_mesh(mesh), partitioning.axis_rules(rules):
+        placed = jax.device_put(params, places)
+        for slots in (3, 8):
+            settings = {"slots": slots, "max_tokens": LENGTH, "samples": 3, "sampling": DRAW}
+            output = decode_all(model, placed, prompts, KEYS, **settings)
+            np.testing.assert_array_equal(output, plain(3, DRAW))
+
+
 def test_a_prompts_samples_depend_on_no_other_prompt(lively, prompts, plain):
     chosen = [16, 2, 14]
     output = decode_all(
@@ -91,7 +108,7 @@ def test_programs_do_not_grow_with_the_prompts(lively, prompts):
 def test_a_refilled_slot_does_not_see_its_predecessor(lively, prompts):
     """Whatever lies in the ring and wherever its head is: the answer is that of a fresh slot."""
     model, params = lively
-    padded = np.pad(prompts[3], (0, 64 - len(prompts[3])))
+    padded = np.pad(prompts[3], (0, 64 - len(prompts[3])))[None]
 
     def answer(soil):
         state = continuous._empty(model, 2, 64, 1, LENGTH)
@@ -100,9 +117,9 @@ def test_a_refilled_slot_does_not_see_its_predecessor(lively, prompts):
             prompts=jax.tree.map(lambda leaf: leaf + soil, state.prompts),
             head=state.head + 5,
         )
-        state = continuous._insert(model, params, state, padded, KEYS[3], 1)
+        state = continuous._insert(model, params, state, padded, KEYS[3:4], np.array([1]))
         while state.open_B[1]:
-            state = continuous._advance(model, params, Sampling(2.0), state)
+            state, _ = continuous._advance(model, params, Sampling(2.0), state)
         return np.asarray(state.output_BNT)[1]
 
     clean = answer(0.0)

@@ -8,10 +8,12 @@ import sys
 import pytest
 
 from cot_flax.errors import UserError
+from cot_flax.teacher.filtering import Filters
 from cot_flax.teacher.preparation import Settings
 from cot_flax.teacher.readers import Raw
 from cot_flax.teacher.samples import to_line
 from cot_flax.teacher.workers import Chunk, Job, cores, prepare_chunks
+from cot_flax.text.answers import add_answer_kind
 from cot_flax.world.stories import make_stories
 from cot_flax.world.teacher import make_samples
 from cot_flax.world.vocabulary import VOCABULARY_PATH
@@ -50,6 +52,15 @@ def test_several_processes_give_what_one_gives_in_order(chunks):
     assert [index for index, *_ in one] == list(range(12))
     assert [len(errors) for *_, errors, _ in one] == [20, *[1] * 11]
     assert flat(prepare_chunks(iter(chunks), JOB, workers=2)) == one
+
+
+def test_other_processes_know_an_answer_kind_that_was_added(chunks):
+    """Its find is one that every process can import."""
+    add_answer_kind("word", str.split)
+    job = dataclasses.replace(JOB, settings=Settings(Filters(answer_kind="word")))
+    one = flat(prepare_chunks(iter(chunks), job, workers=1))
+    assert sum(len(kept) for _, _, kept, *_ in one) > 10
+    assert flat(prepare_chunks(iter(chunks), job, workers=2)) == one
 
 
 def test_a_bounded_number_of_chunks_is_in_flight(chunks):

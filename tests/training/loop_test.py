@@ -5,6 +5,7 @@ import itertools
 import json
 import threading
 import time
+from functools import partial
 
 import jax
 import numpy as np
@@ -33,6 +34,7 @@ class Copying:
     """The targets are the inputs: 8 rows of 3 tokens; a few things can go wrong."""
 
     batch_size: int = 8
+    shards: int = 1
     vocabulary: str = "copying"
     vocabulary_model: bytes | None = b"copied"
     spoilt: int | None = None  # the batch (from 1) whose loss is infinite
@@ -43,7 +45,7 @@ class Copying:
         if objective.uses_teacher:
             raise UserError("no teacher", "one", "find one")
 
-    def batches(self, skip):
+    def batches(self, skip, shards):
         self.skipped.append(skip)
         return (self.batch(number) for number in itertools.count(skip + 1))
 
@@ -171,7 +173,7 @@ def test_a_batch_of_another_shape_is_an_error_not_a_compilation(run, tmp_path):
 
 def test_a_step_that_copies_from_the_host_is_an_error(run, tmp_path, monkeypatch):
     """The guard is on: batches that nobody put on the device are refused."""
-    monkeypatch.setattr(loop, "prefetch", lambda batches, sharding: batches)
+    monkeypatch.setattr(loop, "prefetch", lambda batches, place: batches)
     with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
         run(tmp_path, total_steps=2)
 
@@ -364,14 +366,15 @@ def prefetchers():
 
 
 class TestPrefetch:
-    place = SingleDeviceSharding(jax.devices()[0])
+    sharding = SingleDeviceSharding(jax.devices()[0])
+    place = partial(jax.device_put, device=sharding)
 
     def test_gives_every_batch_in_order_on_the_device(self):
         batches = loop.prefetch(({"x": np.full(2, n)} for n in range(10)), self.place)
         for n in range(10):
             batch = next(batches)
             assert batch["x"].tolist() == [n, n]
-            assert batch["x"].sharding == self.place
+            assert batch["x"].sharding == self.sharding
         batches.close()
 
     def test_reads_no_more_than_its_depth_ahead(self):

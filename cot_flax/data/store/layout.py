@@ -168,6 +168,8 @@ def finished(folder: Path, plan: dict) -> Tally | None:
 def check(path: str, vocabulary: str, top_k: int) -> None:
     """Checks once a process that a store is whole and is for this vocabulary and k.
 
+    The processes of a run share out the files.
+
     Args:
         path: the store's folder.
         vocabulary: `fingerprint` of the task's vocabulary.
@@ -184,13 +186,20 @@ def check(path: str, vocabulary: str, top_k: int) -> None:
                 f"the task's {name} {wanted}",
                 "run `cot-flax prepare` again for this task",
             )
-    for name, expected in manifest["files"].items():
-        _check_file(f"{path}/{name}", expected)
+    import jax
+
+    for name in list(manifest["files"])[jax.process_index() :: jax.process_count()]:
+        _check_file(f"{path}/{name}", manifest["files"][name])
 
 
-def dataset(path: str) -> tf.data.Dataset:
-    """Opens a store as records with its FEATURES."""
-    files = [f"{path}/{name}" for name in read_manifest(path)["files"] if ".tfrecord-" in name]
+def record_files(path: str) -> list[str]:
+    """The files that hold a store's records."""
+    return [f"{path}/{name}" for name in read_manifest(path)["files"] if ".tfrecord-" in name]
+
+
+def dataset(path: str, shards: int = 1, index: int = 0) -> tf.data.Dataset:
+    """Opens every `shards`-th file of a store, from `index` on, as records with its FEATURES."""
+    files = record_files(path)[index::shards]
     description = {
         name: tf.io.FixedLenFeature([], tf.string if entry["dtype"] == "string" else tf.int64)
         for name, entry in FEATURES.items()

@@ -11,7 +11,7 @@ from cot_flax.data.store import layout
 from cot_flax.errors import UserError
 
 
-class StoreSource(seqio.FunctionDataSource):
+class StoreSource(seqio.DataSource):
     """The train split of a store.
 
     Args:
@@ -32,7 +32,12 @@ class StoreSource(seqio.FunctionDataSource):
     ):
         self._directory, self._vocabulary = directory, vocabulary
         self.top_k, self._held_out = top_k, held_out
-        super().__init__(self._read, splits=[layout.SPLIT])
+        super().__init__(splits=[layout.SPLIT])
+
+    @property
+    def supports_arbitrary_sharding(self) -> bool:
+        """SeqIO shares out the records itself where there are fewer files than shards."""
+        return False
 
     def checked_directory(self) -> str:
         """The folder, after `layout.check`; raises UserError where gin has bound none."""
@@ -46,9 +51,14 @@ class StoreSource(seqio.FunctionDataSource):
         """What comes between a stored record and a task's own preprocessors."""
         return [seqio.CacheDatasetPlaceholder(), self._unpack, self._leave_out]
 
-    def _read(self, split, shuffle_files, seed=None):
-        del split, shuffle_files, seed
-        dataset, excluded = layout.dataset(self.checked_directory()), self._excluded()
+    def list_shards(self, split: str) -> list[str]:
+        return layout.record_files(self.checked_directory())
+
+    def get_dataset(self, split, shuffle=True, seed=None, shard_info=None, **unused):
+        """Reads the files of a shard; the order is the store's, whatever is asked for."""
+        del split, shuffle, seed, unused
+        chosen = (shard_info.num_shards, shard_info.index) if shard_info else ()
+        dataset, excluded = layout.dataset(self.checked_directory(), *chosen), self._excluded()
         return dataset.filter(lambda record: _is_new(record, excluded)) if excluded else dataset
 
     def _unpack(self, dataset):

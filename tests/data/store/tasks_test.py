@@ -52,6 +52,15 @@ def test_a_store_is_read_from_where_it_lies_now(world_store, vocabulary):
         ask(source)
 
 
+def test_a_shard_is_files_of_its_own(world_store, vocabulary):
+    source = StoreSource(lambda: world_store, vocabulary=vocabulary, top_k=5)
+    files = source.list_shards("train")
+    assert len(files) > 2
+    for index, file in enumerate(files):
+        shard = source.get_dataset("train", shard_info=seqio.ShardInfo(index, len(files)))
+        assert len(list(shard)) == len(list(tf.data.TFRecordDataset(file))) > 0
+
+
 def test_rows_are_unpacked_as_they_were_stored(world_store, vocabulary):
     source = StoreSource(lambda: world_store, vocabulary=vocabulary, top_k=5)
     stored = layout.dataset(world_store).as_numpy_iterator()
