@@ -4,6 +4,7 @@ A loop's body stands once in the text; it counts as often as the loop runs.
 """
 
 import dataclasses
+import math
 import re
 from collections import Counter
 from functools import cache
@@ -21,6 +22,8 @@ _NAME = re.compile(r"%([\w.\-]+)")
 _INDEX = re.compile(r"index=(\d+)")
 _TRIPS = re.compile(r'"?known_trip_count"?\s*:?\s*\{"?n"?\s*:\s*"?(\d+)')
 _GROUPS = re.compile(r"replica_groups=(?:\{\{([\d,]+)\}|\[\d+,(\d+)\])")
+_MESH = re.compile(r"replica_groups=mesh\[(.*?)\] \{(.*?)\}")
+_AXIS = re.compile(r"('\w+')=(\d+)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,10 +126,7 @@ def array_bytes(text: str) -> int:
 
 
 def _collective(kind, operation, result, rest, devices, overlaps) -> Collective:
-    groups = _GROUPS.search(rest)
-    group = devices
-    if groups:
-        group = len(groups[1].split(",")) if groups[1] else int(groups[2])
+    group = _group(rest, devices)
     size = array_bytes(result)
     starts = operation.endswith("-start")  # whose result holds the operand too
     if kind in ("all-gather", "reduce-scatter"):
@@ -138,6 +138,16 @@ def _collective(kind, operation, result, rest, devices, overlaps) -> Collective:
         size //= 2
     shape = ", ".join(f"{kind}[{sizes}]" for kind, sizes in _ARRAY.findall(result)[:4])
     return Collective(kind, shape, size, group, overlaps)
+
+
+def _group(rest: str, devices: int) -> int:
+    """How many take part: of groups spelt out, of "[groups,size]", or of named axes of a mesh."""
+    if mesh := _MESH.search(rest):
+        sizes = dict(_AXIS.findall(mesh[1]))
+        return math.prod(int(sizes[axis]) for axis in mesh[2].split(","))
+    if groups := _GROUPS.search(rest):
+        return len(groups[1].split(",")) if groups[1] else int(groups[2])
+    return devices
 
 
 def _trips(rest: str, computations) -> int | None:

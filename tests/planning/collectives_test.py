@@ -78,6 +78,8 @@ ENTRY %main (x: f32[8]) -> f32[8] {
   %w = (s32[], /*index=1*/f32[16,64]{1,0:T(8,128)}) while(%x), condition=%condition, body=%body, \
 metadata={op_name="while"}, backend_config={"known_trip_count":{"n":"24"}}
   %v = (s32[]) while(%x), condition=%condition, body=%tile
+  %m = bf16[32]{0} all-gather(%x), channel_id=3, \
+replica_groups=mesh['axis_0'=2,'axis_1'=4,'axis_2'=2] {'axis_1','axis_2'}, dimensions={0}
   %u = (s32[]) while(%x), condition=%three, body=%counted
   %y = (f32[4]{0}, u32[]) while(%x), condition=%below, body=%unrolled
   %async-collective-start.1 = (f32[3]{0}, f32[6]{0}) fusion(%x), calls=%fused_computation
@@ -100,6 +102,7 @@ def found():
 def test_every_collective_is_counted_as_often_as_its_loops_run(found):
     assert found == {
         Collective("all-gather", "bf16[64,64]", 2 * 64 * 64, 4, False): 24,
+        Collective("all-gather", "bf16[32]", 64, 8, False): 1,
         Collective("all-reduce", "f32[10], f32[10,5]", 4 * (10 + 50), 2, False): 8,
         Collective("reduce-scatter", "f32[2]", 32, 4, True): 1,
         Collective("all-gather", "f32[2], f32[8]", 32, 4, True): 1,
@@ -121,9 +124,9 @@ def test_sums_by_kind(found):
     table = collectives.by_kind(found)
     assert set(table) == set(collectives.KINDS)
     gathers = table["all-gather"]
-    assert gathers["count"] == 26
-    assert gathers["size"] == 24 * 8192 + 32 + 24
-    assert gathers["wire"] == (24 * 8192 + 32) * 3 / 4 + 12
+    assert gathers["count"] == 27
+    assert gathers["size"] == 24 * 8192 + 32 + 24 + 64
+    assert gathers["wire"] == (24 * 8192 + 32) * 3 / 4 + 12 + 64 * 7 / 8
     assert gathers["overlaps"] == (24 + 12) / gathers["wire"]
     assert collectives.wire(found) == sum(row["wire"] for row in table.values())
 
