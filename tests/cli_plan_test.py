@@ -1,5 +1,6 @@
 """`cot-flax plan` as a user types it; it reads no data."""
 
+import importlib.util
 import logging
 import os
 import re
@@ -22,7 +23,8 @@ WORLD = "--gin_file=experiments/world_cot_kl.gin"
 @pytest.fixture(autouse=True)
 def _leave_the_process_as_found(monkeypatch, tmp_path):
     """What the command sets is set for good, as in its own process."""
-    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    names = ["jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs"]
+    names.append("jax_enable_compilation_cache")
     before = {name: getattr(jax.config, name) for name in names}
     level, environment = logging.getLogger("absl").level, dict(os.environ)
     monkeypatch.setenv("COT_FLAX_CACHE", str(tmp_path))
@@ -65,6 +67,16 @@ def test_a_step_is_compiled_for_this_machine(call):
     assert code == 0
     assert "compiling for cpu, try 1: batch 28, mesh data 1 x model 1" in errors
     assert "bytes a chip are the compiler's" in printed and "Fits cpu" in printed
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="no libtpu")
+def test_a_step_is_compiled_for_a_slice_and_not_kept(call, tmp_path):
+    """JAX warns, at the next plan, of a program in its cache that it cannot read."""
+    code, printed, errors = call(WORLD, "--target", "v5e-4")
+    assert code == 0
+    assert "Fits v5e-4" in printed
+    assert "compiling for v5e-4, try 1: batch 28, mesh data 1 x model 1" in errors
+    assert not any(path.is_file() for path in tmp_path.rglob("*train_step*"))
 
 
 def test_what_does_not_fit_gets_remedies(call):

@@ -38,11 +38,15 @@ def plan(
     wanted = targets.find(target)
     os.environ.update(targets.environment(wanted))
     _parse(context, gin_file, gin_search_paths)
+    import jax
+
     from cot_flax.planning import program, report
     from cot_flax.planning.experiment import placed
     from cot_flax.planning.plan import compiled
     from cot_flax.planning.search import fastest, remedies, smallest
 
+    if wanted.topology:  # what is compiled for chips that are not there cannot be read back
+        jax.config.update("jax_enable_compilation_cache", False)
     chips, tries = program.devices(wanted), itertools.count(1)
 
     def planned(experiment):
