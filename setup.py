@@ -60,6 +60,8 @@ setup(
         "dev": [
             *TORCH,
             BEAM,
+            "gcp-storage-emulator>=2026.7.19",  # a bucket on the loopback, for the tests
+            "gcsfs>=2026.10.1",
             "hypothesis>=6.170.15",
             "ipykernel>=7.4.0",
             "nbclient>=0.11.0",

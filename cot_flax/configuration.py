@@ -11,6 +11,7 @@ import gin
 
 import cot_flax
 from cot_flax.errors import UserError
+from cot_flax.paths import path_at
 
 _MALFORMED = (ValueError, SyntaxError, tokenize.TokenError)
 
@@ -68,10 +69,11 @@ def macro(name: str) -> Any:
     return value
 
 
-def save(path: Path) -> None:
+def save(path: str) -> None:
     """Writes the whole configuration to `path`, so that the run can be repeated from it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(gin.config_str())
+    file = path_at(path)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(gin.config_str())
 
 
 def _raise_if_macro_is_missing(error: BaseException) -> None:

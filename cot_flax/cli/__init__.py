@@ -71,7 +71,7 @@ def train(
 
     with hosts.joined(coordinator_address, process_count, process_index):
         if hosts.is_first():
-            configuration.save(Path(configuration.macro("MODEL_DIR")) / "config.gin")
+            configuration.save(f"{configuration.macro('MODEL_DIR')}/config.gin")
         configuration.call("loop.train")
 
 
@@ -119,7 +119,7 @@ def report_command(
     # Folders of one name keep their whole path, or the later one would hide the other.
     names = [Path(run).name for run in runs]
     labels = names if len(set(names)) == len(names) else runs
-    report.write(Path(out), dict(zip(labels, map(Path, runs), strict=True)))
+    report.write(Path(out), dict(zip(labels, runs, strict=True)))
     typer.echo(out)
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cot_flax.errors import UserError
+from cot_flax.paths import path_at
 from cot_flax.training import logs
 
 PREDICTIONS, RESULTS = "predictions.jsonl", "results.json"
@@ -55,7 +56,7 @@ def read_runs(runs: Mapping[str, Path]) -> list[Run]:
     Raises:
         UserError: no runs, a folder that is not there, a malformed file, or no results at all.
     """
-    found = [_read_run(label, Path(folder)) for label, folder in runs.items()]
+    found = [_read_run(label, path_at(folder)) for label, folder in runs.items()]
     if not any(run.tasks for run in found):
         folders = ", ".join(map(str, runs.values())) or "no folders"
         raise _no_results(folders)
@@ -86,7 +87,7 @@ def read_predictions(folder: Path) -> list[dict]:
     path = _find(folder, PREDICTIONS)
     if path is None:
         return []
-    with open(path) as file:
+    with path.open() as file:
         return [_json(line, f"{path}, line {i}") for i, line in enumerate(file, 1)]
 
 
@@ -123,7 +124,7 @@ def _read_metrics(folder: Path) -> list[dict]:
 
 
 def _find(folder: Path, name: str) -> Path | None:
-    paths = (Path(folder) / sub / name for sub in FOLDERS)
+    paths = (path_at(folder) / sub / name for sub in FOLDERS)
     return next((path for path in paths if path.is_file()), None)
 
 

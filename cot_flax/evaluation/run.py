@@ -8,7 +8,6 @@ import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +26,7 @@ from cot_flax.model.continuous import bucket, decode_all
 from cot_flax.model.decoding import for_decoding
 from cot_flax.model.sampling import Sampling
 from cot_flax.model.t5 import T5
+from cot_flax.paths import path_at
 from cot_flax.text import scoring
 from cot_flax.text.answers import MODES
 from cot_flax.training import hosts, sharding, state, step
@@ -185,10 +185,11 @@ def summarize(rows: Sequence[Mapping]) -> dict:
 
 def write(output_dir: str, rows, results: dict) -> None:
     """Writes predictions.jsonl and results.json."""
-    folder = Path(output_dir)
+    folder = path_at(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / PREDICTIONS, "w") as file:
-        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    with (folder / PREDICTIONS).open("w") as file:
+        for row in rows:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
     (folder / RESULTS).write_text(json.dumps(results, indent=2) + "\n")
 
 

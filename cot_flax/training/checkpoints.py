@@ -3,12 +3,12 @@
 import dataclasses
 import json
 from collections.abc import Sequence
-from pathlib import Path
 
 import jax
 import orbax.checkpoint as ocp
 
 from cot_flax.errors import UserError
+from cot_flax.paths import path_at
 from cot_flax.training import hosts
 from cot_flax.training.state import TrainState
 from cot_flax.weights.access import Access
@@ -28,7 +28,7 @@ class Checkpointer:
         policies = ocp.checkpoint_managers
         due = [policies.FixedIntervalPolicy(period), policies.PreemptionCheckpointingPolicy()]
         self._manager = ocp.CheckpointManager(
-            Path(model_dir).absolute() / FOLDER,
+            path_at(model_dir) / FOLDER,
             options=ocp.CheckpointManagerOptions(
                 save_decision_policy=policies.AnySavePolicy(due), max_to_keep=keep
             ),
@@ -89,7 +89,7 @@ class Checkpointer:
 def save_vocabulary(model_dir: str, model: bytes | None) -> None:
     """Writes the SentencePiece file beside the checkpoints, so that an export finds it."""
     if model is not None and hosts.is_first():
-        folder = Path(model_dir)
+        folder = path_at(model_dir)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / SENTENCEPIECE).write_bytes(model)
 

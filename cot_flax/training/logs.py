@@ -4,6 +4,7 @@ import json
 import math
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from cot_flax.errors import UserError
+from cot_flax.paths import is_bucket, path_at
 
 METRICS = "metrics.jsonl"
 
@@ -30,7 +32,9 @@ class Logs:
 
         from cot_flax.training import hosts  # imports JAX, which a report need not wait for
 
-        folder, first = Path(model_dir), hosts.is_first()
+        first = hosts.is_first()
+        self._mirror = _Mirror(model_dir) if first and is_bucket(model_dir) else None
+        folder = self._mirror.folder if self._mirror else Path(model_dir)
         if first:
             folder.mkdir(parents=True, exist_ok=True)
         file = folder / METRICS if first else os.devnull
@@ -56,6 +60,9 @@ class Logs:
         if kind == "train":
             self._progress.update(self._task, completed=step, description=_line(step, metrics))
 
+        if self._mirror:
+            self._mirror.copy_if_due()
+
     def say(self, text: str) -> None:
         """Prints a line above the progress line."""
         self._progress.console.print(text, highlight=False, markup=False)
@@ -64,6 +71,32 @@ class Logs:
         self._progress.stop()
         self._board.close()
         self._jsonl.close()
+        if self._mirror:
+            self._mirror.copy()
+
+
+class _Mirror:
+    """A local folder whose files are copied to a bucket, where files cannot be appended to."""
+
+    def __init__(self, bucket: str):
+        self.folder = Path(tempfile.mkdtemp(prefix="cot-flax-logs-"))
+        self._bucket, self._next = path_at(bucket), 0.0
+        before = self._bucket / METRICS
+        if before.exists():
+            (self.folder / METRICS).write_bytes(before.read_bytes())
+
+    def copy_if_due(self) -> None:
+        """Copies twice a minute at most: a copy takes a second or so, in which no step starts."""
+        if time.monotonic() >= self._next:
+            self.copy()
+            self._next = time.monotonic() + 30
+
+    def copy(self) -> None:
+        for file in self.folder.rglob("*"):
+            if file.is_file():
+                target = self._bucket / str(file.relative_to(self.folder))
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(file.read_bytes())
 
 
 class Speed:
@@ -109,7 +142,7 @@ def check_finite(
 
 def read(model_dir: str) -> list[dict]:
     """Reads metrics.jsonl; of a step that was logged twice (a resumed run) the later stays."""
-    path = Path(model_dir) / METRICS
+    path = path_at(model_dir) / METRICS
     rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     return list({(row["step"], row["kind"]): row for row in rows}.values())
 

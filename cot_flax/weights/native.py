@@ -6,10 +6,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from etils import epath
 
 from cot_flax.errors import UserError
 from cot_flax.model.config import T5Config
 from cot_flax.model.lora import Lora, is_adapter
+from cot_flax.paths import is_bucket, path_at
 from cot_flax.weights import tensorstore_files as files
 from cot_flax.weights.source import Index, Source, Tensor
 
@@ -35,33 +37,33 @@ class Metadata:
     shards: int = 1
 
 
-def looks_like_one(folder: Path) -> bool:
+def looks_like_one(path: str) -> bool:
     """Whether a folder is a model directory of cot-flax or a step of one."""
-    return _latest(folder) is not None
+    return _latest(path) is not None
 
 
-def find(path: str) -> Path:
+def find(path: str) -> Path | epath.Path:
     """Returns the folder of one step, from it or from a model directory (then the latest step).
 
     Raises:
         UserError: there is no checkpoint.
     """
-    found = _latest(Path(path).absolute())
+    found = _latest(files.absolute(path))
     if found is None:
         raise UserError(
             f"no checkpoint at {path}",
             "a model directory of cot-flax, or one step of its checkpoints",
             "check INITIAL_CHECKPOINT_PATH or CHECKPOINT_PATH",
         )
-    return found
+    return path_at(found)
 
 
 def read_metadata(path: str) -> Metadata:
     """Reads what the checkpoint at `path` (as in `find`) was trained with."""
-    file = find(path) / "metadata" / "metadata"
-    if not file.is_file():
+    text = files.read(str(find(path)), "metadata/metadata")
+    if text is None:
         raise UserError(f"no metadata in {path}", "a checkpoint of cot-flax", "train again")
-    return Metadata(**json.loads(file.read_text()))
+    return Metadata(**json.loads(text))
 
 
 def model_config(metadata: Metadata) -> T5Config:
@@ -95,14 +97,20 @@ def open_checkpoint(path: str) -> Source:
     )
 
 
-def _latest(root: Path) -> Path | None:
-    for folder in (root, root / FOLDER):
-        if (folder / "metadata").is_dir():
-            return folder
-        steps = [int(p.name) for p in folder.glob("*") if p.name.isdigit()]
+def _latest(path: str) -> str | None:
+    for place in (path, f"{path}/{FOLDER}"):
+        names = files.entries(place)
+        if "metadata" in names:
+            return place
+        steps = [int(name) for name in names if name.isdigit() and _is_whole(f"{place}/{name}")]
         if steps:
-            return folder / str(max(steps))
+            return f"{place}/{max(steps)}"
     return None
+
+
+def _is_whole(step: str) -> bool:
+    """Whether orbax has finished it: in a bucket a mark says so, elsewhere its name."""
+    return not is_bucket(step) or files.read(step, "commit_success.txt") is not None
 
 
 def _merged(stored: Mapping[str, Tensor], lora: Lora) -> dict[str, Tensor]:

@@ -10,6 +10,7 @@ import numpy as np
 import tensorstore as ts
 
 from cot_flax.errors import UserError
+from cot_flax.paths import is_bucket
 from cot_flax.weights.source import Index, Tensor
 
 _BUCKET = "gs://"
@@ -42,9 +43,9 @@ def read(place: str, name: str) -> bytes | None:
     return found.value if found.state == "value" else None
 
 
-def entries(place: str, prefix: str) -> set[str]:
+def entries(place: str, prefix: str = "") -> set[str]:
     """Lists what lies directly in a folder by names that begin with `prefix`; raises as `read`."""
-    if not place.startswith(_BUCKET):
+    if not is_bucket(place):
         return {path.name for path in Path(place).glob(f"{prefix}*")}
     with explained(place):
         return {key.partition("/")[0] for key in _keys(_store(place), prefix)}
@@ -122,7 +123,7 @@ def explained(place: str) -> Iterator[None]:
     except (ValueError, TimeoutError) as error:
         cause = _NOISE.sub("", str(error)) or "no answer"
         remedy = "copy the checkpoint again"
-        if place.startswith(_BUCKET):
+        if is_bucket(place):
             remedy = (
                 "check the network and your permissions, or copy it where there is a network with"
                 f" `gcloud storage cp -r {place} .` and give the local folder"
@@ -134,11 +135,11 @@ def explained(place: str) -> Iterator[None]:
 
 def absolute(place: str) -> str:
     """The same place, whatever folder one works in later."""
-    return place.rstrip("/") if place.startswith(_BUCKET) else str(Path(place).absolute())
+    return place.rstrip("/") if is_bucket(place) else str(Path(place).absolute())
 
 
 def _store(place: str) -> dict:
-    if place.startswith(_BUCKET):
+    if is_bucket(place):
         bucket, _, path = place.removeprefix(_BUCKET).rstrip("/").partition("/")
         return {"driver": "gcs", "bucket": bucket, "path": f"{path}/" if path else ""}
     return {"driver": "file", "path": f"{Path(place).absolute()}/"}
@@ -149,7 +150,7 @@ def _below(store: dict, name: str) -> dict:
 
 
 def _keys(store: dict, prefix: str) -> list[str]:
-    after = prefix[:-1] + chr(ord(prefix[-1]) + 1)
+    after = prefix and prefix[:-1] + chr(ord(prefix[-1]) + 1)
     span = ts.KvStore.KeyRange(inclusive_min=prefix, exclusive_max=after)
     opened = ts.KvStore.open(store, context=_FIRST).result(_PATIENCE)
     return [key.decode() for key in opened.list(span).result(_PATIENCE)]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from cot_flax.errors import UserError
 from cot_flax.model.t5 import T5Config
+from cot_flax.paths import path_at
 from cot_flax.text.tokenizer import Tokenizer
 from cot_flax.weights.source import Source
 
@@ -27,7 +28,7 @@ def find(source: Source, path: str | os.PathLike | None) -> Path:
     Raises:
         UserError: there is none.
     """
-    looked_for = Path(path or (source.folder or Path(source.place)) / SENTENCEPIECE)
+    looked_for = path_at(path or (source.folder or path_at(source.place)) / SENTENCEPIECE)
     if not looked_for.is_file():
         raise UserError(
             f"no {looked_for}",

@@ -1,5 +1,7 @@
 """Runs of several real processes, which speak over the loopback, against one process alone."""
 
+import contextlib
+import json
 import os
 import re
 import shutil
@@ -11,6 +13,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from gcp_storage_emulator.exceptions import NotFound
+from gcp_storage_emulator.handlers import objects
+from gcp_storage_emulator.server import create_server
 
 from cot_flax.errors import UserError
 from cot_flax.training import hosts, logs
@@ -36,10 +41,10 @@ def start(*command, devices, **environment):
     )
 
 
-def start_all(folder, count):
+def start_all(folder, count, **environment):
     """Starts `count` processes, which have four devices between them."""
     command = one_host.__file__, str(folder), f"127.0.0.1:{free_port()}", str(count)
-    return [start(*command, str(i), devices=4 // count) for i in range(count)]
+    return [start(*command, str(i), devices=4 // count, **environment) for i in range(count)]
 
 
 def free_port():
@@ -69,9 +74,13 @@ def four(tmp_path_factory):
 
 
 def rows_of(folder):
-    found = (folder / logs.METRICS).read_text().splitlines()
-    assert len(found) == one_host.STEPS[-1]
-    return [{k: v for k, v in row.items() if k not in UNLIKE} for row in logs.read(str(folder))]
+    return rows((folder / logs.METRICS).read_text())
+
+
+def rows(text):
+    found = [json.loads(line) for line in text.splitlines()]
+    assert [row["step"] for row in found] == list(range(1, one_host.STEPS[-1] + 1))
+    return [{k: v for k, v in row.items() if k not in UNLIKE} for row in found]
 
 
 def test_four_processes_have_the_losses_of_one(alone, four):
@@ -119,6 +128,52 @@ def test_data_in_other_shards_are_refused(alone, tmp_path):
     shutil.copytree(alone, tmp_path / "run")
     with pytest.raises(UserError, match=r"data in 2 shards.* expected 4, .* 7 batches; set DATA_S"):
         train(tmp_path / "run", 9, MeshConfig(data=2), Shards(shards=2))
+
+
+@pytest.fixture
+def bucket(monkeypatch):
+    """Serves gs://runs on the loopback; gives the environment that leads there."""
+    download = objects.download
+
+    def with_generation(request, response, storage, *arguments, **named):
+        """The emulator leaves out a header by which tensorstore tells that nothing has changed."""
+        download(request, response, storage, *arguments, **named)
+        with contextlib.suppress(NotFound):
+            name = request.params["bucket_name"], request.params["object_id"]
+            response["x-goog-generation"] = storage.get_file_obj(*name)["generation"]
+
+    monkeypatch.setattr(objects, "download", with_generation)
+    port = free_port()
+    server = create_server("127.0.0.1", port, in_memory=True, default_bucket="runs")
+    server.start()
+    url = f"http://127.0.0.1:{port}"
+    yield {"STORAGE_EMULATOR_HOST": url, "TENSORSTORE_GCS_HTTP_URL": url, "EPATH_USE_TF": "false"}
+    server.stop()
+
+
+READ = """
+from cot_flax.paths import path_at
+from cot_flax.weights.opening import open_source
+source = open_source("gs://runs/a/b")
+print(path_at("gs://runs/a/b/metrics.jsonl").read_text())
+print(len(list(path_at("gs://runs/a/b/tensorboard").iterdir())))
+print(source.place, source.vocabulary, (source.folder / "spiece.model").read_bytes())
+print(source.tensors["encoder.encoder_norm.scale"].whole().tolist())
+"""
+
+
+def test_two_processes_leave_a_run_in_a_bucket(alone, bucket):
+    for process in start_all("gs://runs/a/b", 2, **bucket):
+        finish(process)
+    out, _ = finish(start("-c", READ, devices=1, **bucket))
+    metrics, _, rest = out.partition("\n\n")
+    for one, other in zip(rows_of(alone), rows(metrics), strict=True):
+        assert other == pytest.approx(one, rel=1e-5, abs=1e-6)
+    boards, place, scale = rest.splitlines()
+    assert boards == "2"  # of the start and of going on
+    assert place == "gs://runs/a/b/checkpoints/7 numbers b'numbers'"
+    expected = open_checkpoint(str(alone)).tensors["encoder.encoder_norm.scale"].whole()
+    np.testing.assert_allclose(json.loads(scale), expected, rtol=1e-4)
 
 
 def test_a_process_that_fails_ends_at_once_and_says_why():
