@@ -120,7 +120,7 @@ def t5x(run: Experiment, chips):
     def train_step(state, batch):
         return trainer.train_with_lr(state, batch, 1e-3, jax.random.PRNGKey(0), model, None)
 
-    with jax.set_mesh(mesh), partitioning.axis_rules(rules):
+    with partitioning.axis_rules(rules):  # not yet the mesh, on whose devices nothing can be put
         variables = jax.eval_shape(
             lambda key: model.get_initial_variables(key, shapes), jax.random.PRNGKey(0)
         )
@@ -136,7 +136,8 @@ def t5x(run: Experiment, chips):
             out_shardings=(shardings, None),
             donate_argnums=0,
         )
-        return step.lower(state, batch)
+        with jax.set_mesh(mesh):
+            return step.lower(state, batch)
 
 
 if __name__ == "__main__":

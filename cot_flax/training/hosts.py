@@ -3,7 +3,9 @@
 import contextlib
 import glob
 import os
+import socket
 import sys
+import time
 from collections.abc import Iterator
 
 import jax
@@ -36,6 +38,8 @@ def joined(
     named = [value is not None for value in given.values()]
     if any(named):
         _check(address, count, index)
+        if index:
+            _wait_for(address, timeout)
         _initialize(timeout, **given)
     elif _has_company(os.environ):
         _initialize(timeout)
@@ -69,6 +73,18 @@ def _check(address, count, index):
         raise refuse("an address as HOST:PORT")
     if not 0 <= index < count:
         raise refuse("an index from 0, below the count")
+
+
+def _wait_for(address, timeout):
+    """Waits until process 0 listens: JAX would abort with the whole of its stack."""
+    host, _, port = address.rpartition(":")
+    end = time.monotonic() + timeout
+    while time.monotonic() < end:
+        with contextlib.suppress(OSError):
+            socket.create_connection((host, int(port)), timeout=5).close()
+            return
+        time.sleep(0.2)
+    raise UserError(f"no answer at {address} for {timeout} seconds", "process 0 there", _REMEDY)
 
 
 def _initialize(timeout, **given):

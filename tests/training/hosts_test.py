@@ -201,6 +201,13 @@ def test_half_an_address_is_refused(given, expected):
         pass
 
 
+def test_a_first_process_that_does_not_come_is_one_line():
+    with pytest.raises(
+        UserError, match=r"no answer at 127.0.0.1:.* for 1 seconds; expected proces"
+    ):
+        hosts.joined(f"127.0.0.1:{free_port()}", 2, 1, timeout=1).__enter__()
+
+
 SLURM = {"SLURM_JOB_ID": "1", "SLURM_STEP_NODELIST": "n[1-2]", "SLURM_PROCID": "0"}
 GKE = {"TPU_WORKER_ID": "0", "TPU_WORKER_HOSTNAMES": "a-0.svc,a-1.svc"}
 
