@@ -36,6 +36,7 @@ def start(command, out, *flags, devices):
         | {
             "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
             "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+            "COT_FLAX_CACHE": f"{out.parent}/cache",
         },
     )
 

@@ -96,7 +96,7 @@ def evaluated(mixed, tmp_path_factory):
     assert train(folder, **macros, **{"batches.TaskBatches.split": "validation"}) == 0
     macros = {"CHECKPOINT_PATH": str(folder), "EVAL_OUTPUT_DIR": str(folder / "test")}
     macros |= {"MIXTURE_OR_TASK_NAME": SHORT, "SPLIT": "validation", "BATCH_SIZE": 6}
-    assert call("evaluate", "river_evaluate.gin", **macros, MAX_DECODE_LENGTH=12) == 0
+    assert call("evaluate", "river_evaluate.gin", **macros, MAX_DECODE_LENGTH=12, MESH_DATA=1) == 0
     return folder
 
 

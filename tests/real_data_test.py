@@ -57,6 +57,7 @@ def run(shared_data, tmp_path_factory):
         "--gin.MAX_EXAMPLES=50",
         "--gin.BATCH_SIZE=50",
         "--gin.MAX_DECODE_LENGTH=64",
+        "--gin.MESH_DATA=1",
         *local,
     )
     return folder

@@ -143,10 +143,10 @@ def test_overlong_examples_are_counted_and_never_cut(vocabulary, pack):
 
 def test_shards_fill_their_rows_of_every_batch():
     """Whoever asks for some of them gets those rows; between them they have read everything."""
-    batches = make("stories_cot_mix", batch_size=4, shards=4, pack=True, feature_lengths=WIDE)
-    whole = take(batches, 4)
-    for chosen in ([0], [1, 2], [3]):
-        found = list(itertools.islice(batches.batches(1, chosen), 3))
+    batches = make(batch_size=3, shards=3, pack=True)
+    whole = take(batches, 3)
+    for chosen in ([1], [0, 2]):
+        found = list(itertools.islice(batches.batches(1, chosen), 2))
         assert_equal(found, [{k: v[chosen] for k, v in batch.items()} for batch in whole[1:]])
 
 

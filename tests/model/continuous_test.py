@@ -65,18 +65,17 @@ def test_says_what_the_plain_decoder_says(samples, sampling, slots, lively, prom
     assert len(np.unique(written)) > 5 and written.max() == LENGTH  # uneven, and some are cut
 
 
-@pytest.mark.parametrize("mesh_config", [MeshConfig(data=4), MeshConfig(data=4, model=2)])
-def test_a_mesh_decodes_the_same(mesh_config, lively, prompts, plain):
-    """With 3 slots wanted for 4 devices, and a device's slots ending when they will."""
+def test_a_mesh_decodes_the_same(lively, prompts, plain):
+    """7 slots wanted for 2 x 2 devices, which get 4 each; prompts of one width."""
     model, params = lively
-    mesh, rules = make_mesh(mesh_config), mesh_config.rules()
+    config = MeshConfig(data=2, model=2)
+    mesh, rules = make_mesh(config), config.rules()
     places = param_shardings(mesh, rules, abstract_variables(model))
     with jax.set_mesh(mesh), partitioning.axis_rules(rules):
         placed = jax.device_put(params, places)
-        for slots in (3, 8):
-            settings = {"slots": slots, "max_tokens": LENGTH, "samples": 3, "sampling": DRAW}
-            output = decode_all(model, placed, prompts, KEYS, **settings)
-            np.testing.assert_array_equal(output, plain(3, DRAW))
+        settings = {"slots": 7, "max_tokens": LENGTH, "samples": 3, "sampling": DRAW}
+        output = decode_all(model, placed, prompts[:13], KEYS[:13], **settings)
+    np.testing.assert_array_equal(output, plain(3, DRAW)[:13])
 
 
 def test_a_prompts_samples_depend_on_no_other_prompt(lively, prompts, plain):

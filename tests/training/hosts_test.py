@@ -29,6 +29,15 @@ from one_host import Shards, train
 UNLIKE = {"kind", "tokens_per_second", "input_wait"}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _compiled_once(tmp_path_factory):
+    """A run that goes on takes its program from the one that stopped."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("compiled")))
+        patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+        yield
+
+
 def start(*command, devices, **environment):
     """Starts Python, with so many simulated devices."""
     flag = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
