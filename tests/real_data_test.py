@@ -7,7 +7,9 @@ import pytest
 from cot_flax import cli
 from cot_flax.training import logs
 
-STEPS = 50
+pytestmark = pytest.mark.slow
+
+STEPS = 20
 
 
 @pytest.fixture(scope="module")

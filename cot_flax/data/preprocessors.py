@@ -136,7 +136,9 @@ def filter_or_stop(
             return dropped, (tf.identity(kept), example)
 
     judged = dataset.scan(tf.constant(0), judge)
-    return judged.filter(lambda kept, example: kept).map(lambda kept, example: example)
+    # A line each, or TensorFlow warns that it cannot tell them apart.
+    kept = judged.filter(lambda kept, example: kept)
+    return kept.map(lambda kept, example: example)
 
 
 def _in_blocks(dataset: tf.data.Dataset, add: Callable[[dict], dict]) -> tf.data.Dataset:
