@@ -1,6 +1,7 @@
 """Reading gin: files, search paths, command-line bindings, and one clear line on an error."""
 
 import difflib
+import os
 import re
 import tokenize
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ import gin
 
 import cot_flax
 from cot_flax.errors import UserError
-from cot_flax.paths import path_at
+from cot_flax.paths import make_folder
 
 _MALFORMED = (ValueError, SyntaxError, tokenize.TokenError)
 
@@ -69,11 +70,13 @@ def macro(name: str) -> Any:
     return value
 
 
-def save(path: str) -> None:
-    """Writes the whole configuration to `path`, so that the run can be repeated from it."""
-    file = path_at(path)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(gin.config_str())
+def save(model_dir: str | os.PathLike) -> None:
+    """Writes the whole configuration to config.gin, so that the run can be repeated from it.
+
+    Raises:
+        UserError: a folder that cannot be written to.
+    """
+    (make_folder(model_dir) / "config.gin").write_text(gin.config_str())
 
 
 def _raise_if_macro_is_missing(error: BaseException) -> None:

@@ -80,7 +80,7 @@ def _train(experiment: str, folder: Path, seed: int, macros: dict) -> None:
         "WARMUP_STEPS": macros["TRAIN_STEPS"] // 6,
     }
     configuration.parse([f"experiments/{experiment}.gin"], _bindings(macros))
-    configuration.save(folder / "config.gin")
+    configuration.save(folder)
     configuration.call("loop.train")
 
 

@@ -229,6 +229,11 @@ EVALUATE += ["--gin.EVAL_OUTPUT_DIR='{tmp}/test'"]
             ["train", KL, *MODEL_DIR, "--gin.MIXTURE_OR_TASK_NAME='stories_zero_shot_cot'"],
             "no teacher log-probabilities in stories_zero_shot_cot; .*kl_weight > 0",
         ),
+        (["train", KL, "--gin.MODEL_DIR='/dev/null/run'", *STORE], "/dev/null/run .*write to"),
+        (
+            [*EVALUATE, "--gin.CHECKPOINT_PATH='{run}'", "--gin.EVAL_OUTPUT_DIR='/dev/null/a'"],
+            "/dev/null/a \\(.*; expected a folder to write to; check its name",
+        ),
         ([*EVALUATE], "no value for CHECKPOINT_PATH"),
         ([*EVALUATE, "--gin.CHECKPOINT_PATH='{tmp}'"], "no checkpoint at {tmp} \\("),
         ([*EVALUATE, "--gin.CHECKPOINT_PATH='{run}'", "--gin.SPLIT='dev'"], "split 'dev' of stori"),

@@ -120,7 +120,7 @@ def test_call_runs_what_is_bound():
 
 def test_save_makes_folders_and_writes_what_was_bound(tmp_path):
     configuration.parse(BASE, [MODEL_DIR, "TRAIN_STEPS=7"])
-    configuration.save(tmp_path / "new" / "config.gin")
+    configuration.save(tmp_path / "new")
     configuration.parse([str(tmp_path / "new" / "config.gin")], [])
     assert configuration.macro("TRAIN_STEPS") == 7
     assert configuration.macro("MODEL_DIR") == "run"

@@ -145,7 +145,7 @@ def test_every_file_says_what_it_is_for(path):
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_a_saved_configuration_is_the_same_again(experiment, tmp_path):
     parse(experiment, "RANDOM_SEED=7")
-    configuration.save(tmp_path / "config.gin")
+    configuration.save(tmp_path)
     saved = (tmp_path / "config.gin").read_text()
     configuration.parse([str(tmp_path / "config.gin")], [])
     assert gin.config_str() == saved

@@ -71,7 +71,7 @@ def train(
 
     with hosts.joined(coordinator_address, process_count, process_index):
         if hosts.is_first():
-            configuration.save(f"{configuration.macro('MODEL_DIR')}/config.gin")
+            configuration.save(configuration.macro("MODEL_DIR"))
         configuration.call("loop.train")
 
 

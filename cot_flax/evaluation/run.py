@@ -26,7 +26,7 @@ from cot_flax.model.continuous import bucket, decode_all
 from cot_flax.model.decoding import for_decoding
 from cot_flax.model.sampling import Sampling
 from cot_flax.model.t5 import T5
-from cot_flax.paths import path_at
+from cot_flax.paths import make_folder
 from cot_flax.text import scoring
 from cot_flax.text.answers import MODES
 from cot_flax.training import hosts, sharding, state, step
@@ -107,7 +107,8 @@ def evaluate(
         access: what reading it may do.
 
     Raises:
-        UserError: no checkpoint, an unknown task, a task of another vocabulary than the checkpoint.
+        UserError: no checkpoint, an unknown task, a task of another vocabulary than the checkpoint,
+            a folder that cannot be written to.
     """
     source = open_source(checkpoint_path, access)
     module = T5(source.config)
@@ -117,6 +118,8 @@ def evaluate(
         _check_split(task, split)
         _check_vocabulary(task, source)
     devices = sharding.make_mesh(mesh)
+    if hosts.is_first():
+        make_folder(output_dir)  # what cannot be written should not be decoded first
     with jax.set_mesh(devices), partitioning.axis_rules(mesh.rules()):
         params = load(source, state.abstract_params(module, devices, mesh.rules()))
         predictions = {
@@ -185,8 +188,7 @@ def summarize(rows: Sequence[Mapping]) -> dict:
 
 def write(output_dir: str, rows, results: dict) -> None:
     """Writes predictions.jsonl and results.json."""
-    folder = path_at(output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = make_folder(output_dir)
     with (folder / PREDICTIONS).open("w") as file:
         for row in rows:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")

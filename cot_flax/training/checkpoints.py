@@ -8,7 +8,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from cot_flax.errors import UserError
-from cot_flax.paths import path_at
+from cot_flax.paths import make_folder, path_at
 from cot_flax.training import hosts
 from cot_flax.training.state import TrainState
 from cot_flax.weights.access import Access
@@ -89,9 +89,7 @@ class Checkpointer:
 def save_vocabulary(model_dir: str, model: bytes | None) -> None:
     """Writes the SentencePiece file beside the checkpoints, so that an export finds it."""
     if model is not None and hosts.is_first():
-        folder = path_at(model_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / SENTENCEPIECE).write_bytes(model)
+        (make_folder(model_dir) / SENTENCEPIECE).write_bytes(model)
 
 
 def load_initial(path: str, params, metadata: Metadata, access: Access):

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from cot_flax.errors import UserError
-from cot_flax.paths import is_bucket, path_at
+from cot_flax.paths import is_bucket, make_folder, path_at
 
 METRICS = "metrics.jsonl"
 
@@ -34,9 +34,9 @@ class Logs:
 
         first = hosts.is_first()
         self._mirror = _Mirror(model_dir) if first and is_bucket(model_dir) else None
-        folder = self._mirror.folder if self._mirror else Path(model_dir)
+        folder = self._mirror.folder if self._mirror else path_at(model_dir)
         if first:
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folder(folder)
         file = folder / METRICS if first else os.devnull
         self._jsonl = open(file, "a", buffering=1)  # noqa: SIM115 (closed in close)
         self._board = SummaryWriter(str(folder / "tensorboard"), write_to_disk=first)
@@ -72,14 +72,15 @@ class Logs:
         self._board.close()
         self._jsonl.close()
         if self._mirror:
-            self._mirror.copy()
+            self._mirror.close()
 
 
 class _Mirror:
     """A local folder whose files are copied to a bucket, where files cannot be appended to."""
 
     def __init__(self, bucket: str):
-        self.folder = Path(tempfile.mkdtemp(prefix="cot-flax-logs-"))
+        self._temporary = tempfile.TemporaryDirectory(prefix="cot-flax-logs-")
+        self.folder = Path(self._temporary.name)
         self._bucket, self._next = path_at(bucket), 0.0
         before = self._bucket / METRICS
         if before.exists():
@@ -97,6 +98,11 @@ class _Mirror:
                 target = self._bucket / str(file.relative_to(self.folder))
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.write_bytes(file.read_bytes())
+
+    def close(self) -> None:
+        """Copies for the last time."""
+        self.copy()
+        self._temporary.cleanup()
 
 
 class Speed:

@@ -57,7 +57,7 @@ def make_mesh(config: MeshConfig) -> Mesh:
         raise UserError(
             f"a mesh of data={data} x model={config.model} over {jax.process_count()} processes",
             f"all {len(devices)} devices in it",
-            "set MeshConfig.data=0",
+            f"set MESH_DATA=0, and a MESH_MODEL that divides {len(devices)}",
         )
     used = np.array(devices[: data * config.model]).reshape(data, config.model)
     return Mesh(used, ("data", "model"))

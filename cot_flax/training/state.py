@@ -35,11 +35,7 @@ def abstract_params(model: T5, mesh, rules):
     """Parameters as `ShapeDtypeStruct`s with their shardings."""
     variables = abstract_variables(model)
     places = sharding.param_shardings(mesh, rules, variables)
-    return jax.tree.map(
-        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
-        variables["params"],
-        places,
-    )
+    return _placed(variables["params"], places)
 
 
 def split_trainable(model: T5, params) -> tuple[dict, dict]:
@@ -51,11 +47,7 @@ def abstract(model: T5, optimizer: Optimizer, mesh, rules) -> TrainState:
     """A state of `ShapeDtypeStruct`s with their shardings, for what fills one."""
     shapes = jax.eval_shape(partial(_init, model, optimizer), jax.random.PRNGKey(0), {})
     shardings = state_shardings(model, optimizer, shapes, mesh, rules)
-    return jax.tree.map(
-        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
-        shapes,
-        shardings,
-    )
+    return _placed(shapes, shardings)
 
 
 def create(
@@ -82,6 +74,14 @@ def state_shardings(model, optimizer, abstract_state, mesh, rules) -> TrainState
     )
     whole = sharding.replicated(mesh)
     return TrainState(whole, params, opt_state, whole)
+
+
+def _placed(shapes, shardings):
+    return jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        shapes,
+        shardings,
+    )
 
 
 def _init(model, optimizer, rng, loaded):

@@ -10,7 +10,7 @@ import numpy as np
 import tensorstore as ts
 
 from cot_flax.errors import UserError
-from cot_flax.paths import is_bucket
+from cot_flax.paths import is_bucket, path_at
 from cot_flax.weights.source import Index, Tensor
 
 _BUCKET = "gs://"
@@ -135,7 +135,7 @@ def explained(place: str) -> Iterator[None]:
 
 def absolute(place: str) -> str:
     """The same place, whatever folder one works in later."""
-    return place.rstrip("/") if is_bucket(place) else str(Path(place).absolute())
+    return place.rstrip("/") if is_bucket(place) else str(path_at(place))
 
 
 def _store(place: str) -> dict:

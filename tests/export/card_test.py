@@ -33,7 +33,7 @@ def run(tmp_path):
     bindings = ["MODEL_DIR='run'", "TEACHER_STORE='store'", "TRAIN_STEPS=600", "KL_WEIGHT=0.75"]
     bindings.append("INITIAL_CHECKPOINT_PATH='google/flan-t5-small'")
     configuration.parse(["experiments/world_cot_kl.gin"], bindings)
-    configuration.save(tmp_path / "config.gin")
+    configuration.save(tmp_path)
     gin.clear_config()
     (tmp_path / "test").mkdir()
     (tmp_path / "test" / "results.json").write_text(json.dumps(RESULTS))

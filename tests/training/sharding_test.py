@@ -15,7 +15,7 @@ from cot_flax.model.losses import Objective
 from cot_flax.model.stacking import stack_layers
 from cot_flax.model.t5 import T5
 from cot_flax.training import optimizers, sharding, state
-from cot_flax.training.sharding import MeshConfig, check_batch_size, make_mesh
+from cot_flax.training.sharding import MeshConfig, Rows, check_batch_size, make_mesh
 from cot_flax.training.step import make_train_step
 
 pytestmark = [
@@ -51,6 +51,23 @@ def test_refuses_a_mesh_that_is_too_large(config):
 def test_refuses_more_model_parts_than_devices():
     with pytest.raises(UserError, match="model=16"):
         make_mesh(MeshConfig(model=16))
+
+
+def test_several_processes_leave_no_device_out(monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    make_mesh(MeshConfig(data=4, model=2))
+    with pytest.raises(UserError, match=r"data=1 x model=1 over 2 .*all 8 devices.*MESH_DATA=0"):
+        make_mesh(MeshConfig(data=1))
+
+
+@pytest.mark.parametrize(("batch_size", "parts"), [(8, 4), (6, 1)])
+def test_rows_lie_in_order_over_the_mesh_or_whole_where_it_does_not_divide_them(batch_size, parts):
+    rows = Rows(make_mesh(MeshConfig(data=4, model=2)), batch_size, shards=2)
+    assert rows.shards == [0, 1]
+    array = np.arange(batch_size * 3).reshape(batch_size, 3)
+    placed = rows.put({"x": array})["x"]
+    np.testing.assert_array_equal(placed, array)
+    assert {shard.data.shape for shard in placed.addressable_shards} == {(batch_size // parts, 3)}
 
 
 def test_batch_size_must_be_a_multiple_of_devices_and_microbatches():
