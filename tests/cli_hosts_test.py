@@ -12,11 +12,9 @@ from cot_flax.training import logs
 
 TRAIN = ["train", "--gin_file=experiments/world_cot_ce.gin", "--gin.TRAIN_STEPS=3"]
 TRAIN += ["--gin.BATCH_SIZE=4", "--gin.LOG_PERIOD=1", "--gin.MESH_DATA=0", "--gin.DATA_SHARDS=2"]
-TRAIN += [
-    "--gin.WARMUP_STEPS=0",
-    "--gin.EVAL_PERIOD=3",
-    "--gin.run.AccuracyEvaluator.max_examples=4",
-]
+TRAIN += ["--gin.WARMUP_STEPS=0", "--gin.EVAL_PERIOD=3"]
+TRAIN += ["--gin.run.AccuracyEvaluator.max_examples=4"]
+TRAIN += [f"--gin.t5.T5Config.num_{side}coder_layers=1" for side in ("en", "de")]
 TASK = "--gin.MIXTURE_OR_TASK_NAME='stories_zero_shot_cot'"
 EVALUATE = ["evaluate", "--gin_file=experiments/world_evaluate.gin", "--gin.MESH_DATA=0"]
 EVALUATE += ["--gin.BATCH_SIZE=3", "--gin.MAX_EXAMPLES=5", "--gin.NUM_SAMPLES=2"]
@@ -27,6 +25,7 @@ SMALL = [f"--gin.stories.size.{split}=20" for split in ("train", "validation", "
 def start(command, out, *flags, devices):
     words = [*command, TASK, *SMALL, *flags]
     words.append(f"--gin.{'MODEL_DIR' if command is TRAIN else 'EVAL_OUTPUT_DIR'}='{out}'")
+    count = f"--xla_force_host_platform_device_count={devices}"
     return subprocess.Popen(
         [sys.executable, "-c", "from cot_flax.cli import main; main()", *words],
         stdout=subprocess.PIPE,
@@ -34,8 +33,7 @@ def start(command, out, *flags, devices):
         text=True,
         env=os.environ
         | {
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+            "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} {count}",  # the last one counts
             "COT_FLAX_CACHE": f"{out.parent}/cache",
         },
     )

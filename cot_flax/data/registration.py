@@ -158,8 +158,13 @@ def _pool(source, parse) -> ExemplarPool:
 
 def _records(source, parse, split):
     dataset = source.get_dataset(split, shuffle=False)
-    for record in (dataset.map(parse) if parse else dataset).as_numpy_iterator():
-        yield {name: record[name].decode() for name in ("question", "rationale", "answer")}
+    if parse:
+        dataset = dataset.map(parse)
+    names = ("question", "rationale", "answer")
+    chosen = dataset.map(lambda record: tuple(record[name] for name in names))
+    for columns in chosen.batch(preprocessors.BLOCK).as_numpy_iterator():
+        for texts in zip(*columns, strict=True):
+            yield dict(zip(names, (text.decode() for text in texts), strict=True))
 
 
 def _postprocess(output, *, kind, example=None, is_target=False):

@@ -42,13 +42,14 @@ def _compiled_once(tmp_path_factory):
 
 def start(*command, devices, **environment):
     """Starts Python, with so many simulated devices."""
-    flag = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    count = f"--xla_force_host_platform_device_count={devices}"
+    flags = {"XLA_FLAGS": f"{os.environ['XLA_FLAGS']} {count}"}  # the last one counts
     return subprocess.Popen(
         [sys.executable, *command],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=os.environ | flag | environment,
+        env=os.environ | flags | environment,
     )
 
 
