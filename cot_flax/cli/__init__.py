@@ -115,7 +115,10 @@ def report_command(
     Example: cot-flax report runs/demo/cot_ce runs/demo/cot_kl --out report.html
     """
     from cot_flax.evaluation import report
+    from cot_flax.paths import is_bucket
 
+    if any(map(is_bucket, runs)):
+        prepare_libraries()  # what reads buckets starts TensorFlow, which prints
     # Folders of one name keep their whole path, or the later one would hide the other.
     names = [Path(run).name for run in runs]
     labels = names if len(set(names)) == len(names) else runs

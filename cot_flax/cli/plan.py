@@ -2,10 +2,8 @@
 
 import copy
 import itertools
-import json
 import os
 import re
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -114,8 +112,10 @@ def _top_k() -> int:
     """Of the teacher's store where there is one already, else what `prepare` would make."""
     import gin
 
+    from cot_flax.data.store import layout
+
     try:
         store = gin.query_parameter("TEACHER_STORE/gin.macro.value")
-        return json.loads((Path(store) / "manifest.json").read_text())["top_k"]
-    except (ValueError, TypeError, OSError):
+        return layout.read_manifest(store)["top_k"]
+    except (ValueError, UserError):
         return TOP_K

@@ -56,6 +56,10 @@ class TaskBatches:
     def __post_init__(self):
         self._provider = find_task(self.mixture_or_task_name)
         self.shards = self.shards or jax.process_count()
+        if self.shards < 0:
+            raise UserError(
+                f"DATA_SHARDS {self.shards}", "1 or more, or 0 for one a process", "correct it"
+            )
         if self.batch_size % self.shards:
             raise UserError(
                 f"BATCH_SIZE {self.batch_size} with the data in {self.shards} shards",

@@ -5,7 +5,6 @@ import importlib.util
 import re
 
 import jax
-import numpy as np
 from flax.linen import partitioning
 
 from cot_flax.errors import UserError
@@ -95,8 +94,7 @@ def _text(compiled) -> str:
 def lower_step(experiment: Experiment, chips: list) -> jax.stages.Lowered:
     """Traces that step for the experiment's mesh of some of the chips."""
     config = experiment.mesh
-    grid = np.array(chips[: config.data * config.model]).reshape(config.data, config.model)
-    mesh = jax.sharding.Mesh(grid, AXES)  # as make_mesh does
+    mesh = jax.sharding.Mesh(sharding.arrange(chips, config.data, config.model), AXES)
     state = abstract_state(experiment, mesh)  # makes a key, on a device that is there
     with jax.set_mesh(mesh), partitioning.axis_rules(config.rules()):
         return _step(experiment, mesh, state).lower(state, _batch(experiment, mesh))

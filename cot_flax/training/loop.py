@@ -92,6 +92,10 @@ def train(
         UserError: a batch that the mesh does not divide, a checkpoint of another model or
             vocabulary, data that cannot serve the objective, a loss that is not finite.
     """
+    _check("LOG_PERIOD", log_period, least=1)
+    _check("CHECKPOINT_PERIOD", checkpoint_period, least=1)
+    _check("KEEP_CHECKPOINTS", keep_checkpoints, least=1)
+    _check("EVAL_PERIOD", eval_period, least=0)
     devices = sharding.make_mesh(mesh)
     sharding.check_batch_size(data.batch_size, microbatches, devices)
     data.check(objective, model.vocab_size)
@@ -159,6 +163,11 @@ def train(
             log.close()
             checkpointer.close()
     return now
+
+
+def _check(name: str, number: int | None, *, least: int) -> None:
+    if number is not None and number < least:
+        raise UserError(f"{name} {number}", f"{least} or more", f"correct {name}")
 
 
 class _Window:

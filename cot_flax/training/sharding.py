@@ -1,11 +1,13 @@
 """Where arrays live: a (data, model) mesh, and T5X's logical axes mapped onto it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import jax
 import numpy as np
 import optax
 from flax.linen import partitioning
+from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -25,6 +27,14 @@ class MeshConfig:
     data: int = 0
     model: int = 1
     fsdp: bool = False
+
+    def __post_init__(self):
+        if self.data < 0 or self.model < 1:
+            raise UserError(
+                f"a mesh of data={self.data} x model={self.model}",
+                "data of 1 or more, or 0 for all devices; model of 1 or more",
+                "correct MESH_DATA or MESH_MODEL",
+            )
 
     def rules(self) -> list[tuple[str, str | None]]:
         """The logical axis rules: T5X's `standard_logical_axis_rules`, and `lora_rank`."""
@@ -51,7 +61,7 @@ def make_mesh(config: MeshConfig) -> Mesh:
         raise UserError(
             f"a mesh of data={data} x model={config.model}",
             f"at most {len(devices)} devices",
-            "lower MeshConfig.data or MeshConfig.model",
+            "lower MESH_DATA or MESH_MODEL",
         )
     if jax.process_count() > 1 and data * config.model < len(devices):
         raise UserError(
@@ -59,12 +69,41 @@ def make_mesh(config: MeshConfig) -> Mesh:
             f"all {len(devices)} devices in it",
             f"set MESH_DATA=0, and a MESH_MODEL that divides {len(devices)}",
         )
-    used = np.array(devices[: data * config.model]).reshape(data, config.model)
-    return Mesh(used, ("data", "model"))
+    return Mesh(arrange(devices, data, config.model), ("data", "model"))
+
+
+def arrange(devices: Sequence, data: int, model: int) -> np.ndarray:
+    """The first devices as [data, model]; all chips of a TPU so that neighbours are close by link.
+
+    Several slices lie along `data`: the network between them is slower than the links.
+
+    Raises:
+        UserError: the model axis would cross from one slice into another.
+    """
+    if devices[0].platform != "tpu" or data * model < len(devices):
+        return np.array(devices[: data * model]).reshape(data, model)
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices == 1:
+        return mesh_utils.create_device_mesh((data, model), devices, allow_split_physical_axes=True)
+    if data % slices:
+        raise UserError(
+            f"a mesh of data={data} x model={model} over {slices} slices",
+            "slices along data alone",
+            f"set MESH_DATA=0, and a MESH_MODEL that divides {len(devices) // slices}",
+        )
+    return mesh_utils.create_hybrid_device_mesh(
+        (data // slices, model), (slices, 1), devices, allow_split_physical_axes=True
+    )
 
 
 def check_batch_size(batch_size: int, microbatches: int, mesh: Mesh) -> None:
     """Raises UserError where the mesh and the micro-batches do not divide the batch."""
+    if batch_size < 1 or microbatches < 1:
+        raise UserError(
+            f"BATCH_SIZE {batch_size} in {microbatches} micro-batches",
+            "1 or more of both",
+            "correct BATCH_SIZE or MICROBATCHES",
+        )
     parts = mesh.shape["data"] * microbatches
     if batch_size % parts:
         raise UserError(
@@ -87,6 +126,9 @@ def replicated(mesh: Mesh) -> NamedSharding:
 class Rows:
     """The rows of a batch that this process brings: those that lie on its devices.
 
+    Neighbouring rows lie with one process, wherever along `data` its devices are: a process then
+    reads as few shards as it can.
+
     Attributes:
         shards: of the data, whose rows they are; see `loop.Data`.
     """
@@ -94,13 +136,16 @@ class Rows:
     def __init__(self, mesh: Mesh, batch_size: int, shards: int):
         fits = batch_size % mesh.shape["data"] == 0
         self._place = batch_sharding(mesh) if fits else replicated(mesh)
+        places = by_process(mesh.devices) if fits else [0]
+        row_at = np.arange(batch_size).reshape(len(places), -1)[np.argsort(places)].ravel()
         spans = self._place.addressable_devices_indices_map((batch_size,)).values()
-        here = {row for (span,) in spans for row in range(*span.indices(batch_size))}
+        here = {row for (span,) in spans for row in row_at[span]}
         size = batch_size // shards
-        self.shards = sorted({row // size for row in here})
+        self.shards = sorted({int(row) // size for row in here})
         brought = np.concatenate([np.arange(i * size, (i + 1) * size) for i in self.shards])
-        self._where = np.zeros(batch_size, int)
-        self._where[brought] = np.arange(len(brought))
+        where = np.zeros(batch_size, int)
+        where[brought] = np.arange(len(brought))
+        self._where = where[row_at]
 
     def put(self, rows: dict[str, np.ndarray]) -> dict[str, jax.Array]:
         """Makes whole batches of rows of `shards`: every process brings its own."""
@@ -112,6 +157,12 @@ class Rows:
             )
 
         return {name: whole(array) for name, array in rows.items()}
+
+
+def by_process(devices_DM: np.ndarray) -> list[int]:
+    """The places along `data`, those of the same processes next to each other."""
+    owners = [sorted({device.process_index for device in row}) for row in devices_DM]
+    return sorted(range(len(owners)), key=owners.__getitem__)
 
 
 def param_shardings(mesh: Mesh, rules, variables):

@@ -141,6 +141,11 @@ def test_overlong_examples_are_counted_and_never_cut(vocabulary, pack):
     assert f"inputs 30, targets {size(5)}" in batches.report()
 
 
+def test_less_than_no_shards_are_refused():
+    with pytest.raises(UserError, match="got DATA_SHARDS -1; expected 1 or more, or 0 for one a p"):
+        make(shards=-1)
+
+
 def test_shards_fill_their_rows_of_every_batch():
     """Whoever asks for some of them gets those rows; between them they have read everything."""
     batches = make(batch_size=3, shards=3, pack=True)

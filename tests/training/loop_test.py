@@ -283,6 +283,16 @@ def test_refuses_data_and_batches_that_do_not_fit(run, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("setting", "wrong"),
+    [("log_period", 0), ("checkpoint_period", 0), ("keep_checkpoints", 0), ("eval_period", -1)],
+)
+def test_refuses_periods_that_are_none(setting, wrong, run, tmp_path):
+    with pytest.raises(UserError, match=f"got {setting.upper()} {wrong}; expected {wrong + 1} or"):
+        run(tmp_path, **{setting: wrong})
+    assert not list(tmp_path.iterdir())
+
+
 def test_an_infinite_loss_stops_the_run_and_is_not_saved(run, tmp_path):
     """Step 12 is spoilt; with a checkpoint at every step the last good one is 11."""
     with pytest.raises(UserError, match=r"loss inf at step 12 \(.* loss weights .*metrics are in"):

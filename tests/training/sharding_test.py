@@ -1,6 +1,8 @@
 """Tests of the mesh: what lies where, and that 8 devices compute what 1 does."""
 
 import dataclasses
+import itertools
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +17,14 @@ from cot_flax.model.losses import Objective
 from cot_flax.model.stacking import stack_layers
 from cot_flax.model.t5 import T5
 from cot_flax.training import optimizers, sharding, state
-from cot_flax.training.sharding import MeshConfig, Rows, check_batch_size, make_mesh
+from cot_flax.training.sharding import (
+    MeshConfig,
+    Rows,
+    arrange,
+    by_process,
+    check_batch_size,
+    make_mesh,
+)
 from cot_flax.training.step import make_train_step
 
 pytestmark = [
@@ -48,6 +57,12 @@ def test_refuses_a_mesh_that_is_too_large(config):
         make_mesh(config)
 
 
+@pytest.mark.parametrize("sizes", [{"data": -1}, {"model": 0}, {"model": -2}])
+def test_refuses_sizes_that_are_none(sizes):
+    with pytest.raises(UserError, match=f"{min(sizes.values())}.*correct MESH_DATA or MESH_MODEL"):
+        MeshConfig(**sizes)
+
+
 def test_refuses_more_model_parts_than_devices():
     with pytest.raises(UserError, match="model=16"):
         make_mesh(MeshConfig(model=16))
@@ -70,11 +85,92 @@ def test_rows_lie_in_order_over_the_mesh_or_whole_where_it_does_not_divide_them(
     assert {shard.data.shape for shard in placed.addressable_shards} == {(batch_size // parts, 3)}
 
 
+def test_rows_of_one_process_are_neighbours(monkeypatch):
+    """A process whose devices lie apart along `data` reads no more shards for that."""
+    mesh = make_mesh(MeshConfig(data=4, model=2))
+    monkeypatch.setattr(sharding, "by_process", lambda devices: [2, 0, 3, 1])
+    rows = Rows(mesh, 8, shards=2)
+    placed = rows.put({"x": np.arange(8)})["x"]
+    # Places 2 and 0 have the first rows, then come 3 and 1.
+    np.testing.assert_array_equal(placed, [2, 3, 6, 7, 0, 1, 4, 5])
+
+
+@pytest.mark.parametrize(
+    ("owners", "places"),
+    [
+        ([[0], [1], [2]], [0, 1, 2]),
+        ([[0], [1], [1], [0]], [0, 3, 1, 2]),
+        ([[1, 0], [2, 3], [0, 1], [3, 2]], [0, 2, 1, 3]),
+        ([[1], [0]], [1, 0]),
+    ],
+)
+def test_places_of_the_same_processes_are_neighbours(owners, places):
+    devices = [[SimpleNamespace(process_index=index) for index in row] for row in owners]
+    assert by_process(devices) == places
+
+
+def chips(width, slices=1):
+    """What JAX tells of slices of TPUs, four chips a host; no test can hold real ones."""
+    return [
+        SimpleNamespace(
+            platform="tpu",
+            device_kind="TPU v5 lite",
+            slice_index=index,
+            coords=[left + x, low + y, 0],
+            core_on_chip=0,
+        )
+        for index, low, left in itertools.product(
+            range(slices), range(0, width, 2), range(0, width, 2)
+        )
+        for y, x in itertools.product(range(2), repeat=2)
+    ]
+
+
+def hops(ring):
+    """Links between each chip and the next one."""
+    return [
+        sum(abs(a - b) for a, b in zip(one.coords, other.coords, strict=True))
+        for one, other in zip(ring, [*ring[1:], ring[0]], strict=True)
+    ]
+
+
+def test_tpus_lie_so_that_the_next_along_data_is_the_next_by_link():
+    found = arrange(chips(4), 16, 1)
+    assert hops(found[:, 0]) == [1] * 16
+    assert max(hops(chips(4))) == 6  # in their own order
+
+
+def test_tpus_have_short_ways_along_both_axes():
+    found, plain = arrange(chips(4), 4, 4), np.array(chips(4)).reshape(4, 4)
+    for axis in (found, found.T):
+        assert {sum(hops(list(ring))) for ring in axis} == {6}  # three links there, three back
+    assert max(sum(hops(list(ring))) for ring in plain.T) > 6
+
+
+def test_slices_lie_along_data():
+    found = arrange(chips(4, slices=2), 16, 2)
+    assert [{chip.slice_index for chip in row} for row in found] == [{0}] * 8 + [{1}] * 8
+    assert all(hops(list(row)) == [1, 1] for row in found)
+    with pytest.raises(UserError, match=r"model=32 over 2 slices; .*MESH_MODEL that divides 16"):
+        arrange(chips(4, slices=2), 1, 32)
+
+
+def test_a_part_of_a_slice_is_taken_in_its_own_order():
+    every = chips(4)
+    assert arrange(every, 3, 2).tolist() == [every[:2], every[2:4], every[4:6]]
+
+
 def test_batch_size_must_be_a_multiple_of_devices_and_microbatches():
     mesh = make_mesh(MeshConfig(data=4, model=2))
     check_batch_size(24, 2, mesh)
     with pytest.raises(UserError, match=r"BATCH_SIZE 20; .* multiple of 8 .* to 24"):
         check_batch_size(20, 2, mesh)
+
+
+@pytest.mark.parametrize("sizes", [(0, 1), (4, 0), (-8, 1)])
+def test_nothing_of_a_batch_is_refused(sizes):
+    with pytest.raises(UserError, match=r"1 or more of both; correct BATCH_SIZE or MICROBATCHES"):
+        check_batch_size(*sizes, make_mesh(MeshConfig()))
 
 
 def created(config, mesh_config):
