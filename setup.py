@@ -20,10 +20,8 @@ setup(
     package_dir={"cot_flax.tasks": "tasks", "cot_flax.gin": "gin"},
     package_data={
         "cot_flax.gin": ["**/*.gin"],
-        "cot_flax.world": ["*.model"],
-        "cot_flax.data.store.report": ["*.jinja", "*.css"],
-        "cot_flax.evaluation.report": ["*.jinja", "*.css"],
-        "cot_flax.export": ["*.jinja"],
+        "cot_flax.lab.world": ["*.model"],
+        "cot_flax.reports": ["**/*.jinja", "**/*.css"],
     },
     install_requires=[
         "etils[epath]>=1.15.0",

@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 from harness import ratios, record, spread, take_turns
 
-from cot_flax.teacher.alignment import align, align_by_bytes, project_top_k
-from cot_flax.teacher.codex import read_codex_dump
-from cot_flax.teacher.projection import KINDS
-from cot_flax.teacher.samples import Logprobs
-from cot_flax.teacher.student import Student
+from cot_flax.chains.alignment import align, align_by_bytes, project_top_k
+from cot_flax.chains.codex import read_codex_dump
+from cot_flax.chains.projection import KINDS
+from cot_flax.chains.samples import Logprobs
+from cot_flax.chains.student_pieces import Student
 
 K, EOS = 5, 1
 

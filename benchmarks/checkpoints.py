@@ -82,8 +82,9 @@ def run_once(job: str, place: str, out: str, log: str) -> None:
 def load(place: str, _):
     import jax
 
+    from cot_flax.students.parameters import nest
     from cot_flax.weights.opening import open_source
-    from cot_flax.weights.source import load, nest, parameter_shapes
+    from cot_flax.weights.source import load, parameter_shapes
 
     def work():
         source = open_source(place)
@@ -96,7 +97,7 @@ def load(place: str, _):
 
 def export(format: str):
     def prepared(place: str, out: Path):
-        from cot_flax.export.run import export
+        from cot_flax.weights.export import export
 
         return lambda: export(place, out, format=format, tokenizer=VOCABULARY)
 
@@ -105,8 +106,9 @@ def export(format: str):
 
 def make(size: str, out: Path):
     """Random parameters of a size, made a tensor at a time."""
+    from cot_flax.students.parameters import Tensor
     from cot_flax.weights.huggingface import write_folder
-    from cot_flax.weights.source import Source, Tensor, parameter_shapes
+    from cot_flax.weights.source import Source, parameter_shapes
 
     def tensor(shape):
         whole = lambda: np.random.default_rng(0).random(shape, np.float32)  # noqa: E731

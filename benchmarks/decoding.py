@@ -16,10 +16,10 @@ import numpy as np
 import t5x_peer
 from harness import ratios, record, spread, take_turns
 
-from cot_flax.model.continuous import decode_all
-from cot_flax.model.decoding import decode
-from cot_flax.model.sampling import Sampling
-from cot_flax.model.t5 import T5, T5Config
+from cot_flax.generation.decoding import decode
+from cot_flax.generation.sampling import Sampling
+from cot_flax.generation.slots import decode_all
+from cot_flax.students.t5.model import T5, T5Config
 
 BATCH = 8
 CASES = {  # whether the peers join, rounds, samples, tokens in, tokens out

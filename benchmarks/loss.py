@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from harness import ratios, record, spread, take_turns
 
-from cot_flax.model.head_loss import TILES, distillation_loss
-from cot_flax.model.losses import Objective
+from cot_flax.objectives.head_loss import TILES, distillation_loss
+from cot_flax.objectives.losses import Objective
 
 V, K, ROWS = 32_128, 5, 8
 OBJECTIVE = Objective(kl_weight=1.0)

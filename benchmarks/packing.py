@@ -21,13 +21,13 @@ import seqio
 import tensorflow as tf
 from harness import ratios, record, spread, take_turns
 
+from cot_flax.chains.filtering import Filters
+from cot_flax.chains.preparation import Settings
+from cot_flax.chains.samples import Logprobs, Sample, write_samples
 from cot_flax.data import packing
 from cot_flax.data.batches import TaskBatches
-from cot_flax.data.store.prepare import prepare
+from cot_flax.store.prepare import prepare
 from cot_flax.tasks import gsm8k
-from cot_flax.teacher.filtering import Filters
-from cot_flax.teacher.preparation import Settings
-from cot_flax.teacher.samples import Logprobs, Sample, write_samples
 
 PAIRS = ((512, 128), (1024, 256), (1280, 256), (1408, 256), (1536, 320), (2048, 384), (2048, 512))
 LENGTHS = {"inputs": 1024, "targets": 256}  # of the rates

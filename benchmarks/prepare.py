@@ -64,9 +64,9 @@ def prepare_once(tsv: str, out: str, options) -> None:
     """One preparation; its time is without Python's and TensorFlow's start."""
     import seqio
 
-    from cot_flax.data.store.prepare import prepare
-    from cot_flax.teacher.filtering import Filters
-    from cot_flax.teacher.preparation import Settings
+    from cot_flax.chains.filtering import Filters
+    from cot_flax.chains.preparation import Settings
+    from cot_flax.store.prepare import prepare
 
     model = str(options.data / "t5_vocab" / "spiece.model")
     vocabulary = seqio.SentencePieceVocabulary(model, extra_ids=100)

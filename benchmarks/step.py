@@ -17,8 +17,8 @@ import numpy as np
 import t5x_peer
 from harness import ratios, record, spread, take_turns
 
-from cot_flax.model.losses import Objective
-from cot_flax.model.t5 import T5, T5Config
+from cot_flax.objectives.losses import Objective
+from cot_flax.students.t5.model import T5, T5Config
 from cot_flax.training import optimizers, sharding, state, step
 
 B, S, T, K, V = 8, 512, 128, 5, 32128

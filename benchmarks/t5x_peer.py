@@ -2,7 +2,7 @@
 
 import importlib.util
 
-from cot_flax.model.config import T5Config
+from cot_flax.students.t5.config import T5Config
 
 SIZES = (
     *("vocab_size", "dtype", "emb_dim", "num_heads", "head_dim", "mlp_dim", "mlp_activations"),

@@ -12,7 +12,7 @@ import gin
 
 import cot_flax
 from cot_flax.errors import UserError
-from cot_flax.paths import make_folder
+from cot_flax.files import make_folder
 
 _MALFORMED = (ValueError, SyntaxError, tokenize.TokenError)
 

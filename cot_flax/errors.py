@@ -29,7 +29,7 @@ def _rebuild(kind: type[UserError], args: tuple, attributes: dict) -> UserError:
     return error
 
 
-def tell(error: BaseException) -> int:
+def report_error(error: BaseException) -> int:
     """Prints an error on standard error, a UserError in one line; returns the exit code."""
     if not isinstance(error, UserError):
         traceback.print_exception(error)

@@ -10,8 +10,8 @@ import seqio
 
 from cot_flax.data.registration import add_cot_task
 from cot_flax.data.sources import records_source
+from cot_flax.lab.world.abilities import ABILITIES, make_items
 from cot_flax.tasks.stories import VOCABULARY
-from cot_flax.world.abilities import ABILITIES, make_items
 
 COUNTS = {"train": 4000, "validation": 100, "test": 200}
 

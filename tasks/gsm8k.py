@@ -12,8 +12,8 @@ import tensorflow as tf
 from cot_flax.data.features import T5Vocabulary
 from cot_flax.data.registration import add_cot_task
 from cot_flax.data.sources import questions, read_jsonl, records_source
-from cot_flax.data.store.tasks import StoreSource
 from cot_flax.errors import UserError
+from cot_flax.store.tasks import StoreSource
 from cot_flax.text.calculator import strip_marks
 
 VALIDATION = 500

@@ -10,9 +10,9 @@ import gin
 from cot_flax.data.features import T5Vocabulary
 from cot_flax.data.registration import add_cot_task
 from cot_flax.data.sources import records_source
-from cot_flax.data.store.tasks import StoreSource
 from cot_flax.errors import UserError
-from cot_flax.teacher.sampling.scenario import read_scenario, read_test
+from cot_flax.store.tasks import StoreSource
+from cot_flax.teacher.scenario import read_scenario, read_test
 
 TOP_K = 5
 VOCABULARY = T5Vocabulary()

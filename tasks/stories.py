@@ -7,10 +7,10 @@ import seqio
 
 from cot_flax.data.registration import add_cot_task
 from cot_flax.data.sources import records_source
-from cot_flax.data.store.tasks import StoreSource
-from cot_flax.world.stories import SPLITS, make_stories
-from cot_flax.world.teacher import reference_rationale
-from cot_flax.world.vocabulary import VOCABULARY_PATH
+from cot_flax.lab.world.stories import SPLITS, make_stories
+from cot_flax.lab.world.teacher import reference_rationale
+from cot_flax.lab.world.vocabulary import VOCABULARY_PATH
+from cot_flax.store.tasks import StoreSource
 
 VOCABULARY = seqio.SentencePieceVocabulary(str(VOCABULARY_PATH))
 TOP_K = 5

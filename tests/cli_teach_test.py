@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from cot_flax import cli
-from cot_flax.teacher.samples import read_samples
+from cot_flax.chains.samples import read_samples
+from cot_flax.lab.world.teacher import reference_rationale
 from cot_flax.text.scoring import score
-from cot_flax.world.teacher import reference_rationale
 
 sys.path.insert(0, str(Path(__file__).parent / "teacher" / "sampling"))
-from story_server import STORIES, TEACHER, StoryServer
+from support.story_server import STORIES, TEACHER, StoryServer
 
 TRIAGE = Path(__file__).parents[1] / "examples" / "triage"
 WORKED = [

@@ -15,7 +15,7 @@ import pytest
 import typer.testing
 
 from cot_flax import cli, configuration
-from cot_flax.teacher.samples import read_samples, write_samples
+from cot_flax.chains.samples import read_samples, write_samples
 from cot_flax.training import logs
 from cot_flax.weights.native import find
 

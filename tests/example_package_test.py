@@ -236,7 +236,7 @@ gin.get_configurable(train)()
 def test_t5x_trains_and_scores_by_the_same_file(tmp_path):
     folder = tmp_path / "t5x"
     macros = {"MODEL_DIR": str(folder), "TRAIN_STEPS": 2, "CHECKPOINT_PERIOD": 2, "LOG_PERIOD": 1}
-    macros |= {"BATCH_SIZE": 2, "EVAL_STEPS": 1, "run.Decoding.max_tokens": 4}
+    macros |= {"BATCH_SIZE": 2, "EVAL_STEPS": 1, "evaluate.Decoding.max_tokens": 4}
     bindings = [f"{name} = {value!r}" for name, value in (TINY | macros).items()]
     paths = [str(PACKAGE / "gin"), str(gin_root())]
     arguments = json.dumps([paths, ["river.gin", "t5x/train.gin"], bindings])

@@ -8,9 +8,9 @@ import pytest
 
 from cot_flax import configuration
 from cot_flax.data.features import pieces
-from cot_flax.evaluation import run
-from cot_flax.model.losses import Objective
-from cot_flax.model.t5 import T5Config
+from cot_flax.evaluation import evaluate
+from cot_flax.objectives.losses import Objective
+from cot_flax.students.t5.model import T5Config
 from cot_flax.training import loop
 from cot_flax.training.optimizers import Optimizer
 
@@ -77,10 +77,10 @@ def test_a_training_experiment_makes_all_that_the_trainer_takes(experiment):
 @pytest.mark.parametrize("experiment", [e for e in EXPERIMENTS if kind(e) == "evaluate"])
 def test_an_evaluating_experiment_makes_all_that_evaluate_takes(experiment):
     parse(experiment)
-    bound = gin.get_bindings("run.evaluate")
-    inspect.signature(run.evaluate).bind(**bound)
-    assert isinstance(bound["decoding"], run.Decoding)
-    assert run.task_names(bound["mixture_or_task_name"])
+    bound = gin.get_bindings("evaluate.evaluate")
+    inspect.signature(evaluate.evaluate).bind(**bound)
+    assert isinstance(bound["decoding"], evaluate.Decoding)
+    assert evaluate.task_names(bound["mixture_or_task_name"])
 
 
 @pytest.mark.parametrize("model", MODELS)

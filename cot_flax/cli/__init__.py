@@ -21,7 +21,7 @@ from cot_flax.cli.common import (
 from cot_flax.cli.export import export
 from cot_flax.cli.plan import plan
 from cot_flax.cli.prepare import prepare
-from cot_flax.errors import UserError, tell
+from cot_flax.errors import UserError, report_error
 
 app = typer.Typer(
     help="Teach small encoder-decoders to reason step by step.",
@@ -43,7 +43,7 @@ def demo(
     Example: cot-flax demo --out runs/demo
     """
     prepare_libraries()
-    from cot_flax import demo as demo_module
+    from cot_flax.lab import demo as demo_module
 
     demo_module.run(out=Path(out), seed=seed, fast=fast)
 
@@ -69,7 +69,7 @@ def train(
     parse_gin(context, gin_file, gin_search_paths)
     from cot_flax.training import hosts
 
-    with hosts.joined(coordinator_address, process_count, process_index):
+    with hosts.initialize_distributed(coordinator_address, process_count, process_index):
         if hosts.is_first():
             configuration.save(configuration.macro("MODEL_DIR"))
         configuration.call("loop.train")
@@ -92,13 +92,13 @@ def evaluate(
     from cot_flax import configuration
 
     parse_gin(context, gin_file, gin_search_paths)
-    from cot_flax.evaluation import report
+    from cot_flax.reports import comparison
     from cot_flax.training import hosts
 
-    with hosts.joined(coordinator_address, process_count, process_index):
-        results = configuration.call("run.evaluate")
+    with hosts.initialize_distributed(coordinator_address, process_count, process_index):
+        results = configuration.call("evaluate.evaluate")
         if hosts.is_first():
-            report.print_results(results)
+            comparison.print_results(results)
 
 
 app.command()(export)
@@ -114,15 +114,15 @@ def report_command(
 
     Example: cot-flax report runs/demo/cot_ce runs/demo/cot_kl --out report.html
     """
-    from cot_flax.evaluation import report
-    from cot_flax.paths import is_bucket
+    from cot_flax.files import is_bucket
+    from cot_flax.reports import comparison
 
     if any(map(is_bucket, runs)):
         prepare_libraries()  # what reads buckets starts TensorFlow, which prints
     # Folders of one name keep their whole path, or the later one would hide the other.
     names = [Path(run).name for run in runs]
     labels = names if len(set(names)) == len(names) else runs
-    report.write(Path(out), dict(zip(labels, runs, strict=True)))
+    comparison.write(Path(out), dict(zip(labels, runs, strict=True)))
     typer.echo(out)
 
 
@@ -131,4 +131,4 @@ def main() -> None:
     try:
         app()
     except UserError as error:
-        sys.exit(tell(error))
+        sys.exit(report_error(error))

@@ -38,17 +38,18 @@ def plan(
     _parse(context, gin_file, gin_search_paths)
     import jax
 
-    from cot_flax.planning import program, report
-    from cot_flax.planning.experiment import placed
+    from cot_flax.planning import program
+    from cot_flax.planning.experiment import resolve_mesh
     from cot_flax.planning.plan import compiled
     from cot_flax.planning.search import fastest, remedies, smallest
+    from cot_flax.reports import plan as report
 
     if wanted.topology:  # what is compiled for chips that are not there cannot be read back
         jax.config.update("jax_enable_compilation_cache", False)
     chips, tries = program.devices(wanted), itertools.count(1)
 
     def planned(experiment):
-        experiment = placed(experiment, wanted)
+        experiment = resolve_mesh(experiment, wanted)
         with report.compiling(experiment, wanted, next(tries)):
             return compiled(experiment, wanted, chips, price)
 
@@ -112,7 +113,7 @@ def _top_k() -> int:
     """Of the teacher's store where there is one already, else what `prepare` would make."""
     import gin
 
-    from cot_flax.data.store import layout
+    from cot_flax.store import layout
 
     try:
         store = gin.query_parameter("TEACHER_STORE/gin.macro.value")

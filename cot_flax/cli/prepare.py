@@ -100,11 +100,11 @@ def prepare(
     files = without_flags(context, samples)
     beam_flags = take_other_flags(context) if runner else []
     prepare_libraries()
+    from cot_flax.chains.filtering import Filters
+    from cot_flax.chains.preparation import Settings
+    from cot_flax.chains.readers import find_format
     from cot_flax.data.batches import find_task
     from cot_flax.data.registration import cot_task
-    from cot_flax.teacher.filtering import Filters
-    from cot_flax.teacher.preparation import Settings
-    from cot_flax.teacher.readers import find_format
 
     import_tasks()
     parse_gin(context, gin_file, gin_search_paths)
@@ -132,12 +132,12 @@ def prepare(
         "max_rejected": max_rejected,
     }
     if runner:
-        from cot_flax.data.store import beam
+        from cot_flax.store import beam
 
         flags = [f"--runner={runner}", *beam_flags]
         tally = beam.prepare(files, out, flags=flags, **options)
     else:
-        from cot_flax.data.store.prepare import prepare as make_store
+        from cot_flax.store.prepare import prepare as make_store
 
         tally = make_store(files, out, workers=workers, progress=_show, **options)
     typer.echo(tally.summary())

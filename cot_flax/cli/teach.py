@@ -48,8 +48,8 @@ def sample(
     Example: cot-flax teach sample gsm8k/train.jsonl --recipe fu2023 --dataset gsm8k
     --model MODEL --base-url http://localhost:8000/v1 --out samples.jsonl --dry-run
     """
-    from cot_flax.teacher.sampling.questions import read_questions
-    from cot_flax.teacher.sampling.recipes import make_recipe
+    from cot_flax.teacher.questions import read_questions
+    from cot_flax.teacher.recipes import make_recipe
 
     asked = list(read_questions(questions, dataset=dataset, split=split))
     shown = list(read_questions(exemplars, dataset=dataset, split="exemplars")) if exemplars else []
@@ -77,7 +77,7 @@ def scenario(
     Example: cot-flax teach scenario examples/triage --model MODEL
     --base-url http://localhost:8000/v1 --out triage.jsonl
     """
-    from cot_flax.teacher.sampling.scenario import read_scenario, scenario_recipe
+    from cot_flax.teacher.scenario import read_scenario, scenario_recipe
 
     read = read_scenario(folder)
     numbers = _given(samples, temperature, max_tokens, top_logprobs)
@@ -100,8 +100,8 @@ def rescore(
     Example: cot-flax teach rescore human.jsonl --model MODEL
     --base-url http://localhost:8000/v1 --out scored.jsonl
     """
-    from cot_flax.teacher.samples import read_samples
-    from cot_flax.teacher.sampling.rescoring import rescore as give_scores
+    from cot_flax.chains.samples import read_samples
+    from cot_flax.teacher.rescoring import rescore as give_scores
 
     template = prompt.replace("\\n", "\n")
 
@@ -134,8 +134,8 @@ def import_given(
 
     Example: cot-flax teach import gsm8k_train.tsv --out human.jsonl.gz
     """
-    from cot_flax.teacher.readers import parsed
-    from cot_flax.teacher.samples import write_samples
+    from cot_flax.chains.readers import parsed
+    from cot_flax.chains.samples import write_samples
 
     write_samples(out, (sample for file in files for sample in parsed(file)))
     typer.echo(f"samples in {out}")
@@ -152,9 +152,9 @@ def teach_stories(
 
     Example: cot-flax teach stories --out runs/samples.jsonl.gz
     """
-    from cot_flax.teacher.samples import write_samples
-    from cot_flax.world.stories import make_stories
-    from cot_flax.world.teacher import make_samples
+    from cot_flax.chains.samples import write_samples
+    from cot_flax.lab.world.stories import make_stories
+    from cot_flax.lab.world.teacher import make_samples
 
     training = make_stories(stories, split="train", seed=seed)
     write_samples(out, make_samples(training, samples=samples, seed=seed))
@@ -169,8 +169,8 @@ def teach_import_codex(
 
     Example: cot-flax teach import-codex codex_top5.jsonl --out samples.jsonl
     """
-    from cot_flax.teacher.codex import read_codex_dump
-    from cot_flax.teacher.samples import write_samples
+    from cot_flax.chains.codex import read_codex_dump
+    from cot_flax.chains.samples import write_samples
 
     samples = list(read_codex_dump(dump))
     write_samples(out, samples)
@@ -183,7 +183,7 @@ def merge(files: Annotated[list[str], typer.Argument(help="Samples files.")], ou
 
     Example: cot-flax teach merge monday.jsonl tuesday.jsonl.gz --out samples.jsonl.gz
     """
-    from cot_flax.teacher.merging import merge_samples
+    from cot_flax.chains.merging import merge_samples
 
     typer.echo(f"{merge_samples(files, out):,} samples in {out}")
 

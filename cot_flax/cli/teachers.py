@@ -78,7 +78,7 @@ class Asking:
     def open(self):
         """Loads or connects the teacher; imports what only this one needs."""
         if self.name == self.model:
-            from cot_flax.teacher.sampling.client import OpenAITeacher
+            from cot_flax.teacher.client import OpenAITeacher
 
             return OpenAITeacher(
                 self.model,
@@ -87,17 +87,17 @@ class Asking:
                 timeout=self.timeout,
             )
         if self.name == self.huggingface:
-            from cot_flax.interop.huggingface_teacher import HuggingFaceTeacher
+            from cot_flax.teacher.local.huggingface import HuggingFaceTeacher
 
             return HuggingFaceTeacher(self.huggingface, gguf_file=self.gguf_file)
-        from cot_flax.interop.jax_teacher import JaxTeacher
+        from cot_flax.teacher.local.checkpoint import JaxTeacher
 
         return JaxTeacher(self.checkpoint, self.tokenizer)
 
     @property
     def prices(self):
         """The two prices, None without them; raises UserError for one alone."""
-        from cot_flax.teacher.sampling.costs import Prices
+        from cot_flax.teacher.costs import Prices
 
         if (self.price_in is None) != (self.price_out is None):
             raise UserError("one price", "--price-in and --price-out", "give both or none")
@@ -128,8 +128,8 @@ def asks_a_teacher(verb: Callable) -> Callable:
 
 def run(asking: Asking, questions: Sequence, recipe, out: str) -> None:
     """Samples, or says what sampling would do."""
-    from cot_flax.teacher.sampling import costs
-    from cot_flax.teacher.sampling.run import sample
+    from cot_flax.teacher import costs
+    from cot_flax.teacher.run import sample
 
     prices = asking.prices
     plan = costs.plan(questions, recipe, asking.name, out, prices=prices)

@@ -16,7 +16,7 @@ from jax.experimental import multihost_utils
 from cot_flax.data import packing
 from cot_flax.data.features import TEACHER_FEATURES, fingerprint, sentencepiece_model
 from cot_flax.errors import UserError
-from cot_flax.model.losses import Objective
+from cot_flax.objectives.losses import Objective
 
 BLOCK = 64
 _ENOUGH = 1000  # examples of which none fits

@@ -10,8 +10,8 @@ import tensorflow as tf
 
 from cot_flax.data import preprocessors
 from cot_flax.data.features import T5Vocabulary, output_features
-from cot_flax.data.store.tasks import StoreSource, StoreTask
 from cot_flax.errors import UserError
+from cot_flax.store.tasks import StoreSource, StoreTask
 from cot_flax.text import answers, scoring
 from cot_flax.text.prompts import FORMATS, Exemplar, ExemplarPool, check_no_leak, is_cot
 

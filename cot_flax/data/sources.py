@@ -6,8 +6,8 @@ from pathlib import Path
 import seqio
 import tensorflow as tf
 
+from cot_flax.chains.records import json_lines, require
 from cot_flax.errors import UserError
-from cot_flax.teacher.records import json_lines, require
 
 Records = list[dict]
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cot_flax.errors import UserError
-from cot_flax.paths import path_at
+from cot_flax.files import path_at
 from cot_flax.training import logs
 
 PREDICTIONS, RESULTS = "predictions.jsonl", "results.json"

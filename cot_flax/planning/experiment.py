@@ -6,9 +6,9 @@ import functools
 import jax
 
 from cot_flax.errors import UserError
-from cot_flax.model.losses import Objective
-from cot_flax.model.t5 import T5, T5Config
+from cot_flax.objectives.losses import Objective
 from cot_flax.planning.targets import Target
+from cot_flax.students.t5.model import T5, T5Config
 from cot_flax.training import sharding, state
 from cot_flax.training.optimizers import Optimizer
 
@@ -63,7 +63,7 @@ class Experiment:
         return found
 
 
-def placed(experiment: Experiment, target: Target) -> Experiment:
+def resolve_mesh(experiment: Experiment, target: Target) -> Experiment:
     """The experiment with its mesh spelt out: `data=0` becomes what the target leaves for it.
 
     Raises:

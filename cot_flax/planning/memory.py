@@ -5,10 +5,10 @@ import math
 
 import jax
 
-from cot_flax.model.head_loss import TILES
-from cot_flax.model.t5 import T5
+from cot_flax.objectives.head_loss import TILES
 from cot_flax.planning import products, roofline
 from cot_flax.planning.experiment import Experiment, abstract_mesh, abstract_state
+from cot_flax.students.t5.model import T5
 from cot_flax.training.state import split_trainable
 
 FLOAT32 = 4

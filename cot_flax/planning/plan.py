@@ -4,7 +4,7 @@ import dataclasses
 
 from cot_flax.planning import bill, collectives, memory, program, roofline
 from cot_flax.planning.bill import Bill
-from cot_flax.planning.experiment import Experiment, abstract_mesh, abstract_state, placed
+from cot_flax.planning.experiment import Experiment, abstract_mesh, abstract_state, resolve_mesh
 from cot_flax.planning.memory import Memory
 from cot_flax.planning.program import Program
 from cot_flax.planning.roofline import Estimate, Work
@@ -38,7 +38,7 @@ def modelled(experiment: Experiment, target: Target, price: float | None = None)
     Raises:
         UserError: the mesh is larger than the target, or does not divide the batch.
     """
-    experiment = placed(experiment, target)
+    experiment = resolve_mesh(experiment, target)
     found = memory.modelled(experiment, target.chip.memory, target.chip.kind)
     wire = roofline.modelled_wire(experiment)
     return _plan(experiment, target, found, None, wire, price)
@@ -58,7 +58,7 @@ def compiled(
     """
     if target.chip.kind == "gpu":
         return modelled(experiment, target, price)
-    experiment = placed(experiment, target)
+    experiment = resolve_mesh(experiment, target)
     made = program.compile_step(experiment, target, chips)
     found = memory.counted(experiment, target.chip.memory, target.chip.kind, made.used)
     known = made.text != ""

@@ -8,11 +8,11 @@ import jax
 from flax.linen import partitioning
 
 from cot_flax.errors import UserError
-from cot_flax.model.head_loss import TILES
-from cot_flax.model.t5 import T5
+from cot_flax.objectives.head_loss import TILES
 from cot_flax.planning import collectives, memory
 from cot_flax.planning.experiment import AXES, Experiment, abstract_mesh, abstract_state
 from cot_flax.planning.targets import GIB, Target
+from cot_flax.students.t5.model import T5
 from cot_flax.training import sharding, step
 
 LIBTPU = "0.0.52"

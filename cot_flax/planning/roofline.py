@@ -8,11 +8,12 @@ import dataclasses
 
 import jax
 
-from cot_flax.model import attention_kernels
-from cot_flax.model.head_loss import TILES
+from cot_flax.objectives.head_loss import TILES
 from cot_flax.planning import products
 from cot_flax.planning.experiment import Experiment
 from cot_flax.planning.targets import Chip, Target
+from cot_flax.students import attention_kernels
+from cot_flax.students.products import passes
 
 OF_PEAK = 0.6
 OF_BANDWIDTH = 0.8
@@ -82,7 +83,7 @@ def work(experiment: Experiment, target: Target, state_bytes: int, wire: float) 
     fused = fused_kinds(experiment, target.chip.kind)
     moved = sum(
         _moved(product, experiment, fused)
-        * products.passes(product, config, adapters_only=config.lora is not None)
+        * passes(product, config.remat, adapters_only=config.lora is not None)
         for product in products.forward(config, *shape)
     )
     gradients = state_bytes  # written and read once: about as much as the state

@@ -8,7 +8,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from cot_flax.errors import UserError
-from cot_flax.paths import make_folder, path_at
+from cot_flax.files import make_folder, path_at
 from cot_flax.training import hosts
 from cot_flax.training.state import TrainState
 from cot_flax.weights.access import Access

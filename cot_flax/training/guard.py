@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cot_flax.model.config import T5Config
+from cot_flax.students.t5.config import T5Config
 
 FORWARD = (
     *("token_embedder", "encoder", "decoder", "relpos_bias", "layers"),
@@ -68,7 +68,7 @@ def names(params: dict) -> list[str]:
     return [name for name, _ in _forward(params)]
 
 
-def blame(
+def locate_nonfinite(
     config: T5Config,
     trainable: list[str],
     activations: np.ndarray,

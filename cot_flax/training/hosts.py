@@ -10,13 +10,13 @@ from collections.abc import Iterator
 
 import jax
 
-from cot_flax.errors import UserError, tell
+from cot_flax.errors import UserError, report_error
 
 _REMEDY = "start every process with the same address and count, and an index of its own"
 
 
 @contextlib.contextmanager
-def joined(
+def initialize_distributed(
     address: str | None, count: int | None, index: int | None, *, timeout: int = 300
 ) -> Iterator[None]:
     """Makes this process one of its run's, before JAX looks for devices; alone where it is alone.
@@ -51,7 +51,7 @@ def joined(
     except BaseException as error:
         if jax.process_count() == 1:
             raise
-        code = tell(error)
+        code = report_error(error)
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from cot_flax.errors import UserError
-from cot_flax.paths import is_bucket, make_folder, path_at
+from cot_flax.files import is_bucket, make_folder, path_at
 
 METRICS = "metrics.jsonl"
 
@@ -130,17 +130,17 @@ class Speed:
 
 
 def check_finite(
-    step: int, metrics: dict[str, float], model_dir: str, blame: Callable[[], str]
+    step: int, metrics: dict[str, float], model_dir: str, locate_nonfinite: Callable[[], str]
 ) -> None:
     """Raises UserError with the step's number on a loss or gradient that is not finite.
 
     Args:
-        blame: says where that step broke; asked only then.
+        locate_nonfinite: says where that step broke; asked only then.
     """
     for name in ("loss", "gradient_norm"):
         if not math.isfinite(metrics[name]):
             raise UserError(
-                f"{name} {metrics[name]} at step {step} ({blame()})",
+                f"{name} {metrics[name]} at step {step} ({locate_nonfinite()})",
                 "a finite value",
                 f"lower the learning rate or inspect the batch; metrics are in {model_dir}",
             )

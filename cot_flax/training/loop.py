@@ -12,9 +12,9 @@ import numpy as np
 from flax.linen import partitioning
 
 from cot_flax.errors import UserError
-from cot_flax.model import lora
-from cot_flax.model.losses import Objective
-from cot_flax.model.t5 import T5, T5Config
+from cot_flax.objectives.losses import Objective
+from cot_flax.students import lora
+from cot_flax.students.t5.model import T5, T5Config
 from cot_flax.training import checkpoints, guard, logs, sharding, state, step
 from cot_flax.training.optimizers import Optimizer
 from cot_flax.weights.access import Access
@@ -111,29 +111,29 @@ def train(
         abstract = state.abstract(module, optimizer, devices, mesh.rules())
         shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
         if checkpointer.latest_step is not None:
-            now, metadata = checkpointer.restore(abstract, metadata)
+            train_state, metadata = checkpointer.restore(abstract, metadata)
         elif initial_checkpoint_path:
             base = lora.split(abstract.params)[1]
             base = checkpoints.load_initial(initial_checkpoint_path, base, metadata, access)
-            now = state.create(module, optimizer, seed, abstract, base)
+            train_state = state.create(module, optimizer, seed, abstract, base)
         else:
-            now = state.create(module, optimizer, seed, abstract)
+            train_state = state.create(module, optimizer, seed, abstract)
         train_step = jax.jit(
             step.make_train_step(module, optimizer, objective, microbatches),
             in_shardings=(shardings, sharding.batch_sharding(devices)),
             out_shardings=(shardings, sharding.replicated(devices)),
             donate_argnums=0,
         )
-        first = int(now.step)
+        first = int(train_state.step)
         log = logs.Logs(model_dir, total_steps=total_steps, first_step=first)
         if first:
             log.say(f"goes on after step {first}")
         elif initial_checkpoint_path:
             log.say(f"starts from {initial_checkpoint_path}")
-        trainable, _ = state.split_trainable(module, now.params)
-        blame = partial(guard.blame, model, guard.names(trainable))
+        trainable, _ = state.split_trainable(module, train_state.params)
+        locate_nonfinite = partial(guard.locate_nonfinite, model, guard.names(trainable))
         speed = logs.Speed()
-        window = _Window(log, model_dir, log_period, blame, speed)
+        window = _Window(log, model_dir, log_period, locate_nonfinite, speed)
         rows = sharding.Rows(devices, data.batch_size, data.shards)
         batches = prefetch(data.batches(metadata.batches, rows.shards), rows.put)
         compiled = None
@@ -141,9 +141,9 @@ def train(
             for i in range(first + 1, total_steps + 1):
                 batch = speed.wait_for(batches)
                 # Once: a batch of another shape is an error, never another compilation.
-                compiled = compiled or train_step.lower(now, batch).compile()
+                compiled = compiled or train_step.lower(train_state, batch).compile()
                 with jax.transfer_guard("disallow"):  # of copies that nobody asked for
-                    now, metrics = compiled(now, batch)
+                    train_state, metrics = compiled(train_state, batch)
                     window.add(i, metrics)
                 last = i == total_steps
                 if last:
@@ -151,18 +151,18 @@ def train(
                 if evaluators and (last or (eval_period and i % eval_period == 0)):
                     window.flush()
                     for evaluator in evaluators:
-                        log.write(i, evaluator(module, now.params), kind="eval")
+                        log.write(i, evaluator(module, train_state.params), kind="eval")
                 if last or checkpointer.is_due(i):
                     window.catch_up()  # a state that is not finite must not be saved
                     metadata = dataclasses.replace(metadata, batches=i)
-                    checkpointer.save(now, metadata, step=i)
+                    checkpointer.save(train_state, metadata, step=i)
             if left_out := data.report():
                 log.say(left_out)
         finally:
             batches.close()
             log.close()
             checkpointer.close()
-    return now
+    return train_state
 
 
 def _check(name: str, number: int | None, *, least: int) -> None:
@@ -181,10 +181,15 @@ class _Window:
         log: logs.Logs,
         model_dir: str,
         period: int,
-        blame: Callable[..., str],
+        locate_nonfinite: Callable[..., str],
         speed: logs.Speed,
     ):
-        self._log, self._model_dir, self._period, self._blame = log, model_dir, period, blame
+        self._log, self._model_dir, self._period, self._locate_nonfinite = (
+            log,
+            model_dir,
+            period,
+            locate_nonfinite,
+        )
         self._speed = speed
         self._pending: tuple[int, dict] | None = None
         self._sums: dict[str, float] = {}
@@ -210,8 +215,8 @@ class _Window:
         metrics = jax.device_get(metrics)
         flags = [metrics.pop(f"nonfinite/{kind}") for kind in ("activations", "gradients")]
         values = {name: float(value) for name, value in metrics.items()}
-        blame = partial(self._blame, *flags, values["loss"])
-        logs.check_finite(i, values, self._model_dir, blame)
+        locate_nonfinite = partial(self._locate_nonfinite, *flags, values["loss"])
+        logs.check_finite(i, values, self._model_dir, locate_nonfinite)
         self._sums = {name: self._sums.get(name, 0.0) + value for name, value in values.items()}
         self._steps, self._last = self._steps + 1, i
         if i % self._period == 0:

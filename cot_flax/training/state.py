@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from cot_flax.model import lora
-from cot_flax.model.t5 import T5
+from cot_flax.students import lora
+from cot_flax.students.t5.model import T5
 from cot_flax.training import sharding
 from cot_flax.training.optimizers import Optimizer
 
@@ -35,7 +35,7 @@ def abstract_params(model: T5, mesh, rules):
     """Parameters as `ShapeDtypeStruct`s with their shardings."""
     variables = abstract_variables(model)
     places = sharding.param_shardings(mesh, rules, variables)
-    return _placed(variables["params"], places)
+    return _with_shardings(variables["params"], places)
 
 
 def split_trainable(model: T5, params) -> tuple[dict, dict]:
@@ -47,7 +47,7 @@ def abstract(model: T5, optimizer: Optimizer, mesh, rules) -> TrainState:
     """A state of `ShapeDtypeStruct`s with their shardings, for what fills one."""
     shapes = jax.eval_shape(partial(_init, model, optimizer), jax.random.PRNGKey(0), {})
     shardings = state_shardings(model, optimizer, shapes, mesh, rules)
-    return _placed(shapes, shardings)
+    return _with_shardings(shapes, shardings)
 
 
 def create(
@@ -76,7 +76,7 @@ def state_shardings(model, optimizer, abstract_state, mesh, rules) -> TrainState
     return TrainState(whole, params, opt_state, whole)
 
 
-def _placed(shapes, shardings):
+def _with_shardings(shapes, shardings):
     return jax.tree.map(
         lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
         shapes,

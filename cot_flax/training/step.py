@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from cot_flax.model import lora
-from cot_flax.model.head_loss import distillation_loss
-from cot_flax.model.losses import Objective
-from cot_flax.model.t5 import T5, head
+from cot_flax.objectives.head_loss import distillation_loss
+from cot_flax.objectives.losses import Objective
+from cot_flax.students import lora
+from cot_flax.students.t5.model import T5, head
 from cot_flax.training import guard
 from cot_flax.training.optimizers import Optimizer
 from cot_flax.training.state import TrainState, split_trainable

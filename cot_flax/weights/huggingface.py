@@ -7,10 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from cot_flax.errors import UserError
-from cot_flax.weights import safetensors_files, tokenizer_files, torch_pickle
-from cot_flax.weights.access import Access
-from cot_flax.weights.huggingface_config import SPECIAL_TOKENS, config_json, model_config
-from cot_flax.weights.names import (
+from cot_flax.students.parameters import Tensor
+from cot_flax.students.t5.huggingface_config import SPECIAL_TOKENS, config_json, model_config
+from cot_flax.students.t5.names import (
     EMBEDDING,
     EMBEDDING_ALIASES,
     HEAD,
@@ -19,17 +18,14 @@ from cot_flax.weights.names import (
     from_hugging_face,
     to_hugging_face,
 )
+from cot_flax.weights import tokenizer_files
+from cot_flax.weights.access import Access
+from cot_flax.weights.files import safetensors, torch_pickle
 from cot_flax.weights.new_folder import new_folder
-from cot_flax.weights.source import (
-    Source,
-    Tensor,
-    check_tensors,
-    parameter_shapes,
-    reading_order,
-)
+from cot_flax.weights.source import Source, check_tensors, parameter_shapes, reading_order
 
 CONFIG = "config.json"
-_SAFETENSORS = safetensors_files.NAME
+_SAFETENSORS = safetensors.NAME
 _PICKLE = "pytorch_model.bin"
 _GENERATION = {"max_new_tokens": 256}  # without it transformers ends a chain after 20 tokens
 _COMPARED_ROWS = 4096  # of the embedding and the head, at a time
@@ -88,12 +84,12 @@ def write_folder(
         _write_json(folder / "generation_config.json", SPECIAL_TOKENS | _GENERATION)
         (folder / "README.md").write_text(card)
         tensors = _theirs(source.tensors)
-        safetensors_files.write_shards(folder, tensors, np.dtype(dtype), shard_bytes)
+        safetensors.write_shards(folder, tensors, np.dtype(dtype), shard_bytes)
 
 
 def _read_weights(folder: Path, access: Access) -> dict[str, Tensor]:
     if (files := _weight_files(folder, _SAFETENSORS)) is not None:
-        return _read_all(files, safetensors_files.read)
+        return _read_all(files, safetensors.read)
     files = _weight_files(folder, _PICKLE)
     if files is None or not access.allow_pickle:
         raise UserError(
@@ -155,8 +151,8 @@ def _ours(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
     tensors = {}
     for name, tensor in stored.items():
         if name not in (*EMBEDDING_ALIASES, *IGNORED):
-            ours, turned = from_hugging_face(name) or (name, False)
-            tensors[ours] = tensor.T if turned else tensor
+            ours, transposed = from_hugging_face(name) or (name, False)
+            tensors[ours] = tensor.T if transposed else tensor
     for name in EMBEDDING_ALIASES:
         if name in stored:
             tensors.setdefault(EMBEDDING, stored[name])
@@ -166,7 +162,7 @@ def _ours(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _theirs(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     named = {name: to_hugging_face(name) for name in reading_order(tensors)}
     return {
-        stored.name: tensors[name].T if stored.turned else tensors[name]
+        stored.name: tensors[name].T if stored.transposed else tensors[name]
         for name, stored in named.items()
     }
 

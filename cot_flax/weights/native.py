@@ -9,11 +9,12 @@ import numpy as np
 from etils import epath
 
 from cot_flax.errors import UserError
-from cot_flax.model.config import T5Config
-from cot_flax.model.lora import Lora, is_adapter
-from cot_flax.paths import is_bucket, path_at
-from cot_flax.weights import tensorstore_files as files
-from cot_flax.weights.source import Index, Source, Tensor
+from cot_flax.files import is_bucket, path_at
+from cot_flax.students.lora import Lora, is_adapter
+from cot_flax.students.parameters import Index, Tensor
+from cot_flax.students.t5.config import T5Config
+from cot_flax.weights.files import tensorstore as files
+from cot_flax.weights.source import Source
 
 FOLDER = "checkpoints"
 _STACKED = ".layers."

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from cot_flax.errors import UserError
-from cot_flax.paths import is_bucket, path_at
+from cot_flax.files import is_bucket, path_at
 from cot_flax.weights import hub, huggingface, native, t5x
 from cot_flax.weights.access import Access
 from cot_flax.weights.source import Source

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -12,39 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from cot_flax.errors import UserError
-from cot_flax.model.lora import is_adapter
-from cot_flax.model.t5 import T5, T5Config
+from cot_flax.students.lora import is_adapter
+from cot_flax.students.parameters import Tensor, flatten, nest
+from cot_flax.students.t5.model import T5, T5Config
 
-Index = tuple[slice, ...]
 Shapes = Mapping[str, tuple[int, ...]]
 _LISTED = 3
-_BLOCK = 64  # rows
 _STACKED = ".layers."  # in the name of a parameter that holds all layers of a scanned stack
-
-
-@dataclass(frozen=True)
-class Tensor:
-    """One parameter that lies in a file.
-
-    Attributes:
-        shape: of the whole.
-        dtype: as stored.
-        read: reads the part of an index (one slice a dimension) into memory, in the stored dtype.
-    """
-
-    shape: tuple[int, ...]
-    dtype: np.dtype
-    read: Callable[[Index], np.ndarray]
-
-    @property
-    def T(self) -> "Tensor":
-        """The matrix turned over; read as stored, turned in memory."""
-        read = lambda index: _turned(self.read(index[::-1]))  # noqa: E731
-        return Tensor(self.shape[::-1], self.dtype, read)
-
-    def whole(self) -> np.ndarray:
-        """Reads everything."""
-        return self.read((slice(None),) * len(self.shape))
 
 
 @dataclass(frozen=True)
@@ -123,43 +97,13 @@ def load(source: Source, params):
     check_tensors(found, _unrolled(wanted), source.place)
     # The largest first, while little else is in memory.
     order = sorted(reading_order(wanted), key=lambda name: -math.prod(wanted[name].shape))
-    loaded = {n: _placed(_tensor(source, n, wanted[n].shape), wanted[n]) for n in order}
+    loaded = {n: _shard(_tensor(source, n, wanted[n].shape), wanted[n]) for n in order}
     return nest(leaves | loaded)
 
 
 def reading_order(names: Iterable[str]) -> list[str]:
     """The layers of one parameter in a row: of a scanned stack, a file holds them as one chunk."""
     return sorted(names, key=lambda name: re.sub(r"layers_\d+", "layers", name))
-
-
-def flatten(params) -> dict:
-    """The leaves of a parameter tree by their dotted names."""
-    return {dotted(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
-
-
-def nest(flat: Mapping) -> dict:
-    """The inverse of `flatten`."""
-    tree: dict = {}
-    for name, leaf in flat.items():
-        *folders, last = name.split(".")
-        place = tree
-        for folder in folders:
-            place = place.setdefault(folder, {})
-        place[last] = leaf
-    return tree
-
-
-def dotted(path) -> str:
-    """A key path of JAX as a dotted name."""
-    return ".".join(str(key.key) for key in path)
-
-
-def _turned(matrix: np.ndarray) -> np.ndarray:
-    """The transpose, contiguous; by blocks that fit into a cache, five times as fast as whole."""
-    turned = np.empty(matrix.shape[::-1], matrix.dtype)
-    for start in range(0, len(matrix), _BLOCK):
-        turned[:, start : start + _BLOCK] = matrix[start : start + _BLOCK].T
-    return turned
 
 
 def _unrolled(leaves: Mapping) -> Shapes:
@@ -190,7 +134,7 @@ def _tensor(source: Source, name: str, shape) -> Tensor:
     return Tensor(shape, layers[0].dtype, read)
 
 
-def _placed(tensor: Tensor, leaf) -> jax.Array:
+def _shard(tensor: Tensor, leaf) -> jax.Array:
     parts: dict = {}  # devices that hold the same part share one reading of it
 
     def read(index):

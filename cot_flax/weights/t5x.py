@@ -10,18 +10,11 @@ import numpy as np
 from flax import serialization
 
 from cot_flax.errors import UserError
-from cot_flax.weights import tensorstore_files as files
+from cot_flax.students.parameters import Tensor, dotted, nest
+from cot_flax.students.t5.t5x_config import config_of
+from cot_flax.weights.files import tensorstore as files
 from cot_flax.weights.new_folder import new_folder
-from cot_flax.weights.source import (
-    Source,
-    Tensor,
-    check_tensors,
-    dotted,
-    nest,
-    parameter_shapes,
-    reading_order,
-)
-from cot_flax.weights.t5x_config import config_of
+from cot_flax.weights.source import Source, check_tensors, parameter_shapes, reading_order
 
 INDEX = "checkpoint"
 _STATE = "state/manifest.ocdbt"

@@ -5,9 +5,9 @@ import os
 from pathlib import Path
 
 from cot_flax.errors import UserError
-from cot_flax.model.t5 import T5Config
-from cot_flax.paths import path_at
-from cot_flax.text.tokenizer import Tokenizer
+from cot_flax.files import path_at
+from cot_flax.students.t5.model import T5Config
+from cot_flax.text.tokenizers import Tokenizer
 from cot_flax.weights.source import Source
 
 SENTENCEPIECE = "spiece.model"

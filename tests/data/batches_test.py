@@ -16,7 +16,7 @@ from cot_flax.data.features import fingerprint
 from cot_flax.data.registration import add_cot_task
 from cot_flax.data.sources import records_source
 from cot_flax.errors import UserError
-from cot_flax.model.losses import Objective
+from cot_flax.objectives.losses import Objective
 
 WIDE = {"inputs": 240, "targets": 90}
 

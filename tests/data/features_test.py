@@ -4,7 +4,7 @@ import seqio
 
 from cot_flax.data import features
 from cot_flax.errors import UserError
-from cot_flax.world.vocabulary import VOCABULARY_PATH
+from cot_flax.lab.world.vocabulary import VOCABULARY_PATH
 
 PATH = "cot_flax.data.features.t5_vocabulary_file.path"
 

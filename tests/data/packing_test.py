@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cot_flax.data import packing
-from cot_flax.model.losses import Objective
-from cot_flax.model.t5 import T5, T5Config
+from cot_flax.objectives.losses import Objective
+from cot_flax.students.t5.model import T5, T5Config
 from cot_flax.training import step
 
 LENGTHS = {"inputs": 12, "targets": 9}

@@ -10,8 +10,8 @@ import seqio
 from cot_flax.data.registration import add_cot_task, cot_task
 from cot_flax.data.sources import records_source
 from cot_flax.errors import UserError
+from cot_flax.lab.world.stories import make_stories
 from cot_flax.text.prompts import FORMATS
-from cot_flax.world.stories import make_stories
 
 RATES = "cot_flax.data.registration.format_rates"
 SHOTS = "cot_flax.data.registration.prompting.shots"

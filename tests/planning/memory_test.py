@@ -5,10 +5,10 @@ import dataclasses
 import pytest
 
 from cot_flax.errors import UserError
-from cot_flax.model.lora import Lora
 from cot_flax.planning import memory
-from cot_flax.planning.experiment import placed
+from cot_flax.planning.experiment import resolve_mesh
 from cot_flax.planning.targets import Chip, Target
+from cot_flax.students.lora import Lora
 from cot_flax.training.sharding import MeshConfig
 
 D, X, F, V = 128, 128, 256, 512
@@ -74,7 +74,7 @@ def test_what_the_compiler_counts_beyond_the_formula_is_temporary(experiment):
 
 def test_the_mesh_is_spelt_out(experiment):
     run = dataclasses.replace(experiment, mesh=MeshConfig(0, 2))
-    assert placed(run, FOUR).mesh == MeshConfig(2, 2)
+    assert resolve_mesh(run, FOUR).mesh == MeshConfig(2, 2)
 
 
 @pytest.mark.parametrize(
@@ -88,4 +88,4 @@ def test_the_mesh_is_spelt_out(experiment):
 )
 def test_a_mesh_that_does_not_serve_is_one_line(changed, settings, message):
     with pytest.raises(UserError, match=message):
-        placed(changed(**settings), FOUR)
+        resolve_mesh(changed(**settings), FOUR)

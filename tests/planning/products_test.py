@@ -5,11 +5,11 @@ import math
 import jax
 import pytest
 
-from cot_flax.model.head_loss import TILES
-from cot_flax.model.lora import Lora
-from cot_flax.model.t5 import T5
+from cot_flax.objectives.head_loss import TILES
 from cot_flax.planning import products
 from cot_flax.planning.experiment import abstract_mesh, abstract_state
+from cot_flax.students.lora import Lora
+from cot_flax.students.t5.model import T5
 from cot_flax.training import step
 
 

@@ -7,9 +7,10 @@ import jax
 import pytest
 
 from cot_flax.errors import UserError
-from cot_flax.model.head_loss import TILES
-from cot_flax.planning import collectives, plan, program, report, roofline, targets
+from cot_flax.objectives.head_loss import TILES
+from cot_flax.planning import collectives, plan, program, roofline, targets
 from cot_flax.planning.targets import Chip, Target
+from cot_flax.reports import plan as report
 
 FOUR = Target("four", Chip("cpu", 1e9, 1e12, 1e10, 1e9), 4)
 V5E = targets.find("v5e-4")

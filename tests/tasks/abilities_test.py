@@ -2,10 +2,10 @@ import pytest
 import seqio
 
 from cot_flax.data.registration import cot_task
+from cot_flax.lab.world.abilities import ABILITIES, make_items
+from cot_flax.lab.world.stories import SPLITS
 from cot_flax.tasks import abilities
 from cot_flax.text import scoring
-from cot_flax.world.abilities import ABILITIES, make_items
-from cot_flax.world.stories import SPLITS
 
 
 @pytest.mark.parametrize("ability", ABILITIES)

@@ -7,12 +7,12 @@ import gin
 import pytest
 import tensorflow as tf
 
+from cot_flax.chains.preparation import Settings
+from cot_flax.chains.samples import Sample, write_samples
 from cot_flax.data.batches import TaskBatches, find_task
-from cot_flax.data.store.prepare import prepare
 from cot_flax.errors import UserError
+from cot_flax.store.prepare import prepare
 from cot_flax.tasks import gsm8k
-from cot_flax.teacher.preparation import Settings
-from cot_flax.teacher.samples import Sample, write_samples
 from cot_flax.text.calculator import rewrite
 from cot_flax.text.prompts import normalize_question
 

@@ -3,10 +3,10 @@ import pytest
 import seqio
 
 from cot_flax.data.registration import cot_task
+from cot_flax.lab.world.stories import SPLITS, make_stories
 from cot_flax.tasks import stories
 from cot_flax.text.answers import extract_answer
 from cot_flax.text.prompts import FORMATS
-from cot_flax.world.stories import SPLITS, make_stories
 
 SIZE = "cot_flax.tasks.stories.size"
 

@@ -11,7 +11,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from cot_flax.errors import UserError
-from cot_flax.model.t5 import T5Config
+from cot_flax.students.t5.model import T5Config
 from cot_flax.training.checkpoints import (
     Checkpointer,
     Metadata,

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from cot_flax.model.t5 import T5Config
+from cot_flax.students.t5.model import T5Config
 
 
 @pytest.fixture(scope="package", autouse=True)

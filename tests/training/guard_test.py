@@ -10,9 +10,9 @@ import numpy as np
 import optax
 import pytest
 
-from cot_flax.model.losses import Objective
-from cot_flax.model.stacking import stack_layers
-from cot_flax.model.t5 import T5
+from cot_flax.objectives.losses import Objective
+from cot_flax.students.parameters import stack_layers
+from cot_flax.students.t5.model import T5
 from cot_flax.training import guard
 from cot_flax.training.optimizers import Optimizer
 from cot_flax.training.state import TrainState
@@ -57,7 +57,7 @@ def blamed(config, params, batch, variant):
     if math.isfinite(loss) and math.isfinite(norm):
         assert not np.any(activations) and not np.any(gradients)
         return ""
-    return guard.blame(config, guard.names(params), activations, gradients, loss)
+    return guard.locate_nonfinite(config, guard.names(params), activations, gradients, loss)
 
 
 def poisoned(params, name, value=np.nan, index=(0, 0)):

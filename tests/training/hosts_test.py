@@ -184,7 +184,7 @@ def test_data_in_other_shards_are_refused(alone, tmp_path):
 
 
 READ = """
-from cot_flax.paths import path_at
+from cot_flax.files import path_at
 from cot_flax.weights.opening import open_source
 source = open_source("gs://runs/a/b")
 print(len(list(path_at("gs://runs/a/b/tensorboard").iterdir())))
@@ -223,7 +223,7 @@ def test_a_process_that_fails_ends_at_once_and_says_why():
     ],
 )
 def test_half_an_address_is_refused(given, expected):
-    with pytest.raises(UserError, match=expected), hosts.joined(*given):
+    with pytest.raises(UserError, match=expected), hosts.initialize_distributed(*given):
         pass
 
 
@@ -231,7 +231,7 @@ def test_a_first_process_that_does_not_come_is_one_line():
     with pytest.raises(
         UserError, match=r"no answer at 127.0.0.1:.* for 1 seconds; expected proces"
     ):
-        hosts.joined(f"127.0.0.1:{free_port()}", 2, 1, timeout=1).__enter__()
+        hosts.initialize_distributed(f"127.0.0.1:{free_port()}", 2, 1, timeout=1).__enter__()
 
 
 SLURM = {"SLURM_JOB_ID": "1", "SLURM_STEP_NODELIST": "n[1-2]", "SLURM_PROCID": "0"}
@@ -273,7 +273,7 @@ JOIN = """
 import jax
 from cot_flax.training import hosts
 hosts._may_have_company = lambda environment: True
-with hosts.joined(None, None, None):
+with hosts.initialize_distributed(None, None, None):
     print(jax.process_index(), jax.process_count(), jax.device_count())
 """
 

@@ -13,15 +13,15 @@ import pytest
 from jax.sharding import SingleDeviceSharding
 
 from cot_flax.errors import UserError
-from cot_flax.model import lora
-from cot_flax.model.losses import Objective
-from cot_flax.model.stacking import unstack_layers
+from cot_flax.objectives.losses import Objective
+from cot_flax.students import lora
+from cot_flax.students.parameters import Tensor, nest, unstack_layers
 from cot_flax.training import logs, loop, optimizers
 from cot_flax.training.checkpoints import Checkpointer
 from cot_flax.training.sharding import MeshConfig
 from cot_flax.weights.huggingface import write_folder
 from cot_flax.weights.native import read_metadata
-from cot_flax.weights.source import Source, Tensor, nest, parameter_shapes
+from cot_flax.weights.source import Source, parameter_shapes
 
 pytestmark = pytest.mark.filterwarnings("error")
 

@@ -8,8 +8,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from cot_flax.model.losses import Objective
-from cot_flax.model.t5 import T5Config
+from cot_flax.objectives.losses import Objective
+from cot_flax.students.t5.model import T5Config
 from cot_flax.training import hosts, loop, optimizers
 from cot_flax.training.sharding import MeshConfig
 
@@ -76,7 +76,9 @@ def train(folder, steps, mesh, data):
 
 def main(folder, address=None, count=None, index=None):
     jax.config.update("jax_disable_most_optimizations", True)
-    with hosts.joined(address, count and int(count), index and int(index), timeout=60):
+    with hosts.initialize_distributed(
+        address, count and int(count), index and int(index), timeout=60
+    ):
         if folder != "fail":
             for steps in STEPS:  # stops, and goes on
                 train(folder, steps, MeshConfig(model=2, fsdp=True), Shards())

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from cot_flax.errors import UserError
-from cot_flax.model.stacking import stack_layers
+from cot_flax.students.parameters import stack_layers
 from cot_flax.training import optimizers
 
 pytestmark = pytest.mark.filterwarnings("error")

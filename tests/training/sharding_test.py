@@ -12,10 +12,10 @@ from flax.linen import partitioning
 from jax.sharding import PartitionSpec as P
 
 from cot_flax.errors import UserError
-from cot_flax.model import lora
-from cot_flax.model.losses import Objective
-from cot_flax.model.stacking import stack_layers
-from cot_flax.model.t5 import T5
+from cot_flax.objectives.losses import Objective
+from cot_flax.students import lora
+from cot_flax.students.parameters import stack_layers
+from cot_flax.students.t5.model import T5
 from cot_flax.training import optimizers, sharding, state
 from cot_flax.training.sharding import (
     MeshConfig,

@@ -10,10 +10,10 @@ import numpy as np
 import optax
 import pytest
 
-from cot_flax.model import lora
-from cot_flax.model.losses import Objective
-from cot_flax.model.stacking import stack_layers
-from cot_flax.model.t5 import T5
+from cot_flax.objectives.losses import Objective
+from cot_flax.students import lora
+from cot_flax.students.parameters import stack_layers
+from cot_flax.students.t5.model import T5
 from cot_flax.training import optimizers
 from cot_flax.training.optimizers import Optimizer
 from cot_flax.training.state import TrainState, split_trainable

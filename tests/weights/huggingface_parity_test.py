@@ -8,14 +8,14 @@ import jax
 import numpy as np
 import pytest
 
-from cot_flax.model.decoding import decode
-from cot_flax.model.stacking import unstack_layers
-from cot_flax.model.t5 import T5, T5Config
-from cot_flax.text.tokenizer import Tokenizer
+from cot_flax.generation.decoding import decode
+from cot_flax.lab.world.vocabulary import VOCABULARY_PATH
+from cot_flax.students.parameters import Tensor, unstack_layers
+from cot_flax.students.t5.model import T5, T5Config
+from cot_flax.text.tokenizers import Tokenizer
 from cot_flax.weights.access import Access
 from cot_flax.weights.huggingface import open_folder, write_folder
-from cot_flax.weights.source import Source, Tensor, load, parameter_shapes
-from cot_flax.world.vocabulary import VOCABULARY_PATH
+from cot_flax.weights.source import Source, load, parameter_shapes
 
 torch = pytest.importorskip("torch", reason="transformers runs in PyTorch")
 transformers = pytest.importorskip("transformers", reason="it is what is compared with")

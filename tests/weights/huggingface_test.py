@@ -10,12 +10,13 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from cot_flax.errors import UserError
-from cot_flax.model.t5 import T5, T5Config
-from cot_flax.text.tokenizer import Tokenizer
+from cot_flax.lab.world.vocabulary import VOCABULARY_PATH
+from cot_flax.students.parameters import Tensor
+from cot_flax.students.t5.model import T5, T5Config
+from cot_flax.text.tokenizers import Tokenizer
 from cot_flax.weights.access import Access
 from cot_flax.weights.huggingface import open_folder, write_folder
-from cot_flax.weights.source import Source, Tensor, load, parameter_shapes
-from cot_flax.world.vocabulary import VOCABULARY_PATH
+from cot_flax.weights.source import Source, load, parameter_shapes
 
 TINY = T5Config(
     vocab_size=24,

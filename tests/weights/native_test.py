@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 
 from cot_flax.errors import UserError
-from cot_flax.model.config import T5Config
-from cot_flax.model.lora import Lora, merge
-from cot_flax.model.stacking import unstack_layers
-from cot_flax.model.t5 import T5
+from cot_flax.students.lora import Lora, merge
+from cot_flax.students.parameters import flatten, unstack_layers
+from cot_flax.students.t5.config import T5Config
+from cot_flax.students.t5.model import T5
 from cot_flax.training.checkpoints import Checkpointer
 from cot_flax.training.state import TrainState
 from cot_flax.weights import native
-from cot_flax.weights.source import flatten, load, parameter_shapes
+from cot_flax.weights.source import load, parameter_shapes
 
 PLAIN = T5Config(
     vocab_size=24,

@@ -5,12 +5,13 @@ import numpy as np
 import pytest
 
 from cot_flax.errors import UserError
-from cot_flax.model.config import T5Config
+from cot_flax.students.parameters import Tensor, nest
+from cot_flax.students.t5.config import T5Config
 from cot_flax.training.checkpoints import Checkpointer, Metadata
 from cot_flax.training.state import TrainState
 from cot_flax.weights import huggingface, t5x
 from cot_flax.weights.opening import open_source
-from cot_flax.weights.source import Source, Tensor, nest, parameter_shapes
+from cot_flax.weights.source import Source, parameter_shapes
 
 CONFIG = T5Config(
     vocab_size=24,

@@ -11,17 +11,10 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from cot_flax.errors import UserError
-from cot_flax.model.lora import Lora
-from cot_flax.model.t5 import T5, T5Config
-from cot_flax.weights.source import (
-    Source,
-    Tensor,
-    check_tensors,
-    flatten,
-    load,
-    nest,
-    parameter_shapes,
-)
+from cot_flax.students.lora import Lora
+from cot_flax.students.parameters import Tensor, flatten, nest
+from cot_flax.students.t5.model import T5, T5Config
+from cot_flax.weights.source import Source, check_tensors, load, parameter_shapes
 
 CONFIG = T5Config(
     vocab_size=24,

@@ -11,13 +11,14 @@ from flax import serialization
 from flax.core import freeze, unfreeze
 
 from cot_flax.errors import UserError
-from cot_flax.model.attention import relative_position_bucket
-from cot_flax.model.config import T5Config
-from cot_flax.model.decoding import decode
-from cot_flax.model.t5 import T5
+from cot_flax.generation.decoding import decode
+from cot_flax.students.parameters import Tensor, flatten
+from cot_flax.students.t5.attention import relative_position_bucket
+from cot_flax.students.t5.config import T5Config
+from cot_flax.students.t5.model import T5
+from cot_flax.students.t5.t5x_config import config_of
 from cot_flax.weights import t5x
-from cot_flax.weights.source import Source, Tensor, flatten
-from cot_flax.weights.t5x_config import config_of
+from cot_flax.weights.source import Source
 
 reason = "T5X is not on PyPI: it, airio and jestimator must be on PYTHONPATH"
 checkpoints = pytest.importorskip("t5x.checkpoints", reason=reason)

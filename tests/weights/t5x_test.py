@@ -13,14 +13,15 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from cot_flax.errors import UserError
-from cot_flax.model.config import T5Config
-from cot_flax.model.decoding import decode
-from cot_flax.model.losses import cross_entropy
-from cot_flax.model.t5 import T5
+from cot_flax.generation.decoding import decode
+from cot_flax.objectives.losses import cross_entropy
+from cot_flax.students.parameters import Tensor, flatten, nest
+from cot_flax.students.t5.config import T5Config
+from cot_flax.students.t5.model import T5
 from cot_flax.training.sharding import MeshConfig, make_mesh
 from cot_flax.weights import t5x
-from cot_flax.weights import tensorstore_files as files
-from cot_flax.weights.source import Source, Tensor, flatten, load, nest, parameter_shapes
+from cot_flax.weights.files import tensorstore as files
+from cot_flax.weights.source import Source, load, parameter_shapes
 
 CONFIG = T5Config(
     vocab_size=24,

@@ -1,0 +1,1 @@
+"""Teacher's chains on their way to a store: files, filters, alignment. NumPy only."""

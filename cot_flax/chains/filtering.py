@@ -1,0 +1,171 @@
+"""Which teacher samples a student may learn from: the rules that judge a sample by itself.
+
+What depends on the other samples of its question stands in `selection`; whether a chain is too
+long is known where the student's vocabulary is.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from cot_flax.chains.samples import Sample
+from cot_flax.errors import UserError
+from cot_flax.text.answers import KINDS, answers_match, extract_answer
+from cot_flax.text.equations import find_equations
+
+KEPT = "kept"
+
+
+@dataclass(frozen=True)
+class Filters:
+    """The settings of one filtering; in quotes, the reasons that a setting gives.
+
+    Whatever they are, a "malformed" (by its reader) and an "empty" chain are rejected.
+
+    Attributes:
+        rules: whose rules judge the answer and the text, a name of `RULES`:
+            `default`: not cut at the token limit; an answer, and where the gold one is known the
+                same (`extract_answer`'s flexible mode). Magister et al. 2022 (2212.08410) ask for
+                no more.
+            `fu2023`: the last number is the gold answer's last (2301.12726, code `test_answer`).
+            `ho2022`: the cleansed answer is the cleansed gold one (2212.10071, `Evaluator`).
+            `kim2023`: f1, f2, f3 and f5 of the paper's `filter` (2305.14045), for a rationale that
+                was written with the answer in sight. Their `filter_instance` (`[Answer]` and
+                `[Rationale]` within, over 25 characters) is for whole examples, not rationales.
+            `none`: no rule of this kind.
+        answer_kind: the kind of the answers: "number", "choice", "yes_no" or "text".
+        require_logprobs: drop chains without log-probabilities, which a run with KL needs:
+            "no_logprobs".
+        consistent: drop chains with an equation that does not hold: "inconsistent_step".
+        similarity: drop a chain whose word n-grams have at least this Jaccard similarity, in
+            (0, 1], with those of an earlier kept one of the question: "near_identical". 1.0 drops
+            only the same words in the same order: "repeated". None drops neither, as Fu et al. and
+            Ho et al. do.
+        per_question: the most chains of a question, those that reason differently first:
+            "over_limit".
+        balance: the most chains of a question with the same sequence of equations, so that its
+            weight grows with the ways to solve it, not with how easy it is: "unbalanced".
+
+    Raises:
+        UserError: an unknown name, or a number out of its range.
+    """
+
+    rules: str = "default"
+    answer_kind: str = "number"
+    require_logprobs: bool = False
+    consistent: bool = False
+    similarity: float | None = 1.0
+    per_question: int | None = None
+    balance: int | None = None
+
+    def __post_init__(self):
+        self._check("rules", self.rules in RULES, f"one of {tuple(RULES)}")
+        self._check("answer_kind", self.answer_kind in KINDS, f"one of {KINDS}")
+        similarity = 1.0 if self.similarity is None else self.similarity
+        self._check("similarity", 0 < similarity <= 1, "a number in (0, 1], or None")
+        for name in ("per_question", "balance"):
+            most = getattr(self, name)
+            right = most is None or (isinstance(most, int) and most >= 1)
+            self._check(name, right, "an integer from 1, or None")
+
+    def _check(self, name: str, right: bool, expected: str) -> None:
+        if not right:
+            raise UserError(f"{name} = {getattr(self, name)!r}", expected, "correct the setting")
+
+
+def rejection(sample: Sample, filters: Filters) -> str | None:
+    """Returns the name of the first rule that the sample breaks, or None where it breaks none.
+
+    Raises:
+        UserError: under the rules `default`, a gold answer in which there is none of its kind.
+    """
+    rules = (*_FIRST, *RULES[filters.rules], *_LAST)
+    return next((reason for reason, breaks in rules if breaks(sample, filters)), None)
+
+
+def _malformed(sample: Sample, filters: Filters) -> bool:
+    return sample.finish_reason == "malformed"
+
+
+def _empty(sample: Sample, filters: Filters) -> bool:
+    return not sample.text.strip()
+
+
+def _unlabelled(sample: Sample, filters: Filters) -> bool:
+    return not sample.gold_answer
+
+
+def _truncated(sample: Sample, filters: Filters) -> bool:
+    return sample.finish_reason == "length"
+
+
+def _no_answer(sample: Sample, filters: Filters) -> bool:
+    return extract_answer(sample.text, kind=filters.answer_kind, mode="flexible") is None
+
+
+def _wrong_answer(sample: Sample, filters: Filters) -> bool:
+    return bool(sample.gold_answer) and not _right(sample, sample.text, filters, "flexible")
+
+
+def _fu2023_wrong(sample: Sample, filters: Filters) -> bool:
+    return not _right(sample, sample.text, filters, "fu2023")
+
+
+def _ho2022_wrong(sample: Sample, filters: Filters) -> bool:
+    """Reads the first candidate behind the prefix that the teacher was given, else the last one.
+
+    The prefix is the zero-shot teacher's second prompt, or the few-shot exemplars' own wording.
+    """
+    text = sample.text
+    for cut in (text.rpartition("Therefore, the answer is"), text.partition("The answer is")):
+        if cut[1]:
+            text = f"--> {cut[2]}"  # the prefix of the student, which is what the mode looks for
+            break
+    return not _right(sample, text, filters, "ho2022")
+
+
+def _kim2023_answer_first(sample: Sample, filters: Filters) -> bool:
+    return sample.gold_answer in sample.text.partition(".")[0]
+
+
+def _kim2023_no_answer(sample: Sample, filters: Filters) -> bool:
+    return sample.gold_answer not in sample.text
+
+
+def _kim2023_unfinished(sample: Sample, filters: Filters) -> bool:
+    return not sample.text.rstrip().endswith((".", ",", "!", "?"))
+
+
+def _no_logprobs(sample: Sample, filters: Filters) -> bool:
+    return filters.require_logprobs and sample.logprobs is None
+
+
+def _inconsistent(sample: Sample, filters: Filters) -> bool:
+    return filters.consistent and not all(step.right for step in find_equations(sample.text))
+
+
+def _right(sample: Sample, text: str, filters: Filters, mode: str) -> bool:
+    answer = extract_answer(text, kind=filters.answer_kind, mode=mode)
+    return answers_match(answer, sample.gold_answer, kind=filters.answer_kind, mode=mode)
+
+
+_Rule = tuple[str, Callable[[Sample, Filters], bool]]
+
+# (reason, does the sample break the rule?); the first broken rule gives the reason.
+_FIRST: tuple[_Rule, ...] = (("malformed", _malformed), ("empty", _empty))
+RULES: dict[str, tuple[_Rule, ...]] = {
+    "default": (
+        ("truncated", _truncated),
+        ("no_answer", _no_answer),
+        ("wrong_answer", _wrong_answer),
+    ),
+    "fu2023": (("unlabelled", _unlabelled), ("fu2023_wrong_answer", _fu2023_wrong)),
+    "ho2022": (("unlabelled", _unlabelled), ("ho2022_wrong_answer", _ho2022_wrong)),
+    "kim2023": (
+        ("unlabelled", _unlabelled),
+        ("kim2023_f1_answer_first", _kim2023_answer_first),
+        ("kim2023_f2_no_answer", _kim2023_no_answer),
+        ("kim2023_f3_unfinished", _kim2023_unfinished),
+    ),
+    "none": (),
+}
+_LAST: tuple[_Rule, ...] = (("no_logprobs", _no_logprobs), ("inconsistent_step", _inconsistent))

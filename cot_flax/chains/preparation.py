@@ -1,0 +1,247 @@
+"""Turns the samples of one question into what a student trains on. Pure, one question at a time.
+
+The same function runs in the processes of `prepare` and in the Beam pipeline.
+"""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+
+from cot_flax.chains.alignment import METHODS, align, align_by_bytes
+from cot_flax.chains.filtering import KEPT, Filters, rejection
+from cot_flax.chains.projection import KINDS, Projection, project_top_k
+from cot_flax.chains.readers import Format, Raw
+from cot_flax.chains.records import BadRecord
+from cot_flax.chains.samples import Logprobs, Sample
+from cot_flax.chains.selection import distinct_chains, select
+from cot_flax.chains.student_pieces import Pieces, Student
+from cot_flax.chains.tally import LENGTH_BIN, Tally
+from cot_flax.errors import UserError
+from cot_flax.text.answers import extract_answer
+from cot_flax.text.prompts import build_target
+
+EOS = 1
+PROJECTIONS = ("fu2023", "paths")
+_SHOWN_POSITIONS = 120
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How samples are prepared.
+
+    Attributes:
+        filters: which chains stay.
+        top_k: teacher entries a target position.
+        alignment: "bytes", or "fu2023" for the paper's dynamic program.
+        projection: "paths", or "fu2023" for the paper's rule; see `project_top_k`.
+        max_target_tokens: longer chains, with EOS, are dropped as "too_long"; None keeps all.
+        max_question_tokens: likewise for questions.
+
+    Raises:
+        UserError: an unknown name, or top_k below 1.
+    """
+
+    filters: Filters = field(default_factory=Filters)
+    top_k: int = 5
+    alignment: str = "bytes"
+    projection: str = "paths"
+    max_target_tokens: int | None = None
+    max_question_tokens: int | None = None
+
+    def __post_init__(self):
+        if self.top_k < 1:
+            raise UserError(f"top_k {self.top_k}", "at least 1", "give the entries a position")
+        for name, known in (("alignment", METHODS), ("projection", PROJECTIONS)):
+            if getattr(self, name) not in known:
+                got = f"{name} {getattr(self, name)!r}"
+                raise UserError(got, f"one of {', '.join(known)}", "correct the name")
+
+
+@dataclass(frozen=True)
+class Record:
+    """A kept chain, as the store holds it.
+
+    Attributes:
+        id: names the chain: the sample's id, a slash, its number.
+        question: the question.
+        answer: the gold answer; where there is none, the one that the chain gives.
+        first: whether it is the first kept chain of its question.
+        targets: T ids, closed by EOS.
+        projection: the teacher's rows, or None where the teacher gave no log-probabilities.
+    """
+
+    id: str
+    question: str
+    answer: str
+    first: bool
+    targets: tuple[int, ...]
+    projection: Projection | None
+
+
+@dataclass
+class Outcome:
+    """What became of some records: nothing is missing, `tally.read` counts them all."""
+
+    kept: list[Record] = field(default_factory=list)
+    dropped: list[tuple[str, Sample]] = field(default_factory=list)
+    rejected: list[BadRecord] = field(default_factory=list)
+    tally: Tally = field(default_factory=Tally)
+
+
+def prepare_records(
+    raws: Iterable[Raw], format: Format, student: Student, settings: Settings
+) -> Outcome:
+    """Parses and prepares records; those of one question must stand together."""
+    outcome = Outcome()
+    for _, group in groupby(raws, key=lambda raw: raw.question):
+        samples = parse(((format, raw) for raw in group), outcome)
+        if samples:
+            prepare_question(samples, student, settings, outcome)
+    return outcome
+
+
+def parse(raws: Iterable[tuple[Format, Raw]], outcome: Outcome) -> list[Sample]:
+    """Returns the samples of records; what cannot be read goes to `outcome.rejected`."""
+    samples = []
+    for format, raw in raws:
+        try:
+            samples.append(format.parse(raw))
+        except BadRecord as error:
+            outcome.rejected.append(error)
+            outcome.tally.rejected[error.reason] += 1
+    return samples
+
+
+def prepare_question(
+    samples: Sequence[Sample], student: Student, settings: Settings, outcome: Outcome
+) -> None:
+    """Filters, tokenizes, aligns and projects the samples of one question, into `outcome`."""
+    candidates = [_Candidate.of(sample, student, settings) for sample in samples]
+    reasons = [_rejection(candidate, settings) for candidate in candidates]
+    standing = [i for i, reason in enumerate(reasons) if reason is None]
+    selected = select([samples[i] for i in standing], settings.filters)
+    for i, reason in zip(standing, selected, strict=True):
+        reasons[i] = reason
+    tally, kept = outcome.tally, []
+    for candidate, reason in zip(candidates, reasons, strict=True):
+        tally.fates[reason or KEPT] += 1
+        if reason:
+            outcome.dropped.append((reason, candidate.sample))
+        else:
+            outcome.kept.append(_record(candidate, student, settings, tally, first=not kept))
+            kept.append(candidate.sample)
+    tally.questions += 1
+    tally.kept_chains[str(len(kept))] += 1
+    tally.distinct_chains[str(distinct_chains([sample.text for sample in kept]))] += 1
+    tally.teachers.update(sample.teacher["model"] for sample in kept)
+    tally.prompts += sum(_hash(sample.prompt_hash) for sample in kept)
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """A sample with the text that the student is to write, and its pieces."""
+
+    sample: Sample
+    answer: str
+    text: str
+    pieces: Pieces
+    question_tokens: int
+
+    @classmethod
+    def of(cls, sample: Sample, student: Student, settings: Settings) -> "_Candidate":
+        kind = settings.filters.answer_kind
+        answer = sample.gold_answer or extract_answer(sample.text, kind=kind, mode="flexible") or ""
+        text = build_target(sample.text, answer, "zero_shot_cot")
+        question_tokens = len(student.encode(sample.question).ids) + 1
+        return cls(sample, answer, text, student.encode(text), question_tokens)
+
+
+def _rejection(candidate: _Candidate, settings: Settings) -> str | None:
+    try:
+        reason = rejection(candidate.sample, settings.filters)
+    except UserError:
+        return "unreadable_gold_answer"
+    if reason or not candidate.answer:
+        return reason or "no_answer"
+    target_tokens = len(candidate.pieces.ids) + 1
+    for tokens, limit in (
+        (target_tokens, settings.max_target_tokens),
+        (candidate.question_tokens, settings.max_question_tokens),
+    ):
+        if limit is not None and tokens > limit:
+            return "too_long"
+    return None
+
+
+def _record(candidate, student, settings, tally: Tally, *, first: bool) -> Record:
+    sample, pieces = candidate.sample, candidate.pieces
+    projection = None
+    if sample.logprobs is None:
+        tally.one_hot_chains += 1
+    else:
+        projection, tokens = _project(candidate, student, settings)
+        tally.add_projection(projection, _example(sample, pieces, projection, tokens))
+    targets = (*pieces.ids, EOS)
+    tally.tokens += len(targets)
+    tally.target_tokens[str(len(targets) // LENGTH_BIN * LENGTH_BIN)] += 1
+    return Record(
+        id=f"{sample.id}/{sample.sample}",
+        question=sample.question,
+        answer=candidate.answer,
+        first=first,
+        targets=targets,
+        projection=projection,
+    )
+
+
+def _project(candidate, student, settings) -> tuple[Projection, list[list[str]]]:
+    pieces, logprobs = candidate.pieces, candidate.sample.logprobs
+    own = "".join(logprobs.tokens)
+    if settings.alignment == "fu2023":
+        logprobs = _with_certain_words(logprobs, candidate.text[len(own.strip()) :])
+        alignment = align(logprobs.tokens, pieces.strings)
+    else:
+        margin = own[: len(own) - len(own.lstrip())]
+        alignment = align_by_bytes(logprobs.tokens, pieces, skipped=len(margin.encode()))
+    projection = project_top_k(
+        alignment,
+        logprobs,
+        pieces.strings,
+        pieces.ids,
+        student.piece_to_id,
+        k=settings.top_k,
+        eos_id=EOS,
+        first_piece=student.first_piece if settings.projection == "paths" else None,
+    )
+    return projection, [[logprobs.tokens[i] for i in row] for row in alignment]
+
+
+def _with_certain_words(logprobs: Logprobs, added: str) -> Logprobs:
+    """Adds what `build_target` appended: the dynamic program needs a token for every piece."""
+    tokens = tuple(f" {word}" for word in added.split())
+    return Logprobs(
+        (*logprobs.tokens, *tokens),
+        (*logprobs.token_logprobs, *[0.0] * len(tokens)),
+        (*logprobs.top_logprobs, *[{}] * len(tokens)),
+    )
+
+
+def _hash(text: str) -> int:
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:16])
+
+
+def _example(sample: Sample, pieces: Pieces, projection: Projection, tokens) -> dict:
+    shown = slice(_SHOWN_POSITIONS)
+    return {
+        "id": f"{sample.id}/{sample.sample}",
+        "question": sample.question,
+        # Without the end, which is never soft and weighs most in short chains.
+        "soft_share": round(float(projection.soft_T[:-1].mean()), 4),
+        "positions": [
+            [piece, row, KINDS[kind]]
+            for piece, row, kind in zip(
+                pieces.strings[shown], tokens[shown], projection.kinds_T.tolist(), strict=False
+            )
+        ],
+    }

@@ -1,0 +1,169 @@
+"""The samples file: one teacher sample a line, JSON Lines, gzipped where the name ends in .gz."""
+
+import contextlib
+import gzip
+import json
+import os
+import sys
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from cot_flax.chains.records import json_lines, reject, require
+
+
+@dataclass(frozen=True)
+class Logprobs:
+    """Natural-log probabilities (nats, finite, <= 0) of the L tokens of one text.
+
+    The nesting is that of OpenAI's completions API.
+
+    Attributes:
+        tokens: L strings; joined they are the sample's text.
+        token_logprobs: L values, one for each sampled token.
+        top_logprobs: L mappings from the likeliest tokens to their values; the sampled token may
+            be missing from them.
+    """
+
+    tokens: tuple[str, ...]
+    token_logprobs: tuple[float, ...]
+    top_logprobs: tuple[Mapping[str, float], ...]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One chain of thought of the teacher, with what it was asked and how it ended.
+
+    Attributes:
+        id: names the question; (id, sample) names this chain.
+        dataset: the data set of the question, such as "gsm8k".
+        split: its split, such as "train".
+        question: the question, without any prompt around it.
+        gold_answer: the right answer, without a rationale.
+        format: the format of the prompt, such as "few_shot_cot".
+        prompt_hash: names the exact prompt that was sent; "" where the source does not record it.
+        teacher: {"model": its name, "params": its sampling parameters}.
+        sample: the number of this sample among those of the same question, from 0.
+        text: what the teacher wrote.
+        logprobs: its log-probabilities, or None where the teacher gives none.
+        finish_reason: "stop", "length" (cut at the token limit), "malformed", or the API's own.
+    """
+
+    id: str
+    dataset: str
+    split: str
+    question: str
+    gold_answer: str
+    format: str
+    prompt_hash: str
+    teacher: Mapping[str, Any]
+    sample: int
+    text: str
+    logprobs: Logprobs | None
+    finish_reason: str
+
+
+_LARGEST = sys.float_info.max
+_NAMES = tuple(field.name for field in fields(Sample))
+_TYPES = {"teacher": dict, "sample": int, "logprobs": dict | None}  # the others: str
+
+
+def read_samples(path: str | os.PathLike) -> Iterator[Sample]:
+    """Yields the samples of a file in order, holding one at a time.
+
+    Raises:
+        UserError: at the first line that breaks the contract, with the file and the line.
+    """
+    for place, record in json_lines(path):
+        yield sample_from_record(record, place)
+
+
+def write_samples(path: str | os.PathLike, samples: Iterable[Sample]) -> None:
+    """Writes the samples whole or not at all; equal samples give equal bytes.
+
+    Folders on the way are made. The file grows beside its final name and is renamed at the end.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with gzip_writer(partial) if path.suffix == ".gz" else open(partial, "wb") as file:
+            file.writelines(map(to_line, samples))
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def gzip_writer(path: Path) -> Iterator[gzip.GzipFile]:
+    """Opens a gzip file for writing whose bytes depend on its content alone."""
+    # No name and no time in the header.
+    with open(path, "wb") as raw, gzip.GzipFile("", "wb", fileobj=raw, mtime=0) as packed:
+        yield packed
+
+
+def to_line(sample: Sample, **added: str) -> bytes:
+    """One line of a samples file; `added` fields come first."""
+    record = added | vars(sample) | {"logprobs": sample.logprobs and vars(sample.logprobs)}
+    # A lone surrogate has no UTF-8; as a backslash escape it is JSON and comes back unchanged.
+    return (json.dumps(record, ensure_ascii=False) + "\n").encode(errors="backslashreplace")
+
+
+def sample_from_record(record: Mapping[str, Any], place: str) -> Sample:
+    """Checks one object of the samples file and returns it as a Sample.
+
+    Args:
+        record: the decoded JSON object.
+        place: where it stands, for the message of an error.
+
+    Raises:
+        UserError: a field is missing, unknown or of the wrong type; the log-probabilities do not
+            have one entry a token, are positive or not finite; the tokens do not join to the text.
+    """
+    if unknown := sorted(record.keys() - set(_NAMES)):
+        reject("unknown_field", place, f"unknown fields {unknown}", f"only {', '.join(_NAMES)}")
+    values = {name: require(record, name, _TYPES.get(name, str), place) for name in _NAMES}
+    require(values["teacher"], "model", str, place)
+    require(values["teacher"], "params", dict, place)
+    if values["logprobs"] is not None:
+        values["logprobs"] = _logprobs(values["logprobs"], values["text"], place)
+    return Sample(**values)
+
+
+def _logprobs(record: Mapping[str, Any], text: str, place: str) -> Logprobs:
+    tokens = require(record, "tokens", list, place)
+    token_logprobs = require(record, "token_logprobs", list, place)
+    top_logprobs = require(record, "top_logprobs", list, place)
+    lengths = (len(tokens), len(token_logprobs), len(top_logprobs))
+    if len(set(lengths)) > 1:
+        reject(
+            "lengths_differ",
+            place,
+            "{} tokens, {} token_logprobs, {} top_logprobs".format(*lengths),
+            "as many of each",
+        )
+    if not all(isinstance(token, str) for token in tokens) or "".join(tokens) != text:
+        got, wanted = "tokens that do not join to the text", "strings that join to the text"
+        reject("tokens_do_not_join", place, got, wanted)
+    if not all(isinstance(top, dict) for top in top_logprobs):
+        got, wanted = "top_logprobs that are no objects", "one {token: logprob} a token"
+        reject("wrong_type", place, got, wanted)
+    _check_values(token_logprobs, place)
+    for top in top_logprobs:
+        _check_values(top.values(), place)
+    return Logprobs(tuple(tokens), tuple(token_logprobs), tuple(top_logprobs))
+
+
+def _check_values(values: Collection[Any], place: str) -> None:
+    for value in values:
+        # The type itself, because bool is an int to isinstance.
+        if type(value) not in (int, float):
+            reason = "wrong_type"
+        elif not -_LARGEST <= value <= _LARGEST:  # NaN, infinity, an integer of 400 digits
+            reason = "nan_or_infinite"
+        elif value > 0:
+            reason = "probability_above_1"
+        else:
+            continue
+        reject(reason, place, f"log-probability {value!r}", "finite natural logs, at most 0")

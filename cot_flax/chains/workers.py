@@ -1,0 +1,109 @@
+"""Prepares chunks of records in several processes, in order, with a bounded number in flight."""
+
+import collections
+import itertools
+import multiprocessing
+import os
+import threading
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+
+from cot_flax.chains.preparation import Outcome, Settings, prepare_records
+from cot_flax.chains.readers import Raw, find_format
+from cot_flax.chains.student_pieces import Student
+from cot_flax.text import answers
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Records of one file that are prepared together, all chains of a question among them."""
+
+    index: int
+    path: str
+    raws: list[Raw]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a process needs to know: the student's SentencePiece model, and the settings."""
+
+    model: bytes
+    settings: Settings
+
+    def __getstate__(self) -> dict:
+        """With the answer kind where somebody added it: other processes do not know it yet."""
+        return vars(self) | {"find": answers.ADDED.get(self.settings.filters.answer_kind)}
+
+    def __setstate__(self, state: dict):
+        find = state.pop("find")
+        vars(self).update(state)
+        if find:
+            answers.add_answer_kind(self.settings.filters.answer_kind, find)
+
+
+_STATE: dict = {}  # of a worker process
+
+
+def cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def prepare_chunks(
+    chunks: Iterable[Chunk], job: Job, *, workers: int
+) -> Iterator[tuple[Chunk, Outcome]]:
+    """Yields every chunk's index and path with its outcome, in order.
+
+    At most `workers` + 2 chunks are held at a time. A single chunk, or a single worker, needs no
+    other process.
+    """
+    chunks = iter(chunks)
+    start = list(itertools.islice(chunks, 2))
+    chunks = itertools.chain(start, chunks)
+    if workers == 1 or len(start) < 2:
+        student = Student(job.model)
+        for chunk in chunks:
+            yield chunk, _prepare(chunk, student, job.settings)
+        return
+    # Not a fork: the parent runs TensorFlow's threads. A fresh process imports none of it.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, context, _start, (job,)) as pool:
+        try:
+            yield from _in_order(pool, chunks, in_flight=workers + 2)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _in_order(pool, chunks: Iterator[Chunk], in_flight: int) -> Iterator[tuple[Chunk, Outcome]]:
+    waiting: collections.deque = collections.deque()
+    for chunk in chunks:
+        waiting.append((Chunk(chunk.index, chunk.path, []), pool.submit(_work, chunk)))
+        if len(waiting) == in_flight:
+            done, future = waiting.popleft()
+            yield done, future.result()
+    while waiting:
+        done, future = waiting.popleft()
+        yield done, future.result()
+
+
+def _start(job: Job) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    _STATE["student"], _STATE["settings"] = Student(job.model), job.settings
+
+
+def _end_with_parent() -> None:
+    """Waits for the end of the parent, which cannot tell its workers when it is killed."""
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+
+def _work(chunk: Chunk) -> Outcome:
+    return _prepare(chunk, _STATE["student"], _STATE["settings"])
+
+
+def _prepare(chunk: Chunk, student: Student, settings: Settings) -> Outcome:
+    outcome = prepare_records(chunk.raws, find_format(chunk.path), student, settings)
+    written = len(outcome.kept) + len(outcome.dropped) + len(outcome.rejected)
+    assert len(chunk.raws) == written == outcome.tally.read, "a record was lost"
+    return outcome

@@ -1,0 +1,339 @@
+"""Decodes held-out questions and scores them.
+
+`predictions.jsonl` has one line a prediction, `results.json` the accuracies with 95% intervals.
+"""
+
+import dataclasses
+import itertools
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import seqio
+from flax.linen import partitioning
+
+from cot_flax.axes import all_gather
+from cot_flax.data.batches import TaskBatches, find_task
+from cot_flax.data.features import fingerprint
+from cot_flax.data.registration import cot_task
+from cot_flax.errors import UserError
+from cot_flax.evaluation.outputs import PREDICTIONS, RESULTS
+from cot_flax.files import make_folder
+from cot_flax.generation.beam import RULES, beam_search
+from cot_flax.generation.decoding import for_decoding
+from cot_flax.generation.sampling import Sampling
+from cot_flax.generation.slots import bucket, decode_all
+from cot_flax.students.t5.model import T5
+from cot_flax.text import scoring
+from cot_flax.text.answers import MODES
+from cot_flax.training import hosts, sharding, state, step
+from cot_flax.weights.access import Access
+from cot_flax.weights.opening import open_source
+from cot_flax.weights.source import load
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How answers are made and read.
+
+    Attributes:
+        max_tokens: of a chain with its answer.
+        batch_size: prompts decoded at once.
+        samples: chains a prompt.
+        temperature: 0 is greedy.
+        top_k: only the k likeliest tokens are drawn; 0 is off.
+        top_p: only the fewest likeliest tokens that together have this probability; 1 is off.
+        beams: of beam search, whose best answer counts; 1 is greedy or sampled decoding.
+        length_penalty: of beam search; None is the default of its rule.
+        beam_rule: "huggingface" or "t5x": whose beam search it is.
+        seed: of the sampling; a prompt's samples depend on it and on the prompt's place alone.
+        mode: of answers.extract_answer: "flexible", "strict" or a paper's rule by name.
+    """
+
+    max_tokens: int = 256
+    batch_size: int = 32
+    samples: int = 1
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    beams: int = 1
+    length_penalty: float | None = None
+    beam_rule: str = "huggingface"
+    seed: int = 0
+    mode: str = "flexible"
+
+    def __post_init__(self):
+        if self.mode not in MODES:
+            raise UserError(f"extraction mode {self.mode!r}", f"one of {MODES}", "correct the name")
+        if self.beam_rule not in RULES:
+            raise UserError(
+                f"beam rule {self.beam_rule!r}", f"one of {tuple(RULES)}", "correct the name"
+            )
+        if self.temperature < 0:
+            raise UserError(f"temperature {self.temperature}", "0 or more", "set TEMPERATURE")
+        if self.top_k < 0:
+            raise UserError(f"top_k {self.top_k}", "1 or more, or 0 to be off", "set TOP_K")
+        if not 0 < self.top_p <= 1:
+            raise UserError(f"top_p {self.top_p}", "above 0, at most 1", "set TOP_P")
+        if self.beams < 1:
+            raise UserError(f"{self.beams} beams", "1 or more", "set NUM_BEAMS=1 to be greedy")
+        if self.beams > 1 and (self.samples > 1 or self.temperature > 0):
+            raise UserError(
+                f"{self.beams} beams, {self.samples} samples, temperature {self.temperature}",
+                "1 sample at temperature 0 with beam search, which draws nothing",
+                "set NUM_SAMPLES=1 and TEMPERATURE=0, or NUM_BEAMS=1",
+            )
+
+
+def evaluate(
+    *,
+    checkpoint_path: str,
+    output_dir: str,
+    mixture_or_task_name: str | Sequence[str],
+    split: str = "test",
+    decoding: Decoding = Decoding(),
+    max_examples: int | None = None,
+    mesh: sharding.MeshConfig = sharding.MeshConfig(),  # noqa: B008 (frozen)
+    access: Access = Access(),  # noqa: B008 (frozen)
+) -> dict:
+    """Evaluates a checkpoint on tasks, or on all tasks of mixtures; writes and returns the results.
+
+    Args:
+        checkpoint_path: a checkpoint of ours, of Hugging Face or its hub, or of T5X.
+        mesh: the devices, of all processes, share out the prompts and the parameters.
+        access: what reading it may do.
+
+    Raises:
+        UserError: no checkpoint, an unknown task, a task of another vocabulary than the checkpoint,
+            a folder that cannot be written to.
+    """
+    source = open_source(checkpoint_path, access)
+    module = T5(source.config)
+    tasks = task_names(mixture_or_task_name)
+    for task in tasks:  # all before the first is decoded
+        cot_task(task)
+        _check_split(task, split)
+        _check_vocabulary(task, source)
+    devices = sharding.make_mesh(mesh)
+    if hosts.is_first():
+        make_folder(output_dir)  # what cannot be written should not be decoded first
+    with jax.set_mesh(devices), partitioning.axis_rules(mesh.rules()):
+        params = load(source, state.abstract_params(module, devices, mesh.rules()))
+        predictions = {
+            task: predict(module, params, task, split, decoding, max_examples) for task in tasks
+        }
+    results = {
+        "checkpoint": source.place,
+        "split": split,
+        "decoding": dataclasses.asdict(decoding),
+        "tasks": {task: summarize(rows) for task, rows in predictions.items()},
+    }
+    if hosts.is_first():
+        write(output_dir, itertools.chain(*predictions.values()), results)
+    return results
+
+
+def predict(
+    module: T5,
+    params: dict,
+    task: str,
+    split: str,
+    decoding: Decoding,
+    max_examples: int | None = None,
+) -> list[dict]:
+    """Decodes and scores a split of one task.
+
+    Returns:
+        A dict a prediction, in the order of the data: task, format, id, prompt, gold, sample,
+        text, extracted, right, and steps where the data set has them.
+    """
+    about = cot_task(task)
+    examples = read_examples(task, split, max_examples)
+    vocabulary = seqio.get_mixture_or_task(task).output_features["targets"].vocabulary
+    texts = _decode_all(module, params, examples, vocabulary, decoding)
+    golds = [example["answer"].decode() for example in examples]
+    rows = []
+    for sample in range(decoding.samples):
+        drawn = [samples[sample] for samples in texts]
+        scores = scoring.score(drawn, golds, kind=about.answer_kind, mode=decoding.mode)
+        for example, gold, text, score in zip(examples, golds, drawn, scores, strict=True):
+            row = {
+                "task": task,
+                "format": about.format,
+                "id": example["id"].decode(),
+                "prompt": example["inputs_pretokenized"].decode(),
+                "gold": gold,
+                "sample": sample,
+                "text": text,
+                "extracted": score.extracted,
+                "right": score.right,
+            }
+            rows.append(row | ({"steps": int(example["steps"])} if "steps" in example else {}))
+    return rows
+
+
+def summarize(rows: Sequence[Mapping]) -> dict:
+    """Accuracy with its interval and parse failures: of all rows, and by number of steps."""
+
+    def summary(chosen):
+        return scoring.summarize((row["right"], row["extracted"]) for row in chosen)
+
+    steps = sorted({row["steps"] for row in rows if "steps" in row})
+    by_steps = {str(n): summary([r for r in rows if r.get("steps") == n]) for n in steps}
+    return summary(rows) | {"by_steps": by_steps}
+
+
+def write(output_dir: str, rows, results: dict) -> None:
+    """Writes predictions.jsonl and results.json."""
+    folder = make_folder(output_dir)
+    with (folder / PREDICTIONS).open("w") as file:
+        for row in rows:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    (folder / RESULTS).write_text(json.dumps(results, indent=2) + "\n")
+
+
+@dataclass(frozen=True)
+class AccuracyEvaluator:
+    """The accuracy on the first `max_examples` of a split, for the middle of a run."""
+
+    mixture_or_task_name: str
+    split: str = "validation"
+    max_examples: int = 100
+    decoding: Decoding = Decoding()
+
+    def __call__(self, module: T5, params: dict) -> dict[str, float]:
+        metrics = {}
+        for task in task_names(self.mixture_or_task_name):
+            rows = predict(module, params, task, self.split, self.decoding, self.max_examples)
+            summary = summarize(rows)
+            metrics[f"{task}/accuracy"] = summary["accuracy"]
+            metrics[f"{task}/parse_failure_rate"] = summary["parse_failure_rate"]
+        return metrics
+
+
+@dataclass(frozen=True)
+class LossEvaluator:
+    """The loss and its companions on the first `batches` of held-out data."""
+
+    data: TaskBatches
+    batches: int = 20
+
+    def __call__(self, module: T5, params: dict) -> dict[str, float]:
+        objective, mesh = step.Objective(), jax.tree.leaves(params)[0].sharding.mesh
+        rows = sharding.Rows(mesh, self.data.batch_size, self.data.shards)
+        sums = jax.jit(
+            lambda params, batch: step.loss_sums(module, objective, params, batch)[1],
+            out_shardings=sharding.replicated(mesh),
+        )
+        total: dict[str, float] = {}
+        for batch in itertools.islice(self.data.batches(0, rows.shards), self.batches):
+            for name, value in jax.device_get(sums(params, rows.put(batch))).items():
+                total[name] = total.get(name, 0.0) + float(value)
+        return step.summarize(total)
+
+
+def task_names(names: str | Sequence[str]) -> list[str]:
+    """The tasks behind names of tasks and mixtures."""
+    found = []
+    for name in [names] if isinstance(names, str) else names:
+        provider = find_task(name)
+        found += [task.name for task in getattr(provider, "tasks", [provider])]
+    return list(dict.fromkeys(found))
+
+
+def read_examples(task: str, split: str, max_examples: int | None) -> list[dict]:
+    """The examples of a split as NumPy values, uncut."""
+    _check_split(task, split)
+    dataset = find_task(task).get_dataset(
+        sequence_length=None, split=split, shuffle=False, num_epochs=1
+    )
+    return list(itertools.islice(dataset.as_numpy_iterator(), max_examples))
+
+
+def _decode_all(module, params, examples, vocabulary, decoding) -> list[list[str]]:
+    """Texts [examples][samples]."""
+    module, params = for_decoding(module, params)
+    inputs = [example["inputs"] for example in examples]
+    search = _search if decoding.beams > 1 else _continue
+    return [
+        [vocabulary.decode(_until_eos(ids_T)) for ids_T in ids_NT]
+        for ids_NT in search(module, params, inputs, decoding)
+    ]
+
+
+def _continue(module, params, inputs, decoding) -> np.ndarray:
+    """Greedy or sampled: int32 [prompts, samples, max_tokens]."""
+    seed, places = jax.random.key(decoding.seed), jnp.arange(len(inputs))
+    return decode_all(
+        module,
+        params,
+        inputs,
+        jax.vmap(jax.random.fold_in, in_axes=(None, 0))(seed, places),
+        slots=decoding.batch_size,
+        max_tokens=decoding.max_tokens,
+        samples=decoding.samples,
+        sampling=Sampling(decoding.temperature, decoding.top_k, decoding.top_p),
+    )
+
+
+def _search(module, params, inputs, decoding) -> np.ndarray:
+    """The best beam alone: int32 [prompts, 1, max_tokens]; prompts of like length go together."""
+    best = np.zeros((len(inputs), 1, decoding.max_tokens), np.int32)
+    order = sorted(range(len(inputs)), key=lambda i: len(inputs[i]))
+    for places in _groups(order, decoding.batch_size):
+        output_BNT, _ = beam_search(
+            module,
+            params,
+            _pad([inputs[i] for i in places]),
+            max_tokens=decoding.max_tokens,
+            beams=decoding.beams,
+            length_penalty=decoding.length_penalty,
+            rule=decoding.beam_rule,
+        )
+        best[places] = all_gather(output_BNT)[:, :1]
+    return best
+
+
+def _groups(order: list[int], size: int) -> Iterator[list[int]]:
+    """Groups of exactly `size`; the last one repeats its last place, whose text is the same."""
+    for start in range(0, len(order), size):
+        group = order[start : start + size]
+        yield group + [group[-1]] * (size - len(group))
+
+
+def _pad(inputs: list[np.ndarray]) -> jax.Array:
+    tokens = np.zeros((len(inputs), bucket(max(map(len, inputs)))), np.int32)
+    for row, ids in zip(tokens, inputs, strict=True):
+        row[: len(ids)] = ids
+    return jnp.asarray(tokens)
+
+
+def _until_eos(ids_T: np.ndarray) -> list[int]:
+    return [int(i) for i in itertools.takewhile(lambda i: i > 1, ids_T)]
+
+
+def _check_split(task, split):
+    splits = find_task(task).splits
+    if split not in splits:
+        raise UserError(f"split {split!r} of {task}", f"one of {sorted(splits)}", "correct it")
+
+
+def _check_vocabulary(task, source):
+    vocabulary = find_task(task).output_features["targets"].vocabulary
+    wanted = fingerprint(vocabulary)
+    if source.vocabulary and source.vocabulary != wanted:
+        raise UserError(
+            f"a checkpoint with vocabulary {source.vocabulary} at {source.place}",
+            f"vocabulary {wanted} of {task}",
+            "evaluate on tasks of the checkpoint's vocabulary",
+        )
+    rows, ids = source.config.vocab_size, vocabulary.vocab_size
+    if ids > rows:
+        raise UserError(
+            f"{task} with a vocabulary of {ids:,} ids for the {rows:,} rows of {source.place}",
+            "a row an id at least",
+            "evaluate on tasks of the checkpoint's vocabulary",
+        )

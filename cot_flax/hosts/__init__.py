@@ -1,0 +1,1 @@
+"""Trainers of others that cot-flax runs under."""

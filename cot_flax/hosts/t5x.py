@@ -1,0 +1,237 @@
+"""Our student and objective inside T5X's own `train`, `eval` and `infer`: the one import of T5X.
+
+What T5X's gin files need beside it is here too; gin/t5x/ puts it together.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+from cot_flax.errors import UserError
+
+try:
+    from t5x import models, optimizers, utils
+except ImportError as error:
+    raise UserError(
+        f"no T5X ({error})",
+        "T5X at commit cc342d41 with airio and jestimator, all three from GitHub",
+        "install them as the README says, or use our own trainer (cot-flax train)",
+    ) from error
+
+import jax
+import jax.numpy as jnp
+import optax
+import seqio
+from clu.metrics import Average
+from flax.core import freeze, unfreeze
+
+from cot_flax.data.batches import TaskBatches, find_task
+from cot_flax.data.converter import DistillationFeatureConverter
+from cot_flax.evaluation.evaluate import Decoding
+from cot_flax.generation.beam import beam_search
+from cot_flax.generation.decoding import decode, for_decoding
+from cot_flax.objectives.losses import Objective
+from cot_flax.students.t5.model import T5, T5Config
+from cot_flax.training import sharding
+from cot_flax.training.optimizers import Optimizer
+from cot_flax.training.step import loss_sums
+
+
+class DistillationModel(models.EncoderDecoderModel):
+    """A `t5x.models.EncoderDecoderModel` of our student, trained with our objective.
+
+    Parameters have T5X's names and logical axes, so checkpoints of t5x/examples/t5 fit.
+
+    Args:
+        config: the student; not scanned, or its parameters have other names than T5X's.
+        objective: what training and evaluation compute. Batches without a teacher's rows have
+            plain cross entropy.
+        vocabulary: of inputs and targets.
+        optimizer: T5X makes no step without one; None for evaluation and inference.
+        decoding: how `predict_batch` decodes; its `max_tokens` is the length of predictions.
+        microbatches: T5X's, which adds up the gradients of their means: each counts as much.
+
+    Raises:
+        UserError: adapters, or several samples a prompt, of which T5X knows nothing.
+    """
+
+    FEATURE_CONVERTER_CLS = DistillationFeatureConverter
+
+    def __init__(
+        self,
+        *,
+        config: T5Config,
+        vocabulary: seqio.Vocabulary,
+        objective: Objective = Objective(),  # noqa: B008 (frozen)
+        optimizer: Optimizer | None = None,
+        decoding: Decoding = Decoding(),  # noqa: B008 (frozen)
+        microbatches: int = 1,
+    ):
+        if config.lora is not None:
+            raise UserError(
+                "LoRA under T5X", "a model without adapters", "train it with cot-flax train"
+            )
+        if decoding.samples > 1:
+            raise UserError(
+                f"{decoding.samples} samples a prompt under T5X", "1", "use cot-flax evaluate"
+            )
+        self.objective, self._decoding, self._microbatches = objective, decoding, microbatches
+        super().__init__(
+            module=T5(config),
+            input_vocabulary=vocabulary,
+            output_vocabulary=vocabulary,
+            optimizer_def=None if optimizer is None else OptaxOptimizer(optimizer.transform),
+        )
+
+    def get_initial_variables(self, rng, input_shapes, input_types=None):
+        """Draws the parameters, and names their axes; the shapes of batches do not matter."""
+        token = jnp.zeros((1, 1), jnp.int32)
+        return freeze(self.module.init(rng, token, token, token))
+
+    def loss_fn(self, params, batch, dropout_rng):
+        """Returns the mean loss of a real target token (nats), and the sums behind the metrics."""
+        objective = self.objective
+        if "teacher_top_ids" not in batch:
+            objective = without_teacher(objective)
+        rng = dropout_rng if self.module.config.uses_dropout else None
+        total, sums = loss_sums(self.module, objective, params, batch, rng)
+        return total / jnp.maximum(sums["tokens"], 1.0) / self._microbatches, _metrics(sums)
+
+    def predict_batch_with_aux(self, params, batch, rng=None):
+        """Continues the prompts of a batch.
+
+        Returns:
+            int32 [B, max_tokens], zeros after the end; and {"scores": float32 [B]}: the
+            log-likelihood (nats), or a beam's score by its rule.
+        """
+        tokens_BS, params, chosen = batch["encoder_input_tokens"], unfreeze(params), self._decoding
+        student, length = for_decoding(self.module, params), chosen.max_tokens
+        if chosen.beams > 1:
+            output_BNT, scores_BN = beam_search(
+                *student,
+                tokens_BS,
+                max_tokens=length,
+                beams=chosen.beams,
+                length_penalty=chosen.length_penalty,
+                rule=chosen.beam_rule,
+            )
+            return output_BNT[:, 0], {"scores": scores_BN[:, 0]}
+        keys_B = None if rng is None else jax.random.split(rng, len(tokens_BS))
+        settings = {name: getattr(chosen, name) for name in ("temperature", "top_k", "top_p")}
+        output_BT = decode(*student, tokens_BS, max_tokens=length, rng=keys_B, **settings)[:, 0]
+        # Nothing is computed for the scores where T5X asks for predictions alone.
+        return output_BT, {"scores": self.score_batch(params, _as_targets(tokens_BS, output_BT))}
+
+    def _compute_logits(self, params, batch, dropout_rng=None, mutable=False):
+        """For T5X's `score_batch`."""
+        return self.module.apply(
+            {"params": params},
+            batch["encoder_input_tokens"],
+            batch["decoder_input_tokens"],
+            batch["decoder_target_tokens"],
+            batch.get("encoder_segment_ids"),
+            batch.get("decoder_segment_ids"),
+            enable_dropout=dropout_rng is not None,
+            rngs=None if dropout_rng is None else {"dropout": dropout_rng},
+            mutable=mutable,
+        )
+
+
+class OptaxOptimizer(optimizers.OptaxWrapper):
+    """T5X's wrapper, for every optax transformation and not only those whose states it lists."""
+
+    def derive_logical_axes(self, optimizer, param_logical_axes):
+        """A leaf of the state that has its parameter's shape lies where the parameter does."""
+
+        def masked(leaf):  # a parameter that another part of a partitioned transform serves
+            return isinstance(leaf, optax.MaskedNode)
+
+        def place(leaf, param, axes):
+            return leaf if masked(leaf) else axes if leaf.shape == param.shape else None
+
+        states = optax.tree_map_params(
+            self.optax_optimizer,
+            place,
+            optimizer.state.param_states,
+            optimizer.target,
+            param_logical_axes,
+            transform_non_params=lambda _: None,
+            is_leaf=masked,
+        )
+        state = optimizers.OptimizerState(step=None, param_states=states)
+        return optimizer.replace(target=param_logical_axes, state=state)
+
+
+def without_teacher(objective: Objective) -> Objective:
+    """The same with cross entropy alone."""
+    return dataclasses.replace(objective, kl_weight=0.0)
+
+
+def check_data(cfg: utils.DatasetConfig, model: DistillationModel) -> None:
+    """T5X's `verify_matching_vocabs_fn`; it also raises UserError as `TaskBatches.check` does.
+
+    So a run that asks for KL stops where its training data has no teacher's row.
+    """
+    utils.verify_matching_vocabs(cfg, model)
+    if cfg.split == "train":
+        data = TaskBatches(
+            cfg.mixture_or_task_name,
+            cfg.task_feature_lengths,
+            cfg.batch_size,
+            use_cached=cfg.use_cached,
+        )
+        data.check(model.objective, model.module.config.vocab_size)
+
+
+def mixture(names: str | Sequence[str]) -> str:
+    """One name for T5X, which takes no list of tasks: a mixture of them is registered."""
+    if isinstance(names, str):
+        return names
+    name = ":".join(names)
+    if name not in seqio.MixtureRegistry.names():
+        seqio.MixtureRegistry.add(name, list(names), default_rate=1.0)
+    return name
+
+
+def vocabulary(mixture_or_task_name: str) -> seqio.Vocabulary:
+    """The vocabulary of a registered task or mixture."""
+    return find_task(mixture_or_task_name).output_features["targets"].vocabulary
+
+
+def axis_rules(mesh: sharding.MeshConfig) -> list[tuple[str, str | None]]:
+    """The logical axis rules of our own trainer, for T5X's partitioner."""
+    return mesh.rules()
+
+
+def eval_period(period: int, checkpoint_period: int) -> int:
+    """Steps between evaluations: 0 is at the end alone to us, and never to T5X."""
+    return period or checkpoint_period
+
+
+def fresh_start(state_dict, target_state_dict, *, is_resuming: bool = False):
+    """T5X's transformation of a checkpoint to start from: its parameters alone are taken.
+
+    So training begins at step 0 with a fresh optimizer, as our own trainer does, whatever optimizer
+    the checkpoint comes from. With `fallback_to_scratch`, which fills in the rest.
+    """
+    return state_dict if is_resuming else {"target": state_dict["target"]}
+
+
+def _metrics(sums: Mapping[str, jax.Array]) -> dict[str, Average]:
+    """Means over any number of batches, under the names of `training.step.summarize`."""
+    tokens = sums["tokens"]
+    names = ("loss", "cross_entropy", "token_accuracy")
+    means = {name: Average(sums[name], tokens) for name in names}
+    if "soft_tokens" in sums:
+        soft = sums["soft_tokens"]
+        means |= {n[5:]: Average(total, soft) for n, total in sums.items() if n[:5] == "soft/"}
+        means["teacher_fraction"] = Average(soft, tokens)
+    return means
+
+
+def _as_targets(tokens_BS, output_BT) -> dict[str, jax.Array]:
+    return {
+        "encoder_input_tokens": tokens_BS,
+        "decoder_input_tokens": jnp.pad(output_BT, ((0, 0), (1, 0)))[:, :-1],
+        "decoder_target_tokens": output_BT,
+        "decoder_loss_weights": output_BT > 0,
+    }

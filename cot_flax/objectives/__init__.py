@@ -1,0 +1,1 @@
+"""What a run minimises: cross entropy and the teacher's top-k KL."""

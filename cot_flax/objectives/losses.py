@@ -1,0 +1,229 @@
+"""Objectives: token cross entropy, and the KL divergence from a teacher's stored top-k.
+
+Every function is pure and unreduced: one float32 value in nats a position. Padding is not masked
+here; whoever sums multiplies by the loss weights. A teacher entry with id 0 is absent (0 is the
+padding token, which no teacher emits); a position whose entries are all absent has no teacher.
+`cross_entropy` and `topk_kl` read whole logits; what they compute, they compute from `Statistics`,
+which head_loss.py has without holding the logits of more than a tile of positions.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jax.nn import log_softmax, logsumexp
+
+from cot_flax.errors import UserError
+from cot_flax.objectives.statistics import ABSENT, Statistics, statistics_of
+
+TAILS = ("bucket", "ignore", "renormalize")
+ROUNDING = 1e-6
+"""Tail masses below this are float32 rounding of a sum of probabilities, and count as none."""
+
+
+def cross_entropy(logits_BTV, targets_BT, *, z_loss: float = 0.0, label_smoothing: float = 0.0):
+    """-sum_v t_v log q_v + z_loss * (log Z)^2, less the entropy of the smoothed targets.
+
+    With smoothing s the target has 1 - s and every other token s / (V - 1); subtracting the
+    entropy makes 0 the minimum, as in T5X (losses.compute_weighted_cross_entropy).
+
+    Args:
+        logits_BTV: float, unnormalised.
+        targets_BT: int32 ids.
+
+    Returns:
+        float32 [B, T], nats.
+    """
+    settings = Objective(z_loss=z_loss, label_smoothing=label_smoothing)
+    return settings(logits_BTV, targets_BT, None, None)
+
+
+def topk_kl(
+    logits_BTV,
+    teacher_ids_BTK,
+    teacher_logprobs_BTK,
+    *,
+    tail: str = "bucket",
+    temperature: float = 1.0,
+):
+    """KL(teacher || student) from the teacher's k stored entries.
+
+    With p the teacher's k probabilities, M their sum, q the student's softmax over all of V:
+
+    - "bucket": sum_i p_i log(p_i/q_i) + (1-M) log((1-M)/(1-sum_i q_i)): the k ids and one class
+      for the rest. A lower bound of the KL over V (data processing inequality), 0 only where
+      those k+1 classes match. At temperature T both sides' k+1 classes become p^(1/T),
+      renormalised.
+    - "ignore": sum_i p_i log(p_i/q_i), M not renormalised; its minimum is M log M, below 0
+      (paper [1], src/utils.py kl_divergence).
+    - "renormalize": p_i / M against q over all of V; at temperature T, softmax(log p / T) against
+      softmax(z / T).
+
+    The student is never renormalised over the k: that would hide the mass it puts elsewhere.
+
+    Args:
+        logits_BTV: float, unnormalised.
+        teacher_ids_BTK: int32; 0 marks an absent entry. The ids of a position are distinct.
+        teacher_logprobs_BTK: float32 natural logs; ignored where the id is 0.
+        tail: one of TAILS.
+        temperature: T > 0. Not multiplied by T^2 here; `Objective` does that.
+
+    Returns:
+        float32 [B, T], nats. Meaningless where a position has no teacher entry.
+
+    Raises:
+        ValueError: an unknown tail, or "ignore" at a temperature other than 1.
+    """
+    if tail not in TAILS:
+        raise ValueError(f"got tail {tail!r}; expected one of {TAILS}")
+    if tail == "ignore" and temperature != 1.0:
+        raise ValueError(f"got tail 'ignore' at temperature {temperature}; expected 1.0")
+    student = statistics_of(logits_BTV, None, teacher_ids_BTK, temperature=temperature)
+    return _topk_kl(student, teacher_ids_BTK, teacher_logprobs_BTK, tail, temperature)
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """What a run minimises: cross entropy, the teacher's top-k KL, or a mixture of both.
+
+    kl_weight * T^2 * KL_T + (1 - kl_weight) * CE; plain CE where a position has no teacher. T^2
+    multiplies the loss itself, hence its gradient, which keeps the gradient's size about the same
+    at every temperature (Hinton et al. 2015, section 2). z_loss applies to every position.
+
+    Attributes:
+        kl_weight: 0 is plain cross entropy, 1 the KL alone wherever a position has a teacher.
+        tail: see `topk_kl`.
+        temperature: see `topk_kl`.
+        z_loss: weight of (log Z)^2, 1e-4 in T5X's pre-training, 0 in papers [1]-[4].
+        label_smoothing: of the cross entropy.
+
+    Raises:
+        UserError: a value out of its range.
+    """
+
+    kl_weight: float = 0.0
+    tail: str = "bucket"
+    temperature: float = 1.0
+    z_loss: float = 0.0
+    label_smoothing: float = 0.0
+
+    def __post_init__(self):
+        if self.tail not in TAILS:
+            raise UserError(f"tail {self.tail!r}", f"one of {TAILS}", "set Objective.tail")
+        if self.tail == "ignore" and self.temperature != 1.0:
+            raise UserError(
+                f"tail 'ignore' at temperature {self.temperature}",
+                "temperature 1.0, since un-normalised masses cannot be tempered",
+                "set Objective.temperature = 1.0 or another tail",
+            )
+        if not 0.0 <= self.kl_weight <= 1.0:
+            raise UserError(f"kl_weight {self.kl_weight}", "0 to 1", "set Objective.kl_weight")
+        if self.temperature <= 0.0:
+            raise UserError(
+                f"temperature {self.temperature}", "above 0", "set Objective.temperature"
+            )
+
+    @property
+    def uses_teacher(self) -> bool:
+        return self.kl_weight > 0.0
+
+    @property
+    def vocabulary_temperature(self) -> float:
+        """Of the student's whole softmax; "bucket" tempers its k + 1 classes alone."""
+        return self.temperature if self.uses_teacher and self.tail == "renormalize" else 1.0
+
+    def __call__(self, logits_BTV, targets_BT, teacher_ids_BTK, teacher_logprobs_BTK):
+        """Returns the float32 loss of every position, [B, T], nats; no teacher is None, None."""
+        ids_BTK = teacher_ids_BTK if self.uses_teacher else None
+        temperature = self.vocabulary_temperature
+        student = statistics_of(logits_BTV, targets_BT, ids_BTK, temperature=temperature)
+        return self.of(student, logits_BTV.shape[-1], ids_BTK, teacher_logprobs_BTK)
+
+    def of(self, student: Statistics, vocab_size: int, ids, logprobs):
+        """The same from the statistics of the logits, [...]."""
+        log_z = logsumexp(student.classes(), axis=-1)
+        loss = _cross_entropy(student, log_z, vocab_size, self.label_smoothing)
+        if self.uses_teacher:
+            kl = _topk_kl(student, ids, logprobs, self.tail, self.temperature)
+            mixed = self.kl_weight * self.temperature**2 * kl + (1.0 - self.kl_weight) * loss
+            loss = jnp.where(jnp.any(ids > 0, axis=-1), mixed, loss)
+        return loss + self.z_loss * jnp.square(log_z)
+
+    def metrics(self, student: Statistics, targets, ids, logprobs) -> dict[str, jax.Array]:
+        """What a run logs, float32 [...] each; names that begin with "soft/" mean something only
+        where a position has a teacher.
+
+        `cross_entropy` and `token_accuracy` of the targets, `soft/kl_at_temperature` of this
+        objective's tail, and `teacher_metrics`.
+        """
+        log_z = logsumexp(student.classes(), axis=-1)
+        hard = {
+            "cross_entropy": log_z - student.target,
+            "token_accuracy": (student.best == targets).astype(jnp.float32),
+        }
+        if not self.uses_teacher:
+            return hard
+        soft = teacher_metrics(student, ids, logprobs)
+        soft["kl_at_temperature"] = _topk_kl(student, ids, logprobs, self.tail, self.temperature)
+        return hard | {f"soft/{name}": value for name, value in soft.items()}
+
+
+def teacher_metrics(student: Statistics, ids, logprobs) -> dict[str, jax.Array]:
+    """What a run logs about teacher and student at temperature 1.
+
+    Args:
+        ids: int32 [..., K].
+        logprobs: float32 [..., K].
+
+    Returns:
+        float32 [...] each, meaningful where a position has a teacher:
+        `kl` (bucket, nats), `teacher_entropy` (of the k+1 classes, nats), `teacher_mass` and
+        `student_mass` (probability on the k ids), `agreement` (1.0 where the student's most
+        probable token is the teacher's).
+    """
+    log_p = jnp.where(ids > 0, logprobs, ABSENT)
+    classes = _with_rest(log_p)
+    best_teacher = jnp.take_along_axis(ids, jnp.argmax(log_p, axis=-1)[..., None], axis=-1)[..., 0]
+    return {
+        "kl": _topk_kl(student, ids, logprobs, "bucket", 1.0),
+        "teacher_entropy": -jnp.sum(jnp.exp(classes) * classes, axis=-1),
+        "teacher_mass": jnp.sum(jnp.exp(log_p), axis=-1),
+        "student_mass": jnp.sum(jnp.exp(log_softmax(student.classes())[..., :-1]), axis=-1),
+        "agreement": (student.best == best_teacher).astype(jnp.float32),
+    }
+
+
+def _cross_entropy(student, log_z, vocab_size, label_smoothing):
+    if not label_smoothing:
+        return log_z - student.target
+    others = vocab_size - 1
+    on, off = 1.0 - label_smoothing, label_smoothing / others
+    loss = log_z - on * student.target - off * (student.total - student.target)
+    return loss + on * jnp.log(on) + others * off * jnp.log(off)
+
+
+def _topk_kl(student, ids, logprobs, tail, temperature):
+    log_p = jnp.where(ids > 0, logprobs, ABSENT)
+    if tail == "bucket":
+        log_p, log_q = _with_rest(log_p), log_softmax(student.classes())
+        if temperature != 1.0:
+            log_p, log_q = log_softmax(log_p / temperature), log_softmax(log_q / temperature)
+        return _kl(log_p, log_q)
+    if tail == "renormalize":
+        log_p = log_softmax(log_p / temperature)
+    return _kl(log_p, log_softmax(student.classes(temperature))[..., :-1])
+
+
+def _with_rest(log_p):
+    """Appends the log of the mass outside the k as class K, [..., K + 1]."""
+    rest = 1.0 - jnp.sum(jnp.exp(log_p), axis=-1, keepdims=True)
+    some = rest > ROUNDING
+    log_rest = jnp.where(some, jnp.log(jnp.where(some, rest, 1.0)), ABSENT)
+    return jnp.concatenate([log_p, log_rest], axis=-1)
+
+
+def _kl(log_p, log_q):
+    """Sums p (log p - log q) over the last axis; classes with p = 0 add nothing, nor a gradient."""
+    present = jnp.exp(log_p) > 0
+    difference = jnp.where(present, log_p - log_q, 0.0)
+    return jnp.sum(jnp.exp(log_p) * difference, axis=-1)

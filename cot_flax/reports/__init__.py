@@ -1,0 +1,1 @@
+"""What a person reads: HTML pages, terminal tables, the model card."""

@@ -1,0 +1,95 @@
+"""The HTML page of a report, made of report.html.jinja and report.css."""
+
+import itertools
+import shlex
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+import cot_flax
+from cot_flax.evaluation.outputs import Run, base_of
+from cot_flax.reports.comparison import cells, examples, panels, plots, tables
+from cot_flax.reports.comparison.cells import Cell
+
+TEMPLATE = "report.html.jinja"
+BLUE, RED = "0, 114, 178", "213, 94, 0"
+
+
+def render(runs: Sequence[Run], path: Path) -> str:
+    """The page as text; `path` is where it will lie, for the command in its footer."""
+    base = base_of(runs)
+    columns = tables.compare([run.tasks for run in runs], base)
+    groups = itertools.groupby(column.group for column in columns)
+    return (
+        _environment()
+        .get_template(TEMPLATE)
+        .render(
+            runs=runs,
+            looks=plots.looks(runs),
+            base=base,
+            columns=columns,
+            groups=[(name, len(list(part))) for name, part in groups],
+            figures=_figures(runs),
+            examples=examples.examples(runs),
+            titles=tables.FORMAT_TITLES,
+            decodings=decodings(runs),
+            command=command(runs, path),
+            made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+            version=cot_flax.__version__,
+        )
+    )
+
+
+def shade(cell: Cell | None, kind: str) -> str:
+    """A cell's light background: blue grows with the value; a change below 0 is red."""
+    if cell is None:
+        return "transparent"
+    change = kind == "change"
+    strength = min(1.0, abs(cell.value) * (2 if change else 1))
+    return f"rgba({RED if change and cell.value < 0 else BLUE}, {0.22 * strength:.3f})"
+
+
+def decodings(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
+    """The different evaluation settings in words, each with the labels of its runs."""
+    found: dict[str, list[str]] = {}
+    for run in runs:
+        if run.results:
+            settings = {"split": run.results.get("split"), **run.results.get("decoding", {})}
+            words = ", ".join(f"{name} {value}" for name, value in settings.items())
+            found.setdefault(words, []).append(run.label)
+    return list(found.items())
+
+
+def command(runs: Sequence[Run], path: Path) -> str:
+    """What makes the page again, with folders' names as labels."""
+    folders = [str(run.folder) for run in runs]
+    return shlex.join(["cot-flax", "report", *folders, "--out", str(path)])
+
+
+def _figures(runs: Sequence[Run]) -> dict[str, list[tuple[panels.Panel, Markup]]]:
+    looks, labels = plots.looks(runs), [run.label for run in runs]
+    groups = {
+        "steps": panels.steps_panels(runs),
+        "loss": panels.loss_panels(runs),
+        "accuracy": panels.accuracy_panels(runs),
+    }
+    return {
+        name: [(panel, Markup(plots.draw(panel, looks, labels))) for panel in group]
+        for name, group in groups.items()
+    }
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    named = (cells.percent, cells.signed, cells.interval, cells.signed_interval, shade)
+    environment.filters.update({function.__name__: function for function in named})
+    return environment

@@ -1,0 +1,155 @@
+"""Tables of results for the command line, readable at 80 columns."""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from cot_flax.evaluation import outputs
+from cot_flax.reports.comparison import tables
+from cot_flax.reports.comparison.cells import (
+    Cell,
+    from_summary,
+    interval,
+    percent,
+    pool,
+    signed,
+    signed_interval,
+)
+from cot_flax.reports.comparison.tables import Column
+
+LABEL_WIDTH = 16
+"""Longer labels are folded."""
+GAP = 3
+"""Characters between columns."""
+
+
+def print_results(results: dict, console: Console | None = None) -> None:
+    """Prints one results.json: a row a task, questions of few and of many steps apart.
+
+    Args:
+        results: what `evaluate.evaluate` returns.
+        console: where to; by default standard output.
+    """
+    tasks = results["tasks"]
+    console = console or Console()
+    console.print(Text(f"Right answers in %, split {results['split']}", style="bold"))
+    table = _table("task")
+    for name in ("all", "95%\ninterval", "n", "unparsed"):
+        table.add_column(name, justify="right", no_wrap=True)
+    halves = _halves(tasks)
+    for half in halves:
+        header = tables.steps_title(half[0], half[-1]).replace(" ", "\n")
+        table.add_column(header, justify="right", no_wrap=True)
+    for task, summary in tasks.items():
+        table.add_row(Text(" ".join(tables.task_title(task))), *_result_row(summary, halves))
+    console.print(table)
+
+
+def print_table(runs: Mapping[str, Path], console: Console | None = None) -> None:
+    """Prints the comparison of runs: a row a run, the best of a column in bold.
+
+    Args:
+        runs: as in `write`.
+        console: where to; by default standard output.
+
+    Raises:
+        UserError: as `write`.
+    """
+    found = outputs.read_runs(runs)
+    console = console or Console()
+    columns = tables.compare([run.tasks for run in found], outputs.base_of(found))
+    labels = max(len(run.label) for run in found)
+    console.print(
+        "Right answers in %, below them the 95% interval; bold is the best of a column.\n"
+    )
+    for title, part in parts(columns, console.width - min(labels, LABEL_WIDTH) - GAP):
+        console.print(Text(title, style="bold"))
+        table = _table("run")
+        for column in part:
+            table.add_column(_header(column), justify="right", no_wrap=True)
+        if part[0].kind == "many steps":
+            table.caption = f"{part[0].subtitle}: in the format that a run does best over all"
+        for i, run in enumerate(found):
+            table.add_row(Text(run.label), *(_cell(column, column.cells[i]) for column in part))
+        console.print(table)
+        console.print()
+    for run in found:
+        for sentence in run.missing:
+            console.print(f"{run.label} has {sentence}.", markup=False, highlight=False)
+
+
+def parts(columns: Sequence[Column], width: int) -> list[tuple[str, list[Column]]]:
+    """The main table as tables of at most `width` characters without their first column.
+
+    One a reasoning data set and one of general ability; what does not fit is continued.
+    """
+    found: list[tuple[str, list[Column]]] = []
+    for title, group in itertools.groupby(columns, key=_title):
+        room = 0
+        for column in group:
+            needed = _width(column) + GAP
+            if needed > room:
+                again = bool(found) and found[-1][0].startswith(title)
+                found.append((f"{title}, continued" if again else title, []))
+                room = width
+            found[-1][1].append(column)
+            room -= needed
+    return found
+
+
+def _title(column: Column) -> str:
+    reasoning = column.group == tables.REASONING
+    return f"{column.group}, {column.title}" if reasoning else column.group
+
+
+def _width(column: Column) -> int:
+    texts = [Text(_header(column)), *(_cell(column, cell) for cell in column.cells)]
+    return max(line.cell_len for text in texts for line in text.split())
+
+
+def _table(first: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, caption_justify="left", show_edge=False)
+    table.add_column(first, overflow="fold")
+    return table
+
+
+def _halves(tasks: tables.Tasks) -> list[list[int]]:
+    """The step counts that occur: the few, then the many; without an empty half."""
+    numbers = sorted({int(n) for summary in tasks.values() for n in summary.get("by_steps", {})})
+    few = [n for n in numbers if n < tables.MANY_STEPS]
+    return [half for half in (few, numbers[len(few) :]) if half]
+
+
+def _result_row(summary: Mapping, halves: list[list[int]]) -> list[str]:
+    cell, by_steps = from_summary(summary), summary.get("by_steps", {})
+    pooled = [pool(by_steps[str(n)] for n in half if str(n) in by_steps) for half in halves]
+    return [
+        percent(cell.value),
+        interval(cell),
+        str(cell.count),
+        percent(cell.no_answer),
+        *(percent(part.value) if part else "–" for part in pooled),
+    ]
+
+
+def _header(column: Column) -> str:
+    words = column.title if column.is_general_task else column.subtitle
+    if column.kind in ("mean", "change"):
+        words = f"{column.subtitle} {column.title}"
+    return "\n".join(words.split(" ", 1))
+
+
+def _cell(column: Column, cell: Cell | None) -> Text:
+    if cell is None:
+        return Text("–")
+    change = column.kind == "change"
+    value = Text(signed(cell.value) if change else percent(cell.value))
+    if column.is_best(cell) and not change:
+        value.stylize("bold")
+    ends = signed_interval(cell) if change else interval(cell)
+    return Text("\n").join([value, Text(ends, style="dim")])

@@ -1,0 +1,107 @@
+"""The numbers of a preparation's report, derived from the counts in a store's manifest."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from cot_flax.chains.projection import KINDS
+from cot_flax.chains.tally import LENGTH_BIN, MASS_BINS, Tally
+
+NO_LOGPROBS = "no_logprobs"
+"""Counted beside projection.KINDS: positions of chains without any log-probabilities."""
+
+
+def summarize(manifest: Mapping[str, Any], sizes: Mapping[str, int]) -> dict[str, Any]:
+    """The report's JSON; every share is of 1, and a mean over nothing is None.
+
+    records: `read`, which is `kept` + `dropped` + `rejected`; `dropped_by_reason` and
+        `rejected_by_reason` map a reason, the most frequent first, to {`count`, `share` of read}.
+    positions: `total` of all targets, EOS included, `soft`, `one_hot`, `soft_share`; `kinds` maps
+        projection.KINDS and "no_logprobs" to {`count`, `share`}; `chains_without_logprobs`.
+    kept_mass: over the soft positions, `mean`, `mean_tail` (1 - mean), and `bins`: positions by
+        kept mass, in equal bins over [0, 1].
+    questions: `count`, `without_chains`; `kept_chains` and `distinct_chains` (those with different
+        equation sequences) each as {`mean` a question, `counts`: questions by number of chains}.
+    targets: `tokens`, `mean_tokens` a chain, `bin_tokens`, and `counts`: chains by length, keyed by
+        the first length of a bin of `bin_tokens`.
+    files: `bytes`, `bytes_per_token` of the targets, and `sizes` in bytes by name.
+
+    Args:
+        manifest: a store's.
+        sizes: bytes of the store's files by name.
+    """
+    tally = Tally.from_json(manifest["tally"])
+    total_bytes = sum(sizes.values())
+    return {
+        "records": _records(tally),
+        "positions": _positions(tally),
+        "kept_mass": _kept_mass(tally),
+        "questions": {
+            "count": tally.questions,
+            "without_chains": tally.kept_chains["0"],
+            "kept_chains": _chains(tally.kept_chains),
+            "distinct_chains": _chains(tally.distinct_chains),
+        },
+        "targets": {
+            "tokens": tally.tokens,
+            "mean_tokens": _ratio(tally.tokens, tally.kept),
+            "bin_tokens": LENGTH_BIN,
+            "counts": _in_order(tally.target_tokens),
+        },
+        "files": {
+            "bytes": total_bytes,
+            "bytes_per_token": _ratio(total_bytes, tally.tokens),
+            "sizes": dict(sizes),
+        },
+    }
+
+
+def _records(tally: Tally) -> dict[str, Any]:
+    dropped = {reason: n for reason, n in tally.fates.most_common() if reason != "kept"}
+    return {
+        "read": tally.read,
+        "kept": tally.kept,
+        "dropped": tally.dropped,
+        "rejected": tally.rejected.total(),
+        "dropped_by_reason": _shares(dropped, tally.read),
+        "rejected_by_reason": _shares(dict(tally.rejected.most_common()), tally.read),
+    }
+
+
+def _positions(tally: Tally) -> dict[str, Any]:
+    counts = {kind: tally.kinds[kind] for kind in KINDS}
+    counts[NO_LOGPROBS] = tally.tokens - tally.kinds.total()
+    soft = counts["soft"]
+    return {
+        "total": tally.tokens,
+        "soft": soft,
+        "one_hot": tally.tokens - soft,
+        "soft_share": _ratio(soft, tally.tokens),
+        "kinds": _shares(counts, tally.tokens),
+        "chains_without_logprobs": tally.one_hot_chains,
+    }
+
+
+def _kept_mass(tally: Tally) -> dict[str, Any]:
+    mean = _ratio(tally.mass, tally.kinds["soft"])
+    return {
+        "mean": mean,
+        "mean_tail": None if mean is None else 1 - mean,
+        "bins": [tally.kept_mass[str(i)] for i in range(MASS_BINS)],
+    }
+
+
+def _chains(counts: Mapping[str, int]) -> dict[str, Any]:
+    chains = sum(int(number) * n for number, n in counts.items())
+    return {"mean": _ratio(chains, sum(counts.values())), "counts": _in_order(counts)}
+
+
+def _shares(counts: Mapping[str, int], total: int) -> dict[str, dict[str, Any]]:
+    return {name: {"count": n, "share": _ratio(n, total)} for name, n in counts.items()}
+
+
+def _in_order(counts: Mapping[str, int]) -> dict[str, int]:
+    return {key: counts[key] for key in sorted(counts, key=int)}
+
+
+def _ratio(part: float, whole: float) -> float | None:
+    return part / whole if whole else None

@@ -1,0 +1,121 @@
+"""`prepare` on Apache Beam: from samples files to a store, for inputs that want more machines.
+
+With flags for Dataflow, Flink or Spark the steps run there; the inputs and the store then lie where
+all workers reach them, and the workers have cot-flax installed. The DirectRunner holds all records
+in memory: on one machine `data.prepare` is the way.
+"""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+
+import seqio
+import tensorflow as tf
+from etils import epath
+
+from cot_flax.chains.preparation import Settings
+from cot_flax.chains.readers import find_format
+from cot_flax.chains.tally import Tally
+from cot_flax.chains.workers import Job
+from cot_flax.data.features import fingerprint
+from cot_flax.errors import UserError
+from cot_flax.store import beam_steps, layout
+from cot_flax.store.prepare import PARTS, stop_if_nothing_kept, stop_if_too_many_rejected
+
+BYTES_PER_SHARD = 2 << 20
+
+
+def prepare(
+    inputs: Sequence[str],
+    out: str,
+    *,
+    vocabulary: seqio.SentencePieceVocabulary,
+    settings: Settings,
+    flags: Sequence[str] = (),
+    max_rejected: float = 0.05,
+    bytes_per_shard: int = BYTES_PER_SHARD,
+) -> Tally:
+    """Filters, aligns and tokenizes samples into a store, on a Beam runner.
+
+    The store holds the records of `data.prepare`, cut into other shards. The chains of a question
+    need not stand together: they are taken in the order of the inputs, which `cot-flax teach merge`
+    keeps too.
+
+    Args:
+        inputs: files that `teacher.readers` knows, or patterns of them.
+        out: the store's folder. A finished one of the same inputs and settings is left as it is,
+            any other store there is replaced.
+        vocabulary: the student's.
+        settings: what is kept and how it is aligned.
+        flags: Beam's, such as "--runner=DataflowRunner".
+        max_rejected: the share of unreadable records that is allowed, which is known at the end.
+        bytes_per_shard: bytes of input a shard, on average.
+
+    Returns:
+        The counts, in which kept + dropped + rejected = read.
+
+    Raises:
+        UserError: a runner or an input that cannot be used, too many rejected records, or nothing
+            kept.
+    """
+    layout.check_vocabulary(vocabulary)
+    folder, plan = epath.Path(out), _plan(inputs, vocabulary, settings, bytes_per_shard)
+    if tally := layout.finished(folder, plan):
+        return tally
+    pipeline = beam_steps.new_pipeline(flags)
+    layout.remove(folder)
+    (folder / PARTS).rmtree(missing_ok=True)
+    (folder / PARTS).mkdir(parents=True)
+    paths, sizes, _ = zip(*plan["inputs"], strict=True)
+    shards = -(-sum(sizes) // bytes_per_shard)
+    job = Job(vocabulary.sp_model, settings)
+    beam_steps.run(pipeline, paths, out, job, shards=shards)
+    total = _total(folder / PARTS, max_rejected)
+    _finish(folder, shards, total, plan)
+    return total
+
+
+def _plan(inputs, vocabulary, settings, bytes_per_shard) -> dict:
+    """What a store is made of; two stores of one plan are the same."""
+    files = [path for pattern in inputs for path in _matches(str(pattern))]
+    plan = {
+        "format": layout.FORMAT,
+        "inputs": [_status(path) for path in files],
+        "vocabulary": fingerprint(vocabulary),
+        "settings": dataclasses.asdict(settings),
+        "bytes_per_shard": bytes_per_shard,
+    }
+    return json.loads(json.dumps(plan))
+
+
+def _matches(pattern: str) -> list[str]:
+    if found := sorted(tf.io.gfile.glob(pattern)):
+        return found
+    raise UserError(f"no file {pattern}", "a file or a pattern of files", "check the path")
+
+
+def _status(path: str) -> tuple[str, int, float]:
+    """Path, bytes and time; refuses here what a worker would only meet later."""
+    find_format(path)
+    status = epath.Path(path).stat()
+    if not status.length:
+        raise UserError(f"{path}: an empty file", "one record a line", "make the file again")
+    return path, status.length, status.mtime
+
+
+def _total(parts: epath.Path, max_rejected: float) -> Tally:
+    counts = json.loads((parts / beam_steps.COUNTS).read_text())
+    total = Tally.from_json(counts["tally"])
+    assert counts["read"] == total.read, counts
+    stop_if_too_many_rejected(total, max_rejected, str(parts))
+    stop_if_nothing_kept(total, str(parts))
+    return total
+
+
+def _finish(folder: epath.Path, shards: int, total: Tally, plan: dict) -> None:
+    for name in (layout.DROPPED, layout.REJECTED):
+        with (folder / name).open("wb") as whole:
+            for index in range(shards):
+                whole.write(beam_steps.part(folder, index, name).read_bytes())
+    layout.write_layout(folder, shards=shards, tally=total, plan=plan)
+    (folder / PARTS).rmtree()

@@ -1,0 +1,233 @@
+"""The prepared store: kept chains as SeqIO's cached-task layout, with a manifest over it.
+
+    train.tfrecord-00000-of-00007   one tf.train.Example a chain
+    info.train.json, stats.train.json, COMPLETED    what SeqIO reads
+    manifest.json                   teachers, settings, vocabulary, k, counts, checksums
+    dropped.jsonl.gz, rejected.jsonl    every record that is not in it, with the reason
+    prepare_report.html, .json
+
+A teacher's row takes 4 bytes an entry: a uint16 id and a uint16 for its probability. The tail is
+what the entries leave of 1.
+"""
+
+import functools
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import seqio
+import tensorflow as tf
+
+from cot_flax.chains.preparation import Record
+from cot_flax.chains.tally import Tally
+from cot_flax.errors import UserError
+from cot_flax.reports import preparation
+from cot_flax.text.prompts import normalize_question
+
+SPLIT = "train"
+FORMAT = 1  # of the records below; a store of another one has to be made again
+MANIFEST, COMPLETED = "manifest.json", "COMPLETED"
+INFO, STATS = f"info.{SPLIT}.json", f"stats.{SPLIT}.json"
+DROPPED, REJECTED = "dropped.jsonl.gz", "rejected.jsonl"
+LARGEST_VOCABULARY = 1 << 16
+FEATURES = {
+    "id": {"shape": [], "dtype": "string"},
+    "question": {"shape": [], "dtype": "string"},
+    "question_hash": {"shape": [], "dtype": "int64"},
+    "answer": {"shape": [], "dtype": "string"},
+    "first": {"shape": [], "dtype": "int32"},
+    "targets": {"shape": [None], "dtype": "int32"},
+    "teacher_top_ids": {"shape": [], "dtype": "string"},
+    "teacher_top_logprobs": {"shape": [], "dtype": "string"},
+}
+ROOTS = (1 << 16) - 1
+
+
+def serialize(record: Record) -> bytes:
+    """One chain as a tf.train.Example; absent rows are empty strings."""
+    ids = logprobs = b""
+    if record.projection is not None:
+        ids = record.projection.ids_TK.astype("<u2").tobytes()
+        logprobs = encode_logprobs(record.projection.logprobs_TK).tobytes()
+    feature = {
+        "id": _bytes(record.id.encode()),
+        # A lone surrogate, which JSON can hold and UTF-8 cannot, becomes a question mark.
+        "question": _bytes(record.question.encode(errors="replace")),
+        "question_hash": _ints([question_hash(record.question)]),
+        "answer": _bytes(record.answer.encode(errors="replace")),
+        "first": _ints([int(record.first)]),
+        "targets": _ints(record.targets),
+        "teacher_top_ids": _bytes(ids),
+        "teacher_top_logprobs": _bytes(logprobs),
+    }
+    example = tf.train.Example(features=tf.train.Features(feature=feature))
+    return example.SerializeToString(deterministic=True)
+
+
+def encode_logprobs(logprobs_TK: np.ndarray) -> np.ndarray:
+    """Packs natural logs into uint16: the square root of the probability in 65,535ths.
+
+    A probability p is then off by 1.6e-5 sqrt(p) at most, so that the mass of five entries, and the
+    tail with it, is kept to 3.5e-5 (float16 logs: 8e-4). 1 is exact; less than 2.4e-10 becomes it.
+    """
+    roots_TK = np.exp(logprobs_TK.astype(np.float64) / 2)
+    return np.maximum(np.rint(ROOTS * roots_TK), 1).astype("<u2")
+
+
+def question_hash(question: str) -> int:
+    """63 bits that name a question however it is written: case, white space, punctuation."""
+    normal = normalize_question(question).encode(errors="replace")
+    return int.from_bytes(hashlib.blake2b(normal, digest_size=8).digest()) >> 1
+
+
+def shard_name(index: int, count: int) -> str:
+    return f"{SPLIT}.tfrecord-{index:05d}-of-{count:05d}"
+
+
+def write_layout(folder: Path, *, shards: int, tally: Tally, plan: dict) -> None:
+    """Writes SeqIO's files, the manifest and the report beside the shards; COMPLETED comes last."""
+    info = {"num_shards": shards, "features": FEATURES, "seqio_version": seqio.__version__}
+    stats = {"examples": tally.kept, "targets_tokens": tally.tokens}
+    _write_json(folder / INFO, info)
+    _write_json(folder / STATS, stats)
+    names = [*(shard_name(i, shards) for i in range(shards)), INFO, STATS]
+    manifest = {
+        "format": FORMAT,
+        "vocabulary": plan["vocabulary"],
+        "top_k": plan["settings"]["top_k"],
+        "teachers": dict(tally.teachers),
+        "prompt_hash": f"{tally.prompts % (1 << 128):032x}",
+        "read": tally.read,
+        "kept": tally.kept,
+        "dropped": tally.dropped,
+        "rejected": tally.rejected.total(),
+        "plan": plan,
+        "tally": tally.to_json(),
+        "files": {name: checksum(folder / name) for name in names},
+    }
+    _write_json(folder / MANIFEST, manifest)
+    preparation.write(folder, manifest)
+    (folder / COMPLETED).touch()
+
+
+def remove(folder: Path) -> None:
+    """Removes a store's files from a folder, and nothing else."""
+    (folder / COMPLETED).unlink(missing_ok=True)
+    reports = (preparation.HTML, preparation.JSON)
+    for pattern in (f"{SPLIT}.tfrecord-*", INFO, STATS, MANIFEST, DROPPED, REJECTED, *reports):
+        for file in folder.glob(pattern):
+            file.unlink()
+
+
+def checksum(path: str | Path) -> str:
+    """SHA-256 of a file, hexadecimal."""
+    with tf.io.gfile.GFile(str(path), "rb") as file:
+        digest = hashlib.sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def check_vocabulary(vocabulary: seqio.Vocabulary) -> None:
+    """Raises UserError for a vocabulary whose ids do not fit a store's entries."""
+    if vocabulary.vocab_size > LARGEST_VOCABULARY:
+        raise UserError(
+            f"a vocabulary of {vocabulary.vocab_size:,} ids",
+            f"at most {LARGEST_VOCABULARY:,}, which fit 16 bits",
+            "choose a student with a smaller vocabulary",
+        )
+
+
+def read_manifest(path: str) -> dict:
+    """Reads a store's manifest; raises UserError where there is none or it is not whole."""
+    try:
+        with tf.io.gfile.GFile(f"{path}/{MANIFEST}") as file:
+            return json.load(file)
+    except (tf.errors.OpError, ValueError) as error:
+        raise UserError(
+            f"no readable {MANIFEST} in {path}",
+            "a folder that `cot-flax prepare` finished",
+            "run `cot-flax prepare`, which goes on where it stopped",
+        ) from error
+
+
+def finished(folder: Path, plan: dict) -> Tally | None:
+    """The counts of a finished store of this plan; None where there is another one, or none."""
+    if not (folder / COMPLETED).exists():
+        return None
+    try:
+        manifest = read_manifest(str(folder))
+    except UserError:
+        return None
+    return Tally.from_json(manifest["tally"]) if manifest.get("plan") == plan else None
+
+
+@functools.lru_cache(maxsize=8)
+def check(path: str, vocabulary: str, top_k: int) -> None:
+    """Checks once a process that a store is whole and is for this vocabulary and k.
+
+    The processes of a run share out the files.
+
+    Args:
+        path: the store's folder.
+        vocabulary: `fingerprint` of the task's vocabulary.
+        top_k: the task's entries a position.
+
+    Raises:
+        UserError: another format, vocabulary or k; a file that is missing or has other bytes.
+    """
+    manifest = read_manifest(path)
+    for name, wanted in (("format", FORMAT), ("vocabulary", vocabulary), ("top_k", top_k)):
+        if manifest.get(name) != wanted:
+            raise UserError(
+                f"a store with {name} {manifest.get(name)} at {path}",
+                f"the task's {name} {wanted}",
+                "run `cot-flax prepare` again for this task",
+            )
+    import jax
+
+    for name in list(manifest["files"])[jax.process_index() :: jax.process_count()]:
+        _check_file(f"{path}/{name}", manifest["files"][name])
+
+
+def record_files(path: str) -> list[str]:
+    """The files that hold a store's records."""
+    return [f"{path}/{name}" for name in read_manifest(path)["files"] if ".tfrecord-" in name]
+
+
+def dataset(path: str, shards: int = 1, index: int = 0) -> tf.data.Dataset:
+    """Opens every `shards`-th file of a store, from `index` on, as records with its FEATURES."""
+    files = record_files(path)[index::shards]
+    description = {
+        name: tf.io.FixedLenFeature([], tf.string if entry["dtype"] == "string" else tf.int64)
+        for name, entry in FEATURES.items()
+    }
+    description["targets"] = tf.io.FixedLenSequenceFeature([], tf.int64, allow_missing=True)
+    return tf.data.TFRecordDataset(files).map(
+        lambda raw: tf.io.parse_single_example(raw, description),
+        num_parallel_calls=tf.data.AUTOTUNE,
+    )
+
+
+def _check_file(path: str, expected: str) -> None:
+    remedy = "copy the store again, or run `cot-flax prepare` into a new folder"
+    try:
+        found = checksum(path)
+    except tf.errors.OpError as error:
+        raise UserError(f"no file {path}", "every file of the manifest", remedy) from error
+    if found != expected:
+        raise UserError(f"{path} with SHA-256 {found[:12]}", f"{expected[:12]}", remedy)
+
+
+def _write_json(path: Path, content: dict) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def _bytes(value: bytes) -> tf.train.Feature:
+    return tf.train.Feature(bytes_list=tf.train.BytesList(value=[value]))
+
+
+def _ints(values: Iterable[int]) -> tf.train.Feature:
+    return tf.train.Feature(int64_list=tf.train.Int64List(value=values))

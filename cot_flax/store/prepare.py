@@ -1,0 +1,238 @@
+"""`cot-flax prepare`: from samples files to a store, on all cores, going on after a kill.
+
+The input is cut into chunks of whole questions. A chunk becomes one shard under `parts/`, whose
+JSON file, written last, says that it is done. At the end the shards are renamed into the layout.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import seqio
+import tensorflow as tf
+
+from cot_flax.chains.preparation import Outcome, Settings
+from cot_flax.chains.readers import Raw, find_format
+from cot_flax.chains.samples import gzip_writer, to_line
+from cot_flax.chains.tally import Tally
+from cot_flax.chains.workers import Chunk, Job, cores, prepare_chunks
+from cot_flax.data.features import fingerprint
+from cot_flax.errors import UserError
+from cot_flax.store import layout
+
+PARTS, PLAN = "parts", "plan.json"
+RECORDS_PER_SHARD = 2048
+
+Progress = Callable[[Tally], None]
+
+
+def prepare(
+    inputs: Sequence[str],
+    out: str,
+    *,
+    vocabulary: seqio.SentencePieceVocabulary,
+    settings: Settings,
+    workers: int | None = None,
+    max_rejected: float = 0.05,
+    records_per_shard: int = RECORDS_PER_SHARD,
+    progress: Progress = lambda tally: None,
+) -> Tally:
+    """Filters, aligns and tokenizes samples into a store.
+
+    Args:
+        inputs: files that `teacher.readers` knows. The chains of a question stand together in one.
+        out: the store's folder. An unfinished one of the same inputs and settings is gone on with,
+            a finished one is left as it is, and any other store there is replaced.
+        vocabulary: the student's.
+        settings: what is kept and how it is aligned.
+        workers: processes; by default one a core.
+        max_rejected: the share of unreadable records at which it stops.
+        records_per_shard: records a chunk, at least.
+        progress: called with the counts after each chunk.
+
+    Returns:
+        The counts, in which kept + dropped + rejected = read.
+
+    Raises:
+        UserError: an input that cannot be used, too many rejected records, or nothing kept.
+    """
+    layout.check_vocabulary(vocabulary)
+    folder, plan = Path(out), _plan(inputs, vocabulary, settings, records_per_shard)
+    if tally := layout.finished(folder, plan):
+        return tally
+    parts = _open_parts(folder, plan)
+    total, done = Tally(), 0
+    chunks = _chunks(inputs, records_per_shard)
+    job = Job(vocabulary.sp_model, settings)
+    for tally in _prepared(chunks, parts, job, workers or cores()):
+        total.add(tally)
+        done += 1
+        stop_if_too_many_rejected(total, max_rejected, str(parts))
+        progress(total)
+    stop_if_nothing_kept(total, str(parts))
+    _finish(folder, done, total, plan)
+    return total
+
+
+def _plan(inputs, vocabulary, settings, records_per_shard) -> dict[str, Any]:
+    """What a store is made of; two stores of one plan are the same."""
+    files = []
+    for path in map(Path, inputs):
+        find_format(path)
+        try:
+            status = path.stat()
+        except OSError as error:
+            raise UserError(f"{path}: {error.strerror}", "a file", "check the path") from error
+        files.append([str(path.resolve()), status.st_size, status.st_mtime_ns])
+    plan = {
+        "format": layout.FORMAT,
+        "inputs": files,
+        "vocabulary": fingerprint(vocabulary),
+        "settings": dataclasses.asdict(settings),
+        "records_per_shard": records_per_shard,
+    }
+    return json.loads(json.dumps(plan))
+
+
+def _open_parts(folder: Path, plan: dict) -> Path:
+    """Opens the folder of finished chunks, emptied unless they are of the same plan."""
+    parts = folder / PARTS
+    file = parts / PLAN
+    if not (file.exists() and json.loads(file.read_text()) == plan):
+        shutil.rmtree(parts, ignore_errors=True)
+        layout.remove(folder)
+        parts.mkdir(parents=True)
+        _write_whole(file, json.dumps(plan))
+    return parts
+
+
+def _prepared(chunks: Iterable[Chunk], parts: Path, job: Job, workers: int) -> Iterator[Tally]:
+    """Yields the tally of every chunk in order, preparing those that are not done."""
+    tallies: dict[int, Tally] = {}
+
+    def missing():
+        for chunk in chunks:
+            if (done := _part(parts, chunk.index, "json")).exists():
+                tallies[chunk.index] = Tally.from_json(json.loads(done.read_text()))
+            else:
+                yield chunk
+
+    following = 0
+    for chunk, outcome in prepare_chunks(missing(), job, workers=workers):
+        _write_part(parts, chunk.index, outcome)
+        tallies[chunk.index] = outcome.tally
+        while following in tallies:
+            yield tallies.pop(following)
+            following += 1
+    while following in tallies:
+        yield tallies.pop(following)
+        following += 1
+
+
+def _chunks(inputs: Sequence[str], size: int) -> Iterator[Chunk]:
+    """Cuts the inputs into chunks of at least `size` records that end where a question ends."""
+    index, seen = 0, np.empty(0, np.uint64)
+    for path in inputs:
+        raws: list[Raw] = []
+        for raw in find_format(path).read(Path(path)):
+            if len(raws) >= size and raw.question != raws[-1].question:
+                seen = _check_together(raws, seen)
+                yield Chunk(index, str(path), raws)
+                index, raws = index + 1, []
+            raws.append(raw)
+        if raws:
+            seen = _check_together(raws, seen)
+            yield Chunk(index, str(path), raws)
+            index += 1
+
+
+def _check_together(raws: Sequence[Raw], seen: np.ndarray) -> np.ndarray:
+    """Adds the questions to those seen before; raises UserError where one comes back.
+
+    8 bytes a question are held. Two of n questions share a hash by chance with probability
+    n^2 / 2^65, or 1e-7 for two million.
+    """
+    firsts = [raw for i, raw in enumerate(raws) if i == 0 or raw.question != raws[i - 1].question]
+    hashes = np.array([_hash(raw.question) for raw in firsts], np.uint64)
+    values, first_places = np.unique(hashes, return_index=True)
+    again = np.isin(hashes, seen)
+    again[np.setdiff1d(np.arange(len(hashes)), first_places)] = True
+    if again.any():
+        raw = firsts[int(np.argmax(again))]
+        name = raw.question.decode(errors="replace")
+        raise UserError(
+            f"{raw.place}: question {name!r} again, after other questions",
+            "all chains of a question together",
+            "run `cot-flax teach merge FILES --out TOGETHER.jsonl.gz` first",
+        )
+    return np.union1d(seen, values)
+
+
+def _hash(question: bytes) -> int:
+    return int.from_bytes(hashlib.blake2b(question, digest_size=8).digest())
+
+
+def stop_if_too_many_rejected(total: Tally, max_rejected: float, parts: str) -> None:
+    """Raises UserError where more than this share of the records could not be read."""
+    rejected = total.rejected.total()
+    if rejected > max_rejected * total.read:
+        raise UserError(
+            f"{rejected:,} of {total.read:,} records that cannot be read ({dict(total.rejected)})",
+            f"at most {max_rejected:.1%}",
+            f"repair the input ({parts}/*.{layout.REJECTED} name the lines) "
+            "or raise --max-rejected",
+        )
+
+
+def stop_if_nothing_kept(total: Tally, parts: str) -> None:
+    """Raises UserError where no record was kept."""
+    if not total.kept:
+        raise UserError(
+            f"no usable chain ({dict(total.fates + total.rejected)})",
+            "at least one that passes the filters",
+            f"look at {parts}/*.{layout.DROPPED} and *.{layout.REJECTED}, or choose other --rules",
+        )
+
+
+def _write_part(parts: Path, index: int, outcome: Outcome) -> None:
+    records = _part(parts, index, "tfrecord")
+    with tf.io.TFRecordWriter(str(records)) as writer:
+        for record in outcome.kept:
+            writer.write(layout.serialize(record))
+    with gzip_writer(_part(parts, index, layout.DROPPED)) as file:
+        file.writelines(to_line(sample, reason=reason) for reason, sample in outcome.dropped)
+    lines = [{"reason": e.reason, "error": str(e)} for e in outcome.rejected]
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    _part(parts, index, layout.REJECTED).write_text(text)
+    _write_whole(_part(parts, index, "json"), json.dumps(outcome.tally.to_json()))
+
+
+def _finish(folder: Path, parts_done: int, total: Tally, plan: dict) -> None:
+    """Moves the parts into the layout; may be repeated after a kill."""
+    parts = folder / PARTS
+    for index in range(parts_done):
+        part = _part(parts, index, "tfrecord")
+        if part.exists():
+            os.replace(part, folder / layout.shard_name(index, parts_done))
+    for name in (layout.DROPPED, layout.REJECTED):
+        with open(folder / name, "wb") as whole:
+            for index in range(parts_done):
+                whole.write(_part(parts, index, name).read_bytes())
+    layout.write_layout(folder, shards=parts_done, tally=total, plan=plan)
+    shutil.rmtree(parts)
+
+
+def _part(parts: Path, index: int, suffix: str) -> Path:
+    return parts / f"{index:05d}.{suffix}"
+
+
+def _write_whole(path: Path, text: str) -> None:
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text)
+    os.replace(partial, path)

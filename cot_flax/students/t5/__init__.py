@@ -1,0 +1,5 @@
+"""T5 1.0 and 1.1 (Flan-T5)."""
+
+from cot_flax.students.t5.config import T5Config
+
+__all__ = ["T5Config"]

@@ -1,0 +1,118 @@
+"""One decoding step over caches laid out as its products read them, so that none is transposed.
+
+The decoder's own keys and values lie in a ring: at every step all prompts write to the same column,
+and a prompt sees as many columns back as it has written. So prompts of different ages step
+together, and a new one needs no clearing of what its predecessor left. Column `l` of a ring of
+length L is (head - l) mod L tokens back; the row of relative biases turns with the head.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from cot_flax.students.t5.attention import MASKED, Attention
+from cot_flax.students.t5.model import T5
+
+
+class Prompts(NamedTuple):
+    """What the decoder reads of B prompts: made once, shared by all samples of a prompt.
+
+    Attributes:
+        keys: of each layer, [B, H, C, S].
+        values: of each layer, [B, H, S, C].
+        bias: float32 [B, 1, 1, S]; forbids padding.
+    """
+
+    keys: list[jax.Array]
+    values: list[jax.Array]
+    bias: jax.Array
+
+
+class Ring(NamedTuple):
+    """The last L keys and values of each layer, of N samples a prompt: each [B, N, H, L, C]."""
+
+    keys: list[jax.Array]
+    values: list[jax.Array]
+
+
+def read_prompts(model: T5, params, tokens_BS) -> Prompts:
+    """Encodes prompts, int32 [B, S], padded with 0."""
+
+    def read(t5: T5):
+        encoded_BSD = t5.encode(tokens_BS)
+        pairs = [layer.cross_keys_values(encoded_BSD) for layer in t5.decoder.layers]
+        keys = [key_BSHC.transpose(0, 2, 3, 1) for key_BSHC, _ in pairs]
+        values = [value_BSHC.transpose(0, 2, 1, 3) for _, value_BSHC in pairs]
+        return keys, values
+
+    bias = jnp.where(tokens_BS > 0, 0.0, MASKED)[:, None, None].astype(jnp.float32)
+    return Prompts(*model.apply({"params": params}, method=read), bias)
+
+
+def empty_ring(model: T5, prompts: int, samples: int, length: int) -> Ring:
+    cfg = model.config
+    shape = (prompts, samples, cfg.num_heads, length, cfg.head_dim)
+    zeros = [[jnp.zeros(shape, cfg.dtype)] * cfg.num_decoder_layers for _ in range(2)]
+    return Ring(*zeros)
+
+
+def step(model: T5, params, tokens_BN, ages_B, head, prompts: Prompts, ring: Ring):
+    """Feeds one token a sample.
+
+    Args:
+        ages_B: int32, how many tokens the samples of a prompt were fed before.
+        head: int32, the column to write to; one more (modulo L) every step.
+
+    Returns:
+        float32 logits [B, N, V] and the new ring.
+    """
+
+    def run(t5: T5):
+        decoder = t5.decoder
+        L = ring.keys[0].shape[3]
+        seen_BL = (head - jnp.arange(L)) % L <= ages_B[:, None]
+        # What the youngest token of a full row sees, turned so that its last column is the head.
+        row_HL = jnp.roll(decoder.relpos_bias.last_row(L), head + 1, axis=-1)
+        bias_B1HL = row_HL + jnp.where(seen_BL, 0.0, MASKED)[:, None, None]
+        x_BND = t5.token_embedder(tokens_BN).astype(t5.config.residual_dtype)
+        new = Ring([], [])
+        for i, layer in enumerate(decoder.layers):
+            own = layer.self_attention
+            y_BND = layer.pre_self_attention_layer_norm(x_BND)
+            key_BNHC, value_BNHC = own.keys_values(y_BND)
+            new.keys.append(_write(ring.keys[i], key_BNHC, head))
+            new.values.append(_write(ring.values[i], value_BNHC, head))
+            x_BND = _add(x_BND, _attend(own, y_BND, _OWN, new.keys[i], new.values[i], bias_B1HL))
+
+            y_BND = layer.pre_cross_attention_layer_norm(x_BND)
+            seen = prompts.keys[i], prompts.values[i], prompts.bias
+            y_BND = _attend(layer.encoder_decoder_attention, y_BND, _PROMPTS, *seen)
+            x_BND = _add(x_BND, y_BND)
+            x_BND = _add(x_BND, layer.mlp(layer.pre_mlp_layer_norm(x_BND), deterministic=True))
+        return t5.logits(decoder.decoder_norm(x_BND)), new
+
+    return model.apply({"params": params}, method=run)
+
+
+_OWN = "bnhc,bnhlc->bnhl", "bnhl,bnhlc->bnhc"
+# All samples of a prompt as one matrix: otherwise XLA's CPU backend takes four times as long.
+_PROMPTS = "bhnc,bhcs->bhns", "bhns,bhsc->bhnc"
+
+
+def _attend(attention: Attention, y_BND, products, keys, values, bias):
+    """As `Attention` itself, over keys and values in the layouts that `products` name."""
+    match, mix = products
+    query = jnp.einsum(f"bnhc->{match[:4]}", attention.query(y_BND))
+    logits = jnp.einsum(match, query, keys, preferred_element_type=jnp.float32)
+    weights = jax.nn.softmax(logits + bias).astype(values.dtype)
+    mixed_BNHC = jnp.einsum(f"{mix[-4:]}->bnhc", jnp.einsum(mix, weights, values))
+    return attention.out(mixed_BNHC.reshape(*y_BND.shape[:2], -1))
+
+
+def _write(ring_BNHLC, new_BNHC, head):
+    return jax.lax.dynamic_update_index_in_dim(ring_BNHLC, new_BNHC, head, axis=3)
+
+
+def _add(x_BND, y_BND):
+    return x_BND + y_BND.astype(x_BND.dtype)

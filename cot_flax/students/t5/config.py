@@ -1,0 +1,58 @@
+"""The shape of a T5."""
+
+import dataclasses
+
+from cot_flax.errors import UserError
+from cot_flax.students.lora import Lora
+
+ATTENTIONS = ("auto", "xla", "cudnn", "flash")
+
+
+@dataclasses.dataclass(frozen=True)
+class T5Config:
+    """The shape of a T5; the defaults are T5 1.1 small (77M parameters).
+
+    Attributes:
+        vocab_size: rows of the embedding (32,128 for the 32,100 pieces of T5's vocabulary).
+        mlp_activations: `("relu",)` for T5 1.0; a gated pair such as `("gelu", "linear")` for 1.1.
+        logits_via_embedding: the head is the embedding, scaled by 1/sqrt(D) (T5 1.0).
+        dropout_rate: 0.0 for parity with paper [1], 0.1 for [3] and [4].
+        dtype: of activations; parameters, softmax, norms and logits are float32.
+        scan_layers: one compiled layer for the whole stack; its parameters gain a leading axis.
+        remat: "none", "full" (recompute all in the backward pass) or "minimal" (keep products).
+        residual_dtype: of the sum that runs through a stack. It reaches thousands in T5, where
+            bfloat16's steps are larger than what a sublayer adds; bfloat16 halves what remat keeps.
+        lora: adapters of the attentions; see model/lora.py.
+        attention: who computes attention, of ATTENTIONS: the fused kernel of GPUs ("cudnn") or of
+            TPUs ("flash") wherever it serves, else XLA; see model/attention_kernels.py.
+
+    Raises:
+        UserError: an attention that there is not.
+    """
+
+    vocab_size: int = 32128
+    emb_dim: int = 512
+    num_heads: int = 6
+    num_encoder_layers: int = 8
+    num_decoder_layers: int = 8
+    head_dim: int = 64
+    mlp_dim: int = 1024
+    mlp_activations: tuple[str, ...] = ("gelu", "linear")
+    logits_via_embedding: bool = False
+    dropout_rate: float = 0.0
+    dtype: str = "float32"
+    scan_layers: bool = False
+    remat: str = "none"
+    residual_dtype: str = "float32"
+    lora: Lora | None = None
+    attention: str = "auto"
+
+    def __post_init__(self):
+        if self.attention not in ATTENTIONS:
+            raise UserError(
+                f"attention {self.attention!r}", f"one of {ATTENTIONS}", "set ATTENTION"
+            )
+
+    @property
+    def uses_dropout(self) -> bool:
+        return self.dropout_rate > 0 or (self.lora is not None and self.lora.dropout > 0)

@@ -1,0 +1,73 @@
+"""Cutting and joining completions, text and log-probabilities at the same place.
+
+A token through which a cut goes keeps its log-probability, a lower bound for what is left of it,
+and loses its alternatives. So the tokens always join to the text, and no text is lost.
+"""
+
+import re
+from collections.abc import Iterable
+from dataclasses import replace
+
+from cot_flax.chains.samples import Logprobs
+from cot_flax.teacher.requests import Completion
+
+_PIECE = re.compile(r"\s?\w+|\s|[^\w\s]")
+
+
+def clip(completion: Completion, start: int, end: int) -> Completion:
+    """Returns the characters [start, end) of a completion; where it ended stays as it was."""
+    logprobs = completion.logprobs and _clip_tokens(completion.logprobs, start, end)
+    return replace(completion, text=completion.text[start : max(start, end)], logprobs=logprobs)
+
+
+def trim(completion: Completion) -> Completion:
+    """Removes the line breaks before the text and the white space after it.
+
+    A space before the text stays: it is what makes the first token the start of a word.
+    """
+    text = completion.text
+    return clip(completion, len(text) - len(text.lstrip("\n")), len(text.rstrip()))
+
+
+def end_at(completion: Completion, marker: re.Pattern) -> Completion:
+    """Cuts at the first match of `marker` (of its group, where it has one), and trims.
+
+    What a cut leaves is complete, even where the teacher ran on to the token limit: its
+    finish_reason is "stop".
+    """
+    found = marker.search(completion.text)
+    if found is None:
+        return trim(completion)
+    kept = clip(completion, 0, found.start(found.lastindex or 0))
+    return trim(replace(kept, finish_reason="stop"))
+
+
+def certain(text: str) -> Completion:
+    """A text that nobody sampled: words of log-probability 0 without alternatives."""
+    tokens = tuple(_PIECE.findall(text))
+    logprobs = Logprobs(tokens, (0.0,) * len(tokens), ({},) * len(tokens))
+    return Completion(text, logprobs, "stop")
+
+
+def join(parts: Iterable[Completion], finish_reason: str) -> Completion:
+    """Puts completions one behind the other; without log-probabilities where one has none."""
+    parts = list(parts)
+    values = [part.logprobs for part in parts]
+    logprobs = None if None in values else Logprobs(*(sum(row, ()) for row in _rows(values)))
+    return Completion("".join(part.text for part in parts), logprobs, finish_reason)
+
+
+def _rows(values: list[Logprobs]) -> Iterable[list[tuple]]:
+    for name in ("tokens", "token_logprobs", "top_logprobs"):
+        yield [getattr(value, name) for value in values]
+
+
+def _clip_tokens(logprobs: Logprobs, start: int, end: int) -> Logprobs:
+    kept, place = [], 0
+    rows = (logprobs.tokens, logprobs.token_logprobs, logprobs.top_logprobs)
+    for token, value, top in zip(*rows, strict=True):
+        piece = token[max(start - place, 0) : max(end - place, 0)]
+        if piece:
+            kept.append((piece, value, top if piece == token else {}))
+        place += len(token)
+    return Logprobs(*zip(*kept, strict=True)) if kept else Logprobs((), (), ())

@@ -1,0 +1,173 @@
+"""The journal of a run: every answer that was paid for, one JSON object a line, append-only.
+
+A line is `{"key": ..., "reply": {...}}`. The key names teacher, prompt and parameters
+(`Request.key`); the prompt itself is not stored. An answer counts once its line is written: from
+then on it survives the end of the process by whatever signal, for the system holds what was
+written. A power cut can take the last second, after which the file is synchronised to the disk.
+The only answers that a kill loses are those of requests in flight.
+"""
+
+import fcntl
+import json
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from cot_flax.chains.samples import Logprobs
+from cot_flax.errors import UserError
+from cot_flax.teacher.requests import Completion, Reply
+
+SYNC_SECONDS = 1.0
+
+
+def journal_path(out: str | os.PathLike) -> Path:
+    """The journal beside the samples file `out`."""
+    return Path(f"{os.fspath(out)}.journal")
+
+
+class Answers:
+    """The answers of a journal by key. In memory is where each line begins, and no more."""
+
+    def __init__(self, file: BinaryIO):
+        """Reads through a journal; a torn last line is ignored.
+
+        Raises:
+            UserError: a line is broken; the message names file and line.
+        """
+        self._file = file
+        self._offsets: dict[str, int] = {}
+        self._end = 0
+        file.seek(0)
+        for number, line in enumerate(file, 1):
+            if not line.endswith(b"\n"):
+                break
+            place = f"{file.name}, line {number}"
+            self._offsets[_entry(line, place)["key"]] = self._end
+            self._end += len(line)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._offsets
+
+    def __len__(self) -> int:
+        return len(self._offsets)
+
+    def __getitem__(self, key: str) -> Reply:
+        """The answer to the request of this key; KeyError where there is none."""
+        self._file.seek(self._offsets[key])
+        return _reply(json.loads(self._file.readline())["reply"])
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._file.close()
+
+
+class Journal(Answers):
+    """A journal that this process alone may write."""
+
+    def __init__(self, path: str | os.PathLike):
+        """Opens or makes the file (folders too), locks it and cuts off a torn last line.
+
+        Raises:
+            UserError: another process has it open, or a line is broken.
+        """
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        file = open(path, "a+b")  # noqa: SIM115 (closed by __exit__)
+        try:
+            _lock(file)
+            super().__init__(file)
+            file.truncate(self._end)
+            # Without a buffer of ours: what is written is with the system.
+            self._writer = open(path, "ab", buffering=0)  # noqa: SIM115
+        except BaseException:
+            file.close()
+            raise
+        self._synced = time.monotonic()
+
+    def add(self, key: str, reply: Reply) -> None:
+        """Writes one answer; when this returns, it is kept.
+
+        Raises:
+            UserError: no room; the journal is then as it was before.
+        """
+        line = json.dumps({"key": key, "reply": _record(reply)}).encode() + b"\n"
+        self._append(line)
+        self._offsets[key] = self._end
+        self._end += len(line)
+        if time.monotonic() > self._synced + SYNC_SECONDS:
+            self._sync()
+
+    def __exit__(self, *_):
+        with self._file, self._writer:
+            self._sync()
+
+    def _append(self, line: bytes) -> None:
+        rest = memoryview(line)
+        try:
+            while rest:
+                rest = rest[self._writer.write(rest) :]
+        except OSError as error:
+            self._writer.truncate(self._end)
+            remedy = "make room and run the same command again"
+            raise UserError(f"{self._file.name}: {error.strerror}", "room", remedy) from error
+
+    def _sync(self) -> None:
+        os.fsync(self._writer.fileno())
+        self._synced = time.monotonic()
+
+
+def read_answers(path: str | os.PathLike) -> Answers:
+    """The answers of a journal for reading only; of none where the file is missing.
+
+    Raises:
+        UserError: a line is broken.
+    """
+    file = open(path if Path(path).exists() else os.devnull, "rb")  # noqa: SIM115
+    try:
+        return Answers(file)
+    except BaseException:
+        file.close()
+        raise
+
+
+def _lock(file: BinaryIO) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(
+            f"{file.name}: in use by another run",
+            "one run for each samples file",
+            "wait until it ends, stop it, or write to another file",
+        ) from None
+
+
+def _entry(line: bytes, place: str) -> dict[str, Any]:
+    try:
+        entry = json.loads(line)
+        if isinstance(entry["key"], str) and _reply(entry["reply"]):
+            return entry
+    except (ValueError, KeyError, TypeError):
+        pass
+    remedy = "remove this line: its request is then sent again"
+    raise UserError(f"{place}: a broken line", "an answer as it was written", remedy)
+
+
+def _record(reply: Reply) -> dict[str, Any]:
+    completions = [
+        vars(c) | {"logprobs": c.logprobs and vars(c.logprobs)} for c in reply.completions
+    ]
+    return vars(reply) | {"completions": completions}
+
+
+def _reply(record: Mapping[str, Any]) -> Reply:
+    completions = tuple(
+        Completion(**c | {"logprobs": _logprobs(c["logprobs"])}) for c in record["completions"]
+    )
+    return Reply(**{**record, "completions": completions})
+
+
+def _logprobs(record: Mapping[str, Any] | None) -> Logprobs | None:
+    return record and Logprobs(**{name: tuple(values) for name, values in record.items()})

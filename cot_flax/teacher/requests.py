@@ -1,0 +1,99 @@
+"""What is asked of a teacher and what comes back: plain values that can be hashed and stored."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Protocol
+
+from cot_flax.chains.samples import Logprobs
+
+Messages = tuple[Mapping[str, str], ...]
+
+
+@dataclass(frozen=True)
+class Request:
+    """One call of a teacher.
+
+    Attributes:
+        prompt: the text to continue, or the messages of a chat: {"role", "content"} each.
+        n: how many continuations.
+        max_tokens: the most tokens of each.
+        temperature: 0 is greedy.
+        top_p: nucleus sampling; 1.0 is off.
+        presence_penalty: as in OpenAI's API.
+        frequency_penalty: as in OpenAI's API.
+        stop: strings that end a continuation and are not part of it.
+        top_logprobs: log-probabilities of the k likeliest tokens a position; None asks for none.
+        seed: for a teacher that can be seeded.
+        series: tells calls of equal content apart whose samples are to differ.
+    """
+
+    prompt: str | Messages
+    n: int = 1
+    max_tokens: int = 512
+    temperature: float = 0.0
+    top_p: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    stop: tuple[str, ...] = ()
+    top_logprobs: int | None = None
+    seed: int | None = None
+    series: int = 0
+
+    @property
+    def is_chat(self) -> bool:
+        return not isinstance(self.prompt, str)
+
+    def key(self, teacher: str) -> str:
+        """32 hex digits that name this call to the teacher of that name."""
+        content = json.dumps({"teacher": teacher, **asdict(self)}, sort_keys=True)
+        return hashlib.sha256(content.encode(errors="surrogatepass")).hexdigest()[:32]
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One continuation.
+
+    Attributes:
+        text: what was written, without the prompt and without the stop string.
+        logprobs: of its tokens, or None where the teacher gave none that fit the text.
+        finish_reason: "stop", "length", or the API's own.
+        logprob_problem: why it has no log-probabilities though they were asked for, by name.
+    """
+
+    text: str
+    logprobs: Logprobs | None
+    finish_reason: str
+    logprob_problem: str = ""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """The answer to a Request: its completions, and what was paid for (tokens)."""
+
+    completions: Sequence[Completion]
+    prompt_tokens: int
+    completion_tokens: int
+
+
+class Teacher(Protocol):
+    """Anything that answers requests: a server, a checkpoint of ours, a Hugging Face model.
+
+    A UserError ends the whole run; a `RequestFailed` (failures.py) only its question, and an
+    `Unscorable` leaves one text without log-probabilities.
+    """
+
+    name: str
+
+    async def complete(self, request: Request) -> Reply:
+        """Answers one request."""
+        ...
+
+    async def score(self, prompt: str, text: str, top_logprobs: int) -> Logprobs:
+        """Gives the log-probabilities of `text` after `prompt`."""
+        ...
+
+    async def close(self) -> None:
+        """Lets go of what it holds; it is not asked again."""
+        ...

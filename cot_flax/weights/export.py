@@ -1,0 +1,70 @@
+"""From any checkpoint to a folder that another library loads."""
+
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from cot_flax.errors import UserError
+from cot_flax.reports import card
+from cot_flax.weights import huggingface, t5x, tokenizer_files
+from cot_flax.weights.access import Access
+from cot_flax.weights.opening import open_source
+
+FORMATS = ("huggingface", "t5x")
+DTYPES = ("float32", "bfloat16")
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written: from where, how many parameters, and how many bytes of files."""
+
+    place: str
+    parameters: int
+    bytes: int
+
+
+def export(
+    checkpoint: str,
+    out: str | os.PathLike,
+    *,
+    format: str,
+    dtype: str = "float32",
+    tokenizer: str | os.PathLike | None = None,
+    access: Access = Access(),  # noqa: B008 (frozen)
+) -> Exported:
+    """Writes the parameters of a checkpoint for Hugging Face or for T5X; adapters are merged.
+
+    Args:
+        checkpoint: anything that INITIAL_CHECKPOINT_PATH takes.
+        out: a folder that does not exist or is empty.
+        format: of FORMATS.
+        dtype: of the parameters, of DTYPES.
+        tokenizer: the SentencePiece model file, where none lies beside the checkpoint.
+
+    Raises:
+        UserError: an unknown format or dtype, a checkpoint that cannot be read, a vocabulary that
+            is missing or not the checkpoint's, an `out` that holds something.
+    """
+    _check_choice("--format", format, FORMATS)
+    _check_choice("--dtype", dtype, DTYPES)
+    source = open_source(checkpoint, access)
+    parameters = sum(math.prod(tensor.shape) for tensor in source.tensors.values())
+    out = Path(out)
+    if format == "t5x":
+        t5x.write(source, out, dtype=dtype)
+    else:
+        huggingface.write_folder(
+            source,
+            out,
+            dtype=dtype,
+            tokenizer=tokenizer_files.find(source, tokenizer).read_bytes(),
+            card=card.render(card.facts(out.name, parameters, source.folder)),
+        )
+    size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+    return Exported(source.place, parameters, size)
+
+
+def _check_choice(option, value, choices):
+    if value not in choices:
+        raise UserError(f"{option} {value}", f"one of {choices}", "correct it")

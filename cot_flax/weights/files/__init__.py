@@ -1,0 +1,1 @@
+"""One module a file format, each reading a tensor at a time."""

@@ -1,0 +1,202 @@
+"""From the samples of a question to rows; what the filters do stands in filtering_test."""
+
+import dataclasses
+import json
+import math
+
+import pytest
+
+from cot_flax.chains.filtering import Filters
+from cot_flax.chains.preparation import Outcome, Settings, prepare_question, prepare_records
+from cot_flax.chains.projection import KINDS
+from cot_flax.chains.readers import FORMATS, Raw
+from cot_flax.chains.samples import Logprobs, Sample, to_line
+from cot_flax.chains.student_pieces import Student
+from cot_flax.errors import UserError
+from cot_flax.lab.world.vocabulary import VOCABULARY_PATH
+
+HALF = math.log(0.5)
+
+
+@pytest.fixture(scope="module")
+def student():
+    return Student(VOCABULARY_PATH)
+
+
+def sample(text, *, tokens=(), gold="2", **fields):
+    """A sample; each of `tokens` has probability 1/2, and any other is "." with 1/4."""
+    logprobs = None
+    if tokens:
+        assert "".join(tokens) == text
+        n = len(tokens)
+        logprobs = Logprobs(
+            tuple(tokens), (HALF,) * n, tuple({".": 2 * HALF} | {t: HALF} for t in tokens)
+        )
+    values = {
+        "id": "sums-0",
+        "dataset": "sums",
+        "split": "train",
+        "question": "1 + 1 =",
+        "gold_answer": gold,
+        "format": "zero_shot_cot",
+        "prompt_hash": "",
+        "teacher": {"model": "nobody", "params": {}},
+        "sample": 0,
+        "text": text,
+        "logprobs": logprobs,
+        "finish_reason": "stop",
+    }
+    return Sample(**values | fields)
+
+
+def prepared(samples, student, **settings):
+    outcome = Outcome()
+    prepare_question(samples, student, Settings(**settings), outcome)
+    return outcome
+
+
+def kinds(record):
+    return [KINDS[kind] for kind in record.projection.kinds_T]
+
+
+TOKENS = ("\n", " ", "1", " +", " 1", " =", " 2", ".", "\n", "The", " answer", " is", " 2")
+
+
+def test_a_chain_becomes_ids_with_a_row_each(student):
+    chain = sample("".join(TOKENS), tokens=TOKENS)
+    (record,) = prepared([chain], student, projection="fu2023").kept
+    ids = student.encode("1 + 1 = 2.\nThe answer is 2").ids
+    assert record.targets == (*ids, 1)
+    assert (record.id, record.question, record.answer) == ("sums-0/0", "1 + 1 =", "2")
+    assert record.first
+    words = ["soft"] * 5 + ["several_tokens"] + ["soft"] * 3  # "\n" and "The" are one piece
+    assert kinds(record) == ["other_string", *words, "end"]
+    assert [row[0] for row in record.projection.ids_TK.tolist()][:-1] == list(ids)
+
+
+@pytest.mark.parametrize("alignment", ["bytes", "fu2023"])
+@pytest.mark.parametrize("projection", ["paths", "fu2023"])
+def test_an_added_answer_is_not_the_teachers(student, alignment, projection):
+    """White space before the text, which the target lacks, must not move it."""
+    tokens = TOKENS[:8]
+    settings = {"alignment": alignment, "projection": projection}
+    (record,) = prepared([sample("".join(tokens), tokens=tokens)], student, **settings).kept
+    assert record.targets == (*student.encode("1 + 1 = 2.\nThe answer is 2").ids, 1)
+    probabilities = [math.exp(row[0]) for row in record.projection.logprobs_TK]
+    first = 0.5 if projection == "paths" and alignment == "bytes" else 1
+    if alignment == "bytes":
+        assert probabilities == pytest.approx([first, *[0.5] * 5, 1, 1, 1, 1, 1])
+        assert [row[0] for row in record.projection.ids_TK.tolist()] == list(record.targets)
+    else:  # by strings: the added words are tokens of their own, and certain
+        assert probabilities[1:5] == pytest.approx([0.5] * 4)
+        assert probabilities[-4:] == pytest.approx([1] * 4)
+
+
+def test_a_chain_without_logprobs_has_no_projection(student):
+    outcome = prepared([sample("It is 2.")], student)
+    assert outcome.kept[0].projection is None
+    assert (outcome.tally.one_hot_chains, outcome.tally.kinds) == (1, {})
+    assert outcome.tally.tokens == len(outcome.kept[0].targets)
+
+
+def test_an_unlabelled_chain_has_its_own_answer(student):
+    (record,) = prepared([sample("1 + 1 = 2, so 2 it is.", gold="")], student).kept
+    assert record.answer == "2"
+    assert record.targets == (*student.encode("1 + 1 = 2, so 2 it is.\nThe answer is 2").ids, 1)
+    yes = Filters(answer_kind="yes_no")
+    (record,) = prepared([sample("Of course. Yes", gold="")], student, filters=yes).kept
+    assert record.answer == "yes"
+
+
+@pytest.mark.parametrize(
+    ("text", "settings", "fate"),
+    [
+        ("It is 2.", {}, "kept"),
+        ("It is 3.", {}, "wrong_answer"),
+        ("It is 3.", {"filters": Filters(rules="none")}, "kept"),
+        ("1 2", {"max_target_tokens": 7}, "kept"),  # 1 2 . The answer is 2, EOS
+        ("1 2", {"max_target_tokens": 6}, "too_long"),
+        ("1 2", {"max_question_tokens": 5}, "kept"),  # 1 + 1 =, EOS
+        ("1 2", {"max_question_tokens": 4}, "too_long"),
+        ("1 3", {"max_question_tokens": 4}, "wrong_answer"),  # first what the filters say
+        ("It is 2.", {"filters": Filters(require_logprobs=True)}, "no_logprobs"),
+    ],
+)
+def test_fates(student, text, settings, fate):
+    outcome = prepared([sample(text)], student, **settings)
+    assert outcome.tally.fates == {fate: 1}
+    assert (len(outcome.kept), len(outcome.dropped)) == ((1, 0) if fate == "kept" else (0, 1))
+
+
+def test_an_unlabelled_chain_without_an_answer_teaches_none(student):
+    chain = sample("So it goes.", gold="")
+    outcome = prepared([chain], student, filters=Filters(rules="none"))
+    assert outcome.tally.fates == {"no_answer": 1}
+
+
+def test_a_row_needs_an_entry():
+    with pytest.raises(UserError, match="top_k 0; expected at least 1"):
+        Settings(top_k=0)
+
+
+def test_a_gold_answer_that_is_none_drops_its_chains_by_name(student):
+    samples = [sample("It is 2.", gold="a few"), sample("It is 3.", gold="a few", sample=1)]
+    outcome = prepared(samples, student)
+    assert outcome.dropped == [("unreadable_gold_answer", s) for s in samples]
+
+
+def test_what_is_selected_counts_among_those_that_passed(student):
+    """A wrong chain takes no place, nor is it the first."""
+    texts = ["It is 3.", "1 + 1 = 2.", "1 + 1 = 2.", "2 + 0 = 2.", "4 - 2 = 2."]
+    samples = [sample(text, sample=n, prompt_hash="h") for n, text in enumerate(texts)]
+    outcome = prepared(samples, student, filters=Filters(per_question=2))
+    assert [(r.id, r.first) for r in outcome.kept] == [("sums-0/1", True), ("sums-0/3", False)]
+    reasons = [(reason, s.sample) for reason, s in outcome.dropped]
+    assert reasons == [("wrong_answer", 0), ("repeated", 2), ("over_limit", 4)]
+    tally = outcome.tally
+    assert (tally.questions, tally.kept_chains, tally.distinct_chains) == (1, {"2": 1}, {"2": 1})
+    assert (tally.read, tally.kept, tally.teachers) == (5, 2, {"nobody": 2})
+    one = prepared(samples[1:2], student).tally.prompts
+    assert tally.prompts == 2 * one > 0
+
+
+def raw(line, question, number):
+    return Raw(f"f, line {number}", question, line)
+
+
+def test_records_are_grouped_by_question_and_none_is_lost(student):
+    lines = [
+        raw(to_line(sample("It is 2.")), b"a", 1),
+        raw(b"?", b"a", 2),
+        raw(to_line(sample("So 2.", sample=1)), b"a", 3),
+        raw(b"?", b"b", 4),
+        raw(to_line(sample("It is 2.", id="c")), b"c", 5),
+        raw(to_line(sample("It is 3.", id="c", sample=1)), b"c", 6),
+    ]
+    outcome = prepare_records(lines, FORMATS[".jsonl"], student, Settings())
+    assert [(r.id, r.first) for r in outcome.kept] == [
+        ("sums-0/0", True),
+        ("sums-0/1", False),
+        ("c/0", True),
+    ]
+    assert [str(e)[:14] for e in outcome.rejected] == ["got f, line 2:", "got f, line 4:"]
+    assert outcome.tally.rejected == {"bad_json": 2}
+    assert (outcome.tally.read, outcome.tally.questions) == (6, 2)
+
+
+def test_the_worst_example_shows_both_tokenizations(student):
+    chain = sample("".join(TOKENS), tokens=TOKENS)
+    outcome = prepared([chain], student, projection="fu2023")
+    (worst,) = json.loads(json.dumps(outcome.tally.worst))
+    assert worst["soft_share"] == pytest.approx(8 / 10)
+    rows = {piece: (tokens, kind) for piece, tokens, kind in worst["positions"]}
+    assert rows["▁The"] == (["\n", "The"], "several_tokens")
+    assert rows["▁answer"] == ([" answer"], "soft")
+    assert len(worst["positions"]) == 10
+
+
+@pytest.mark.parametrize("name", ["alignment", "projection"])
+def test_unknown_names_are_refused(name):
+    with pytest.raises(UserError, match=f"{name} 'dtw'; expected one of .*fu2023"):
+        Settings(**{name: "dtw"})
+    assert dataclasses.asdict(Settings())[name] in ("bytes", "paths")

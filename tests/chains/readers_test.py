@@ -1,0 +1,241 @@
+import dataclasses
+import gzip
+import json
+
+import pytest
+
+from cot_flax.chains.readers import FORMATS, Raw, find_format
+from cot_flax.chains.records import BadRecord
+from cot_flax.chains.samples import Sample, to_line
+from cot_flax.errors import UserError
+
+SAMPLE = Sample(
+    id="sums-0",
+    dataset="sums",
+    split="train",
+    question="One and one?",
+    gold_answer="2",
+    format="zero_shot_cot",
+    prompt_hash="",
+    teacher={"model": "nobody", "params": {}},
+    sample=0,
+    text="Two.",
+    logprobs=None,
+    finish_reason="stop",
+)
+
+
+def parsed(path):
+    """The samples of a file, and (place, reason, error) of what cannot be used."""
+    format = find_format(path)
+    samples, bad = [], []
+    for raw in format.read(path):
+        try:
+            samples.append(format.parse(raw))
+        except BadRecord as error:
+            bad.append((raw.place, error.reason, str(error)))
+    return samples, bad
+
+
+@pytest.mark.parametrize(
+    ("name", "suffix"),
+    [
+        ("a.jsonl", ".jsonl"),
+        ("a.b.jsonl.gz", ".jsonl"),
+        ("a.tsv", ".tsv"),
+        ("a.tsv.gz", ".tsv"),
+        ("a.json", ".json"),
+    ],
+)
+def test_the_name_says_the_format(name, suffix):
+    assert find_format(f"folder/{name}") is FORMATS[suffix]
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.jsonl.zip", "jsonl", "a"])
+def test_other_names_are_refused(name):
+    with pytest.raises(UserError, match=r"file of unknown format; .*\.jsonl, \.tsv, \.json"):
+        find_format(name)
+
+
+def test_given_rationales_are_not_judged_by_default():
+    assert {suffix: f.rules for suffix, f in FORMATS.items()} == {
+        ".jsonl": "default",
+        ".tsv": "none",
+        ".json": "none",
+    }
+
+
+def line(**fields):
+    return to_line(dataclasses.replace(SAMPLE, **fields))
+
+
+@pytest.mark.parametrize("name", ["s.jsonl", "s.jsonl.gz"])
+def test_samples_are_read(tmp_path, name):
+    content = line() + line(sample=1, text="é") + line(id='"q"\\')
+    packed = gzip.compress(content) if name.endswith("gz") else content
+    (tmp_path / name).write_bytes(packed)
+    samples, bad = parsed(tmp_path / name)
+    assert [to_line(s) for s in samples] == content.splitlines(keepends=True)
+    assert bad == []
+
+
+def test_the_chains_of_a_question_are_told_from_others_before_they_are_parsed(tmp_path):
+    reordered = json.dumps(dict(reversed(json.loads(line(sample=1)).items()))).encode() + b"\n"
+    spaced = b'  { "id" :\t"sums-0", "text'  # cut: it goes with the line before it
+    lines = [line(), reordered, spaced + b"\n", line(id="sums-1"), b"?\n", b'{"id": 7}\n']
+    path = tmp_path / "s.jsonl"
+    path.write_bytes(b"".join(lines))
+    questions = [raw.question for raw in FORMATS[".jsonl"].read(path)]
+    assert questions[:4] == [b"sums-0"] * 3 + [b"sums-1"]
+    assert questions[5] == b"7"
+    assert questions[4] == b"sums-1"  # nobody's: it must not part the chains around it
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"{", "bad_json"),
+        (b"", "bad_json"),
+        (b'{"id": "\xff"}', "bad_json"),
+        (b"[1]", "bad_json"),
+        (b'{"id": "a"}', "missing_field"),
+        (line().replace(b'"sample": 0', b'"sample": "0"'), "wrong_type"),
+        (line().replace(b'"sample": 0', b'"sample": 0, "x": 1'), "unknown_field"),
+    ],
+)
+def test_a_bad_line_has_a_reason_and_a_place(tmp_path, content, reason):
+    path = tmp_path / "s.jsonl"
+    path.write_bytes(line() + content.rstrip(b"\n") + b"\n" + line(id="last"))
+    samples, ((place, found, error),) = parsed(path)
+    assert [s.id for s in samples] == ["sums-0", "last"]
+    assert (place, found) == (f"{path}, line 2", reason)
+    assert error.startswith(f"got {path}, line 2: ")
+
+
+def test_of_a_gzip_file_that_breaks_off_the_first_lines_are_read(tmp_path):
+    path = tmp_path / "s.jsonl.gz"
+    path.write_bytes(gzip.compress(line() + line(id="last"))[:-8])
+    samples, ((_, reason, error),) = parsed(path)
+    assert [s.id for s in samples] == ["sums-0", "last"]
+    assert reason == "truncated_file"
+    assert f"{path}, after line 2: " in error
+
+
+@pytest.mark.parametrize("name", ["none.jsonl", "none.tsv", "none.json"])
+def test_a_missing_file_stops(tmp_path, name):
+    with pytest.raises(UserError, match=rf"{name}: No such file") as caught:
+        list(find_format(name).read(tmp_path / name))
+    assert not isinstance(caught.value, BadRecord)
+
+
+@pytest.mark.parametrize("content", ["[]", '[{"source": "a"}]', "{}"])
+def test_json_without_entries_stops(tmp_path, content):
+    path = tmp_path / "c.json"
+    path.write_text(content)
+    with pytest.raises(UserError, match=r"c\.json: no entries; expected one JSON object"):
+        list(find_format(path).read(path))
+
+
+def test_a_folder_in_place_of_a_file_stops(tmp_path):
+    (tmp_path / "c.json").mkdir()
+    with pytest.raises(UserError, match=r"c\.json: Is a directory"):
+        list(find_format(tmp_path / "c.json").read(tmp_path / "c.json"))
+
+
+def human(dataset, number, question, answer, chain):
+    return Sample(
+        id=f"{dataset}-{number}",
+        dataset=dataset,
+        split="train",
+        question=question,
+        gold_answer=answer,
+        format="zero_shot_cot",
+        prompt_hash="",
+        teacher={"model": "given rationales", "params": {}},
+        sample=0,
+        text=chain,
+        logprobs=None,
+        finish_reason="stop",
+    )
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_a_tsv_of_rationales(tmp_path, end):
+    path = tmp_path / "aqua_train.tsv"
+    lines = ["Which?\\n(A) 1 (B) 2\t(B)\tOne,\\n then two.", "one column", "é?\té\té é", "\t\t\t"]
+    path.write_bytes(end.join(lines).encode() + end.encode() + b"\xff\tb\tc")
+    samples, bad = parsed(path)
+    assert samples == [
+        human("aqua_train", 1, "Which?\n(A) 1 (B) 2", "(B)", "One,\n then two."),
+        human("aqua_train", 3, "é?", "é", "é é"),
+    ]
+    assert [(place, reason) for place, reason, _ in bad] == [
+        (f"{path}, line 2", "columns"),
+        (f"{path}, line 4", "columns"),
+        (f"{path}, line 5", "bad_text"),
+    ]
+    assert "1 columns" in bad[0][2] and "4 columns" in bad[1][2]
+
+
+ENTRIES = {
+    "0": {"source": "One?", "target": "1", "rationale": "So.", "task": "sums", "type": "CoT"},
+    "x": {"source": "Two?", "target": "2", "rationale": "é"},
+}
+
+
+def test_the_cot_collections_json(tmp_path):
+    path = tmp_path / "c.json"
+    bad_entries = {
+        "1": {"source": "One?", "target": "1"},
+        "2": {"source": "One?", "target": 1, "rationale": "So."},
+        "3": ["One?", "1", "So."],
+    }
+    path.write_text(json.dumps(ENTRIES | bad_entries, indent=1))
+    samples, bad = parsed(path)
+    assert samples == [
+        human("sums", 0, "One?", "1", "So."),
+        human("cot_collection", "x", "Two?", "2", "é"),
+    ]
+    assert [(place, reason) for place, reason, _ in bad] == [
+        (f"{path}, entry 1", "missing_field"),
+        (f"{path}, entry 2", "wrong_type"),
+        (f"{path}, entry 3", "wrong_type"),
+    ]
+
+
+def test_an_entry_with_half_a_character_is_refused():
+    """One JSON reader hands it on, another makes it a question mark."""
+    entry = {"source": "One?", "target": "1", "rationale": "half \ud83d"}
+    with pytest.raises(BadRecord) as caught:
+        FORMATS[".json"].parse(Raw("c.json, entry 4", b"", entry))
+    assert caught.value.reason == "bad_text"
+
+
+def test_the_cot_collections_json_may_be_gzipped(tmp_path):
+    path = tmp_path / "c.json.gz"
+    path.write_bytes(gzip.compress(json.dumps(ENTRIES).encode()))
+    samples, bad = parsed(path)
+    assert ([s.id for s in samples], bad) == (["sums-0", "cot_collection-x"], [])
+
+
+def test_of_a_json_file_that_breaks_off_the_first_entries_are_read(tmp_path):
+    """Wherever: inside a key, a string, between two entries, before the last brace."""
+    whole = json.dumps(ENTRIES).encode()
+    second = whole.index(b'"x"') + len('"x"')  # where it is known that the first one is whole
+    for cut in range(1, len(whole)):
+        path = tmp_path / "c.json"
+        path.write_bytes(whole[:cut])
+        samples, bad = parsed(path)
+        assert [s.id for s in samples] == ["sums-0"] * (cut >= second)
+        assert [reason for _, reason, _ in bad] == ["truncated_file"]
+
+
+def test_all_of_flans_rationales_are_read(shared_data):
+    counts = {}
+    for path in sorted((shared_data / "flan_cot").glob("*.tsv")):
+        samples, bad = parsed(path)
+        counts[path.name] = len(samples)
+        assert bad == []
+        assert all(s.question and s.gold_answer and s.text for s in samples)
+    assert sum(counts.values()) == 33_443  # SOURCES.md
+    assert counts["gsm8k_train.tsv"] == 7_473

@@ -1,0 +1,107 @@
+import dataclasses
+import json
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from cot_flax.chains.projection import KINDS, Projection
+from cot_flax.chains.tally import MOST_WORST, Tally
+
+
+def projection(kinds, masses):
+    kinds = np.array([KINDS.index(kind) for kind in kinds], np.int8)
+    empty = np.zeros((len(kinds), 1))
+    return Projection(empty, empty, kinds, np.array(masses, np.float32))
+
+
+def example(share, id="a"):
+    return {"id": id, "soft_share": share, "positions": []}
+
+
+def filled(n):
+    """A tally in which every count is another one."""
+    tally = Tally(
+        fates=Counter(kept=n, wrong_answer=2 * n),
+        rejected=Counter({"bad_json": n, f"only_{n}": 1}),
+        questions=3 * n,
+        kept_chains=Counter({"1": n}),
+        distinct_chains=Counter({"2": n}),
+        one_hot_chains=4 * n,
+        target_tokens=Counter({"16": n}),
+        tokens=5 * n,
+        teachers=Counter(somebody=n),
+        prompts=6 * n,
+    )
+    tally.add_projection(projection(["soft", "end"], [0.5, 1]), example(n / 10, str(n)))
+    return tally
+
+
+def test_everything_is_kept_dropped_or_rejected():
+    tally = filled(7)
+    assert (tally.kept, tally.dropped, tally.rejected.total(), tally.read) == (7, 14, 8, 29)
+    assert Tally().read == 0
+
+
+def test_every_field_adds_up():
+    total = Tally()
+    for n in (1, 10, 100):
+        total.add(filled(n))
+    for field in dataclasses.fields(Tally):
+        parts = [getattr(filled(n), field.name) for n in (1, 10, 100)]
+        if field.name == "worst":
+            assert [e["id"] for e in total.worst] == ["1", "10", "100"]
+        elif isinstance(parts[0], Counter):
+            assert getattr(total, field.name) == parts[0] + parts[1] + parts[2]
+        else:
+            assert getattr(total, field.name) == sum(parts) > 0
+
+
+def test_what_is_added_is_not_changed():
+    total, part = Tally(), filled(3)
+    total.add(part)
+    total.add(filled(4))
+    assert part == filled(3)
+
+
+def test_positions_are_counted_by_kind_and_kept_mass():
+    tally = Tally()
+    kinds = ["soft"] * 5 + ["end", "no_token", "other_string"]
+    tally.add_projection(projection(kinds, [0.0, 0.049, 0.05, 0.999, 1.0, 1, 1, 1]), example(0.5))
+    assert tally.kinds == {"soft": 5, "end": 1, "no_token": 1, "other_string": 1}
+    # 20 bins of 0.05; one-hot positions are in none, and 1.0 is in the last.
+    assert tally.kept_mass == {"0": 2, "1": 1, "19": 2}
+    assert tally.mass == pytest.approx(0.049 + 0.05 + 0.999 + 1)
+
+
+def test_the_worst_examples_stay_whatever_the_order():
+    shares = [0.9, 0.1, 0.5, 0.3, 0.7, 0.2, 0.4, 0.8]
+    for order in (shares, shares[::-1]):
+        left, right = Tally(), Tally()
+        for i, share in enumerate(order):
+            part = (left, right)[i % 2]
+            part.add_projection(projection(["soft"], [1.0]), example(share, str(share)))
+        left.add(right)
+        assert [e["soft_share"] for e in left.worst] == sorted(shares)[:MOST_WORST]
+
+
+def test_it_goes_through_json_unchanged():
+    tally = filled(3)
+    again = Tally.from_json(json.loads(json.dumps(tally.to_json())))
+    assert again == tally
+    again.add(filled(4))  # and can still be added to
+    assert again.kept == 7
+
+
+def test_the_summary_adds_up_in_its_first_line():
+    tally = Tally(fates=Counter(kept=1200, wrong_answer=30, no_answer=70), rejected=Counter(a=5))
+    tally.add_projection(
+        projection(["soft", "soft", "end", "no_token"], [1, 0.5, 1, 1]), example(1)
+    )
+    assert tally.summary().splitlines() == [
+        "1,305 read = 1,200 kept + 100 dropped + 5 rejected",
+        "dropped: no_answer 70, wrong_answer 30",
+        "rejected: a 5",
+        "2 of 4 target positions soft (50.0%), mass kept there 0.750",
+    ]
+    assert Tally(fates=Counter(kept=1)).summary() == "1 read = 1 kept + 0 dropped + 0 rejected"

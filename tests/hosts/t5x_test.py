@@ -1,0 +1,420 @@
+"""Our student within T5X: its trainer, its evaluation and inference; where T5X is importable.
+
+Last run whole with T5X at cc342d41 (2026-04-21).
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import gin
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import tensorflow as tf
+from flax.core import freeze, unfreeze
+
+reason = "T5X is not on PyPI: it, airio and jestimator must be on PYTHONPATH"
+pytest.importorskip("t5x.models", reason=reason, exc_type=ImportError)
+from t5x import eval as t5x_eval  # noqa: E402
+from t5x import gin_utils, partitioning, utils  # noqa: E402
+from t5x import infer as t5x_infer  # noqa: E402
+from t5x import train as t5x_train  # noqa: E402
+from t5x import trainer as t5x_trainer  # noqa: E402
+
+from cot_flax.chains.preparation import Settings  # noqa: E402
+from cot_flax.chains.samples import write_samples  # noqa: E402
+from cot_flax.configuration import gin_root  # noqa: E402
+from cot_flax.errors import UserError  # noqa: E402
+from cot_flax.evaluation.evaluate import Decoding  # noqa: E402
+from cot_flax.generation.beam import beam_search  # noqa: E402
+from cot_flax.generation.decoding import decode  # noqa: E402
+from cot_flax.hosts import t5x  # noqa: E402
+from cot_flax.hosts.t5x import DistillationModel  # noqa: E402
+from cot_flax.lab.world.stories import make_stories  # noqa: E402
+from cot_flax.lab.world.teacher import make_samples  # noqa: E402
+from cot_flax.objectives.losses import Objective  # noqa: E402
+from cot_flax.store.prepare import prepare  # noqa: E402
+from cot_flax.students.lora import Lora  # noqa: E402
+from cot_flax.students.parameters import flatten  # noqa: E402
+from cot_flax.students.t5.config import T5Config  # noqa: E402
+from cot_flax.students.t5.model import T5  # noqa: E402
+from cot_flax.tasks.stories import VOCABULARY  # noqa: E402
+from cot_flax.training import optimizers, step  # noqa: E402
+from cot_flax.training.optimizers import Optimizer  # noqa: E402
+from cot_flax.training.sharding import MeshConfig  # noqa: E402
+from cot_flax.training.state import TrainState, abstract_variables  # noqa: E402
+from cot_flax.weights.export import export  # noqa: E402
+from cot_flax.weights.opening import open_source  # noqa: E402
+from cot_flax.weights.source import load  # noqa: E402
+
+CONFIG = T5Config(
+    vocab_size=256,
+    emb_dim=16,
+    num_heads=2,
+    num_encoder_layers=1,
+    num_decoder_layers=2,
+    head_dim=4,
+    mlp_dim=32,
+)
+KL = Objective(kl_weight=0.7, temperature=2.0, z_loss=0.01)
+LENGTHS = {"inputs": 96, "targets": 72}
+TAUGHT, UNTAUGHT = "stories_teacher_zero_shot_cot", "stories_zero_shot_cot"
+B = 8
+SUBMESH = (1, 2 if jax.device_count() > 1 else 1)
+DESCENT = Optimizer(optax.sgd(1.0), lambda step: 1.0)  # moves parameters by the gradient
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quick_compilation(tmp_path_factory):
+    """T5X compiles the same programs again in every run."""
+    settings = {
+        "jax_disable_most_optimizations": (True, False),
+        "jax_compilation_cache_dir": (str(tmp_path_factory.mktemp("compiled")), None),
+        "jax_persistent_cache_min_compile_time_secs": (0.0, 1.0),
+        "jax_persistent_cache_min_entry_size_bytes": (-1, 0),
+    }
+    for name, (ours, _) in settings.items():
+        jax.config.update(name, ours)
+    yield
+    for name, (_, default) in settings.items():
+        jax.config.update(name, default)
+
+
+@pytest.fixture(autouse=True)
+def _leave_gin_as_found():
+    gin.clear_config()
+    yield
+    gin.clear_config()
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory) -> str:
+    """The world's teacher on 16 stories."""
+    folder = tmp_path_factory.mktemp("prepared")
+    samples = make_samples(make_stories(16, split="train"), samples=2)
+    write_samples(folder / "samples.jsonl", samples)
+    prepare(
+        [str(folder / "samples.jsonl")],
+        str(folder / "store"),
+        vocabulary=VOCABULARY,
+        settings=Settings(),
+        workers=1,
+    )
+    return str(folder / "store")
+
+
+# One batch ----------------------------------------------------------------------------------------
+
+
+def make_model(**settings):
+    return DistillationModel(**{"config": CONFIG, "vocabulary": VOCABULARY} | settings)
+
+
+@pytest.fixture(scope="module")
+def params():
+    token = jnp.zeros((1, 1), jnp.int32)
+    drawn = jax.jit(T5(CONFIG).init)(jax.random.key(3), token, token, token)["params"]
+    # Small beside what the layers add: an input would be repeated for ever.
+    return drawn | {"token_embedder": jax.tree.map(lambda x: 0.1 * x, drawn["token_embedder"])}
+
+
+def first_batch(task, *, pack):
+    gin.bind_parameter("cot_flax.tasks.stories.size.train", 16)
+    cfg = utils.DatasetConfig(task, LENGTHS, "train", B, shuffle=False, seed=0, pack=pack)
+    dataset = utils.get_dataset(cfg, 0, 1, DistillationModel.FEATURE_CONVERTER_CLS)
+    return next(dataset.take(1).as_numpy_iterator())
+
+
+@pytest.fixture(scope="module")
+def batch(store):
+    """Packed rows, all but one with a teacher."""
+    gin.bind_parameter("cot_flax.tasks.stories.teacher_store.directory", store)
+    found = first_batch(TAUGHT, pack=True)
+    taught = np.arange(B)[:, None, None] > 0
+    return found | {"teacher_top_ids": found["teacher_top_ids"] * taught}
+
+
+def make_partitioner():
+    return partitioning.PjitPartitioner(
+        model_parallel_submesh=SUBMESH, logical_axis_rules=t5x.axis_rules(MeshConfig())
+    )
+
+
+def train_in_t5x(model, params, batch, *, steps=1, microbatches=None):
+    """What T5X's Trainer makes of parameters on its mesh, and the metrics of its summaries."""
+    partitioner = make_partitioner()
+    initializer = utils.TrainStateInitializer(
+        optimizer_def=model.optimizer_def,
+        init_fn=model.get_initial_variables,
+        input_shapes={name: array.shape for name, array in batch.items()},
+        partitioner=partitioner,
+    )
+    state = initializer.from_scratch(jax.random.PRNGKey(0)).replace_params(freeze(params))
+    place = jax.sharding.NamedSharding(partitioner.mesh, partitioner.data_partition_spec)
+    trainer = t5x_trainer.Trainer(
+        model=model,
+        train_state=jax.tree.map(jnp.array, state),  # a copy: the step takes its argument over
+        partitioner=partitioner,
+        eval_names=[],
+        summary_dir=None,
+        train_state_axes=initializer.train_state_axes,
+        rng=jax.random.PRNGKey(0),
+        learning_rate_fn=lambda step: 0.0,
+        num_microbatches=microbatches,
+    )
+    with trainer:
+        batches = (jax.device_put(batch, place) for _ in range(steps))
+        found = trainer.train(batches, steps, start_step=0).result()
+        values = {name: float(metric.value) for name, metric in found.items()}
+        return unfreeze(jax.device_get(trainer.train_state.params)), values
+
+
+def train_in_ours(objective, optimizer, params, batch, *, steps=1):
+    run = jax.jit(step.make_train_step(T5(CONFIG), optimizer, objective))
+    opt_state = optimizer.transform.init(params)
+    state, sums = TrainState(jnp.int32(0), params, opt_state, jax.random.PRNGKey(0)), {}
+    for _ in range(steps):
+        state, metrics = run(state, batch)
+        flags = [name for name in metrics if name.startswith("nonfinite/")]
+        for name, value in metrics.items():
+            if name not in flags:
+                sums[name] = sums.get(name, 0.0) + float(value)
+    return state.params, step.summarize(sums)
+
+
+def assert_close(found, expected, **tolerance):
+    assert flatten(found).keys() == flatten(expected).keys()
+    for name, leaf in flatten(expected).items():
+        np.testing.assert_allclose(flatten(found)[name], leaf, err_msg=name, **tolerance)
+
+
+def assert_same_metrics(found, expected):
+    skipped = ("learning_rate", "gradient_norm")
+    for name, value in expected.items():
+        if name not in skipped:
+            np.testing.assert_allclose(found[name], value, rtol=1e-5, atol=1e-6, err_msg=name)
+
+
+def test_loss_and_gradients_are_our_trainers(params, batch):
+    """On T5X's mesh of several devices, ours on one: packed rows with a teacher."""
+    assert (batch["decoder_segment_ids"] > 1).any()
+    moved, metrics = train_in_t5x(make_model(objective=KL, optimizer=DESCENT), params, batch)
+    expected, means = train_in_ours(KL, DESCENT, params, batch)
+    assert_close(moved, expected, atol=1e-5)
+    assert_same_metrics(metrics, means)
+    assert metrics["kl"] > 0 and 0.5 < metrics["teacher_fraction"] < 1
+    change = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), moved, params)
+    assert min(jax.tree.leaves(change)) > 1e-4  # every gradient is larger than the tolerance
+
+
+@pytest.mark.skipif(jax.device_count() == 1, reason="one device has nothing to split")
+def test_the_loss_is_split_over_t5xs_mesh(params, batch):
+    """By ourselves, not by XLA's choice: T5X enters its mesh in another way than our trainer."""
+    loss = lambda params, batch: make_model(objective=KL).loss_fn(params, batch, None)[0]  # noqa: E731
+    split = make_partitioner().partition(loss, (None, None), None).lower(params, batch).as_text()
+    whole = jax.jit(loss).lower(params, batch).as_text()
+    assert "manual_computation" in split and "manual_computation" not in whole
+
+
+def test_our_adafactor_moves_as_in_our_trainer(params, batch):
+    """Its state is partitioned and factored, of which T5X's own wrapper knows nothing."""
+    optimizer = optimizers.adafactor(optimizers.constant(1e-2))
+    model = make_model(objective=KL, optimizer=optimizer)
+    moved, metrics = train_in_t5x(model, params, batch, steps=2)
+    expected, means = train_in_ours(KL, optimizer, params, batch, steps=2)
+    assert_same_metrics(metrics, means)
+    assert_close(moved, expected, atol=2e-4)  # steps of 1e-2, of gradients over their size
+
+
+def test_without_rows_the_loss_is_plain_cross_entropy(params):
+    plain = first_batch(UNTAUGHT, pack=False)
+    model = make_model(objective=KL, optimizer=DESCENT)
+    moved, metrics = train_in_t5x(model, params, plain)
+    objective = Objective(z_loss=KL.z_loss)
+    expected, means = train_in_ours(objective, DESCENT, params, plain)
+    assert_close(moved, expected, atol=1e-5)
+    assert_same_metrics(metrics, means)
+    assert "kl" not in metrics and "teacher_fraction" not in metrics
+
+
+def test_microbatches_of_as_many_tokens_are_the_whole_batch(params, batch):
+    """Else T5X gives each as much weight, whatever its tokens."""
+    twice = {k: np.concatenate([v[: B // 2]] * 2) for k, v in batch.items()}
+    whole, _ = train_in_ours(KL, DESCENT, params, twice)
+    model = make_model(objective=KL, optimizer=DESCENT, microbatches=2)
+    parts, metrics = train_in_t5x(model, params, twice, microbatches=2)
+    assert_close(parts, whole, atol=1e-5)
+    assert metrics["kl"] > 0
+
+
+# Decoding -----------------------------------------------------------------------------------------
+
+
+def test_predictions_are_our_decoders(params, batch):
+    prompts = batch["encoder_input_tokens"]
+    model = make_model(decoding=Decoding(max_tokens=9))
+    tokens, aux = jax.jit(model.predict_batch_with_aux)(freeze(params), batch)
+    expected = decode(T5(CONFIG), params, prompts, max_tokens=9)[:, 0]
+    np.testing.assert_array_equal(tokens, expected)
+    # The scores are the tokens' log-likelihood by teacher forcing.
+    shifted = np.pad(expected, ((0, 0), (1, 0)))[:, :-1]
+    logits = T5(CONFIG).apply({"params": params}, prompts, shifted, expected)
+    chosen = np.take_along_axis(jax.nn.log_softmax(logits), expected[..., None], -1)[..., 0]
+    np.testing.assert_allclose(aux["scores"], (chosen * (expected > 0)).sum(1), rtol=1e-4)
+
+
+def test_samples_depend_on_the_key(params, batch):
+    model = make_model(decoding=Decoding(max_tokens=9, temperature=1.0))
+    draw = jax.jit(model.predict_batch)
+    one, again, other = (draw(params, batch, jax.random.PRNGKey(seed)) for seed in (0, 0, 1))
+    np.testing.assert_array_equal(one, again)
+    assert (np.asarray(one) != np.asarray(other)).any()
+
+
+def test_beams_are_our_beam_search(params, batch):
+    model = make_model(decoding=Decoding(max_tokens=6, beams=2, beam_rule="t5x"))
+    tokens, aux = jax.jit(model.predict_batch_with_aux)(params, batch)
+    output, scores = beam_search(
+        T5(CONFIG), params, batch["encoder_input_tokens"], max_tokens=6, beams=2, rule="t5x"
+    )
+    np.testing.assert_array_equal(tokens, output[:, 0])
+    np.testing.assert_allclose(aux["scores"], scores[:, 0], rtol=1e-5)
+
+
+# T5X's own commands -------------------------------------------------------------------------------
+
+KL_FILES = ["experiments/world_cot_kl.gin", "t5x/train.gin"]
+TEST_FILES = ["experiments/world_evaluate.gin", "models/world.gin"]
+MESH = [f"MODEL_PARALLEL_SUBMESH = {SUBMESH}", "MESH_MODEL = None"]
+WORLD = [f"stories.size.{split} = 8" for split in ("train", "validation", "test")]
+
+
+def launch(function, files, *bindings, **macros):
+    """What `python -m t5x.<function> --gin_file=... --gin.NAME=VALUE` does, in this process."""
+    bindings = [*WORLD, *MESH, *bindings, *(f"{k} = {v!r}" for k, v in macros.items())]
+    gin.clear_config()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys.modules["__main__"], function.__name__, function, raising=False)
+        gin_utils.parse_gin_flags([str(gin_root())], files, bindings)
+        return gin.get_configurable(function)()
+
+
+def train(folder, store, *bindings, **macros):
+    shared = {"TRAIN_STEPS": 20, "BATCH_SIZE": 8, "EVAL_STEPS": 1, "WARMUP_STEPS": 0}
+    shared |= {"MODEL_DIR": str(folder), "TEACHER_STORE": store, "CHECKPOINT_PERIOD": 10}
+    small = "evaluate.Decoding.max_tokens = 8"
+    return launch(t5x_train.train, KL_FILES, small, *bindings, **shared | macros)
+
+
+@pytest.fixture(scope="module")
+def trained(store, tmp_path_factory):
+    """20 steps, interrupted after ten: the folder and T5X's last state."""
+    folder = tmp_path_factory.mktemp("runs") / "kl"
+    train(folder, store, TRAIN_STEPS=10)
+    last_step, state = train(folder, store)
+    assert last_step == 20
+    return folder, state
+
+
+def summaries(folder):
+    """The scalars of TensorBoard files: {name: {step: value}}."""
+    found = {}
+    for file in sorted(folder.glob("events.*")):
+        for event in tf.compat.v1.train.summary_iterator(str(file)):
+            for value in event.summary.value:
+                if value.tensor.dtype in (tf.float32, tf.float64):
+                    number = float(tf.make_ndarray(value.tensor))
+                    found.setdefault(value.tag, {})[event.step] = number
+    return found
+
+
+def test_twenty_steps_leave_kl_in_the_summaries(trained):
+    scalars = summaries(trained[0] / "train")
+    for name in ("loss", "kl", "kl_at_temperature", "agreement", "teacher_mass", "learning_rate"):
+        assert {10, 20} <= scalars[name].keys(), name
+        assert all(np.isfinite(value) for value in scalars[name].values()), name
+    assert scalars["kl"][20] < scalars["kl"][10]
+    assert scalars["teacher_fraction"][20] == 1.0
+
+
+def test_train_eval_has_cross_entropy_where_no_teacher_is(trained):
+    scalars = summaries(trained[0] / "training_eval" / UNTAUGHT)
+    assert scalars["cross_entropy"][20] > 0
+    assert "kl" not in scalars
+
+
+def test_infer_eval_scores_chains(trained):
+    (metrics,) = (trained[0] / "inference_eval").glob(f"{UNTAUGHT}-metrics.jsonl")
+    line = json.loads(metrics.read_text().splitlines()[-1])
+    assert line["step"] == 20 and 0 <= line["accuracy"] <= 1
+
+
+def read(path):
+    """Its student, as we open it."""
+    source = open_source(str(path))
+    return source, load(source, abstract_variables(T5(source.config))["params"])
+
+
+def test_we_open_what_t5x_saved(trained):
+    folder, state = trained
+    source, params = read(folder)
+    assert source.place.startswith(str(folder / "checkpoint_20"))
+    assert source.config.emb_dim == 64
+    assert_close(params, unfreeze(jax.device_get(state.params)), atol=0)
+
+
+def test_t5x_starts_from_what_we_export(trained, store, tmp_path):
+    """Without a step's effect: parameters are ours, the count begins at zero."""
+    export(str(trained[0]), str(tmp_path / "exported"), format="t5x")
+    (exported,) = (tmp_path / "exported").glob("checkpoint_*")
+    initial = {"INITIAL_CHECKPOINT_PATH": str(exported), "LEARNING_RATE": 0.0}
+    last_step, state = train(tmp_path / "run", store, TRAIN_STEPS=1, **initial)
+    assert last_step == 1
+    assert_close(unfreeze(jax.device_get(state.params)), read(trained[0])[1], atol=0)
+
+
+def evaluate(function, end, trained, folder, *bindings, **macros):
+    checkpoint = str(trained[0] / "checkpoint_20")
+    macros |= {"CHECKPOINT_PATH": checkpoint, "EVAL_OUTPUT_DIR": str(folder), "BATCH_SIZE": 8}
+    macros["MAX_DECODE_LENGTH"] = 8
+    launch(function, [*TEST_FILES, end], *bindings, **macros)
+
+
+def test_eval_scores_all_tasks_of_an_experiment(trained, tmp_path):
+    names = (UNTAUGHT, "stories_zero_shot_answer")
+    evaluate(t5x_eval.evaluate, "t5x/eval.gin", trained, tmp_path, MIXTURE_OR_TASK_NAME=names)
+    for name in names:
+        (metrics,) = (tmp_path / "inference_eval").glob(f"{name}-metrics.jsonl")
+        assert 0 <= json.loads(metrics.read_text())["accuracy"] <= 1
+
+
+def test_infer_writes_predictions(trained, tmp_path):
+    macros = {"MIXTURE_OR_TASK_NAME": UNTAUGHT, "TASK_FEATURE_LENGTHS": LENGTHS}
+    evaluate(t5x_infer.infer, "t5x/infer.gin", trained, tmp_path, **macros)
+    (file,) = Path(tmp_path).glob(f"{UNTAUGHT}-predict.jsonl-*-of-00001")
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    assert len(lines) == 8
+    assert all(isinstance(line["prediction"], str) for line in lines)
+
+
+# Mistakes -----------------------------------------------------------------------------------------
+
+
+def test_kl_without_a_teacher_stops_the_run(store, tmp_path):
+    with pytest.raises(UserError, match=f"no teacher log-probabilities in {UNTAUGHT}"):
+        train(tmp_path, store, MIXTURE_OR_TASK_NAME=UNTAUGHT)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"config": T5Config(lora=Lora())}, "LoRA under T5X"),
+        ({"decoding": Decoding(samples=4, temperature=1.0)}, "4 samples a prompt under T5X"),
+    ],
+)
+def test_what_t5x_cannot_serve_is_refused(settings, message):
+    with pytest.raises(UserError, match=message):
+        make_model(**settings)

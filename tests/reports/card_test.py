@@ -1,0 +1,107 @@
+"""Tests of the model card: what a run left behind stands in it, and nothing is made up."""
+
+import json
+
+import gin
+import pytest
+import yaml
+
+from cot_flax import configuration
+from cot_flax.errors import UserError
+from cot_flax.reports.card import facts, read_macros, render
+
+RESULTS = {
+    "checkpoint": "run/checkpoints/600",
+    "split": "test",
+    "decoding": {"samples": 1, "temperature": 0.0, "mode": "flexible"},
+    "tasks": {
+        "stories_zero_shot_cot": {
+            "accuracy": 0.75,
+            "accuracy_low": 0.705,
+            "accuracy_high": 0.79,
+            "parse_failure_rate": 0.02,
+            "count": 400,
+        }
+    },
+}
+PROMPT = 'Q: Who said "four"?\nLet\'s think step by step'
+
+
+@pytest.fixture
+def run(tmp_path):
+    """What train and evaluate leave behind, without the arrays."""
+    bindings = ["MODEL_DIR='run'", "TEACHER_STORE='store'", "TRAIN_STEPS=600", "KL_WEIGHT=0.75"]
+    bindings.append("INITIAL_CHECKPOINT_PATH='google/flan-t5-small'")
+    configuration.parse(["experiments/world_cot_kl.gin"], bindings)
+    configuration.save(tmp_path)
+    gin.clear_config()
+    (tmp_path / "test").mkdir()
+    (tmp_path / "test" / "results.json").write_text(json.dumps(RESULTS))
+    (tmp_path / "test" / "predictions.jsonl").write_text(json.dumps({"prompt": PROMPT}) + "\n")
+    return tmp_path
+
+
+def header_and_body(text):
+    empty, header, body = text.split("---\n", 2)
+    assert empty == ""
+    return yaml.safe_load(header), body
+
+
+def test_a_card_says_what_the_run_was(run):
+    header, body = header_and_body(render(facts("student", 1234567, run)))
+    assert header["base_model"] == "google/flan-t5-small"
+    assert header["library_name"] == "transformers"
+    for line in (
+        "# student",
+        "1,234,567 parameters",
+        "| started from | google/flan-t5-small |",
+        "| optimizer steps | `600` |",
+        "| data (SeqIO task or mixture) | `stories_teacher_zero_shot_cot` |",
+        "| teacher's chains | `store` |",
+        "| optimizer | `adamw` |",
+        "0.75 x KL from the teacher's top-k token distribution (the rest of the mass as one class;",
+        " + 0.25 x token cross entropy |",
+        "| stories_zero_shot_cot | 75.0 (70.5-79.0) | 2.0 | 400 |",
+        "(greedy, 1 sample a question, answers read by the rule `flexible`)",
+        "Flan-T5 itself was trained on rationales of GSM8K",
+    ):
+        assert line in body, line
+
+
+def test_the_example_of_a_card_is_python_with_the_runs_prompt(run):
+    code = render(facts("student", 1, run)).split("```")[1].removeprefix("python\n")
+    assigned = next(line for line in code.splitlines() if line.startswith("prompt = "))
+    assert eval(assigned.removeprefix("prompt = ")) == PROMPT
+    compile(code, "card", "exec")
+
+
+def test_a_card_without_a_run_says_so():
+    header, body = header_and_body(render(facts("student", 10, None)))
+    assert "base_model" not in header
+    assert "without\na record of its training" in body
+    assert "## Training" not in body and "## Results" not in body and "Flan" not in body
+
+
+def test_a_start_from_a_folder_is_no_base_model_of_the_hub(run):
+    text = (run / "config.gin").read_text().replace("google/flan-t5-small", "/runs/base")
+    (run / "config.gin").write_text(text)
+    header, body = header_and_body(render(facts("student", 1, run)))
+    assert "base_model" not in header
+    assert "| started from | /runs/base |" in body
+
+
+def test_read_macros(tmp_path):
+    path = tmp_path / "config.gin"
+    path.write_text(
+        "A_LONG_ONE = \\\n    {'inputs': 8}\nRATE = 1e-3\nMODEL = @t5.T5Config()\n"
+        "t5.T5Config.emb_dim = 8\n"
+    )
+    expected = {"A_LONG_ONE": {"inputs": 8}, "RATE": 1e-3, "MODEL": "T5Config"}
+    assert read_macros(path) == expected
+    assert read_macros(tmp_path / "none.gin") == {}
+
+
+def test_malformed_results_stop_the_card(run):
+    (run / "test" / "results.json").write_text("{")
+    with pytest.raises(UserError, match=r"results\.json"):
+        facts("student", 1, run)

@@ -1,0 +1,127 @@
+"""Tests of the HTML page."""
+
+import json
+import subprocess
+import sys
+from html.parser import HTMLParser
+
+import pytest
+
+from cot_flax.errors import UserError
+from cot_flax.evaluation.outputs import Run
+from cot_flax.reports import comparison
+from cot_flax.reports.comparison import page
+from cot_flax.reports.comparison.cells import Cell
+
+
+class Outline(HTMLParser):
+    """Checks that tags close in order and gathers text, tags and attributes."""
+
+    VOID = ("meta", "br")
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.open, self.tags, self.words, self.links, self.ids = [], [], [], [], []
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.links += [value for name, value in attrs if name in ("src", "href", "xlink:href")]
+        self.ids += [value for name, value in attrs if name == "id"]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.handle_starttag(tag, attrs)
+        self.open = self.open[:-1]
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.words.append(data.strip())
+
+    @property
+    def text(self) -> str:
+        return " ".join(word for word in self.words if word)
+
+
+def test_page_is_whole_and_needs_nothing_beside_it(demo_runs, tmp_path):
+    comparison.write(tmp_path / "new" / "report.html", demo_runs)
+    html = Outline((tmp_path / "new" / "report.html").read_text())
+    assert "script" not in html.tags and "link" not in html.tags
+    assert {link[:1] for link in html.links} == {"#"}
+    assert {link[1:] for link in html.links} <= set(html.ids)
+    assert len(set(html.ids)) == len(html.ids)
+    # Four formats by steps, one loss, two tasks watched in training.
+    assert html.tags.count("svg") == 7
+    for title in ("Accuracy", "Accuracy by number of steps", "Learning curves", "Sample chains"):
+        assert title in html.words
+    assert "cot-flax report" in html.text and str(demo_runs["cot_kl"]) in html.text
+    assert "max_tokens 80" in html.text
+
+
+def test_page_has_the_numbers_of_results_json(demo_runs, tmp_path):
+    comparison.write(tmp_path / "report.html", demo_runs)
+    html = Outline((tmp_path / "report.html").read_text())
+    for folder in demo_runs.values():
+        tasks = json.loads((folder / "test" / "results.json").read_text())["tasks"]
+        for task in tasks.values():
+            value, low, high = (
+                f"{100 * task[key]:.1f}" for key in ("accuracy", "accuracy_low", "accuracy_high")
+            )
+            assert f"{value} {low}–{high}" in html.text
+
+
+def test_page_shows_every_runs_answer_to_a_question(demo_runs, tmp_path):
+    comparison.write(tmp_path / "report.html", demo_runs)
+    html = Outline((tmp_path / "report.html").read_text())
+    assert html.tags.count("article") == 6
+    assert html.tags.count("dd") == 6 * len(demo_runs)
+    marks = [word for word in html.words if word.startswith(("✓ right: ", "✗ wrong: "))]
+    assert len(marks) == 6 * len(demo_runs) and len({mark[0] for mark in marks}) == 2
+
+
+def test_texts_and_labels_are_escaped(odd_run, tmp_path):
+    comparison.write(tmp_path / "report.html", {"<i>run</i>": odd_run})
+    html = Outline((tmp_path / "report.html").read_text())
+    assert "<b>&amp;</b>" in html.words and "<i>run</i>" in html.text and "i" not in html.tags
+
+
+def test_missing_parts_are_said(demo_runs, tmp_path):
+    (tmp_path / "untested").mkdir()
+    runs = {"tested": demo_runs["cot_kl"], "untested": tmp_path / "untested"}
+    comparison.write(tmp_path / "report.html", runs)
+    html = Outline((tmp_path / "report.html").read_text())
+    assert "untested has no results.json" in html.text
+    assert "untested has no metrics.jsonl" in html.text
+    assert "no prediction" in html.words
+    with pytest.raises(UserError, match=r"got no results\.json"):
+        comparison.write(tmp_path / "report.html", {"untested": tmp_path / "untested"})
+
+
+def test_runs_decoded_differently_are_told_apart(tmp_path):
+    def run(label, temperature):
+        return Run(
+            label, tmp_path, {"split": "test", "decoding": {"temperature": temperature}}, [], []
+        )
+
+    runs = [run("a", 0), run("b", 0.7), run("c", 0), Run("d", tmp_path, {}, [], [])]
+    assert page.decodings(runs) == [
+        ("split test, temperature 0", ["a", "c"]),
+        ("split test, temperature 0.7", ["b"]),
+    ]
+
+
+def test_shades():
+    assert page.shade(None, "accuracy") == "transparent"
+    assert page.shade(Cell(1.0, 0, 1), "accuracy") == "rgba(0, 114, 178, 0.220)"
+    assert page.shade(Cell(-0.25, 0, 0), "change") == "rgba(213, 94, 0, 0.110)"
+
+
+def test_import_is_light():
+    heavy = "{'jax', 'flax', 'tensorflow', 'seqio', 't5x'}"
+    code = f"import sys; from cot_flax.reports import comparison; print({heavy} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"

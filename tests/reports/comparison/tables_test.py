@@ -1,0 +1,102 @@
+"""Tests of the comparison's columns."""
+
+import pytest
+
+from cot_flax.reports.comparison import tables
+from cot_flax.reports.comparison.cells import Cell
+from cot_flax.reports.comparison.tables import Column
+
+
+def summary(right, count, by_steps=()):
+    """A summary from whole numbers: by_steps is (steps, right, count) each."""
+    return {
+        "accuracy": right / count,
+        "accuracy_low": right / count - 0.1,
+        "accuracy_high": right / count + 0.1,
+        "parse_failure_rate": 0.0,
+        "count": count,
+        "by_steps": {str(n): summary(r, c) for n, r, c in by_steps},
+    }
+
+
+BASE = {
+    "sorting_zero_shot_answer": summary(9, 10),
+    "math_few_shot_cot": summary(2, 10, [(2, 2, 4), (3, 0, 4), (4, 0, 2)]),
+    "math_zero_shot_cot": summary(1, 10, [(2, 1, 4), (3, 0, 4), (4, 0, 2)]),
+    "logic_zero_shot_answer": summary(7, 10),
+}
+STUDENT = {
+    "math_few_shot_cot": summary(3, 10, [(2, 1, 4), (3, 1, 4), (4, 1, 2)]),
+    "math_zero_shot_cot": summary(6, 10, [(2, 3, 4), (3, 2, 4), (4, 1, 2)]),
+    "sorting_zero_shot_answer": summary(5, 10),
+    "logic_zero_shot_answer": summary(6, 10),
+}
+
+
+def test_columns_in_order_with_what_sums_up_first():
+    columns = tables.compare([BASE, STUDENT], base=0)
+    assert [(c.group, c.title, c.subtitle) for c in columns] == [
+        ("Reasoning", "math", "3–4 steps"),
+        ("Reasoning", "math", "zero-shot CoT"),
+        ("Reasoning", "math", "few-shot CoT"),
+        ("General ability", "2 tasks", "mean"),
+        ("General ability", "against base", "change"),
+        ("General ability", "sorting", "zero-shot answer"),
+        ("General ability", "logic", "zero-shot answer"),
+    ]
+    mean, change = columns[3], columns[4]
+    assert [cell.value for cell in mean.cells] == pytest.approx([0.8, 0.55])
+    assert change.cells[0] is None
+    assert change.cells[1].value == pytest.approx(-0.25)
+
+
+def test_many_steps_pools_three_and_four_of_the_best_format():
+    (column,) = tables.many_steps_column([BASE, STUDENT, {}], "math")
+    base, student, none = column.cells
+    # The base is better few-shot (2 of 10 against 1), the student zero-shot (6 against 3).
+    assert (base.value, base.note) == (0, "few-shot CoT")
+    assert (student.value, student.count, student.note) == (3 / 6, 6, "zero-shot CoT")
+    assert none is None
+
+
+def test_no_column_of_many_steps_without_such_questions():
+    runs = [{"math_zero_shot_cot": summary(1, 4, [(1, 0, 2), (2, 1, 2)])}]
+    assert tables.many_steps_column(runs, "math") == []
+    assert [c.subtitle for c in tables.compare(runs)] == ["zero-shot CoT"]
+
+
+def test_a_run_that_lacks_a_general_task_has_no_mean():
+    lacking = {"logic_zero_shot_answer": BASE["logic_zero_shot_answer"]}
+    columns = tables.compare([BASE, lacking, {}], base=0)
+    mean, change = (c for c in columns if c.kind in ("mean", "change"))
+    assert mean.cells[0] and mean.cells[1:] == [None, None]
+    assert change.cells == [None, None, None]
+
+
+def test_one_general_task_is_its_own_mean():
+    runs = [{"sorting_zero_shot_answer": summary(n, 10)} for n in (8, 6)]
+    columns = tables.compare(runs, base=0)
+    assert [c.kind for c in columns] == ["change", "accuracy"]
+    assert columns[0].cells[1].value == pytest.approx(-0.2)
+    assert [c.kind for c in tables.compare(runs)] == ["accuracy"]
+
+
+def test_best_is_highest_unless_all_are_equal():
+    low, high = Cell(0.2, 0.1, 0.3), Cell(0.4, 0.3, 0.5)
+    column = Column("", "", "", [low, high, None, high])
+    assert [column.is_best(cell) for cell in column.cells] == [False, True, False, True]
+    assert not Column("", "", "", [high, high]).is_best(high)
+
+
+def test_count_of_a_column_only_if_it_is_one():
+    cells = [Cell(0.1, 0, 1, 5), None, Cell(0.3, 0, 1, 5)]
+    assert Column("", "", "", cells).count == 5
+    assert Column("", "", "", [*cells, Cell(0.3, 0, 1, 6)]).count is None
+
+
+def test_names():
+    assert tables.split_name("word_sorting_few_shot_answer") == ("word_sorting", "few_shot_answer")
+    assert tables.split_name("mmlu") == ("mmlu", "")
+    assert tables.task_title("word_sorting_zero_shot_cot") == ("word sorting", "zero-shot CoT")
+    titles = [tables.steps_title(*ends) for ends in ((3, 4), (3, 3), (1, 1))]
+    assert titles == ["3–4 steps", "3 steps", "1 step"]

@@ -1,0 +1,43 @@
+"""Tests of the tables for the command line."""
+
+import io
+import json
+
+from rich.console import Console
+
+from cot_flax.reports import comparison
+from cot_flax.text.prompts import FORMATS
+
+
+def printed(function, argument, width=80) -> str:
+    console = Console(file=io.StringIO(), width=width)
+    function(argument, console)
+    return console.file.getvalue()
+
+
+def test_table_fits_eighty_columns(demo_runs):
+    runs = demo_runs | {"few-shot + zero-shot mixture": demo_runs["mix_kl"]}
+    text = printed(comparison.print_table, runs)
+    assert max(map(len, text.splitlines())) <= 80 and "…" not in text
+
+    assert "General ability, continued" in text
+    tasks = json.loads((demo_runs["cot_kl"] / "test" / "results.json").read_text())["tasks"]
+    row = next(line.split() for line in text.splitlines() if line.startswith("cot_kl"))
+    expected = [tasks[f"stories_{name}"]["accuracy"] for name in FORMATS]
+    assert row[2:] == [f"{100 * value:.1f}" for value in expected]
+
+
+def test_results_show_few_and_many_steps_apart():
+    part = {"accuracy_low": 0.1, "accuracy_high": 0.9, "parse_failure_rate": 0.05}
+    by_steps = {
+        str(n): part | {"accuracy": right / 20, "count": 20}
+        for n, right in ((1, 20), (2, 15), (3, 8), (4, 5))
+    }
+    summary = part | {"accuracy": 0.6, "count": 80, "by_steps": by_steps}
+    text = printed(
+        comparison.print_results, {"split": "test", "tasks": {"s_few_shot_cot": summary}}
+    )
+    assert "split test" in text
+    (row,) = [line.split() for line in text.splitlines() if "few-shot" in line]
+    # (20 + 15) of 40 and (8 + 5) of 40.
+    assert row == ["s", "few-shot", "CoT", "60.0", "10.0–90.0", "80", "5.0", "87.5", "32.5"]

@@ -1,0 +1,220 @@
+"""A store behind SeqIO: our source and task over it, and SeqIO's own way of reading it."""
+
+import shutil
+from pathlib import Path
+
+import gin
+import numpy as np
+import pytest
+import seqio
+import tensorflow as tf
+
+from cot_flax.data.batches import TaskBatches
+from cot_flax.data.registration import add_cot_task
+from cot_flax.errors import UserError
+from cot_flax.store import layout
+from cot_flax.store.tasks import StoreSource, _unpacked
+
+STORE = "cot_flax.tasks.stories.teacher_store.directory"
+TASK = "stories_teacher_zero_shot_cot"
+
+
+def ask(source):
+    dataset = source.get_dataset("train", shuffle=False)
+    for step in source.preprocessors():
+        if not isinstance(step, seqio.CacheDatasetPlaceholder):
+            dataset = step(dataset)
+    return list(dataset.as_numpy_iterator())
+
+
+def read(task, **settings):
+    settings = {"sequence_length": None, "split": "train", "shuffle": False} | settings
+    return list(seqio.get_mixture_or_task(task).get_dataset(**settings).as_numpy_iterator())
+
+
+def assert_equal(left, right):
+    assert len(left) == len(right) > 0
+    for a, b in zip(left, right, strict=True):
+        assert a.keys() == b.keys()
+        for name in a:
+            np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+
+
+def test_a_store_is_read_from_where_it_lies_now(world_store, vocabulary):
+    place = ["nowhere"]
+    source = StoreSource(lambda: place[0], vocabulary=vocabulary, top_k=5)
+    with pytest.raises(UserError, match="nowhere"):
+        ask(source)
+    place[0] = world_store
+    assert len(ask(source)) == layout.read_manifest(world_store)["kept"]
+    place[0] = None
+    with pytest.raises(UserError, match=r"no teacher store.*--gin\.TEACHER_STORE"):
+        ask(source)
+
+
+def test_a_shard_is_files_of_its_own(world_store, vocabulary):
+    source = StoreSource(lambda: world_store, vocabulary=vocabulary, top_k=5)
+    files = source.list_shards("train")
+    assert len(files) > 2
+    for index, file in enumerate(files):
+        shard = source.get_dataset("train", shard_info=seqio.ShardInfo(index, len(files)))
+        assert len(list(shard)) == len(list(tf.data.TFRecordDataset(file))) > 0
+
+
+def test_rows_are_unpacked_as_they_were_stored(world_store, vocabulary):
+    source = StoreSource(lambda: world_store, vocabulary=vocabulary, top_k=5)
+    stored = layout.dataset(world_store).as_numpy_iterator()
+    for record, raw in zip(ask(source), stored, strict=True):
+        ids, roots = (
+            np.frombuffer(raw[f"teacher_top_{name}"], "<u2").reshape(-1, 5)
+            for name in ("ids", "logprobs")
+        )
+        assert len(ids) == len(record["targets"])
+        np.testing.assert_array_equal(record["teacher_top_ids"], ids)
+        expected = 2 * np.log(roots / 65535)
+        np.testing.assert_allclose(record["teacher_top_logprobs"], expected, rtol=1e-6, atol=1e-7)
+
+
+def test_the_largest_id_comes_back():
+    """16 bits without a sign: 65,535 must not become -1."""
+    ids = np.array([[65535, 0]], "<u2").tobytes()
+    record = {
+        "targets": tf.constant([1], tf.int64),
+        "teacher_top_ids": tf.constant(ids),
+        "teacher_top_logprobs": tf.constant(np.array([[9, 65535]], "<u2").tobytes()),
+    }
+    assert _unpacked(record, 2)["teacher_top_ids"].numpy().tolist() == [[65535, 0]]
+
+
+def test_chains_of_held_out_questions_are_left_out(world_store, vocabulary):
+    def questions(**settings):
+        source = StoreSource(lambda: world_store, vocabulary=vocabulary, top_k=5, **settings)
+        return [record["question"].decode() for record in ask(source)]
+
+    everything = questions()
+    out = everything[0]
+    # However it is written: white space, case and punctuation make no other question.
+    assert questions(held_out=lambda: [f"  {out.upper()} "]) == [q for q in everything if q != out]
+    assert everything.count(out) > 0
+
+
+@pytest.mark.parametrize("format", ["zero_shot_cot", "zero_shot_answer", "few_shot_cot"])
+def test_the_cached_task_is_the_task(bound_store, format):
+    gin.bind_parameter("cot_flax.tasks.stories.size.train", 20)
+    gin.bind_parameter("cot_flax.data.registration.prompting.shots", 1)
+    task = f"stories_teacher_{format}"
+    assert_equal(read(task, use_cached=True), read(task, use_cached=False))
+
+
+def test_held_out_questions_are_left_out_of_the_cached_task_too(
+    world_store, samples, vocabulary, sums_source
+):
+    held_out = samples[0].question
+    source = StoreSource(
+        lambda: world_store, vocabulary=vocabulary, top_k=5, held_out=lambda: [held_out]
+    )
+    add_cot_task("held", source, exemplars=sums_source, vocabulary=vocabulary)
+    examples = read("held_zero_shot_cot", use_cached=True)
+    assert_equal(examples, read("held_zero_shot_cot"))
+    assert held_out not in {e["question"].decode() for e in examples}
+    assert len(examples) < layout.read_manifest(world_store)["kept"]
+
+
+def test_hosts_share_the_cached_shards(bound_store):
+    hosts = [
+        read(TASK, use_cached=True, shard_info=seqio.ShardInfo(index=i, num_shards=3))
+        for i in range(3)
+    ]
+    assert all(hosts)
+    ids = [e["id"] for host in hosts for e in host]
+    assert sorted(ids) == sorted(e["id"] for e in read(TASK))
+
+
+@pytest.fixture
+def cache_dirs(tmp_path):
+    before = list(seqio.utils.get_global_cache_dirs())
+    seqio.add_global_cache_dirs([str(tmp_path)])
+    yield tmp_path
+    seqio.set_global_cache_dirs(before)
+
+
+def test_plain_seqio_reads_the_folder_as_its_own_cache(world_store, cache_dirs):
+    """A task that knows nothing of ours, whose name is the folder's, under SeqIO's directories."""
+
+    def never(split, shuffle_files, seed=None):
+        raise AssertionError("not from the cache")
+
+    shutil.copytree(world_store, cache_dirs / "plain_chains")
+    tokens = seqio.Feature(seqio.PassThroughVocabulary(1 << 16), add_eos=False, dtype=tf.int32)
+    seqio.TaskRegistry.add(
+        "plain_chains",
+        source=seqio.FunctionDataSource(never, splits=["train"]),
+        preprocessors=[seqio.CacheDatasetPlaceholder()],
+        output_features={"targets": tokens},
+    )
+    found = read("plain_chains", use_cached=True)
+    stored = list(layout.dataset(world_store).as_numpy_iterator())
+    assert len(found) == len(stored) > 0
+    for e, raw in zip(found, stored, strict=True):
+        assert set(layout.FEATURES) <= e.keys()
+        for name in layout.FEATURES:
+            np.testing.assert_array_equal(e[name], raw[name], err_msg=name)
+    statistics = seqio.TaskRegistry.get("plain_chains").get_cached_stats("train")
+    assert statistics == {
+        "examples": len(stored),
+        "targets_tokens": sum(len(raw["targets"]) for raw in stored),
+    }
+
+
+def without_shard(folder):
+    next(folder.glob("*tfrecord-00001*")).unlink()
+
+
+def with_a_flipped_bit(folder):
+    file = next(folder.glob("*tfrecord-00000*"))
+    content = bytearray(file.read_bytes())
+    content[-20] ^= 1
+    file.write_bytes(content)
+
+
+def without_manifest(folder):
+    (folder / "manifest.json").unlink()
+
+
+@pytest.mark.parametrize("use_cached", [False, True])
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (without_shard, "no file .*tfrecord-00001"),
+        (with_a_flipped_bit, "tfrecord-00000.* with SHA-256"),
+        (without_manifest, "no readable manifest.json"),
+    ],
+)
+def test_damage_stops_every_way_of_reading(world_store, tmp_path, damage, message, use_cached):
+    folder = Path(shutil.copytree(world_store, tmp_path / "copy"))
+    damage(folder)
+    gin.bind_parameter(STORE, str(folder))
+    with pytest.raises(UserError, match=message):
+        read(TASK, use_cached=use_cached)
+    with pytest.raises(UserError, match=message):
+        next(TaskBatches(TASK, {"inputs": 200, "targets": 90}, 2).batches())
+
+
+@pytest.mark.parametrize("use_cached", [False, True])
+def test_a_store_for_another_task_is_refused(make_store, make_sample, use_cached):
+    gin.bind_parameter(STORE, make_store([make_sample("The answer is 2")], top_k=3))
+    with pytest.raises(UserError, match=r"a store with top_k 3 .*the task's top_k 5"):
+        read(TASK, use_cached=use_cached)
+    other = seqio.ByteVocabulary()
+    source = StoreSource(
+        lambda: gin.query_parameter(STORE), vocabulary=other, top_k=3, held_out=tuple
+    )
+    add_cot_task("bytes", source, exemplars=source, vocabulary=other)
+    with pytest.raises(UserError, match=r"a store with vocabulary .*the task's vocabulary"):
+        read("bytes_zero_shot_cot", use_cached=use_cached)
+
+
+@pytest.mark.parametrize("use_cached", [False, True])
+def test_without_a_folder_the_remedy_is_its_macro(use_cached):
+    with pytest.raises(UserError, match=r"no teacher store.*--gin\.TEACHER_STORE"):
+        read(TASK, use_cached=use_cached)

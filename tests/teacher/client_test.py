@@ -1,0 +1,282 @@
+import asyncio
+import json
+import logging
+import math
+import random
+import traceback
+from dataclasses import replace
+
+import pytest
+from support.story_server import STORIES, TEACHER, StoryServer, prompt_of
+
+from cot_flax.errors import UserError
+from cot_flax.lab.world.teacher import tokenize
+from cot_flax.teacher.client import OpenAITeacher
+from cot_flax.teacher.failures import NotNow, RequestFailed, Unscorable
+from cot_flax.teacher.requests import Request
+
+STORY = next(story for story in STORIES if len(story.steps) == 3)
+PROMPT = prompt_of(STORY.question)
+REQUEST = Request(PROMPT, n=3, temperature=0.7, max_tokens=200, top_logprobs=4)
+CHAT = replace(REQUEST, prompt=({"role": "user", "content": STORY.question},))
+
+
+def teacher_at(server, **settings):
+    settings = {"timeout": 30.0, "wait_initial": 0.01, "wait_max": 0.02} | settings
+    return OpenAITeacher("story", base_url=server.url, **settings)
+
+
+def ask(teacher, *calls):
+    """Makes the calls one after the other, in a loop that also closes the teacher."""
+
+    async def all_calls():
+        try:
+            return [await call(teacher) for call in calls]
+        finally:
+            await teacher.close()
+
+    return asyncio.run(all_calls())
+
+
+def complete(server, request, **settings):
+    (reply,) = ask(teacher_at(server, **settings), lambda teacher: teacher.complete(request))
+    return reply
+
+
+def score(server, text, prompt=PROMPT, k=4):
+    (logprobs,) = ask(teacher_at(server), lambda teacher: teacher.score(prompt, text, k))
+    return logprobs
+
+
+def exact(text, k):
+    """What StoryTeacher says of `text`: token, log-probability and the k best at each place."""
+    tokens = tuple(tokenize(text))
+    for i, token in enumerate(tokens):
+        distribution = TEACHER.next_token(STORY, tokens[:i])
+        best = sorted(distribution.values(), reverse=True)[:k]
+        yield token, math.log(distribution[token]), [math.log(p) for p in best]
+
+
+def assert_exact(logprobs, text, k):
+    tokens, values, tops = zip(*exact(text, k), strict=True)
+    assert logprobs.tokens == tokens
+    assert logprobs.token_logprobs == pytest.approx(values, abs=1e-12)
+    for top, expected in zip(logprobs.top_logprobs, tops, strict=True):
+        assert sorted(top.values(), reverse=True) == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("request_", [REQUEST, CHAT], ids=["completions", "chat"])
+@pytest.mark.parametrize("dialect", ["openai", "llama"])
+def test_completions_with_true_log_probabilities(request_, dialect):
+    with StoryServer(dialect=dialect) as server:
+        reply = complete(server, request_)
+    assert len(reply.completions) == 3
+    for completion in reply.completions:
+        assert completion.finish_reason == "stop"
+        assert completion.text.endswith(tuple("0123456789"))
+        assert_exact(completion.logprobs, completion.text, 4)
+    prompt = PROMPT if request_ is REQUEST else STORY.question
+    calls = 3 if dialect == "llama" else 1  # llama.cpp gives one choice whatever n is
+    assert len(server.bodies) == calls
+    assert reply.prompt_tokens == calls * len(tokenize(prompt))
+    assert reply.completion_tokens == sum(len(tokenize(c.text)) for c in reply.completions)
+
+
+def test_what_is_sent():
+    request = replace(REQUEST, stop=("\n\n",), seed=5, frequency_penalty=0.5)
+    with StoryServer() as server:
+        complete(server, replace(REQUEST, top_logprobs=None))
+        complete(server, request)
+        complete(server, CHAT)
+    plain = {"model": "story", "n": 3, "temperature": 0.7, "max_tokens": 200}
+    messages = [{"role": "user", "content": STORY.question}]
+    assert server.bodies == [
+        plain | {"prompt": PROMPT},
+        plain
+        | {"prompt": PROMPT, "logprobs": 4}
+        | {"stop": ["\n\n"], "seed": 5, "frequency_penalty": 0.5},
+        plain | {"messages": messages, "logprobs": True, "top_logprobs": 4},
+    ]
+
+
+def test_fewer_choices_than_asked_for_are_made_up():
+    with StoryServer(["fewer", "fewer"]) as server:
+        reply = complete(server, replace(REQUEST, seed=7))
+    assert [(body["n"], body["seed"]) for body in server.bodies] == [(3, 7), (2, 8), (1, 9)]
+    assert len(reply.completions) == 3
+    assert reply.prompt_tokens == 3 * len(tokenize(PROMPT))
+
+
+FAULTS = [429, 500, 503, 408, 409, "cut", "malformed", "no_choices"]
+
+
+@pytest.mark.parametrize("faults", [*([fault] for fault in FAULTS), FAULTS], ids=str)
+def test_a_fault_is_retried_and_changes_nothing(faults):
+    with StoryServer() as server:
+        expected = complete(server, REQUEST)
+    with StoryServer(faults) as server:
+        assert complete(server, REQUEST, attempts=9) == expected
+    assert len(server.bodies) == len(faults) + 1
+
+
+def test_a_server_that_hangs_is_given_up_and_asked_again():
+    with StoryServer() as server:
+        expected = complete(server, REQUEST)
+    with StoryServer(["hang"]) as server:
+        assert complete(server, REQUEST, timeout=1.0) == expected
+    assert len(server.bodies) >= 2
+
+
+def test_a_server_that_is_not_there():
+    with StoryServer() as server:
+        pass
+    with pytest.raises(NotNow, match="APIConnectionError from 127"):
+        complete(server, REQUEST, attempts=2)
+
+
+def test_attempts_are_used_up():
+    with StoryServer([500] * 3) as server, pytest.raises(NotNow, match="HTTP 500 from 127"):
+        complete(server, REQUEST, attempts=3)
+    assert len(server.bodies) == 3
+
+
+@pytest.mark.parametrize(
+    ("header", "wait"),
+    [("0.25", 0.25), ("Wed, 21 Oct 2015 07:28:00 GMT", 0.0), ("soon", 3600.0), (None, 3600.0)],
+)
+def test_retry_after_is_honoured(header, wait, caplog):
+    """Without it the wait is an hour."""
+    caplog.set_level(logging.INFO, "cot_flax")
+
+    async def until_it_waits():
+        teacher = teacher_at(server, wait_initial=3600.0, wait_max=3600.0)
+        call = asyncio.create_task(teacher.complete(REQUEST))
+        while not caplog.records:
+            await asyncio.sleep(0.01)
+        if wait < 3600:
+            assert len((await call).completions) == 3
+        call.cancel()
+        await teacher.close()
+
+    with StoryServer([429], retry_after=header) as server:
+        asyncio.run(until_it_waits())
+    assert caplog.records[0].message.endswith(f"again in {wait:.1f} s")
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_wrong_key_is_fatal_and_names_the_variable(status, monkeypatch):
+    monkeypatch.setenv("STORY_KEY", "sk-wrong")
+    with StoryServer([status]) as server, pytest.raises(UserError, match="STORY_KEY") as caught:
+        complete(server, REQUEST, key_variable="STORY_KEY")
+    assert not isinstance(caught.value, RequestFailed)
+    assert len(server.bodies) == 1
+    assert server.keys[0] == "Bearer sk-wrong"
+
+
+def test_a_wrong_path_is_fatal():
+    with StoryServer([404]) as server, pytest.raises(UserError, match="/v1") as caught:
+        complete(server, REQUEST)
+    assert not isinstance(caught.value, RequestFailed)
+    assert len(server.bodies) == 1
+
+
+def test_a_refused_request_concerns_itself_alone():
+    with StoryServer([400]) as server, pytest.raises(RequestFailed, match=r"HTTP 400.*no, Bearer"):
+        complete(server, REQUEST)
+    assert len(server.bodies) == 1
+
+
+def test_no_key_goes_to_a_server_on_this_machine():
+    with StoryServer() as server:
+        complete(server, REQUEST)
+    assert server.keys[0] == "Bearer none"
+
+
+def test_a_base_url_without_a_scheme_is_named():
+    with pytest.raises(UserError, match="base URL 'localhost:8000/v1'"):
+        OpenAITeacher("story", base_url="localhost:8000/v1")
+
+
+def test_the_third_retry_of_a_request_is_a_warning(caplog):
+    caplog.set_level(logging.INFO, "cot_flax")
+    with StoryServer([500] * 4) as server:
+        complete(server, REQUEST)
+    assert [record.levelname for record in caplog.records] == ["INFO"] * 2 + ["WARNING"] * 2
+
+
+def test_a_server_elsewhere_needs_a_key(monkeypatch):
+    with pytest.raises(UserError, match=r"no key for api\.openai\.com.*OPENAI_API_KEY"):
+        OpenAITeacher("gpt")
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-ключ")
+    with pytest.raises(UserError, match="characters in OPENAI_API_KEY") as caught:
+        OpenAITeacher("gpt")
+    assert "ключ" not in str(caught.value)
+
+
+def errors_behind(error):
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+@pytest.mark.parametrize("fault", [400, 401, 403, 404, 422, 429, 500, "cut", "malformed"])
+def test_the_key_is_in_no_error_and_no_log(fault, key, caplog):
+    """Every refusal of this server quotes the key."""
+    caplog.set_level(logging.DEBUG)
+    with StoryServer([fault] * 2) as server, pytest.raises(UserError) as caught:
+        complete(server, REQUEST, attempts=2)
+    assert key in server.keys[0]
+    chain = list(errors_behind(caught.value))
+    printed = "".join(traceback.format_exception(caught.value)) + repr(chain) + caplog.text
+    records = "".join(repr(vars(record)) for record in caplog.records)
+    assert key not in printed and key not in records
+    assert not any(type(error).__module__.startswith("openai") for error in chain)
+
+
+def test_log_probabilities_that_do_not_fit_are_named():
+    choice = {"text": "a", "logprobs": {"tokens": ["b"], "token_logprobs": [-1.0]}}
+    with StoryServer() as server:
+        completion = teacher_at(server)._completion(choice, REQUEST)
+    assert (completion.logprobs, completion.logprob_problem) == (None, "tokens_do_not_join")
+
+
+@pytest.mark.parametrize(("dialect", "calls"), [("openai", 1), ("one_token", 2), ("no_echo", 3)])
+def test_scoring_gives_the_servers_distribution(dialect, calls):
+    text = "".join(TEACHER.write(STORY, random.Random(1)).tokens)
+    with StoryServer(dialect=dialect) as server:
+        assert_exact(score(server, text), text, 4)
+    assert len(server.bodies) == calls
+
+
+def test_the_way_to_score_is_looked_for_once():
+    texts = ["First", "First,"]
+
+    calls = [lambda teacher, text=text: teacher.score(PROMPT, text, 1) for text in texts]
+    with StoryServer(dialect="no_echo") as server:
+        scores = ask(teacher_at(server), *calls)
+    assert ["".join(logprobs.tokens) for logprobs in scores] == texts
+    assert len(server.bodies) == 4
+
+
+def test_a_text_that_cannot_be_scored_is_named():
+    with StoryServer() as server:
+        with pytest.raises(Unscorable) as caught:
+            score(server, "irst", prompt=PROMPT + "F")
+        assert caught.value.reason == "boundary_inside_token"
+        with pytest.raises(Unscorable) as caught:
+            score(server, "Nonsense")
+        assert caught.value.reason == "no_probability"
+
+
+def test_a_server_that_scores_nothing_is_named():
+    with StoryServer(dialect="llama") as server, pytest.raises(UserError, match="`echo`") as caught:
+        score(server, "First")
+    assert not isinstance(caught.value, RequestFailed)
+
+
+def test_a_refusal_after_a_success_concerns_one_text():
+    calls = [lambda teacher: teacher.score(PROMPT, "First", 1)] * 2
+    with StoryServer([None, 400]) as server, pytest.raises(Unscorable) as caught:
+        ask(teacher_at(server), *calls)
+    assert caught.value.reason == "refused"
+    assert json.dumps(server.bodies[0]) == json.dumps(server.bodies[1])

@@ -1,0 +1,86 @@
+import math
+from dataclasses import replace
+
+import pytest
+from support.story_server import STORIES, TEACHER, StoryServer, prompt_of
+
+from cot_flax.chains.samples import read_samples, write_samples
+from cot_flax.errors import UserError
+from cot_flax.lab.world.teacher import make_samples, tokenize
+from cot_flax.teacher.client import OpenAITeacher
+from cot_flax.teacher.rescoring import rescore
+
+# Every text once: of two equal calls one is sent.
+SAMPLES = list(
+    {
+        (s.question, s.text): replace(s, logprobs=None)
+        for s in make_samples(STORIES[:8], samples=2, seed=1)
+    }.values()
+)[:10]
+
+
+@pytest.fixture
+def samples(tmp_path):
+    write_samples(tmp_path / "samples.jsonl", SAMPLES)
+    return tmp_path / "samples.jsonl"
+
+
+def run(server, samples, out, **settings):
+    settings = {"wait_initial": 0.01, "wait_max": 0.02} | settings
+    teacher = OpenAITeacher("scorer", base_url=server.url, **settings)
+    return rescore(samples, out, teacher, prompt_of, top_logprobs=3, concurrency=4)
+
+
+@pytest.mark.parametrize("dialect", ["openai", "one_token", "no_echo"])
+def test_the_scores_are_the_servers_distribution(samples, tmp_path, dialect):
+    with StoryServer([500, "cut"], dialect=dialect) as server:
+        totals = run(server, samples, tmp_path / "scored.jsonl.gz")
+    scored = list(read_samples(tmp_path / "scored.jsonl.gz"))
+    for sample, before in zip(scored, SAMPLES, strict=True):
+        (story,) = [story for story in STORIES if story.question == sample.question]
+        tokens = tuple(tokenize(before.text))
+        exact = [TEACHER.next_token(story, tokens[:i]) for i in range(len(tokens))]
+        assert sample.logprobs.tokens == tokens
+        assert sample.logprobs.token_logprobs == pytest.approx(
+            [math.log(p[token]) for p, token in zip(exact, tokens, strict=True)]
+        )
+        for top, p in zip(sample.logprobs.top_logprobs, exact, strict=True):
+            best = sorted(p.values(), reverse=True)[:3]
+            assert sorted(map(math.exp, top.values()), reverse=True)[:3] == pytest.approx(best)
+        assert sample.teacher["params"] == before.teacher["params"] | {"scored_by": "scorer"}
+        unscored = replace(sample, logprobs=None, teacher=before.teacher)
+        assert unscored == before
+    different = {(sample.question, sample.text) for sample in SAMPLES}
+    assert (totals.samples, totals.requests) == (10, len(different))
+    assert not totals.problems
+
+
+def test_texts_that_cannot_be_scored_are_counted_and_not_asked_for_again(samples, tmp_path):
+    odd = [replace(SAMPLES[3], text=text, sample=9 + i) for i, text in enumerate(["No.", "Oh?"])]
+    write_samples(samples, [SAMPLES[0], SAMPLES[2], *odd])
+    out = tmp_path / "scored.jsonl"
+    with StoryServer() as server:
+        totals = run(server, samples, out)
+        assert totals.problems == {"no_probability": 2}
+        again = run(server, samples, out)
+        assert len(server.bodies) == 4
+    assert (again.requests, again.from_journal) == (0, 4)
+    assert again.problems == totals.problems
+    assert [sample.logprobs is None for sample in read_samples(out)] == [False, False, True, True]
+
+
+def test_a_broken_samples_file_costs_nothing(samples, tmp_path):
+    with open(samples, "a") as file:
+        file.write("{}\n")
+    with StoryServer() as server, pytest.raises(UserError, match="line 11"):
+        run(server, samples, tmp_path / "scored.jsonl")
+    assert server.bodies == []
+
+
+def test_a_failed_request_leaves_no_file(samples, tmp_path):
+    out = tmp_path / "scored.jsonl"
+    with StoryServer([None, 500]) as server:
+        with pytest.raises(UserError, match="1 of 10 without an answer"):
+            run(server, samples, out, attempts=1)
+        assert not out.exists()
+        assert run(server, samples, out).requests == 1

@@ -1,0 +1,182 @@
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from cot_flax.chains.filtering import Filters, rejection
+from cot_flax.chains.samples import Sample
+from cot_flax.errors import UserError
+from cot_flax.teacher.requests import Completion, Request
+from cot_flax.teacher.scenario import Settings, read_scenario, scenario_recipe
+from cot_flax.text.answers import answers_match, extract_answer
+
+TRIAGE = Path(__file__).resolve().parents[2] / "examples" / "triage"
+
+FILES = {
+    "instruction.md": "Say who acts.\n",
+    "exemplars.jsonl": '{"input": "No heat.", "reasoning": "It is cold.", "answer": "Today"}\n'
+    '{"input": "Thanks!", "reasoning": "Nothing to do.\\nThe answer is close.",'
+    ' "answer": "close"}\n',
+    "inputs.jsonl": '{"input": "No light."}\n{"input": "Bye.", "answer": "close", "id": "b"}\n',
+}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    folder = tmp_path / "desk"
+    folder.mkdir()
+    for name, text in FILES.items():
+        (folder / name).write_text(text)
+    return folder
+
+
+def test_reads_a_folder(folder):
+    instruction, exemplars, inputs, settings = read_scenario(folder)
+    assert instruction == "Say who acts."
+    assert [(item.question, item.rationale, item.answer) for item in exemplars] == [
+        ("No heat.", "It is cold.", "Today"),
+        ("Thanks!", "Nothing to do.\nThe answer is close.", "close"),
+    ]
+    assert [(item.id, item.question, item.answer) for item in inputs] == [
+        ("desk-train-0", "No light.", ""),
+        ("b", "Bye.", "close"),
+    ]
+    assert settings == Settings("desk", "text", 8, 0.7, 512)
+
+
+def test_asks_with_instruction_and_exemplars(folder):
+    scenario = read_scenario(folder)
+    assert scenario_recipe(scenario).first(scenario.inputs[0]) == [
+        Request(
+            "Say who acts.\n\n"
+            "Q: No heat.\nLet's think step by step\nIt is cold.\nThe answer is Today\n\n"
+            "Q: Thanks!\nLet's think step by step\nNothing to do.\nThe answer is close.\n\n"
+            "Q: No light.\nLet's think step by step",
+            n=8,
+            max_tokens=512,
+            temperature=0.7,
+            stop=("\nQ:",),
+        )
+    ]
+
+
+def test_asks_a_chat_in_turns(folder):
+    scenario = read_scenario(folder)
+    (request,) = scenario_recipe(scenario, chat=True).first(scenario.inputs[0])
+    turns = [(message["role"], message["content"]) for message in request.prompt]
+    assert turns == [
+        ("system", "Say who acts."),
+        ("user", "No heat."),
+        ("assistant", "It is cold.\nThe answer is Today"),
+        ("user", "Thanks!"),
+        ("assistant", "Nothing to do.\nThe answer is close."),
+        ("user", "No light."),
+    ]
+    assert request.stop == ()
+
+
+def test_settings_and_then_the_caller_decide(folder):
+    settings = {"samples": 3, "temperature": 1, "max_tokens": 64, "dataset": "calls"}
+    (folder / "settings.json").write_text(json.dumps(settings))
+    scenario = read_scenario(folder)
+    assert scenario.inputs[0].id == "calls-train-0"
+    (request,) = scenario_recipe(scenario, temperature=0.2, top_logprobs=5).first(
+        scenario.inputs[0]
+    )
+    asked = (request.n, request.temperature, request.max_tokens, request.top_logprobs)
+    assert asked == (3, 0.2, 64, 5)
+
+
+def test_an_input_is_not_shown_its_own_answer(folder):
+    (folder / "inputs.jsonl").write_text('{"input": "no heat"}')
+    scenario = read_scenario(folder)
+    (request,) = scenario_recipe(scenario).first(scenario.inputs[0])
+    assert "It is cold" not in request.prompt
+    (folder / "exemplars.jsonl").write_text(FILES["exemplars.jsonl"].splitlines()[0])
+    scenario = read_scenario(folder)
+    with pytest.raises(UserError, match="0 worked questions to show before desk-train-0"):
+        scenario_recipe(scenario).first(scenario.inputs[0])
+
+
+def test_keeps_the_chain_up_to_its_answer(folder):
+    scenario = read_scenario(folder)
+    recipe, asked = scenario_recipe(scenario), scenario.inputs[0]
+    text = "\nWhat the answer is depends.\nIt is dark.\nThe answer is today.\n\nQ: x"
+    found = recipe.sample_of(asked, Completion(text, None, "length"), None, None)
+    kept = "What the answer is depends.\nIt is dark.\nThe answer is today."
+    assert found == Completion(kept, None, "stop")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("instruction.md", None, r"instruction\.md: .*No such file"),
+        ("instruction.md", " \n", r"instruction\.md: an empty file"),
+        ("exemplars.jsonl", None, r"exemplars\.jsonl.*No such file"),
+        ("exemplars.jsonl", '{"input": "a", "answer": "b"}', r"exemplars\.jsonl, line 1: an exem"),
+        ("exemplars.jsonl", '{"input": "a", "reasoning": "b"}', r"exemplars\.jsonl, line 1: an ex"),
+        ("inputs.jsonl", None, r"inputs\.jsonl.*No such file"),
+        ("inputs.jsonl", '{"input": "a"}\n{"inptu": "b"}', r"inputs\.jsonl, line 2: no question"),
+        ("inputs.jsonl", '{"input": "a", "answer": "b\\nc"}', r"inputs\.jsonl, line 1: the answer"),
+        ("settings.json", "{", r"settings\.json: Expecting"),
+        ("settings.json", "[]", r"settings\.json: \[\]; expected an object with only dataset"),
+        ("settings.json", '{"sample": 3}', r"settings\.json: \{'sample': 3\}; expected an object"),
+        ("settings.json", '{"samples": "3"}', r"settings\.json: 'samples' of type str"),
+        ("settings.json", '{"samples": true}', r"settings\.json: 'samples' of type bool"),
+        ("settings.json", '{"answer_kind": "word"}', r"settings\.json: answer_kind 'word'"),
+        (
+            "settings.json",
+            '{"answer_kind": "number"}',
+            r"exemplars\.jsonl, line 1: the answer 'Today'; expected one of kind 'number'",
+        ),
+    ],
+)
+def test_what_is_wrong_in_a_folder_is_named(folder, name, text, message):
+    if text is None:
+        (folder / name).unlink()
+    else:
+        (folder / name).write_text(text)
+    with pytest.raises(UserError, match=message):
+        read_scenario(folder)
+
+
+def test_the_triage_example_runs_through():
+    scenario = read_scenario(TRIAGE)
+    assert scenario.settings.dataset == "triage"
+    labels = Counter(bool(item.answer) for item in scenario.inputs)
+    assert labels == {True: 6, False: 6}
+    recipe = scenario_recipe(scenario)
+    for asked in scenario.inputs:
+        (request,) = recipe.first(asked)
+        assert request.prompt.endswith(f"Q: {asked.question}\nLet's think step by step")
+        written = f"\nSomebody waits.\nThe answer is {asked.answer or 'queue'}\n\nQ: "
+        chain = recipe.sample_of(asked, Completion(written, None, "length"), None, None)
+        sample = Sample(
+            asked.id,
+            asked.dataset,
+            asked.split,
+            asked.question,
+            asked.answer or "queue",
+            recipe.format,
+            request.key("teacher"),
+            {"model": "teacher", "params": recipe.params},
+            0,
+            chain.text,
+            chain.logprobs,
+            chain.finish_reason,
+        )
+        assert rejection(sample, Filters(answer_kind=scenario.settings.answer_kind)) is None
+
+
+def test_the_triage_exemplars_show_every_answer():
+    scenario = read_scenario(TRIAGE)
+    (request,) = scenario_recipe(scenario).first(scenario.inputs[0])
+    blocks = request.prompt.split("\n\nQ: ")[1:-1]
+    answers = [extract_answer(block, kind="text", mode="strict") for block in blocks]
+    assert answers == ["page", "queue", "today", "close"]
+    assert all(
+        any(answers_match(answer, item.answer, kind="text") for answer in answers)
+        for item in scenario.inputs
+        if item.answer
+    )

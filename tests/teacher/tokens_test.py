@@ -1,0 +1,198 @@
+import math
+
+import pytest
+
+from cot_flax.chains.samples import Logprobs
+from cot_flax.teacher.tokens import read_echo, read_logprobs, read_prompt_logprobs
+
+TWO = {
+    "tokens": ["It", " is"],
+    "token_logprobs": [-0.5, -0.25],
+    "top_logprobs": [{"It": -0.5, "He": -1.5}, {" was": -0.125}],
+}
+
+
+def entry(token, logprob, *top, **more):
+    others = [{"token": t, "logprob": v} | rest for t, v, rest in top]
+    return {"token": token, "logprob": logprob, "top_logprobs": others} | more
+
+
+def test_the_completions_shape():
+    expected = Logprobs(("It", " is"), (-0.5, -0.25), ({"It": -0.5, "He": -1.5}, {" was": -0.125}))
+    assert read_logprobs(TWO, "It is") == (expected, "")
+
+
+@pytest.mark.parametrize("shape", [{"bytes": None}, {}])
+def test_the_chat_shape(shape):
+    content = [
+        entry("It", -0.5, ("It", -0.5, shape), ("He", -1.5, shape), **shape),
+        entry(" is", -0.25, (" was", -0.125, {"bytes": list(b" was")}), bytes=list(b" is")),
+    ]
+    assert read_logprobs({"content": content, "refusal": None}, "It is") == read_logprobs(
+        TWO, "It is"
+    )
+
+
+def test_a_record_without_alternatives():
+    record = {"tokens": ["It", " is"], "token_logprobs": [-0.5, -0.25], "top_logprobs": None}
+    assert read_logprobs(record, "It is")[0].top_logprobs == ({}, {})
+
+
+def test_tokens_after_the_end_of_the_text_are_cut_off():
+    record = {
+        "tokens": ["It", " is", "", "\n\n", "<|endoftext|>"],
+        "token_logprobs": [-0.5, -0.25, None, -1.0, None],
+        "top_logprobs": [*TWO["top_logprobs"], None, {}, {}],
+    }
+    assert read_logprobs(record, "It is") == read_logprobs(TWO, "It is")
+    assert read_logprobs(record, "") == (Logprobs((), (), ()), "")
+
+
+PARTS = {
+    "completions": {
+        "tokens": ["1", "bytes: \\xe2\\x80", "bytes:\\x93", "3"],
+        "token_logprobs": [-1.0, -0.5, -0.25, 0.0],
+        "top_logprobs": [
+            {"1": -1.0},
+            {"bytes: \\xe2\\x80": -0.5, " to": -2.0},
+            {"bytes:\\x93": -0.25, "bytes:\\x94": -3.0},
+            {"3": 0.0},
+        ],
+    },
+    "chat": {
+        "content": [
+            entry("1", -1.0, ("1", -1.0, {})),
+            entry(
+                " \\xe2\\x80",
+                -0.5,
+                (" \\xe2\\x80", -0.5, {"bytes": [0x20, 0xE2, 0x80]}),
+                (" to", -2.0, {"bytes": list(b" to")}),
+                bytes=[0x20, 0xE2, 0x80],
+            ),
+            entry("\\x93", -0.25, ("\\x94", -3.0, {"bytes": [0x94]}), bytes=[0x93]),
+            entry("3", 0.0, ("3", 0.0, {"bytes": [0x33]}), bytes=[0x33]),
+        ]
+    },
+}
+
+
+@pytest.mark.parametrize("shape", PARTS)
+def test_the_parts_of_a_character_become_one_token(shape):
+    assert read_logprobs(PARTS[shape], "1 –3") == (
+        Logprobs(
+            ("1", " –", "3"),
+            (-1.0, -0.75, 0.0),
+            ({"1": -1.0}, {" to": -2.0, " –": -0.75}, {"3": 0.0}),
+        ),
+        "",
+    )
+
+
+def test_an_empty_token_joins_the_next_one():
+    """vLLM: the first tokens of a character are empty, its last one has it whole."""
+    record = {
+        "tokens": ["", "–", "."],
+        "token_logprobs": [-0.5, -0.25, -1.0],
+        "top_logprobs": [{"": -0.5, "to": -2.0}, {"–": -0.25}, {".": -1.0}],
+    }
+    expected = Logprobs(("–", "."), (-0.75, -1.0), ({"to": -2.0, "–": -0.75}, {".": -1.0}))
+    assert read_logprobs(record, "–.") == (expected, "")
+
+
+def test_alternatives_without_a_value_or_a_text_are_left_out():
+    top = {"a": None, "b": -9999.0, "c": -math.inf, "": -1.0, "bytes:\\xe2": -1.0, "\ufffd": -1.0}
+    record = {"tokens": ["It"], "token_logprobs": [-0.5], "top_logprobs": [top | {"It": -0.5}]}
+    assert read_logprobs(record, "It")[0].top_logprobs == ({"It": -0.5},)
+
+
+def test_of_two_alternatives_with_one_text_the_likelier_stays():
+    content = [entry("It", -0.5, ("It", -0.5, {}), ("It", -3.0, {}))]
+    assert read_logprobs({"content": content}, "It")[0].top_logprobs == ({"It": -0.5},)
+
+
+def test_float_noise_above_0_is_0():
+    record = {"tokens": ["It"], "token_logprobs": [1e-4], "top_logprobs": [{"It": 3e-7}]}
+    expected = Logprobs(("It",), (0.0,), ({"It": 0.0},))
+    assert read_logprobs(record, "It") == (expected, "")
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"tokens": ["It", " isn't"]}, "tokens_do_not_join"),  # a stop string cut it
+        ({"tokens": ["It", " was"]}, "tokens_do_not_join"),
+        ({"tokens": ["It", " i"]}, "tokens_do_not_join"),
+        ({"tokens": ["It", "bytes:\\xe2\\x80"]}, "tokens_do_not_join"),
+        ({"tokens": ["token_id:12", "token_id:7"]}, "token_ids"),
+        ({"tokens": [1, 2]}, "unknown_shape"),
+        ({"tokens": ["It"]}, "unknown_shape"),
+        ({"tokens": []}, "not_given"),
+        ({"top_logprobs": [["It", -1], []]}, "unknown_shape"),
+        ({"token_logprobs": ["-0.5", "-0.5"]}, "unknown_shape"),
+        ({"token_logprobs": [-0.5, None]}, "no_probability"),
+        ({"token_logprobs": [-0.5, -math.inf]}, "no_probability"),
+        ({"token_logprobs": [-0.5, -9999.0]}, "no_probability"),
+        ({"token_logprobs": [-0.5, math.nan]}, "nan"),
+        ({"token_logprobs": [-0.5, 1.1e-4]}, "probability_above_1"),
+        ({"top_logprobs": [{"It": math.nan}, {}]}, "nan"),
+        ({"top_logprobs": [{"It": 0.5}, {}]}, "probability_above_1"),
+    ],
+)
+def test_what_cannot_be_used_has_a_reason(change, reason):
+    assert read_logprobs(TWO | change, "It is") == (None, reason)
+
+
+@pytest.mark.parametrize("record", [None, {}, {"content": None}, {"content": []}])
+def test_nothing_given(record):
+    assert read_logprobs(record, "It is") == (None, "not_given")
+
+
+def echo(tokens):
+    logprobs = [None, *(-float(i) for i in range(1, len(tokens)))]
+    return {"tokens": tokens, "token_logprobs": logprobs, "top_logprobs": [None] * len(tokens)}
+
+
+@pytest.mark.parametrize("begin", [[], ["<s>"]])
+def test_the_text_is_cut_out_of_the_echo(begin):
+    """With `max_tokens=1` there is a token after the text."""
+    record = echo([*begin, "Q", ":", " It", " is", " so"])
+    shift = len(begin)
+    expected = Logprobs((" It", " is"), (-2.0 - shift, -3.0 - shift), ({}, {}))
+    assert read_echo(record, "Q:", " It is") == (expected, "")
+
+
+def test_a_boundary_inside_a_token_is_named():
+    assert read_echo(echo(["Q", ": It", " is"]), "Q:", " It is") == (None, "boundary_inside_token")
+
+
+def test_without_a_prompt_the_first_token_has_no_probability():
+    assert read_echo(echo(["It", " is"]), "", "It is") == (None, "no_probability")
+    read, _ = read_echo(echo(["<s>", "It", " is"]), "", "It is")
+    assert read.token_logprobs == (-1.0, -2.0)
+
+
+def test_an_echo_of_other_text_is_named():
+    assert read_echo(echo(["It", " is"]), "Q:", " It is") == (None, "tokens_do_not_join")
+    assert read_echo(None, "Q:", " It is") == (None, "not_given")
+
+
+@pytest.mark.parametrize("begin", [[], ["Q"]])
+def test_prompt_logprobs(begin):
+    """The first entry is None, whether it stands for <s> or for the prompt's first token."""
+    entries = [
+        None,
+        *([{"5": {"logprob": -4.0, "decoded_token": "Q"}}] if not begin else []),
+        {"6": {"logprob": -3.0, "rank": 1, "decoded_token": ":"}},
+        {
+            "7": {"logprob": -2.0, "rank": 9, "decoded_token": " It"},
+            "8": {"logprob": -0.5, "rank": 1, "decoded_token": " He"},
+        },
+    ]
+    expected = Logprobs((" It",), (-2.0,), ({" It": -2.0, " He": -0.5},))
+    assert read_prompt_logprobs(entries, "Q:", " It") == (expected, "")
+
+
+def test_prompt_logprobs_that_do_not_fit():
+    entries = [None, {"6": {"logprob": -3.0, "decoded_token": "?"}}]
+    assert read_prompt_logprobs(entries, "Q:", " It") == (None, "tokens_do_not_join")
+    assert read_prompt_logprobs(None, "Q:", " It") == (None, "not_given")

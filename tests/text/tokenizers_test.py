@@ -1,0 +1,203 @@
+"""The tokenizer against SeqIO on any text, and against Hugging Face where that agrees with it."""
+
+import re
+import shutil
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from cot_flax.errors import UserError
+from cot_flax.lab.world.vocabulary import VOCABULARY_PATH
+from cot_flax.text.tokenizers import Tokenizer, load_tokenizer
+
+SENTINEL, SPACE = "<extra_id_0>", "\u2581"
+WORDS = ["the ", "Tom has ", "apples", "12", "3.5", "jel", "ly", "-", "{x}", "<~^\\", "😀", "漢字"]
+WHITE = [" ", "  ", "\n", "\r\n", "\t", "\u00a0", "\u200b", "\u2028"]
+UNUSUAL = ["½", "ﬁ", "…", "e\u0301", "\u0301", "\u200d", "\u0085", "\u2581", "</s>", "<unk>", "각"]
+
+
+@pytest.fixture(scope="module", params=["t5", "world"])
+def path(request):
+    """T5's vocabulary, and on any clone the embedded world's."""
+    if request.param == "world":
+        return VOCABULARY_PATH
+    return request.getfixturevalue("shared_data") / "t5_vocab" / "spiece.model"
+
+
+@pytest.fixture(scope="module")
+def tokenizer(path):
+    return Tokenizer(path)
+
+
+@pytest.fixture(scope="module")
+def t5(shared_data):
+    return Tokenizer(shared_data / "t5_vocab" / "spiece.model")
+
+
+# What it says of itself ---------------------------------------------------------------------------
+
+
+def test_t5_has_32100_ids_of_which_the_first_sentinel_is_the_last(t5):
+    assert t5.vocab_size == 32_100
+    assert (t5.pad_id, t5.eos_id, t5.unk_id) == (0, 1, 2)
+    assert t5.piece_to_id(f"{SPACE}{SENTINEL}") == 32_099
+    assert t5.id_to_piece(32_000) == f"{SPACE}<extra_id_99>"
+    assert t5.piece_to_id("no such piece") == 2
+    assert t5.encode("Hello world.", add_eos=True) == [8774, 296, 5, 1]  # as published for T5
+    assert t5.encode(f"a {SENTINEL} <extra_id_1>")[-2:] == [32_099, 32_098]
+
+
+def test_without_sentinels_they_are_text():
+    plain, with_sentinels = Tokenizer(VOCABULARY_PATH, extra_ids=0), Tokenizer(VOCABULARY_PATH)
+    assert with_sentinels.vocab_size == plain.vocab_size + 100
+    assert with_sentinels.encode(SENTINEL) == [plain.vocab_size + 99]
+    assert len(plain.encode(SENTINEL)) > 1
+
+
+def test_the_model_is_that_of_the_file(path, tokenizer):
+    assert tokenizer.model == path.read_bytes()
+    assert Tokenizer(tokenizer.model).fingerprint == tokenizer.fingerprint
+
+
+def test_what_is_no_model_is_named(tmp_path):
+    with pytest.raises(UserError, match=rf"{tmp_path}/none \(No such file"):
+        Tokenizer(tmp_path / "none")
+    with pytest.raises(UserError, match=r"tokenizers_test\.py: [\d,]+ bytes that are no Sentence"):
+        Tokenizer(__file__)
+    for content in (b"", b"model"):
+        with pytest.raises(UserError, match=f"got {len(content)} bytes that are no SentencePiece"):
+            Tokenizer(content, extra_ids=0)
+
+
+@pytest.mark.parametrize("extra_ids", [0, 100])
+def test_a_checkpoint_names_its_sentinels(extra_ids):
+    trained_with = Tokenizer(VOCABULARY_PATH, extra_ids=extra_ids)
+    found = load_tokenizer(VOCABULARY_PATH, trained_with.fingerprint)
+    assert found.vocab_size == trained_with.vocab_size
+
+
+def test_a_checkpoint_refuses_another_vocabulary():
+    plain = Tokenizer(VOCABULARY_PATH, extra_ids=0)
+    assert load_tokenizer(VOCABULARY_PATH, "").vocab_size == plain.vocab_size
+    with pytest.raises(UserError, match=f"{plain.fingerprint} at .*vocabulary 0123456789abcdef"):
+        load_tokenizer(VOCABULARY_PATH, "0123456789abcdef")
+
+
+# SeqIO --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def seqios(path):
+    seqio = pytest.importorskip("seqio", reason="the reference needs SeqIO and TensorFlow")
+    return seqio.SentencePieceVocabulary(str(path), extra_ids=100)
+
+
+FRAGMENTS = [
+    *WORDS,
+    *WHITE,
+    *UNUSUAL,
+    SENTINEL,
+    " <extra_id_7>",
+    "<extra_id_99> ",
+    "<extra_id_100>",
+]
+TEXTS = st.text() | st.lists(st.sampled_from(FRAGMENTS) | st.text(max_size=3)).map("".join)
+
+
+@settings(max_examples=300, deadline=None)
+@given(text=TEXTS)
+def test_ids_and_texts_are_those_of_seqio(text, tokenizer, seqios):
+    ids = tokenizer.encode(text)
+    assert ids == list(seqios.encode(text))
+    assert tokenizer.decode(ids) == seqios.decode(ids)
+
+
+@settings(max_examples=300, deadline=None)
+@given(ids=st.lists(st.integers(0, 40) | st.integers(0, 32_127)))
+@example(ids=[])
+@example(ids=[32_100, 32_127])  # rows of T5's embedding that no piece has
+def test_any_ids_decode_as_with_seqio(ids, tokenizer, seqios):
+    assert tokenizer.decode(ids) == seqios.decode(ids)
+
+
+@pytest.mark.parametrize("extra_ids", [0, 100])
+def test_the_fingerprint_is_that_of_the_data(extra_ids, path, seqios):
+    import seqio
+
+    from cot_flax.data import features
+
+    vocabulary = seqio.SentencePieceVocabulary(str(path), extra_ids=extra_ids)
+    ours = Tokenizer(path, extra_ids=extra_ids).fingerprint
+    assert ours == features.fingerprint(vocabulary) and re.fullmatch("[0-9a-f]{16}", ours)
+
+
+# Hugging Face -------------------------------------------------------------------------------------
+
+
+def hugging_faces(path, folder):
+    """Ids of a text as `AutoTokenizer` gives them for a folder with the file."""
+    transformers = pytest.importorskip("transformers", reason="the reference needs transformers")
+    shutil.copy(path, folder / "spiece.model")
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "T5Tokenizer"}')
+    theirs = transformers.AutoTokenizer.from_pretrained(folder)
+    return lambda text: theirs.encode(text, add_special_tokens=False)
+
+
+@pytest.fixture(scope="module")
+def hugging_face(path, tmp_path_factory):
+    return hugging_faces(path, tmp_path_factory.mktemp("tokenizer"))
+
+
+def _normalised_otherwise(text):
+    """Whether a letter of several characters, such as `e` and an accent, or U+0085 is in it.
+
+    The tokenizers in Rust normalise letter by letter where SentencePiece goes by characters, and
+    those of transformers 5 take U+0085 for a space.
+    """
+    regex = pytest.importorskip("regex")  # transformers brings it
+    letters = regex.findall(r"\X", text)
+    return "\u0085" in text or any(len(letter) > 1 for letter in letters if letter != "\r\n")
+
+
+def _tied(tokenizer, ids, others):
+    """Whether both are segmentations of one string with one score; Rust picks another then."""
+    strings, scores = [], []
+    for some in (ids, others):
+        strings.append("".join(tokenizer.id_to_piece(i) for i in some))
+        scores.append(sum(tokenizer.processor.GetScore(i) for i in some))
+    return strings[0] == strings[1] and scores[0] == pytest.approx(scores[1], abs=1e-4)
+
+
+SPELLED = [fragment for fragment in WORDS + WHITE + UNUSUAL if fragment not in ("</s>", "<unk>")]
+SENTINEL_WORDS = st.integers(0, 99).map(" <extra_id_{}> ".format)
+AGREED = st.lists(st.sampled_from(SPELLED) | SENTINEL_WORDS | st.text(max_size=3)).map("".join)
+
+
+@settings(max_examples=300, deadline=None)
+@given(text=AGREED.filter(lambda text: not _normalised_otherwise(text)))
+@example(text="")
+@example(text=" \n ")
+@example(text=SENTINEL)
+@example(text=f" {SENTINEL}  <extra_id_1>\n 😀 {{~}} ")
+def test_ids_are_those_of_hugging_face(text, tokenizer, hugging_face):
+    ids, theirs = tokenizer.encode(text), hugging_face(text)
+    assert ids == theirs or _tied(tokenizer, ids, theirs)
+
+
+# Ours are SeqIO's (see above), with which the models were trained; "?" is an unknown piece.
+@pytest.mark.parametrize(
+    ("text", "ours", "theirs"),
+    [
+        ("A<extra_id_0>", "▁A ? extra _ i d _ 0 >", "▁A ▁<extra_id_0>"),  # glued to what precedes
+        ("<extra_id_0>ly", "▁<extra_id_0> ly", "▁<extra_id_0> ▁ ly"),  # what follows begins a word
+        ("A </s>", "▁A ▁ ? / s >", "▁A </s>"),
+        ("A <unk>", "▁A ▁ ? unk >", "▁A ?"),
+        ("…\u0301", "▁ ... ?", "▁ ..."),  # the accent is lost
+    ],
+)
+def test_where_hugging_face_reads_otherwise(text, ours, theirs, t5, shared_data, tmp_path):
+    hugging_face = hugging_faces(shared_data / "t5_vocab" / "spiece.model", tmp_path)
+    found = [t5.encode(text), hugging_face(text)]
+    pieces = [[t5.id_to_piece(i).replace("<unk>", "?") for i in ids] for ids in found]
+    assert [" ".join(row) for row in pieces] == [ours, theirs]

@@ -1,0 +1,122 @@
+"""Tests of exporting: a run leaves with what it learnt, as a folder that stands alone."""
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cot_flax.errors import UserError
+from cot_flax.lab.world.vocabulary import VOCABULARY_PATH
+from cot_flax.students.lora import Lora, merge
+from cot_flax.students.parameters import flatten, nest, stack_layers
+from cot_flax.students.t5.config import T5Config
+from cot_flax.text.tokenizers import Tokenizer
+from cot_flax.training.checkpoints import Checkpointer, Metadata, save_vocabulary
+from cot_flax.training.state import TrainState
+from cot_flax.weights.export import export
+from cot_flax.weights.opening import open_source
+from cot_flax.weights.source import parameter_shapes
+
+CONFIG = T5Config(
+    vocab_size=256,
+    emb_dim=16,
+    num_heads=2,
+    num_encoder_layers=1,
+    num_decoder_layers=2,
+    head_dim=4,
+    mlp_dim=32,
+)
+FINGERPRINT = Tokenizer(VOCABULARY_PATH, extra_ids=0).fingerprint
+
+
+def drawn(seed=0):
+    rng = np.random.default_rng(seed)
+    shapes = parameter_shapes(CONFIG).items()
+    return nest({name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes})
+
+
+def save(folder, config, params, vocabulary=FINGERPRINT):
+    checkpointer = Checkpointer(str(folder), period=1, keep=None)
+    state = TrainState(jnp.int32(2), params, (), jnp.zeros(2, jnp.uint32))
+    checkpointer.save(state, Metadata(dataclasses.asdict(config), vocabulary, 2), step=2)
+    checkpointer.close()
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A model directory with its vocabulary."""
+    folder = tmp_path_factory.mktemp("export") / "run"
+    save(folder, CONFIG, drawn())
+    save_vocabulary(str(folder), VOCABULARY_PATH.read_bytes())
+    return folder
+
+
+def assert_holds(folder, params, **tolerance):
+    source, wanted = open_source(str(folder)), flatten(params)
+    assert source.tensors.keys() == wanted.keys()
+    for name, tensor in source.tensors.items():
+        np.testing.assert_allclose(tensor.whole(), wanted[name], err_msg=name, **tolerance)
+
+
+@pytest.mark.parametrize("format", ["huggingface", "t5x"])
+def test_a_run_goes_out_bit_for_bit(format, run, tmp_path):
+    done = export(str(run), tmp_path / "out", format=format)
+    assert done.place == str(run / "checkpoints" / "2")
+    assert done.parameters == sum(np.prod(shape) for shape in parameter_shapes(CONFIG).values())
+    assert done.bytes > 4 * done.parameters
+    assert_holds(tmp_path / "out", drawn(), rtol=0, atol=0)
+
+
+def test_a_folder_for_hugging_face_stands_alone(run, tmp_path):
+    export(str(run), tmp_path / "out", format="huggingface", dtype="bfloat16")
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names >= {"config.json", "model.safetensors", "README.md", "tokenizer_config.json"}
+    assert (tmp_path / "out" / "spiece.model").read_bytes() == VOCABULARY_PATH.read_bytes()
+    assert open_source(str(tmp_path / "out")).vocabulary == FINGERPRINT
+    # bfloat16 keeps 8 bits.
+    assert_holds(tmp_path / "out", drawn(), rtol=2**-8, atol=0)
+
+
+def test_round_and_round(run, tmp_path):
+    export(str(run), tmp_path / "a", format="t5x")
+    export(str(tmp_path / "a"), tmp_path / "b", format="huggingface", tokenizer=VOCABULARY_PATH)
+    export(str(tmp_path / "b"), tmp_path / "c", format="t5x")
+    assert_holds(tmp_path / "c", drawn(), rtol=0, atol=0)
+
+
+def test_scanned_layers_with_adapters_go_out_plain(tmp_path):
+    lora = Lora(rank=2)
+    config = dataclasses.replace(CONFIG, scan_layers=True, lora=lora)
+    params, rng = drawn(), np.random.default_rng(1)
+    for stack in ("encoder", "decoder"):
+        for name, layer in params[stack].items():
+            for attention in layer.values() if name.startswith("layers_") else ():
+                for target in lora.targets:
+                    if target in attention:
+                        a, b = rng.normal(size=(16, 2)), rng.normal(size=(2, 8))
+                        attention[target] |= {"lora_a": a.astype("f4"), "lora_b": b.astype("f4")}
+    save(tmp_path / "run", config, stack_layers(params))
+    export(str(tmp_path / "run"), tmp_path / "out", format="t5x")
+    assert_holds(tmp_path / "out", merge(params, lora), rtol=1e-5, atol=1e-5)
+
+
+def test_wrong_input(run, tmp_path):
+    out = tmp_path / "out"
+    with pytest.raises(UserError, match=r"--format gguf; expected one of \('huggingface', 't5x'\)"):
+        export(str(run), out, format="gguf")
+    with pytest.raises(UserError, match="--dtype float16"):
+        export(str(run), out, format="t5x", dtype="float16")
+    with pytest.raises(UserError, match=f"no folder {tmp_path}/none"):
+        export(str(tmp_path / "none"), out, format="t5x")
+    save(tmp_path / "bare", CONFIG, drawn())
+    with pytest.raises(UserError, match=r"no .*bare/spiece.model; .*--tokenizer FILE"):
+        export(str(tmp_path / "bare"), out, format="huggingface")
+    save(tmp_path / "other", CONFIG, drawn(), "0123456789abcdef")
+    with pytest.raises(UserError, match="fingerprint 0123456789abcdef"):
+        export(str(tmp_path / "other"), out, format="huggingface", tokenizer=VOCABULARY_PATH)
+    out.mkdir()
+    (out / "file").write_text("")
+    with pytest.raises(UserError, match="out, which is not empty"):
+        export(str(run), out, format="t5x")
+    assert [path.name for path in out.iterdir()] == ["file"]
