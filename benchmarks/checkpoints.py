@@ -84,11 +84,11 @@ def load(place: str, _):
 
     from cot_flax.students.parameters import nest
     from cot_flax.weights.opening import open_source
-    from cot_flax.weights.source import load, parameter_shapes
+    from cot_flax.weights.source import load
 
     def work():
         source = open_source(place)
-        shapes = parameter_shapes(source.config).items()
+        shapes = source.student.parameter_shapes().items()
         abstract = {name: jax.ShapeDtypeStruct(shape, np.float32) for name, shape in shapes}
         jax.block_until_ready(load(source, nest(abstract)))
 
@@ -108,15 +108,17 @@ def make(size: str, out: Path):
     """Random parameters of a size, made a tensor at a time."""
     from cot_flax.students.parameters import Tensor
     from cot_flax.weights.huggingface import write_folder
-    from cot_flax.weights.source import Source, parameter_shapes
+    from cot_flax.weights.source import Source
 
     def tensor(shape):
         whole = lambda: np.random.default_rng(0).random(shape, np.float32)  # noqa: E731
         return Tensor(shape, np.dtype(np.float32), lambda index: whole()[index])
 
+    from cot_flax.students.t5 import T5Student
+
     config = model(size)
-    tensors = {name: tensor(shape) for name, shape in parameter_shapes(config).items()}
-    source = Source("random numbers", config, tensors)
+    tensors = {name: tensor(shape) for name, shape in T5Student(config).parameter_shapes().items()}
+    source = Source("random numbers", T5Student(config), tensors)
     return lambda: write_folder(source, out, dtype="float32", tokenizer=None, card="")
 
 
@@ -147,9 +149,9 @@ def model(size: str):
 
 
 def parameters(size: str) -> int:
-    from cot_flax.weights.source import parameter_shapes
+    from cot_flax.students.t5 import T5Student
 
-    return sum(math.prod(shape) for shape in parameter_shapes(model(size)).values())
+    return sum(math.prod(shape) for shape in T5Student(model(size)).parameter_shapes().values())
 
 
 JOBS = {

@@ -28,7 +28,7 @@ from cot_flax.errors import UserError  # noqa: E402
 from cot_flax.objectives.losses import Objective  # noqa: E402
 from cot_flax.planning import program  # noqa: E402
 from cot_flax.planning.experiment import Experiment  # noqa: E402
-from cot_flax.students.t5.model import T5Config  # noqa: E402
+from cot_flax.students.t5 import T5Config  # noqa: E402
 from cot_flax.training import optimizers  # noqa: E402
 from cot_flax.training.sharding import MeshConfig, batch_sharding  # noqa: E402
 

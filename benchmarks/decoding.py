@@ -19,7 +19,7 @@ from harness import ratios, record, spread, take_turns
 from cot_flax.generation.decoding import decode
 from cot_flax.generation.sampling import Sampling
 from cot_flax.generation.slots import decode_all
-from cot_flax.students.t5.model import T5, T5Config
+from cot_flax.students.t5 import T5Config, T5Student
 
 BATCH = 8
 CASES = {  # whether the peers join, rounds, samples, tokens in, tokens out
@@ -31,7 +31,7 @@ CASES = {  # whether the peers join, rounds, samples, tokens in, tokens out
 
 def main() -> None:
     argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
-    model = T5(T5Config())
+    model = T5Student(T5Config())
     params = random_parameters(model)
     result = {"what": f"seconds a batch of {BATCH} prompts; T5 1.1 small, float32"}
     for name, (with_peers, rounds, *case) in CASES.items():
@@ -54,9 +54,8 @@ def compare(contenders, rounds: int) -> dict:
     return report
 
 
-def random_parameters(model: T5) -> dict:
-    token = np.zeros((1, 1), np.int32)
-    params = jax.jit(model.init)(jax.random.key(0), token, token, token)["params"]
+def random_parameters(model: T5Student) -> dict:
+    params = jax.jit(model.init)(jax.random.key(0))["params"]
     head = params["decoder"]["logits_dense"]
     head["kernel"] = head["kernel"].at[:, 1].set(0.0)
     return params
@@ -136,7 +135,7 @@ def uneven() -> dict:
 
     A vocabulary of 100 equally likely tokens ends 1 answer in 100 at every token.
     """
-    model = T5(T5Config(vocab_size=100))
+    model = T5Student(T5Config(vocab_size=100))
     params = random_parameters(model)
     head = params["decoder"]["logits_dense"]
     head["kernel"] = head["kernel"] * 0.0

@@ -27,9 +27,12 @@ from cot_flax.chains.samples import Logprobs, Sample, write_samples
 from cot_flax.data import packing
 from cot_flax.data.batches import TaskBatches
 from cot_flax.store.prepare import prepare
+from cot_flax.students.layouts import EncoderDecoder
 from cot_flax.tasks import gsm8k
+from cot_flax.text.tokenizers import T5_SPECIAL_IDS
 
 PAIRS = ((512, 128), (1024, 256), (1280, 256), (1408, 256), (1536, 320), (2048, 384), (2048, 512))
+LAYOUT = EncoderDecoder()
 LENGTHS = {"inputs": 1024, "targets": 256}  # of the rates
 WINDOW = 512  # examples that first-fit-decreasing sorts at a time
 MODELS = {"base": (768, 12, 12, 64, 2048), "xl": (2048, 24, 32, 64, 5120)}  # D, layers, H, C, F
@@ -79,7 +82,7 @@ def compare(drawn, S: int, T: int) -> dict:
     fitting = [e for e in drawn if len(e["inputs"]) <= S and len(e["targets"]) <= T]
     sizes_N2, limits = sizes(fitting), np.array([S, T])
     rows = {
-        "ours": sum(1 for _ in packing.pack(fitting, lengths)),
+        "ours": sum(1 for _ in packing.pack(fitting, LAYOUT, lengths)),
         "seqio": sum(1 for _ in seqio_rows(fitting, lengths)),
         "next_fit": next_fit(sizes_N2, limits),
         "first_fit_decreasing": sum(
@@ -167,15 +170,15 @@ def attention_share(S, T, D, layers, H, C, F) -> float:
 
 def rates_of_packing(drawn, rounds: int) -> dict:
     fitting = [e for e in drawn if all(len(e[name]) <= n for name, n in LENGTHS.items())]
-    rows = list(packing.pack(fitting, LENGTHS))
+    rows = list(packing.pack(fitting, LAYOUT, LENGTHS))
 
     def lay_out():
         for group in packing.batched(rows, 64):
-            packing.to_batch(group, LENGTHS, top_k=0, packed=True)
+            LAYOUT.to_batch(group, LENGTHS, T5_SPECIAL_IDS, top_k=0, packed=True)
 
     seconds = take_turns(
         {
-            "ours": lambda: list(packing.pack(fitting, LENGTHS)),
+            "ours": lambda: list(packing.pack(fitting, LAYOUT, LENGTHS)),
             "ours, batches": lay_out,
             "seqio": lambda: list(seqio_rows(fitting, LENGTHS)),
         },

@@ -18,7 +18,7 @@ import t5x_peer
 from harness import ratios, record, spread, take_turns
 
 from cot_flax.objectives.losses import Objective
-from cot_flax.students.t5.model import T5, T5Config
+from cot_flax.students.t5 import T5Config, T5Student
 from cot_flax.training import optimizers, sharding, state, step
 
 B, S, T, K, V = 8, 512, 128, 5, 32128
@@ -83,7 +83,7 @@ def ours(batch, *, kl_weight: float, **changes):
     """Returns a function that takes a step, and the bytes of its temporaries."""
     if not kl_weight:
         batch = {name: rows for name, rows in batch.items() if not name.startswith("teacher")}
-    model, mesh = T5(T5Config(**changes)), sharding.make_mesh(sharding.MeshConfig())
+    model, mesh = T5Student(T5Config(**changes)), sharding.make_mesh(sharding.MeshConfig())
     optimizer = optimizers.adafactor(optimizers.constant(LEARNING_RATE))
     abstract = state.abstract(model, optimizer, mesh, sharding.MeshConfig().rules())
     train_step = step.make_train_step(model, optimizer, Objective(kl_weight=kl_weight))

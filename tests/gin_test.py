@@ -10,7 +10,7 @@ from cot_flax import configuration
 from cot_flax.data.features import pieces
 from cot_flax.evaluation import evaluate
 from cot_flax.objectives.losses import Objective
-from cot_flax.students.t5.model import T5Config
+from cot_flax.students.t5 import T5Config
 from cot_flax.training import loop
 from cot_flax.training.optimizers import Optimizer
 

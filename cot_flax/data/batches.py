@@ -14,9 +14,17 @@ import tensorflow as tf
 from jax.experimental import multihost_utils
 
 from cot_flax.data import packing
-from cot_flax.data.features import TEACHER_FEATURES, fingerprint, sentencepiece_model
+from cot_flax.data.features import (
+    TEACHER_FEATURES,
+    fingerprint,
+    sentencepiece_model,
+    special_ids,
+)
 from cot_flax.errors import UserError
 from cot_flax.objectives.losses import Objective
+from cot_flax.students.layouts import Layout
+from cot_flax.text.tokenizers import SpecialIds
+from cot_flax.weights.tokenizer_files import SENTENCEPIECE
 
 BLOCK = 64
 _ENOUGH = 1000  # examples of which none fits
@@ -86,8 +94,13 @@ class TaskBatches:
         return fingerprint(self._provider.output_features["targets"].vocabulary)
 
     @property
-    def vocabulary_model(self) -> bytes | None:
-        return sentencepiece_model(self._provider.output_features["targets"].vocabulary)
+    def vocabulary_files(self) -> dict[str, bytes]:
+        model = sentencepiece_model(self._provider.output_features["targets"].vocabulary)
+        return {} if model is None else {SENTENCEPIECE: model}
+
+    @property
+    def special_ids(self) -> SpecialIds:
+        return special_ids(self._provider.output_features["targets"].vocabulary)
 
     @property
     def has_teacher(self) -> bool:
@@ -119,7 +132,7 @@ class TaskBatches:
             )
 
     def batches(
-        self, skip: int = 0, shards: Sequence[int] | None = None
+        self, layout: Layout, skip: int = 0, shards: Sequence[int] | None = None
     ) -> Iterator[dict[str, np.ndarray]]:
         """Yields the rows that these shards (None: all) have in every batch, for ever.
 
@@ -127,11 +140,16 @@ class TaskBatches:
         """
         self._forget_counts()
         chosen = range(self.shards) if shards is None else shards
-        streams = [packing.batched(self._rows(i), self.batch_size // self.shards) for i in chosen]
+        size = self.batch_size // self.shards
+        streams = [packing.batched(self._rows(layout, shard), size) for shard in chosen]
         for groups in itertools.islice(zip(*streams, strict=True), skip, None):
             rows = list(itertools.chain(*groups))
-            yield packing.to_batch(
-                rows, self.feature_lengths, top_k=self._top_k(rows), packed=self.pack
+            yield layout.to_batch(
+                rows,
+                self.feature_lengths,
+                self.special_ids,
+                top_k=self._top_k(rows),
+                packed=self.pack,
             )
 
     def report(self) -> str:
@@ -159,10 +177,10 @@ class TaskBatches:
     def _forget_counts(self):
         self._counts = np.zeros((self.shards, 2), np.int64)  # read, and of these overlong
 
-    def _rows(self, shard: int):
+    def _rows(self, layout: Layout, shard: int):
         fitting = self._fitting(shard)
         if self.pack:
-            return packing.pack(fitting, self.feature_lengths)
+            return packing.pack(fitting, layout, self.feature_lengths)
         return ([example] for example in fitting)
 
     def _examples(

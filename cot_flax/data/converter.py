@@ -8,7 +8,10 @@ import tensorflow as tf
 from cot_flax.data import packing
 from cot_flax.data.features import TEACHER_FEATURES
 from cot_flax.errors import UserError
+from cot_flax.students.layouts import ABSENT_ID, EncoderDecoder
+from cot_flax.text.tokenizers import T5_SPECIAL_IDS
 
+LAYOUT = EncoderDecoder()
 _ROWS = {
     name: seqio.FeatureConverter.FeatureSpec(dtype=dtype, rank=2)
     for name, dtype in zip(TEACHER_FEATURES, (tf.int32, tf.float32), strict=True)
@@ -46,15 +49,23 @@ class DistillationFeatureConverter(seqio.EncDecFeatureConverter):
         if self.pack:
             return _packed(ds, lengths, top_k)
         plain = seqio.EncDecFeatureConverter(pack=False, passthrough_features=rows)
-        return plain(ds, lengths)
+        return plain(ds, lengths).map(_padded_as_absent)
+
+
+def _padded_as_absent(batch: dict) -> dict:
+    """SeqIO pads with 0, which is an id; beyond the targets an entry is absent."""
+    if "teacher_top_ids" not in batch:
+        return batch
+    real = batch["decoder_loss_weights"][..., None] > 0
+    return batch | {"teacher_top_ids": tf.where(real, batch["teacher_top_ids"], ABSENT_ID)}
 
 
 def _packed(ds: tf.data.Dataset, lengths: Mapping[str, int], top_k: int) -> tf.data.Dataset:
     def batch_of(row):
-        return packing.to_batch([row], lengths, top_k=top_k, packed=True)
+        return LAYOUT.to_batch([row], lengths, T5_SPECIAL_IDS, top_k=top_k, packed=True)
 
     def rows():
-        for row in packing.pack(ds.as_numpy_iterator(), lengths):
+        for row in packing.pack(ds.as_numpy_iterator(), LAYOUT, lengths):
             yield {name: array[0] for name, array in batch_of(row).items()}
 
     signature = {

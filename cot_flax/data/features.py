@@ -7,6 +7,7 @@ import seqio
 import tensorflow as tf
 
 from cot_flax.errors import UserError
+from cot_flax.text.tokenizers import SpecialIds
 
 T5_VOCABULARY = "gs://t5-data/vocabs/cc_all.32000/sentencepiece.model"
 TEACHER_FEATURES = ("teacher_top_ids", "teacher_top_logprobs")
@@ -56,6 +57,11 @@ def fingerprint(vocabulary: seqio.Vocabulary) -> str:
     if named is None:
         named = f"{type(vocabulary).__name__} {vocabulary.vocab_size}".encode()
     return hashlib.sha256(named).hexdigest()[:16]
+
+
+def special_ids(vocabulary: seqio.Vocabulary) -> SpecialIds:
+    """Those of a vocabulary; as in T5, a decoder starts with the pad id."""
+    return SpecialIds(vocabulary.pad_id, vocabulary.eos_id, vocabulary.pad_id)
 
 
 def sentencepiece_model(vocabulary: seqio.Vocabulary) -> bytes | None:

@@ -11,11 +11,12 @@ import seqio
 import tensorflow as tf
 
 from cot_flax.errors import UserError
+from cot_flax.students.layouts import ABSENT_ID
 from cot_flax.text.prompts import ExemplarPool, build_input, build_target, is_cot, is_few_shot
 
 MOST_DROPPED = 10_000
 BLOCK = 64
-_TEACHER_ROWS = {"teacher_top_ids": tf.int32, "teacher_top_logprobs": tf.float32}
+_ABSENT = {"teacher_top_ids": ABSENT_ID, "teacher_top_logprobs": 0.0}
 
 
 def write_prompt(
@@ -79,13 +80,13 @@ def tokenize(
             block["targets_pretokenized"] = vocabulary.decode_tf(padded)
         else:
             block["targets"] = encode(block["targets_pretokenized"])
-        for name, dtype in _TEACHER_ROWS.items() if top_k else ():
+        for name in _ABSENT if top_k else ():
             lengths = block["targets"].row_lengths()
             rows = [block[name]] if stored else []
             # A stored chain without log-probabilities has no rows either.
             missing = lengths - rows[0].row_lengths() if stored else lengths
-            zeros = tf.zeros([tf.reduce_sum(missing), top_k], dtype)
-            rows.append(tf.RaggedTensor.from_row_lengths(zeros, missing))
+            absent = tf.fill([tf.reduce_sum(missing), top_k], _ABSENT[name])
+            rows.append(tf.RaggedTensor.from_row_lengths(absent, missing))
             block[name] = tf.concat(rows, axis=1)
         return block
 

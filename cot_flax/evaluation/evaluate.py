@@ -23,12 +23,12 @@ from cot_flax.errors import UserError
 from cot_flax.evaluation.outputs import PREDICTIONS, RESULTS
 from cot_flax.files import make_folder
 from cot_flax.generation.beam import RULES, beam_search
-from cot_flax.generation.decoding import for_decoding
 from cot_flax.generation.sampling import Sampling
 from cot_flax.generation.slots import bucket, decode_all
-from cot_flax.students.t5.model import T5
+from cot_flax.students.student import Student
 from cot_flax.text import scoring
 from cot_flax.text.answers import MODES
+from cot_flax.text.tokenizers import SpecialIds
 from cot_flax.training import hosts, sharding, state, step
 from cot_flax.weights.access import Access
 from cot_flax.weights.opening import open_source
@@ -111,7 +111,7 @@ def evaluate(
             a folder that cannot be written to.
     """
     source = open_source(checkpoint_path, access)
-    module = T5(source.config)
+    student = source.student
     tasks = task_names(mixture_or_task_name)
     for task in tasks:  # all before the first is decoded
         cot_task(task)
@@ -121,9 +121,9 @@ def evaluate(
     if hosts.is_first():
         make_folder(output_dir)  # what cannot be written should not be decoded first
     with jax.set_mesh(devices), partitioning.axis_rules(mesh.rules()):
-        params = load(source, state.abstract_params(module, devices, mesh.rules()))
+        params = load(source, state.abstract_params(student, devices, mesh.rules()))
         predictions = {
-            task: predict(module, params, task, split, decoding, max_examples) for task in tasks
+            task: predict(student, params, task, split, decoding, max_examples) for task in tasks
         }
     results = {
         "checkpoint": source.place,
@@ -137,7 +137,7 @@ def evaluate(
 
 
 def predict(
-    module: T5,
+    student: Student,
     params: dict,
     task: str,
     split: str,
@@ -153,7 +153,7 @@ def predict(
     about = cot_task(task)
     examples = read_examples(task, split, max_examples)
     vocabulary = seqio.get_mixture_or_task(task).output_features["targets"].vocabulary
-    texts = _decode_all(module, params, examples, vocabulary, decoding)
+    texts = _decode_all(student, params, examples, vocabulary, decoding)
     golds = [example["answer"].decode() for example in examples]
     rows = []
     for sample in range(decoding.samples):
@@ -204,10 +204,10 @@ class AccuracyEvaluator:
     max_examples: int = 100
     decoding: Decoding = Decoding()
 
-    def __call__(self, module: T5, params: dict) -> dict[str, float]:
+    def __call__(self, student: Student, params: dict) -> dict[str, float]:
         metrics = {}
         for task in task_names(self.mixture_or_task_name):
-            rows = predict(module, params, task, self.split, self.decoding, self.max_examples)
+            rows = predict(student, params, task, self.split, self.decoding, self.max_examples)
             summary = summarize(rows)
             metrics[f"{task}/accuracy"] = summary["accuracy"]
             metrics[f"{task}/parse_failure_rate"] = summary["parse_failure_rate"]
@@ -221,15 +221,17 @@ class LossEvaluator:
     data: TaskBatches
     batches: int = 20
 
-    def __call__(self, module: T5, params: dict) -> dict[str, float]:
+    def __call__(self, student: Student, params: dict) -> dict[str, float]:
         objective, mesh = step.Objective(), jax.tree.leaves(params)[0].sharding.mesh
         rows = sharding.Rows(mesh, self.data.batch_size, self.data.shards)
         sums = jax.jit(
-            lambda params, batch: step.loss_sums(module, objective, params, batch)[1],
+            lambda params, batch: step.loss_sums(student, objective, params, batch)[1],
             out_shardings=sharding.replicated(mesh),
         )
         total: dict[str, float] = {}
-        for batch in itertools.islice(self.data.batches(0, rows.shards), self.batches):
+        for batch in itertools.islice(
+            self.data.batches(student.layout, 0, rows.shards), self.batches
+        ):
             for name, value in jax.device_get(sums(params, rows.put(batch))).items():
                 total[name] = total.get(name, 0.0) + float(value)
         return step.summarize(total)
@@ -253,24 +255,25 @@ def read_examples(task: str, split: str, max_examples: int | None) -> list[dict]
     return list(itertools.islice(dataset.as_numpy_iterator(), max_examples))
 
 
-def _decode_all(module, params, examples, vocabulary, decoding) -> list[list[str]]:
+def _decode_all(student, params, examples, vocabulary, decoding) -> list[list[str]]:
     """Texts [examples][samples]."""
-    module, params = for_decoding(module, params)
-    inputs = [example["inputs"] for example in examples]
+    student, params = student.for_decoding(params)
+    ids = student.special_ids
+    prompts = [student.layout.prompt(example["inputs"].tolist(), ids) for example in examples]
     search = _search if decoding.beams > 1 else _continue
     return [
-        [vocabulary.decode(_until_eos(ids_T)) for ids_T in ids_NT]
-        for ids_NT in search(module, params, inputs, decoding)
+        [vocabulary.decode(_until_end(ids_T, ids)) for ids_T in ids_NT]
+        for ids_NT in search(student, params, prompts, decoding)
     ]
 
 
-def _continue(module, params, inputs, decoding) -> np.ndarray:
+def _continue(student, params, prompts, decoding) -> np.ndarray:
     """Greedy or sampled: int32 [prompts, samples, max_tokens]."""
-    seed, places = jax.random.key(decoding.seed), jnp.arange(len(inputs))
+    seed, places = jax.random.key(decoding.seed), jnp.arange(len(prompts))
     return decode_all(
-        module,
+        student,
         params,
-        inputs,
+        prompts,
         jax.vmap(jax.random.fold_in, in_axes=(None, 0))(seed, places),
         slots=decoding.batch_size,
         max_tokens=decoding.max_tokens,
@@ -279,15 +282,15 @@ def _continue(module, params, inputs, decoding) -> np.ndarray:
     )
 
 
-def _search(module, params, inputs, decoding) -> np.ndarray:
+def _search(student, params, prompts, decoding) -> np.ndarray:
     """The best beam alone: int32 [prompts, 1, max_tokens]; prompts of like length go together."""
-    best = np.zeros((len(inputs), 1, decoding.max_tokens), np.int32)
-    order = sorted(range(len(inputs)), key=lambda i: len(inputs[i]))
+    best = np.zeros((len(prompts), 1, decoding.max_tokens), np.int32)
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     for places in _groups(order, decoding.batch_size):
         output_BNT, _ = beam_search(
-            module,
+            student,
             params,
-            _pad([inputs[i] for i in places]),
+            _pad([prompts[i] for i in places], student.special_ids.pad),
             max_tokens=decoding.max_tokens,
             beams=decoding.beams,
             length_penalty=decoding.length_penalty,
@@ -304,15 +307,15 @@ def _groups(order: list[int], size: int) -> Iterator[list[int]]:
         yield group + [group[-1]] * (size - len(group))
 
 
-def _pad(inputs: list[np.ndarray]) -> jax.Array:
-    tokens = np.zeros((len(inputs), bucket(max(map(len, inputs)))), np.int32)
-    for row, ids in zip(tokens, inputs, strict=True):
+def _pad(prompts: list[list[int]], pad: int) -> jax.Array:
+    tokens = np.full((len(prompts), bucket(max(map(len, prompts)))), pad, np.int32)
+    for row, ids in zip(tokens, prompts, strict=True):
         row[: len(ids)] = ids
     return jnp.asarray(tokens)
 
 
-def _until_eos(ids_T: np.ndarray) -> list[int]:
-    return [int(i) for i in itertools.takewhile(lambda i: i > 1, ids_T)]
+def _until_end(ids_T: np.ndarray, ids: SpecialIds) -> list[int]:
+    return [int(i) for i in itertools.takewhile(lambda i: i not in (ids.pad, ids.end), ids_T)]
 
 
 def _check_split(task, split):
@@ -330,7 +333,7 @@ def _check_vocabulary(task, source):
             f"vocabulary {wanted} of {task}",
             "evaluate on tasks of the checkpoint's vocabulary",
         )
-    rows, ids = source.config.vocab_size, vocabulary.vocab_size
+    rows, ids = source.student.config.vocab_size, vocabulary.vocab_size
     if ids > rows:
         raise UserError(
             f"{task} with a vocabulary of {ids:,} ids for the {rows:,} rows of {source.place}",

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from cot_flax.generation.decoding import EOS
-from cot_flax.students.t5 import caching
-from cot_flax.students.t5.model import T5
+from cot_flax.generation.decoding import empty_ring
+from cot_flax.students.student import Student
+from cot_flax.text.tokenizers import SpecialIds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,11 +70,11 @@ class _State(NamedTuple):
     cache: Any
 
 
-@partial(jax.jit, static_argnames=("model", "max_tokens", "beams", "rule"))
+@partial(jax.jit, static_argnames=("student", "max_tokens", "beams", "rule"))
 def beam_search(
-    model: T5,
+    student: Student,
     params,
-    encoder_input_tokens,
+    tokens_BS,
     *,
     max_tokens: int,
     beams: int,
@@ -84,29 +84,30 @@ def beam_search(
     """Finds likely continuations of every prompt, which is encoded once for all its beams.
 
     Args:
-        model: its config must not scan; pass `for_decoding(model, params)`.
-        encoder_input_tokens: int32 [B, S], padded with 0.
+        student: with its parameters as `Student.for_decoding` gives them.
+        tokens_BS: int32, prompts as `student.layout.prompt` makes them, padded.
         max_tokens: length of the output.
         beams: N; one beam under the rule of Hugging Face is greedy decoding.
         length_penalty: exponent of the length; None is the rule's own default.
         rule: a name in `RULES`.
 
     Returns:
-        int32 [B, N, max_tokens], the best first; after the end-of-sequence token (1, included) come
-        zeros. And their scores by the rule, float32 [B, N] in nats; -inf where fewer than N were
+        int32 [B, N, max_tokens], the best first; after the end id, which is included, comes
+        padding. And their scores by the rule, float32 [B, N] in nats; -inf where fewer than N were
         found.
     """
-    B = encoder_input_tokens.shape[0]
-    prompts = caching.read_prompts(model, params, encoder_input_tokens)
+    B = tokens_BS.shape[0]
+    prompts = student.prefill(params, tokens_BS)
 
     def step(tokens_BN, position, ring):
         ages_B = jnp.full(B, position)
-        return caching.step(model, params, tokens_BN, ages_B, position, prompts, ring)
+        return student.step(params, tokens_BN, ages_B, position, prompts, ring)
 
     return search(
         step,
-        caching.empty_ring(model, B, beams, max_tokens),
-        batch_size=B,
+        empty_ring(student, B, beams, max_tokens),
+        start_B=prompts.start_B,
+        special_ids=student.special_ids,
         max_tokens=max_tokens,
         beams=beams,
         length_penalty=length_penalty,
@@ -118,7 +119,8 @@ def search(
     step: Callable,
     cache,
     *,
-    batch_size: int,
+    start_B,
+    special_ids: SpecialIds,
     max_tokens: int,
     beams: int,
     length_penalty: float | None,
@@ -135,7 +137,7 @@ def search(
         logits_BNV, cache = step(tokens_BN, state.position, state.cache)
         length = state.position + 1
         logprobs_BK, beams_BK, extended_BKT = _extend(state, logits_BNV)
-        ended_BK = extended_BKT[:, :, length] == EOS
+        ended_BK = extended_BKT[:, :, length] == special_ids.end
         if rule.cut_finishes:
             ended_BK |= length == max_tokens
 
@@ -161,15 +163,19 @@ def search(
     def unfinished(state: _State):
         return (state.position < max_tokens) & jnp.any(state.open_B)
 
-    state = jax.lax.while_loop(unfinished, body, _start(batch_size, beams, max_tokens, cache))
+    state = jax.lax.while_loop(
+        unfinished, body, _start(start_B, special_ids.pad, beams, max_tokens, cache)
+    )
     any_B1 = (state.scores_BN > -jnp.inf).any(axis=1, keepdims=True)
     tokens_BNT = jnp.where(any_B1[:, :, None], state.finished_BNT, state.live_BNT)
     return tokens_BNT[:, :, 1:], jnp.where(any_B1, state.scores_BN, state.live_logprobs_BN)
 
 
-def _start(batch_size: int, beams: int, max_tokens: int, cache) -> _State:
+def _start(start_B, pad: int, beams: int, max_tokens: int, cache) -> _State:
     """One live continuation a prompt, empty and certain."""
-    tokens_BNT = jnp.zeros((batch_size, beams, max_tokens + 1), jnp.int32)
+    batch_size = len(start_B)
+    tokens_BNT = jnp.full((batch_size, beams, max_tokens + 1), pad, jnp.int32)
+    tokens_BNT = tokens_BNT.at[:, :, 0].set(start_B[:, None])
     nothing_BN = jnp.full((batch_size, beams), -jnp.inf, jnp.float32)
     return _State(
         position=jnp.int32(0),

@@ -1,6 +1,5 @@
 """Greedy and sampled decoding with a cache; the prompt is encoded once for all its samples."""
 
-import dataclasses
 from functools import partial
 from typing import NamedTuple
 
@@ -8,12 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from cot_flax.generation.sampling import Sampling, choose
-from cot_flax.students import lora
-from cot_flax.students.parameters import unstack_layers
-from cot_flax.students.t5.caching import Prompts, Ring, empty_ring, read_prompts, step
-from cot_flax.students.t5.model import T5
-
-EOS = 1
+from cot_flax.students.student import Prompts, Ring, Student
 
 
 class State(NamedTuple):
@@ -43,11 +37,11 @@ class State(NamedTuple):
         return (self.ages_B < self.output_BNT.shape[2]) & ~self.ended_BN.all(axis=1)
 
 
-@partial(jax.jit, static_argnames=("model", "max_tokens", "samples"))
+@partial(jax.jit, static_argnames=("student", "max_tokens", "samples"))
 def decode(
-    model: T5,
+    student: Student,
     params,
-    encoder_input_tokens,
+    tokens_BS,
     *,
     max_tokens: int,
     samples: int = 1,
@@ -59,8 +53,8 @@ def decode(
     """Continues every prompt; stops when all rows have ended.
 
     Args:
-        model: its config must not scan; pass `for_decoding(model, params)`.
-        encoder_input_tokens: int32 [B, S], padded with 0.
+        student: with its parameters as `Student.for_decoding` gives them.
+        tokens_BS: int32, prompts as `student.layout.prompt` makes them, padded.
         max_tokens: length of the output.
         samples: N continuations a prompt.
         temperature, top_k, top_p: see `Sampling`.
@@ -68,39 +62,39 @@ def decode(
             Not needed when greedy.
 
     Returns:
-        int32 [B, N, max_tokens]; after the end-of-sequence token (1, included) come zeros.
+        int32 [B, N, max_tokens]; after the end id, which is included, comes padding.
     """
     if rng is None:
-        rng = jax.random.split(jax.random.key(0), encoder_input_tokens.shape[0])
-    prompts = read_prompts(model, params, encoder_input_tokens)
-    state = start(model, prompts, rng, samples=samples, max_tokens=max_tokens)
-    advance = partial(add_tokens, model, params, Sampling(temperature, top_k, top_p))
+        rng = jax.random.split(jax.random.key(0), tokens_BS.shape[0])
+    prompts = student.prefill(params, tokens_BS)
+    state = start(student, prompts, rng, samples=samples, max_tokens=max_tokens)
+    advance = partial(add_tokens, student, params, Sampling(temperature, top_k, top_p))
     return jax.lax.while_loop(lambda state: state.open_B.any(), advance, state).output_BNT
 
 
-def start(model: T5, prompts: Prompts, keys_B, *, samples: int, max_tokens: int) -> State:
+def start(student: Student, prompts: Prompts, keys_B, *, samples: int, max_tokens: int) -> State:
     """Nothing decoded yet."""
     B = keys_B.shape[0]
     return State(
         ages_B=jnp.zeros(B, jnp.int32),
-        tokens_BN=jnp.zeros((B, samples), jnp.int32),
+        tokens_BN=jnp.repeat(prompts.start_B[:, None], samples, axis=1),
         ended_BN=jnp.zeros((B, samples), bool),
-        output_BNT=jnp.zeros((B, samples, max_tokens), jnp.int32),
+        output_BNT=jnp.full((B, samples, max_tokens), student.special_ids.pad, jnp.int32),
         keys_B=keys_B,
         head=jnp.int32(0),
         prompts=prompts,
-        ring=empty_ring(model, B, samples, max_tokens),
+        ring=empty_ring(student, B, samples, max_tokens),
     )
 
 
-def add_tokens(model: T5, params, sampling: Sampling, state: State) -> State:
+def add_tokens(student: Student, params, sampling: Sampling, state: State) -> State:
     """Adds a token to every sample that has not ended, of every prompt that is open."""
     ages_B, open_B = state.ages_B, state.open_B
-    logits_BNV, ring = step(
-        model, params, state.tokens_BN, ages_B, state.head, state.prompts, state.ring
+    logits_BNV, ring = student.step(
+        params, state.tokens_BN, ages_B, state.head, state.prompts, state.ring
     )
     chosen_BN = choose(logits_BNV, sampling, state.keys_B, ages_B)
-    tokens_BN = jnp.where(state.ended_BN, 0, chosen_BN)
+    tokens_BN = jnp.where(state.ended_BN, student.special_ids.pad, chosen_BN)
     places_B = jnp.where(open_B, ages_B, state.output_BNT.shape[2])  # beyond the end: not written
     output_BNT = state.output_BNT.at[jnp.arange(len(ages_B)), :, places_B].set(
         tokens_BN, mode="drop"
@@ -108,16 +102,14 @@ def add_tokens(model: T5, params, sampling: Sampling, state: State) -> State:
     return state._replace(
         ages_B=ages_B + open_B,
         tokens_BN=tokens_BN,
-        ended_BN=state.ended_BN | (tokens_BN == EOS),
+        ended_BN=state.ended_BN | (tokens_BN == student.special_ids.end),
         output_BNT=output_BNT,
         head=(state.head + 1) % state.output_BNT.shape[2],
         ring=ring,
     )
 
 
-def for_decoding(model: T5, params) -> tuple[T5, dict]:
-    """Returns model and parameters as the decoder needs them: unrolled, adapters merged."""
-    if model.config.lora is not None:
-        params = lora.merge(params, model.config.lora)
-    config = dataclasses.replace(model.config, scan_layers=False, remat="none", lora=None)
-    return T5(config), unstack_layers(params)
+def empty_ring(student: Student, prompts: int, samples: int, length: int) -> Ring:
+    layers, heads, head_dim, dtype = student.cache_shape
+    shape = prompts, samples, heads, length, head_dim
+    return Ring(*([jnp.zeros(shape, dtype)] * layers for _ in range(2)))

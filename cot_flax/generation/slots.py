@@ -19,8 +19,7 @@ from flax.linen.partitioning import with_sharding_constraint
 from cot_flax.axes import all_gather, axis_size, mesh_axes
 from cot_flax.generation.decoding import State, add_tokens, start
 from cot_flax.generation.sampling import Sampling
-from cot_flax.students.t5.caching import Prompts, read_prompts
-from cot_flax.students.t5.model import T5
+from cot_flax.students.student import Prompts, Student
 
 SHORTEST_BUCKET = 64
 STEPS = 8
@@ -34,7 +33,7 @@ def bucket(length: int) -> int:
 
 
 def decode_all(
-    model: T5,
+    student: Student,
     params,
     prompts: Sequence[np.ndarray],
     keys,
@@ -47,16 +46,17 @@ def decode_all(
     """Continues all prompts, as `decode` does.
 
     Args:
-        model: its config must not scan; pass `for_decoding(model, params)`.
-        prompts: token ids without padding.
+        student: with its parameters as `Student.for_decoding` gives them.
+        prompts: ids as `student.layout.prompt` makes them, without padding.
         keys: a random key for each prompt: its samples depend on no other prompt.
         slots: B, prompts decoded at once; a few more where the mesh does not divide them.
         samples: N continuations a prompt.
 
     Returns:
-        int32 [prompts, N, max_tokens]; after the end-of-sequence token (1, included) come zeros.
+        int32 [prompts, N, max_tokens]; after the end id, which is included, comes padding.
     """
-    outputs = np.zeros((len(prompts), samples, max_tokens), np.int32)
+    pad = student.special_ids.pad
+    outputs = np.full((len(prompts), samples, max_tokens), pad, np.int32)
     waiting = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     if not waiting:
         return outputs
@@ -64,16 +64,16 @@ def decode_all(
     rounds = -(-min(slots, len(prompts)) // readers)
     holders: list[int | None] = [None] * (rounds * readers)
     width = bucket(len(prompts[waiting[-1]]))
-    state = _empty(model, len(holders), width, samples, max_tokens)
+    state = _empty(student, len(holders), width, samples, max_tokens)
     while waiting or any(i is not None for i in holders):
         free = [slot for slot, holder in enumerate(holders) if holder is None]
         free = free[: len(waiting)]
         for chosen in (free[i : i + readers] for i in range(0, len(free), readers)):
             for slot in chosen:
                 holders[slot] = waiting.pop()
-            entering = _entering(prompts, keys, holders, chosen, width, readers)
-            state = _insert(model, params, state, *entering)
-        state, open_B = _advance(model, params, sampling, state)
+            entering = _entering(prompts, keys, holders, chosen, width, readers, pad)
+            state = _insert(student, params, state, *entering)
+        state, open_B = _advance(student, params, sampling, state)
         open_B = np.asarray(open_B)
         ended = [b for b, i in enumerate(holders) if i is not None and not open_B[b]]
         if ended:
@@ -88,9 +88,9 @@ def decode_all(
     return outputs
 
 
-def _entering(prompts, keys, holders, chosen, width, readers):
+def _entering(prompts, keys, holders, chosen, width, readers, pad):
     """Tokens, keys and slots of the prompts that enter; nobody enters a slot beyond the last."""
-    tokens_GS = np.zeros((readers, width), np.int32)
+    tokens_GS = np.full((readers, width), pad, np.int32)
     slots_G = np.full(readers, len(holders), np.int32)
     keys_G = keys[np.array([holders[slot] for slot in chosen] + [0] * (readers - len(chosen)))]
     for g, slot in enumerate(chosen):
@@ -108,7 +108,7 @@ def _spread(state: State) -> State:
     prompts, ring = state.prompts, state.ring
     return state._replace(
         output_BNT=place(state.output_BNT, "batch", None, None),
-        prompts=Prompts(
+        prompts=prompts._replace(
             keys=place(prompts.keys, "batch", "heads", None, None),
             values=place(prompts.values, "batch", "heads", None, None),
             bias=place(prompts.bias, "batch", None, None, None),
@@ -117,47 +117,49 @@ def _spread(state: State) -> State:
     )
 
 
-@partial(jax.jit, static_argnames=("model", "slots", "width", "samples", "max_tokens"))
-def _empty(model: T5, slots: int, width: int, samples: int, max_tokens: int) -> State:
+@partial(jax.jit, static_argnames=("student", "slots", "width", "samples", "max_tokens"))
+def _empty(student: Student, slots: int, width: int, samples: int, max_tokens: int) -> State:
     """Slots of which all have ended."""
-    cfg = model.config
-    shape, layers = (slots, cfg.num_heads), range(cfg.num_decoder_layers)
+    layers, heads, head_dim, dtype = student.cache_shape
     prompts = Prompts(
-        keys=[jnp.zeros((*shape, cfg.head_dim, width), cfg.dtype) for _ in layers],
-        values=[jnp.zeros((*shape, width, cfg.head_dim), cfg.dtype) for _ in layers],
+        keys=[jnp.zeros((slots, heads, head_dim, width), dtype) for _ in range(layers)],
+        values=[jnp.zeros((slots, heads, width, head_dim), dtype) for _ in range(layers)],
         bias=jnp.zeros((slots, 1, 1, width), jnp.float32),
+        start_B=jnp.full(slots, student.special_ids.start, jnp.int32),
+        length_B=jnp.zeros(slots, jnp.int32),
     )
     keys_B = jax.random.split(jax.random.key(0), slots)
-    state = start(model, prompts, keys_B, samples=samples, max_tokens=max_tokens)
+    state = start(student, prompts, keys_B, samples=samples, max_tokens=max_tokens)
     return _spread(state._replace(ended_BN=jnp.ones_like(state.ended_BN)))
 
 
-@partial(jax.jit, static_argnames="model", donate_argnames="state")
-def _insert(model: T5, params, state: State, tokens_GS, keys_G, slots_G) -> State:
+@partial(jax.jit, static_argnames="student", donate_argnames="state")
+def _insert(student: Student, params, state: State, tokens_GS, keys_G, slots_G) -> State:
     """Reads prompts into slots. What their predecessors left there is out of sight."""
 
     def put(all_B, new_G):
         return all_B.at[slots_G].set(new_G, mode="drop")
 
+    entering = student.prefill(params, tokens_GS)
     return _spread(
         state._replace(
             ages_B=put(state.ages_B, 0),
-            tokens_BN=put(state.tokens_BN, 0),
+            tokens_BN=put(state.tokens_BN, entering.start_B[:, None]),
             ended_BN=put(state.ended_BN, False),
-            output_BNT=put(state.output_BNT, 0),
+            output_BNT=put(state.output_BNT, student.special_ids.pad),
             keys_B=put(state.keys_B, keys_G),
-            prompts=jax.tree.map(put, state.prompts, read_prompts(model, params, tokens_GS)),
+            prompts=jax.tree.map(put, state.prompts, entering),
         )
     )
 
 
-@partial(jax.jit, static_argnames="model", donate_argnames="state")
-def _advance(model: T5, params, sampling: Sampling, state: State) -> tuple[State, jax.Array]:
+@partial(jax.jit, static_argnames="student", donate_argnames="state")
+def _advance(student: Student, params, sampling: Sampling, state: State) -> tuple[State, jax.Array]:
     """A block of steps, or fewer where all samples end; also, for the host, `open_B`."""
 
     def body(carry):
         count, state = carry
-        return count + 1, add_tokens(model, params, sampling, state)
+        return count + 1, add_tokens(student, params, sampling, state)
 
     def unfinished(carry):
         count, state = carry
@@ -170,7 +172,7 @@ def _advance(model: T5, params, sampling: Sampling, state: State) -> tuple[State
 @partial(jax.jit, static_argnames="width")
 def _narrow(state: State, width: int) -> State:
     """Drops what lies beyond the longest prompt that is left."""
-    prompts = Prompts(
+    prompts = state.prompts._replace(
         keys=[keys_BHCS[..., :width] for keys_BHCS in state.prompts.keys],
         values=[values_BHSC[:, :, :width] for values_BHSC in state.prompts.values],
         bias=state.prompts.bias[..., :width],

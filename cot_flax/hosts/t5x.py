@@ -5,6 +5,7 @@ What T5X's gin files need beside it is here too; gin/t5x/ puts it together.
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from cot_flax.errors import UserError
 
@@ -26,11 +27,12 @@ from flax.core import freeze, unfreeze
 
 from cot_flax.data.batches import TaskBatches, find_task
 from cot_flax.data.converter import DistillationFeatureConverter
+from cot_flax.data.features import special_ids
 from cot_flax.evaluation.evaluate import Decoding
 from cot_flax.generation.beam import beam_search
-from cot_flax.generation.decoding import decode, for_decoding
+from cot_flax.generation.decoding import decode
 from cot_flax.objectives.losses import Objective
-from cot_flax.students.t5.model import T5, T5Config
+from cot_flax.students.student import build
 from cot_flax.training import sharding
 from cot_flax.training.optimizers import Optimizer
 from cot_flax.training.step import loss_sums
@@ -42,7 +44,7 @@ class DistillationModel(models.EncoderDecoderModel):
     Parameters have T5X's names and logical axes, so checkpoints of t5x/examples/t5 fit.
 
     Args:
-        config: the student; not scanned, or its parameters have other names than T5X's.
+        config: of a family of students; not scanned, or its parameters have other names than T5X's.
         objective: what training and evaluation compute. Batches without a teacher's rows have
             plain cross entropy.
         vocabulary: of inputs and targets.
@@ -59,14 +61,15 @@ class DistillationModel(models.EncoderDecoderModel):
     def __init__(
         self,
         *,
-        config: T5Config,
+        config: Any,
         vocabulary: seqio.Vocabulary,
         objective: Objective = Objective(),  # noqa: B008 (frozen)
         optimizer: Optimizer | None = None,
         decoding: Decoding = Decoding(),  # noqa: B008 (frozen)
         microbatches: int = 1,
     ):
-        if config.lora is not None:
+        student = build(config, special_ids(vocabulary))
+        if student.lora is not None:
             raise UserError(
                 "LoRA under T5X", "a model without adapters", "train it with cot-flax train"
             )
@@ -76,7 +79,7 @@ class DistillationModel(models.EncoderDecoderModel):
             )
         self.objective, self._decoding, self._microbatches = objective, decoding, microbatches
         super().__init__(
-            module=T5(config),
+            module=student,
             input_vocabulary=vocabulary,
             output_vocabulary=vocabulary,
             optimizer_def=None if optimizer is None else OptaxOptimizer(optimizer.transform),
@@ -84,15 +87,14 @@ class DistillationModel(models.EncoderDecoderModel):
 
     def get_initial_variables(self, rng, input_shapes, input_types=None):
         """Draws the parameters, and names their axes; the shapes of batches do not matter."""
-        token = jnp.zeros((1, 1), jnp.int32)
-        return freeze(self.module.init(rng, token, token, token))
+        return freeze(self.module.init(rng))
 
     def loss_fn(self, params, batch, dropout_rng):
         """Returns the mean loss of a real target token (nats), and the sums behind the metrics."""
         objective = self.objective
         if "teacher_top_ids" not in batch:
             objective = without_teacher(objective)
-        rng = dropout_rng if self.module.config.uses_dropout else None
+        rng = dropout_rng if self.module.uses_dropout else None
         total, sums = loss_sums(self.module, objective, params, batch, rng)
         return total / jnp.maximum(sums["tokens"], 1.0) / self._microbatches, _metrics(sums)
 
@@ -104,7 +106,7 @@ class DistillationModel(models.EncoderDecoderModel):
             log-likelihood (nats), or a beam's score by its rule.
         """
         tokens_BS, params, chosen = batch["encoder_input_tokens"], unfreeze(params), self._decoding
-        student, length = for_decoding(self.module, params), chosen.max_tokens
+        student, length = self.module.for_decoding(params), chosen.max_tokens
         if chosen.beams > 1:
             output_BNT, scores_BN = beam_search(
                 *student,
@@ -123,17 +125,9 @@ class DistillationModel(models.EncoderDecoderModel):
 
     def _compute_logits(self, params, batch, dropout_rng=None, mutable=False):
         """For T5X's `score_batch`."""
-        return self.module.apply(
-            {"params": params},
-            batch["encoder_input_tokens"],
-            batch["decoder_input_tokens"],
-            batch["decoder_target_tokens"],
-            batch.get("encoder_segment_ids"),
-            batch.get("decoder_segment_ids"),
-            enable_dropout=dropout_rng is not None,
-            rngs=None if dropout_rng is None else {"dropout": dropout_rng},
-            mutable=mutable,
-        )
+        del mutable  # of modules with state, which a student is not
+        hidden_BTD = self.module.hidden(params, batch, dropout_key=dropout_rng)
+        return hidden_BTD @ self.module.head(params)
 
 
 class OptaxOptimizer(optimizers.OptaxWrapper):

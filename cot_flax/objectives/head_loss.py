@@ -58,7 +58,7 @@ def distillation_loss(
         head_DV: float.
         targets_BT: int32.
         weights_BT: float; a position of weight 0 is not looked at.
-        teacher_ids_BTK: int32, 0 where absent; None where the objective uses no teacher.
+        teacher_ids_BTK: int32, below 0 where absent; None where the objective uses no teacher.
         teacher_logprobs_BTK: float32 natural logs.
         objective: what each position costs.
         tiles: parts of a device's positions; the logits of one exist at a time.
@@ -196,7 +196,7 @@ def _metric_sums(metrics, labels) -> dict[str, jax.Array]:
     sums = {"tokens": jnp.sum(weights), "nonfinite": jnp.sum(broken, dtype=jnp.float32)}
     soft = weights
     if labels.ids is not None:
-        soft = weights * jnp.any(labels.ids > 0, axis=-1)
+        soft = weights * jnp.any(labels.ids >= 0, axis=-1)
         sums["soft_tokens"] = jnp.sum(soft)
     for name, values in metrics.items():
         if name.startswith("soft/"):

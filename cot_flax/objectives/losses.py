@@ -1,8 +1,8 @@
 """Objectives: token cross entropy, and the KL divergence from a teacher's stored top-k.
 
 Every function is pure and unreduced: one float32 value in nats a position. Padding is not masked
-here; whoever sums multiplies by the loss weights. A teacher entry with id 0 is absent (0 is the
-padding token, which no teacher emits); a position whose entries are all absent has no teacher.
+here; whoever sums multiplies by the loss weights. A teacher entry with a negative id is absent
+(every id of a vocabulary is legal); a position whose entries are all absent has no teacher.
 `cross_entropy` and `topk_kl` read whole logits; what they compute, they compute from `Statistics`,
 which head_loss.py has without holding the logits of more than a tile of positions.
 """
@@ -63,8 +63,8 @@ def topk_kl(
 
     Args:
         logits_BTV: float, unnormalised.
-        teacher_ids_BTK: int32; 0 marks an absent entry. The ids of a position are distinct.
-        teacher_logprobs_BTK: float32 natural logs; ignored where the id is 0.
+        teacher_ids_BTK: int32; below 0 where an entry is absent. Those of a position are distinct.
+        teacher_logprobs_BTK: float32 natural logs; ignored where the entry is absent.
         tail: one of TAILS.
         temperature: T > 0. Not multiplied by T^2 here; `Objective` does that.
 
@@ -146,7 +146,7 @@ class Objective:
         if self.uses_teacher:
             kl = _topk_kl(student, ids, logprobs, self.tail, self.temperature)
             mixed = self.kl_weight * self.temperature**2 * kl + (1.0 - self.kl_weight) * loss
-            loss = jnp.where(jnp.any(ids > 0, axis=-1), mixed, loss)
+            loss = jnp.where(jnp.any(ids >= 0, axis=-1), mixed, loss)
         return loss + self.z_loss * jnp.square(log_z)
 
     def metrics(self, student: Statistics, targets, ids, logprobs) -> dict[str, jax.Array]:
@@ -181,7 +181,7 @@ def teacher_metrics(student: Statistics, ids, logprobs) -> dict[str, jax.Array]:
         `student_mass` (probability on the k ids), `agreement` (1.0 where the student's most
         probable token is the teacher's).
     """
-    log_p = jnp.where(ids > 0, logprobs, ABSENT)
+    log_p = jnp.where(ids >= 0, logprobs, ABSENT)
     classes = _with_rest(log_p)
     best_teacher = jnp.take_along_axis(ids, jnp.argmax(log_p, axis=-1)[..., None], axis=-1)[..., 0]
     return {
@@ -203,7 +203,7 @@ def _cross_entropy(student, log_z, vocab_size, label_smoothing):
 
 
 def _topk_kl(student, ids, logprobs, tail, temperature):
-    log_p = jnp.where(ids > 0, logprobs, ABSENT)
+    log_p = jnp.where(ids >= 0, logprobs, ABSENT)
     if tail == "bucket":
         log_p, log_q = _with_rest(log_p), log_softmax(student.classes())
         if temperature != 1.0:

@@ -46,13 +46,13 @@ def statistics_of(logits, targets, ids, *, temperature: float = 1.0, axis=()) ->
     Args:
         logits: float [..., V], this device's columns where `axis` names mesh axes.
         targets: int32 [...] or None.
-        ids: int32 [..., K], 0 where absent, or None (K = 0).
+        ids: int32 [..., K], below 0 where absent, or None (K = 0).
         temperature: T of `tempered_rest`.
     """
     logits = logits.astype(jnp.float32)
     vocab = _vocab(logits, axis)
     ids = jnp.zeros((*logits.shape[:-1], 0), jnp.int32) if ids is None else ids
-    chosen = jnp.where(ids > 0, _pick(logits, ids, axis), ABSENT)
+    chosen = jnp.where(ids >= 0, _pick(logits, ids, axis), ABSENT)
     # The rest is summed over the other logits themselves: 1 - sum_i q_i would lose it to rounding
     # exactly where the student is sure.
     others = jnp.where(_stored(ids, vocab), ABSENT, logits)
@@ -88,7 +88,7 @@ def logits_gradient(logits, targets, ids, statistics, cotangent, *, temperature=
         share = jnp.exp(logits / temperature - statistics.tempered_rest[..., None])
         gradient += share * cotangent.tempered_rest[..., None] / temperature
     for k in range(ids.shape[-1]):
-        here = (ids[..., k, None] == vocab) & (ids[..., k, None] > 0)
+        here = ids[..., k, None] == vocab  # never where absent
         gradient = jnp.where(here, cotangent.chosen[..., k, None], gradient)
     gradient += cotangent.total[..., None]
     here = targets[..., None] == vocab
@@ -113,7 +113,7 @@ def _stored(ids, vocab):
     """Whether a token is one of the k, [..., V]; a loop, since a reduction may hold [..., K, V]."""
     stored = jnp.zeros((*ids.shape[:-1], vocab.size), bool)
     for k in range(ids.shape[-1]):
-        stored |= (ids[..., k, None] == vocab) & (ids[..., k, None] > 0)
+        stored |= ids[..., k, None] == vocab
     return stored
 
 

@@ -8,7 +8,8 @@ import jax
 from cot_flax.errors import UserError
 from cot_flax.objectives.losses import Objective
 from cot_flax.planning.targets import Target
-from cot_flax.students.t5.model import T5, T5Config
+from cot_flax.students.student import build
+from cot_flax.students.t5 import T5Config
 from cot_flax.training import sharding, state
 from cot_flax.training.optimizers import Optimizer
 
@@ -96,4 +97,4 @@ def abstract_state(experiment: Experiment, mesh) -> state.TrainState:
 
 @functools.lru_cache(maxsize=64)
 def _abstract_state(model, optimizer, mesh, mesh_config):
-    return state.abstract(T5(model), optimizer, mesh, mesh_config.rules())
+    return state.abstract(build(model), optimizer, mesh, mesh_config.rules())

@@ -8,7 +8,7 @@ import jax
 from cot_flax.objectives.head_loss import TILES
 from cot_flax.planning import products, roofline
 from cot_flax.planning.experiment import Experiment, abstract_mesh, abstract_state
-from cot_flax.students.t5.model import T5
+from cot_flax.students.student import build
 from cot_flax.training.state import split_trainable
 
 FLOAT32 = 4
@@ -114,7 +114,7 @@ def _batch_bytes(experiment) -> int:
 
 
 def _gradient_bytes(experiment, state) -> int:
-    return local_bytes(split_trainable(T5(experiment.model), state.params)[0])
+    return local_bytes(split_trainable(build(experiment.model), state.params)[0])
 
 
 def _rows(experiment) -> int:

@@ -12,7 +12,7 @@ from cot_flax.objectives.head_loss import TILES
 from cot_flax.planning import collectives, memory
 from cot_flax.planning.experiment import AXES, Experiment, abstract_mesh, abstract_state
 from cot_flax.planning.targets import GIB, Target
-from cot_flax.students.t5.model import T5
+from cot_flax.students.student import build
 from cot_flax.training import sharding, step
 
 LIBTPU = "0.0.52"
@@ -101,10 +101,10 @@ def lower_step(experiment: Experiment, chips: list) -> jax.stages.Lowered:
 
 
 def _step(experiment, mesh, state):
-    module = T5(experiment.model)
+    student = build(experiment.model)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
     function = step.make_train_step(
-        module, experiment.optimizer, experiment.objective, experiment.microbatches
+        student, experiment.optimizer, experiment.objective, experiment.microbatches
     )
     return jax.jit(
         function,

@@ -1,1 +1,1 @@
-"""The models that are taught: what is common to all families, and one folder a family."""
+"""The models that are taught: what all families share, and one folder a family."""

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 Index = tuple[slice, ...]
+Shapes = Mapping[str, tuple[int, ...]]
 _BLOCK = 64  # rows
 _STACKED = "layers"
 
@@ -66,6 +67,27 @@ def nest(flat: Mapping) -> dict:
             place = place.setdefault(folder, {})
         place[last] = leaf
     return tree
+
+
+def layer_names(name: str, count: int) -> list[str]:
+    """The names of a scanned stack's parameter, layer by layer, where layers are unrolled."""
+    return [name.replace(f".{_STACKED}.", f".{_STACKED}_{i}.") for i in range(count)]
+
+
+def is_stacked(name: str) -> bool:
+    """Whether a dotted name is that of a parameter that holds all layers of a scanned stack."""
+    return f".{_STACKED}." in name
+
+
+def unrolled_shapes(leaves: Mapping) -> Shapes:
+    """The shapes of parameters by the names that they have where layers are not scanned."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name, leaf in leaves.items():
+        if is_stacked(name):
+            shapes |= dict.fromkeys(layer_names(name, leaf.shape[0]), leaf.shape[1:])
+        else:
+            shapes[name] = leaf.shape
+    return shapes
 
 
 def dotted(path) -> str:

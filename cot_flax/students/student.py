@@ -9,21 +9,26 @@ S input tokens, T target tokens, L tokens that a ring holds, D width, F mlp widt
 of a head, V vocabulary, P places that the guard watches.
 """
 
+import dataclasses
+import importlib
+import pkgutil
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
 
 import jax
 
+from cot_flax import students
 from cot_flax.errors import UserError
 from cot_flax.students.layouts import Layout
 from cot_flax.students.lora import Lora
-from cot_flax.students.parameters import Tensor
+from cot_flax.students.parameters import Shapes, Tensor
 from cot_flax.students.products import Product
 from cot_flax.text.tokenizers import T5_SPECIAL_IDS, SpecialIds
 
 Params = dict[str, Any]
 """A tree of parameters. A scanned stack holds its layers under `layers`, with a leading axis; an
-unrolled one under `layers_0`, `layers_1`, ... (parameters.py turns one into the other)."""
+unrolled one under `layers_0`, `layers_1`, ... (parameters.py turns one into the other). There are
+at most two stacks: an encoder's and a decoder's."""
 
 
 class CacheShape(NamedTuple):
@@ -121,6 +126,10 @@ class Student(Protocol):
         """
         ...
 
+    def parameter_shapes(self) -> Shapes:
+        """The shape of every parameter by its dotted name: layers unrolled, no adapters."""
+        ...
+
     # Training.
 
     def hidden(
@@ -199,6 +208,15 @@ class Student(Protocol):
         """
         ...
 
+    @classmethod
+    def from_t5x(cls, shapes: Shapes, place: str) -> "Student":
+        """The student of parameters in a checkpoint of T5X, which stores no config.
+
+        Raises:
+            UserError: they are not those of this family.
+        """
+        ...
+
     # Planning.
 
     def products(self, batch: int, inputs: int, targets: int) -> list[Product]:
@@ -210,16 +228,22 @@ class Student(Protocol):
         ...
 
 
-FAMILIES: dict[str, type[Student]] = {}
-"""Every family by its name; `cot_flax.students` imports those that come with the package."""
-
+_FAMILIES: dict[str, type[Student]] = {}
 _Family = TypeVar("_Family", bound=type)
 
 
 def add_family(cls: _Family) -> _Family:
     """Makes a family known: a class decorator."""
-    FAMILIES[cls.family] = cls
+    _FAMILIES[cls.family] = cls
     return cls
+
+
+def families() -> Mapping[str, type[Student]]:
+    """Every family by its name: those of the folders here, and what else was added."""
+    for module in pkgutil.iter_modules(students.__path__):
+        if module.ispkg:
+            importlib.import_module(f"{students.__name__}.{module.name}")
+    return _FAMILIES
 
 
 def build(config: Any, special_ids: SpecialIds = T5_SPECIAL_IDS) -> Student:
@@ -228,11 +252,46 @@ def build(config: Any, special_ids: SpecialIds = T5_SPECIAL_IDS) -> Student:
     Raises:
         UserError: a config of no family.
     """
-    for family in FAMILIES.values():
+    for family in families().values():
         if isinstance(config, family.config_class):
             return family(config, special_ids)
     raise UserError(
         f"a model config of type {type(config).__name__}",
-        f"one of {sorted(f.config_class.__name__ for f in FAMILIES.values())}",
+        f"one of {sorted(f.config_class.__name__ for f in families().values())}",
         "set MODEL to the config of a family, and import its module in the gin file",
     )
+
+
+def to_json(student: Student) -> dict[str, Any]:
+    """A student as JSON: its family, special ids and the fields of its config."""
+    named = {"family": student.family, "special_ids": student.special_ids._asdict()}
+    return named | dataclasses.asdict(student.config)
+
+
+def from_json(fields: Mapping[str, Any], place: str) -> Student:
+    """The inverse of `to_json`, after JSON; without a family it is a T5 of T5's vocabulary.
+
+    Args:
+        place: where the fields were found, for the message.
+
+    Raises:
+        UserError: a family that is not known here, or fields that it does not have.
+    """
+    rest = dict(fields)
+    name = rest.pop("family", "t5")
+    special_ids = SpecialIds(**rest.pop("special_ids", T5_SPECIAL_IDS._asdict()))
+    family = families().get(name)
+    if family is None:
+        raise UserError(
+            f"a student of family {name!r} at {place}",
+            f"one of {sorted(families())}",
+            "import the module of the family in the gin file",
+        )
+    try:
+        return family(family.config_from_json(rest), special_ids)
+    except (KeyError, TypeError) as error:
+        raise UserError(
+            f"a config that is not of family {name!r} at {place} ({error})",
+            f"the fields of {family.config_class.__name__}",
+            "use the version of cot-flax that wrote it",
+        ) from error

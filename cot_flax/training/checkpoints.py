@@ -1,23 +1,20 @@
 """Checkpoints through orbax: state, data position, and what the parameters belong to."""
 
 import dataclasses
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import orbax.checkpoint as ocp
 
 from cot_flax.errors import UserError
 from cot_flax.files import make_folder, path_at
+from cot_flax.students.student import from_json, to_json
 from cot_flax.training import hosts
 from cot_flax.training.state import TrainState
 from cot_flax.weights.access import Access
 from cot_flax.weights.native import FOLDER, Metadata
 from cot_flax.weights.opening import open_source
 from cot_flax.weights.source import load
-from cot_flax.weights.tokenizer_files import SENTENCEPIECE
-
-_FLEXIBLE = ("attention", "dropout_rate", "dtype", "remat", "residual_dtype")
 
 
 class Checkpointer:
@@ -86,10 +83,11 @@ class Checkpointer:
         self._manager.close()
 
 
-def save_vocabulary(model_dir: str, model: bytes | None) -> None:
-    """Writes the SentencePiece file beside the checkpoints, so that an export finds it."""
-    if model is not None and hosts.is_first():
-        (make_folder(model_dir) / SENTENCEPIECE).write_bytes(model)
+def save_vocabulary(model_dir: str, files: Mapping[str, bytes]) -> None:
+    """Writes the vocabulary's files beside the checkpoints, so that an export finds them."""
+    if files and hosts.is_first():
+        for name, content in files.items():
+            (make_folder(model_dir) / name).write_bytes(content)
 
 
 def load_initial(path: str, params, metadata: Metadata, access: Access):
@@ -104,18 +102,18 @@ def load_initial(path: str, params, metadata: Metadata, access: Access):
         UserError: no checkpoint, or one of another model or vocabulary than `metadata`.
     """
     source = open_source(path, access)
-    stored = Metadata(dataclasses.asdict(source.config), source.vocabulary, 0)
-    check_fits(stored, metadata, source.place, flexible=(*_FLEXIBLE, "scan_layers", "lora"))
+    stored = Metadata(to_json(source.student), source.vocabulary, 0)
+    check_fits(stored, metadata, source.place, flexible=("scan_layers", "lora"))
     return load(source, params)
 
 
 def check_fits(
-    stored: Metadata, wanted: Metadata, place: str, flexible: Sequence[str] = _FLEXIBLE
+    stored: Metadata, wanted: Metadata, place: str, flexible: Sequence[str] = ()
 ) -> None:
     """Raises UserError where a checkpoint is of another vocabulary or another shape.
 
     Args:
-        flexible: the fields of T5Config that may differ.
+        flexible: fields of the config that may differ, beside those that the family names.
     """
     if stored.vocabulary and wanted.vocabulary and stored.vocabulary != wanted.vocabulary:
         raise UserError(
@@ -123,12 +121,14 @@ def check_fits(
             f"the run's vocabulary {wanted.vocabulary}",
             "train with the tasks' vocabulary that the checkpoint was made with",
         )
-    old, new = (json.loads(json.dumps(m.model)) for m in (stored, wanted))
-    different = {k: (old.get(k), new[k]) for k in new if k not in flexible and old.get(k) != new[k]}
+    students = [from_json(metadata.model, place) for metadata in (stored, wanted)]
+    allowed = {*flexible, *students[1].flexible}
+    old, new = map(to_json, students)
+    different = {k: (old.get(k), new[k]) for k in new if k not in allowed and old.get(k) != new[k]}
     if different:
         listed = ", ".join(f"{k} {a}, not {b}" for k, (a, b) in different.items())
         raise UserError(
             f"a checkpoint of another model at {place}: {listed}",
-            "the run's T5Config",
+            "the run's config",
             "include the checkpoint's gin/models file, or choose another checkpoint",
         )

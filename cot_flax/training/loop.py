@@ -3,9 +3,9 @@
 import dataclasses
 import queue
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -14,13 +14,15 @@ from flax.linen import partitioning
 from cot_flax.errors import UserError
 from cot_flax.objectives.losses import Objective
 from cot_flax.students import lora
-from cot_flax.students.t5.model import T5, T5Config
+from cot_flax.students.layouts import Layout
+from cot_flax.students.student import Student, build, to_json
+from cot_flax.text.tokenizers import SpecialIds
 from cot_flax.training import checkpoints, guard, logs, sharding, state, step
 from cot_flax.training.optimizers import Optimizer
 from cot_flax.weights.access import Access
 
-Evaluator = Callable[[T5, dict], dict[str, float]]
-"""Computes metrics of a model and its parameters, in the middle of a run."""
+Evaluator = Callable[[Student, dict], dict[str, float]]
+"""Computes metrics of a student with its parameters, in the middle of a run."""
 
 
 class Data(Protocol):
@@ -30,13 +32,15 @@ class Data(Protocol):
         batch_size: rows of a batch, over all processes.
         shards: equal parts of the data; the i-th of them fills the i-th part of every batch's rows.
         vocabulary: fingerprint of the vocabulary that made the tokens.
-        vocabulary_model: its SentencePiece file; None where it is no such vocabulary.
+        vocabulary_files: the files that hold it, by their names in a run folder.
+        special_ids: of the vocabulary.
     """
 
     batch_size: int
     shards: int
     vocabulary: str
-    vocabulary_model: bytes | None
+    vocabulary_files: Mapping[str, bytes]
+    special_ids: SpecialIds
 
     def check(self, objective: Objective, vocab_size: int) -> None:
         """Raises UserError where the data cannot serve the objective, or has ids that no row has.
@@ -44,7 +48,9 @@ class Data(Protocol):
         A gather on an accelerator takes the last row for such an id and says nothing.
         """
 
-    def batches(self, skip: int, shards: Sequence[int]) -> Iterator[dict[str, np.ndarray]]:
+    def batches(
+        self, layout: Layout, skip: int, shards: Sequence[int]
+    ) -> Iterator[dict[str, np.ndarray]]:
         """Yields the rows of these shards in each batch, for ever and always the same ones.
 
         The first `skip` batches are left out.
@@ -57,7 +63,7 @@ class Data(Protocol):
 def train(
     *,
     model_dir: str,
-    model: T5Config,
+    model: Any,
     data: Data,
     objective: Objective,
     optimizer: Optimizer,
@@ -77,6 +83,7 @@ def train(
 
     Args:
         model_dir: gets checkpoints, metrics.jsonl, TensorBoard files and the vocabulary.
+        model: the config of a family of students.
         total_steps: optimizer steps from the start of the run, resumed ones included.
         microbatches: gradient accumulation: parts of a batch that go through the model in turn.
         initial_checkpoint_path: where a fresh run takes its parameters from, all but the adapters
@@ -99,27 +106,27 @@ def train(
     devices = sharding.make_mesh(mesh)
     sharding.check_batch_size(data.batch_size, microbatches, devices)
     data.check(objective, model.vocab_size)
-    checkpoints.save_vocabulary(model_dir, data.vocabulary_model)
-    module = T5(model)
+    checkpoints.save_vocabulary(model_dir, data.vocabulary_files)
+    student = build(model, data.special_ids)
     metadata = checkpoints.Metadata(
-        dataclasses.asdict(model), data.vocabulary, batches=0, shards=data.shards
+        to_json(student), data.vocabulary, batches=0, shards=data.shards
     )
     checkpointer = checkpoints.Checkpointer(
         model_dir, period=checkpoint_period, keep=keep_checkpoints
     )
     with jax.set_mesh(devices), partitioning.axis_rules(mesh.rules()):
-        abstract = state.abstract(module, optimizer, devices, mesh.rules())
+        abstract = state.abstract(student, optimizer, devices, mesh.rules())
         shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
         if checkpointer.latest_step is not None:
             train_state, metadata = checkpointer.restore(abstract, metadata)
         elif initial_checkpoint_path:
             base = lora.split(abstract.params)[1]
             base = checkpoints.load_initial(initial_checkpoint_path, base, metadata, access)
-            train_state = state.create(module, optimizer, seed, abstract, base)
+            train_state = state.create(student, optimizer, seed, abstract, base)
         else:
-            train_state = state.create(module, optimizer, seed, abstract)
+            train_state = state.create(student, optimizer, seed, abstract)
         train_step = jax.jit(
-            step.make_train_step(module, optimizer, objective, microbatches),
+            step.make_train_step(student, optimizer, objective, microbatches),
             in_shardings=(shardings, sharding.batch_sharding(devices)),
             out_shardings=(shardings, sharding.replicated(devices)),
             donate_argnums=0,
@@ -130,12 +137,14 @@ def train(
             log.say(f"goes on after step {first}")
         elif initial_checkpoint_path:
             log.say(f"starts from {initial_checkpoint_path}")
-        trainable, _ = state.split_trainable(module, train_state.params)
-        locate_nonfinite = partial(guard.locate_nonfinite, model, guard.names(trainable))
+        trainable, _ = state.split_trainable(student, train_state.params)
+        locate_nonfinite = partial(
+            guard.locate_nonfinite, student.places, guard.names(student, trainable)
+        )
         speed = logs.Speed()
         window = _Window(log, model_dir, log_period, locate_nonfinite, speed)
         rows = sharding.Rows(devices, data.batch_size, data.shards)
-        batches = prefetch(data.batches(metadata.batches, rows.shards), rows.put)
+        batches = prefetch(data.batches(student.layout, metadata.batches, rows.shards), rows.put)
         compiled = None
         try:
             for i in range(first + 1, total_steps + 1):
@@ -151,7 +160,7 @@ def train(
                 if evaluators and (last or (eval_period and i % eval_period == 0)):
                     window.flush()
                     for evaluator in evaluators:
-                        log.write(i, evaluator(module, train_state.params), kind="eval")
+                        log.write(i, evaluator(student, train_state.params), kind="eval")
                 if last or checkpointer.is_due(i):
                     window.catch_up()  # a state that is not finite must not be saved
                     metadata = dataclasses.replace(metadata, batches=i)

@@ -7,6 +7,9 @@ import optax
 
 from cot_flax.errors import UserError
 
+MOST_STACKS = 2
+"""Of a student: an encoder's and a decoder's. The optimizer's state has a place for each."""
+
 
 class Optimizer(NamedTuple):
     """An optax transformation and the schedule inside it, which the loop logs."""
@@ -109,8 +112,9 @@ def _per_layer(transform: optax.GradientTransformation) -> optax.GradientTransfo
     stacked = optax.GradientTransformation(
         _over_layers(transform.init), _over_layers(transform.update)
     )
-    # Encoder and decoder apart, since they may differ in depth.
-    return optax.partition({"": transform, "encoder": stacked, "decoder": stacked}, _labels)
+    # Every stack apart, since they may differ in depth.
+    names = [str(i) for i in range(MOST_STACKS)]
+    return optax.partition({"": transform} | dict.fromkeys(names, stacked), _stacks)
 
 
 def _over_layers(function):
@@ -118,11 +122,13 @@ def _over_layers(function):
     return lambda *trees: (jax.vmap(function) if jax.tree.leaves(trees[0]) else function)(*trees)
 
 
-def _labels(params):
-    """The stack of every scanned parameter, "" for all others."""
+def _stacks(params):
+    """The number of every parameter's scanned stack, by name; "" for all others."""
 
-    def label(path, _):
-        names = [getattr(key, "key", None) for key in path]
-        return names[0] if "layers" in names else ""
+    def name(path):
+        names = [str(getattr(key, "key", key)) for key in path]
+        return ".".join(names[: names.index("layers")]) if "layers" in names else None
 
-    return jax.tree_util.tree_map_with_path(label, params)
+    found = {name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)} - {None}
+    numbers = {stack: str(i) for i, stack in enumerate(sorted(found))} | {None: ""}
+    return jax.tree_util.tree_map_with_path(lambda path, _: numbers[name(path)], params)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from cot_flax.students import lora
-from cot_flax.students.t5.model import T5
+from cot_flax.students.student import Student
 from cot_flax.training import sharding
 from cot_flax.training.optimizers import Optimizer
 
@@ -25,33 +25,36 @@ class TrainState:
     rng: jax.Array
 
 
-def abstract_variables(model: T5):
+def abstract_variables(student: Student):
     """Shapes of the parameters, and their logical axes."""
-    token = jnp.zeros((1, 1), jnp.int32)
-    return jax.eval_shape(lambda: model.init(jax.random.PRNGKey(0), token, token, token))
+    return jax.eval_shape(lambda: student.init(jax.random.PRNGKey(0)))
 
 
-def abstract_params(model: T5, mesh, rules):
+def abstract_params(student: Student, mesh, rules):
     """Parameters as `ShapeDtypeStruct`s with their shardings."""
-    variables = abstract_variables(model)
+    variables = abstract_variables(student)
     places = sharding.param_shardings(mesh, rules, variables)
     return _with_shardings(variables["params"], places)
 
 
-def split_trainable(model: T5, params) -> tuple[dict, dict]:
+def split_trainable(student: Student, params) -> tuple[dict, dict]:
     """Returns what the optimizer moves, and what stays; `lora.join` is the inverse."""
-    return (params, {}) if model.config.lora is None else lora.split(params)
+    return (params, {}) if student.lora is None else lora.split(params)
 
 
-def abstract(model: T5, optimizer: Optimizer, mesh, rules) -> TrainState:
+def abstract(student: Student, optimizer: Optimizer, mesh, rules) -> TrainState:
     """A state of `ShapeDtypeStruct`s with their shardings, for what fills one."""
-    shapes = jax.eval_shape(partial(_init, model, optimizer), jax.random.PRNGKey(0), {})
-    shardings = state_shardings(model, optimizer, shapes, mesh, rules)
+    shapes = jax.eval_shape(partial(_init, student, optimizer), jax.random.PRNGKey(0), {})
+    shardings = state_shardings(student, optimizer, shapes, mesh, rules)
     return _with_shardings(shapes, shardings)
 
 
 def create(
-    model: T5, optimizer: Optimizer, seed: int, abstract: TrainState, loaded: dict | None = None
+    student: Student,
+    optimizer: Optimizer,
+    seed: int,
+    abstract: TrainState,
+    loaded: dict | None = None,
 ) -> TrainState:
     """Initialises a state in the sharding of `abstract`.
 
@@ -61,14 +64,14 @@ def create(
         loaded: parameters that are not drawn; donated. Those that are missing in it are drawn.
     """
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    init = jax.jit(partial(_init, model, optimizer), out_shardings=shardings, donate_argnums=1)
+    init = jax.jit(partial(_init, student, optimizer), out_shardings=shardings, donate_argnums=1)
     return init(jax.random.PRNGKey(seed), loaded or {})
 
 
-def state_shardings(model, optimizer, abstract_state, mesh, rules) -> TrainState:
+def state_shardings(student, optimizer, abstract_state, mesh, rules) -> TrainState:
     """The sharding of every leaf of a state."""
-    params = sharding.param_shardings(mesh, rules, abstract_variables(model))
-    trainable, places = (split_trainable(model, p)[0] for p in (abstract_state.params, params))
+    params = sharding.param_shardings(mesh, rules, abstract_variables(student))
+    trainable, places = (split_trainable(student, p)[0] for p in (abstract_state.params, params))
     opt_state = sharding.optimizer_shardings(
         optimizer.transform, abstract_state.opt_state, trainable, places, mesh
     )
@@ -84,10 +87,9 @@ def _with_shardings(shapes, shardings):
     )
 
 
-def _init(model, optimizer, rng, loaded):
+def _init(student, optimizer, rng, loaded):
     init_rng, dropout_rng = jax.random.split(rng)
-    token = jnp.zeros((1, 1), jnp.int32)
-    drawn = model.init(init_rng, token, token, token)["params"]
+    drawn = student.init(init_rng)["params"]
     params = lora.join(drawn, loaded)
-    opt_state = optimizer.transform.init(split_trainable(model, params)[0])
+    opt_state = optimizer.transform.init(split_trainable(student, params)[0])
     return TrainState(jnp.int32(0), params, opt_state, dropout_rng)

@@ -9,7 +9,7 @@ import optax
 from cot_flax.objectives.head_loss import distillation_loss
 from cot_flax.objectives.losses import Objective
 from cot_flax.students import lora
-from cot_flax.students.t5.model import T5, head
+from cot_flax.students.student import Student
 from cot_flax.training import guard
 from cot_flax.training.optimizers import Optimizer
 from cot_flax.training.state import TrainState, split_trainable
@@ -18,47 +18,38 @@ Sums = dict[str, jax.Array]
 
 
 def loss_sums(
-    model: T5, objective: Objective, params, batch, rng=None, *, watch: bool = False
+    student: Student, objective: Objective, params, batch, dropout_key=None, *, watch: bool = False
 ) -> tuple[jax.Array, Sums]:
     """Returns the summed loss of a batch (nats) and the sums behind every metric.
 
     Args:
-        batch: T5X's keys; `teacher_top_ids` and `teacher_top_logprobs` [B, T, K] where the run
-            uses a teacher. `decoder_loss_weights` is 1 on real target tokens, else 0.
-        rng: the dropout key, or None to switch dropout off.
-        watch: adds `nonfinite/activations`, the flags of guard.py.
+        batch: the keys of `student.layout`; `teacher_top_ids` and `teacher_top_logprobs` [B, T, K]
+            where the run uses a teacher. `decoder_loss_weights` is 1 on what is learned, else 0.
+        dropout_key: None switches dropout off.
+        watch: adds `nonfinite/activations`, float32 [P]: above 0 where one of `student.places`
+            gave something that is not finite.
     """
-    targets_BT = batch["decoder_target_tokens"]
-    hidden_BTD, watched = model.apply(
-        {"params": params},
-        batch["encoder_input_tokens"],
-        batch["decoder_input_tokens"],
-        targets_BT,
-        batch.get("encoder_segment_ids"),
-        batch.get("decoder_segment_ids"),
-        enable_dropout=rng is not None,
-        rngs=None if rng is None else {"dropout": rng},
-        mutable=["intermediates"] if watch else [],
-        method="hidden",
-    )
+    if watch:
+        hidden_BTD, bad_places = student.hidden_watched(params, batch, dropout_key=dropout_key)
+    else:
+        hidden_BTD = student.hidden(params, batch, dropout_key=dropout_key)
     total, sums = distillation_loss(
         hidden_BTD,
-        head(model.config, params),
-        targets_BT,
+        student.head(params),
+        batch["decoder_target_tokens"],
         batch["decoder_loss_weights"],
         batch.get("teacher_top_ids"),
         batch.get("teacher_top_logprobs"),
         objective=objective,
     )
-    finite = sums.pop("nonfinite") == 0
+    bad_logits = sums.pop("nonfinite") > 0
     if watch:
-        flags = guard.activation_flags(model.config, watched["intermediates"], finite)
-        sums["nonfinite/activations"] = flags
+        sums["nonfinite/activations"] = jnp.append(bad_places, bad_logits).astype(jnp.float32)
     return total, jax.lax.stop_gradient({"loss": total} | sums)
 
 
 def make_train_step(
-    model: T5, optimizer: Optimizer, objective: Objective, microbatches: int = 1
+    student: Student, optimizer: Optimizer, objective: Objective, microbatches: int = 1
 ) -> Callable[[TrainState, dict], tuple[TrainState, Sums]]:
     """Returns a pure function of (state, batch); jit it with the state donated.
 
@@ -68,12 +59,12 @@ def make_train_step(
     """
 
     def train_step(state, batch):
-        rng = jax.random.fold_in(state.rng, state.step) if model.config.uses_dropout else None
-        trainable, frozen = split_trainable(model, state.params)
+        rng = jax.random.fold_in(state.rng, state.step) if student.uses_dropout else None
+        trainable, frozen = split_trainable(student, state.params)
 
         def total(trainable, batch, rng):
             params = lora.join(trainable, frozen)
-            return loss_sums(model, objective, params, batch, rng, watch=True)
+            return loss_sums(student, objective, params, batch, rng, watch=True)
 
         gradient = jax.grad(total, has_aux=True)
         grads, sums = _accumulate(gradient, trainable, batch, rng, microbatches)
@@ -82,7 +73,7 @@ def make_train_step(
         metrics = sums | {
             "learning_rate": jnp.asarray(optimizer.schedule(state.step), jnp.float32),
             "gradient_norm": optax.tree.norm(grads),
-            "nonfinite/gradients": guard.gradient_flags(grads),
+            "nonfinite/gradients": guard.gradient_flags(student, grads),
         }
         params = lora.join(optax.apply_updates(trainable, updates), frozen)
         return TrainState(state.step + 1, params, opt_state, state.rng), metrics

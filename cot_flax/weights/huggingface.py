@@ -8,47 +8,31 @@ import numpy as np
 
 from cot_flax.errors import UserError
 from cot_flax.students.parameters import Tensor
-from cot_flax.students.t5.huggingface_config import SPECIAL_TOKENS, config_json, model_config
-from cot_flax.students.t5.names import (
-    EMBEDDING,
-    EMBEDDING_ALIASES,
-    HEAD,
-    HUGGING_FACE_HEAD,
-    IGNORED,
-    from_hugging_face,
-    to_hugging_face,
-)
+from cot_flax.students.student import Student, families
 from cot_flax.weights import tokenizer_files
 from cot_flax.weights.access import Access
 from cot_flax.weights.files import safetensors, torch_pickle
 from cot_flax.weights.new_folder import new_folder
-from cot_flax.weights.source import Source, check_tensors, parameter_shapes, reading_order
+from cot_flax.weights.source import Source, check_tensors, reading_order
 
 CONFIG = "config.json"
 _SAFETENSORS = safetensors.NAME
 _PICKLE = "pytorch_model.bin"
 _GENERATION = {"max_new_tokens": 256}  # without it transformers ends a chain after 20 tokens
-_COMPARED_ROWS = 4096  # of the embedding and the head, at a time
 
 
 def open_folder(folder: Path, access: Access) -> Source:
     """The parameters in a folder with a config.json; no tensor is read before it is asked for.
 
     Raises:
-        UserError: no T5 that T5Config can express, no weights, weights that only `allow_pickle`
-            lets us read, or damaged files.
+        UserError: no model that a family of students can express, no weights, weights that only
+            `allow_pickle` lets us read, or damaged files.
     """
     settings = _read_json(folder / CONFIG)
-    config = model_config(settings, str(folder / CONFIG))
+    family = _family(settings, str(folder / CONFIG))
     stored = _read_weights(folder, access)
-    if config.logits_via_embedding:
-        tensors = _ours(_without_head(stored, folder))
-    else:
-        tensors = _ours(stored)
-        # A model made by transformers 5 has one matrix for both, whatever its config said.
-        if HEAD not in tensors and "scale_decoder_outputs" in settings and EMBEDDING in tensors:
-            tensors[HEAD] = tensors[EMBEDDING].T
-    return Source(str(folder), config, tensors, tokenizer_files.fingerprint(folder), folder)
+    student, tensors = family.from_hugging_face(settings, stored, str(folder / CONFIG))
+    return Source(str(folder), student, tensors, tokenizer_files.fingerprint(folder), folder)
 
 
 def write_folder(
@@ -73,17 +57,18 @@ def write_folder(
         UserError: `out` is not empty, or the parameters or tokenizer are not the model's.
     """
     found = {name: tensor.shape for name, tensor in source.tensors.items()}
-    check_tensors(found, parameter_shapes(source.config), source.place)
-    settings = config_json(source.config) | {"dtype": str(np.dtype(dtype))}
+    check_tensors(found, source.student.parameter_shapes(), source.place)
+    ordered = {name: source.tensors[name] for name in reading_order(source.tensors)}
+    settings, tensors = source.student.to_hugging_face(ordered)
 
     with new_folder(out) as folder:
         if tokenizer is not None:
-            count = tokenizer_files.sentinels(tokenizer, source.vocabulary, source.config)
+            count = tokenizer_files.sentinels(tokenizer, source.vocabulary, source.student)
             tokenizer_files.write(folder, tokenizer, count)
-        _write_json(folder / CONFIG, settings)
-        _write_json(folder / "generation_config.json", SPECIAL_TOKENS | _GENERATION)
+        _write_json(folder / CONFIG, settings | {"dtype": str(np.dtype(dtype))})
+        special_ids = {name: id for name, id in settings.items() if name.endswith("_token_id")}
+        _write_json(folder / "generation_config.json", special_ids | _GENERATION)
         (folder / "README.md").write_text(card)
-        tensors = _theirs(source.tensors)
         safetensors.write_shards(folder, tensors, np.dtype(dtype), shard_bytes)
 
 
@@ -124,47 +109,13 @@ def _read_all(files: list[Path], read: Callable[[Path], dict[str, Tensor]]) -> d
     return {name: tensor for path in files for name, tensor in read(path).items()}
 
 
-def _without_head(stored: Mapping[str, Tensor], folder: Path) -> dict[str, Tensor]:
-    """Of a model whose head is the embedding; raises UserError if the file has them different."""
-    rest = dict(stored)
-    head = rest.pop(HUGGING_FACE_HEAD, None)
-    embedding = next((rest[n] for n in ("shared.weight", *EMBEDDING_ALIASES) if n in rest), head)
-    if head is not None and not _equal(head, embedding):
-        raise UserError(
-            f"{HUGGING_FACE_HEAD} different from shared.weight in {folder}",
-            f"the same numbers, because {CONFIG} says that the head is the embedding",
-            f'write "tie_word_embeddings": false into {CONFIG} if this is a T5 1.1 or Flan-T5',
-        )
-    return rest if embedding is None else rest | {"shared.weight": embedding}
-
-
-def _equal(one: Tensor, other: Tensor) -> bool:
-    if one is other or one.shape != other.shape:
-        return one is other
-    starts = range(0, one.shape[0], _COMPARED_ROWS)
-    parts = [(slice(start, start + _COMPARED_ROWS), slice(None)) for start in starts]
-    return all(np.array_equal(one.read(part), other.read(part)) for part in parts)
-
-
-def _ours(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """By our names, the way round that we have them; a name that no T5 has stays what it is."""
-    tensors = {}
-    for name, tensor in stored.items():
-        if name not in (*EMBEDDING_ALIASES, *IGNORED):
-            ours, transposed = from_hugging_face(name) or (name, False)
-            tensors[ours] = tensor.T if transposed else tensor
-    for name in EMBEDDING_ALIASES:
-        if name in stored:
-            tensors.setdefault(EMBEDDING, stored[name])
-    return tensors
-
-
-def _theirs(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    named = {name: to_hugging_face(name) for name in reading_order(tensors)}
-    return {
-        stored.name: tensors[name].T if stored.transposed else tensors[name]
-        for name, stored in named.items()
-    }
+def _family(settings: Mapping, place: str) -> type[Student]:
+    kind = settings.get("model_type")
+    for family in families().values():
+        if kind in family.model_types:
+            return family
+    known = sorted(name for family in families().values() for name in family.model_types)
+    raise UserError(f"a model of type {kind} in {place}", f"one of {known}", "give one of these")
 
 
 def _read_json(path: Path) -> dict:

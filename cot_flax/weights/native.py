@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +11,12 @@ from etils import epath
 from cot_flax.errors import UserError
 from cot_flax.files import is_bucket, path_at
 from cot_flax.students.lora import Lora, is_adapter
-from cot_flax.students.parameters import Index, Tensor
-from cot_flax.students.t5.config import T5Config
+from cot_flax.students.parameters import Index, Tensor, is_stacked, layer_names
+from cot_flax.students.student import from_json
 from cot_flax.weights.files import tensorstore as files
 from cot_flax.weights.source import Source
 
 FOLDER = "checkpoints"
-_STACKED = ".layers."
 _KERNEL = "kernel"
 
 
@@ -26,7 +25,7 @@ class Metadata:
     """What a checkpoint was trained with, beside its arrays.
 
     Attributes:
-        model: the fields of its T5Config.
+        model: its student, as `students.student.to_json` gives it.
         vocabulary: the fingerprint of its vocabulary; "" where unknown.
         batches: batches of the data that were consumed.
         shards: parts that the data were read in; the batches depend on it.
@@ -67,15 +66,6 @@ def read_metadata(path: str) -> Metadata:
     return Metadata(**json.loads(text))
 
 
-def model_config(metadata: Metadata) -> T5Config:
-    """The model that a checkpoint belongs to; fields that an older one lacks have defaults."""
-    fields = metadata.model | {"mlp_activations": tuple(metadata.model["mlp_activations"])}
-    if fields.get("lora"):
-        targets = tuple(fields["lora"]["targets"])
-        fields["lora"] = Lora(**fields["lora"] | {"targets": targets})
-    return T5Config(**fields)
-
-
 def open_checkpoint(path: str) -> Source:
     """Opens a checkpoint at `path` (as in `find`): layers unrolled, adapters merged when read.
 
@@ -84,17 +74,17 @@ def open_checkpoint(path: str) -> Source:
     """
     folder = find(path)
     metadata = read_metadata(path)
-    config = model_config(metadata)
+    student = from_json(metadata.model, str(folder))
     tensors = files.orbax(str(folder / "state"), "params.")
-    if config.lora:
-        tensors = _merged(tensors, config.lora)
+    if student.lora:
+        tensors = _merged(tensors, student.lora)
     return Source(
         place=str(folder),
-        config=replace(config, scan_layers=False, lora=None),
+        student=student.for_decoding({})[0],
         tensors=_unrolled(tensors),
         vocabulary=metadata.vocabulary,
         folder=folder.parent.parent if folder.parent.name == FOLDER else None,
-        stacks={name: tensor for name, tensor in tensors.items() if _STACKED in name},
+        stacks={name: tensor for name, tensor in tensors.items() if is_stacked(name)},
     )
 
 
@@ -159,9 +149,9 @@ def _unrolled(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
     tensors = {}
     for name, tensor in stored.items():
-        if _STACKED in name:
-            for i in range(tensor.shape[0]):
-                tensors[name.replace(_STACKED, f".layers_{i}.")] = layer(name, i)
+        if is_stacked(name):
+            for i, unrolled in enumerate(layer_names(name, tensor.shape[0])):
+                tensors[unrolled] = layer(name, i)
         else:
             tensors[name] = tensor
     return tensors

@@ -3,31 +3,35 @@
 import math
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
-from functools import cache
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from cot_flax.errors import UserError
 from cot_flax.students.lora import is_adapter
-from cot_flax.students.parameters import Tensor, flatten, nest
-from cot_flax.students.t5.model import T5, T5Config
+from cot_flax.students.parameters import (
+    Shapes,
+    Tensor,
+    flatten,
+    is_stacked,
+    layer_names,
+    nest,
+    unrolled_shapes,
+)
+from cot_flax.students.student import Student
 
-Shapes = Mapping[str, tuple[int, ...]]
 _LISTED = 3
-_STACKED = ".layers."  # in the name of a parameter that holds all layers of a scanned stack
 
 
 @dataclass(frozen=True)
 class Source:
-    """The parameters of one T5, wherever they lie. Nothing is read before it is asked for.
+    """The parameters of one student, wherever they lie. Nothing is read before it is asked for.
 
     Attributes:
         place: where that is, for messages.
-        config: the model; its layers are not scanned and it has no adapters.
+        student: the model; its layers are not scanned and it has no adapters.
         tensors: by our names, such as `decoder.layers_0.mlp.wo.kernel`.
         vocabulary: the fingerprint of its vocabulary; "" where unknown.
         stacks: those that lie in the file with all layers in one, by their scanned names, such as
@@ -37,21 +41,11 @@ class Source:
     """
 
     place: str
-    config: T5Config
+    student: Student
     tensors: Mapping[str, Tensor]
     vocabulary: str = ""
     folder: Path | None = None
     stacks: Mapping[str, Tensor] = field(default_factory=dict)
-
-
-@cache
-def parameter_shapes(config: T5Config) -> Shapes:
-    """The shape of every parameter of a model, layers unrolled, without adapters."""
-    # A scanned model is traced as fast with 24 layers as with one.
-    scanned = T5(replace(config, scan_layers=True, lora=None))
-    token = jnp.zeros((1, 1), jnp.int32)
-    params = jax.eval_shape(scanned.init, jax.random.key(0), token, token, token)["params"]
-    return _unrolled(flatten(params))
 
 
 def check_tensors(found: Shapes, expected: Shapes, place: str) -> None:
@@ -74,7 +68,7 @@ def check_tensors(found: Shapes, expected: Shapes, place: str) -> None:
     if listed:
         raise UserError(
             f"parameters at {place} that do not fit the model: {'; '.join(listed)}",
-            f"the {len(expected)} parameters of its T5Config",
+            f"the {len(expected)} parameters of its config",
             "copy the checkpoint again, or include the gin/models file that it belongs to",
         )
 
@@ -94,7 +88,7 @@ def load(source: Source, params):
     leaves = flatten(params)
     wanted = {name: leaf for name, leaf in leaves.items() if not is_adapter(name)}
     found = {name: tensor.shape for name, tensor in source.tensors.items()}
-    check_tensors(found, _unrolled(wanted), source.place)
+    check_tensors(found, unrolled_shapes(wanted), source.place)
     # The largest first, while little else is in memory.
     order = sorted(reading_order(wanted), key=lambda name: -math.prod(wanted[name].shape))
     loaded = {n: _shard(_tensor(source, n, wanted[n].shape), wanted[n]) for n in order}
@@ -106,27 +100,12 @@ def reading_order(names: Iterable[str]) -> list[str]:
     return sorted(names, key=lambda name: re.sub(r"layers_\d+", "layers", name))
 
 
-def _unrolled(leaves: Mapping) -> Shapes:
-    """The shapes of parameters by the names that they have where layers are not scanned."""
-    shapes = {}
-    for name, leaf in leaves.items():
-        if _STACKED in name:
-            shapes |= dict.fromkeys(_layer_names(name, leaf.shape[0]), leaf.shape[1:])
-        else:
-            shapes[name] = leaf.shape
-    return shapes
-
-
-def _layer_names(name: str, count: int) -> list[str]:
-    return [name.replace(_STACKED, f".layers_{i}.") for i in range(count)]
-
-
 def _tensor(source: Source, name: str, shape) -> Tensor:
-    if _STACKED not in name:
+    if not is_stacked(name):
         return source.tensors[name]
     if name in source.stacks:
         return source.stacks[name]
-    layers = [source.tensors[layer] for layer in _layer_names(name, shape[0])]
+    layers = [source.tensors[layer] for layer in layer_names(name, shape[0])]
 
     def read(index):
         return np.stack([layer.read(index[1:]) for layer in layers[index[0]]])

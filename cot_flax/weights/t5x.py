@@ -10,11 +10,11 @@ import numpy as np
 from flax import serialization
 
 from cot_flax.errors import UserError
-from cot_flax.students.parameters import Tensor, dotted, nest
-from cot_flax.students.t5.t5x_config import config_of
+from cot_flax.students.parameters import Shapes, Tensor, dotted, nest
+from cot_flax.students.student import Student, families
 from cot_flax.weights.files import tensorstore as files
 from cot_flax.weights.new_folder import new_folder
-from cot_flax.weights.source import Source, check_tensors, parameter_shapes, reading_order
+from cot_flax.weights.source import Source, check_tensors, reading_order
 
 INDEX = "checkpoint"
 _STATE = "state/manifest.ocdbt"
@@ -82,7 +82,7 @@ def write(source: Source, out: Path, *, dtype, step: int = 0) -> None:
         UserError: `out` holds something, or the source cannot be read. Nothing is left at `out`.
     """
     found = {name: tensor.shape for name, tensor in source.tensors.items()}
-    check_tensors(found, parameter_shapes(source.config), source.place)
+    check_tensors(found, source.student.parameter_shapes(), source.place)
     with new_folder(out) as growing:
         folder = growing / f"checkpoint_{step}"
         folder.mkdir()
@@ -114,7 +114,18 @@ def _fresh_slots(shape: tuple[int, ...]) -> dict[str, np.ndarray]:
 
 def _source(folder: str, tensors: Mapping[str, Tensor]) -> Source:
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
-    return Source(folder, config_of(shapes, folder), tensors)
+    return Source(folder, _student(shapes, folder), tensors)
+
+
+def _student(shapes: Shapes, place: str) -> Student:
+    """The student of the first family whose parameters they are; the first one says what is not."""
+    errors = []
+    for family in families().values():
+        try:
+            return family.from_t5x(shapes, place)
+        except UserError as error:
+            errors.append(error)
+    raise errors[0]
 
 
 def _target(folder: str) -> dict:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from cot_flax.errors import UserError
 from cot_flax.files import path_at
-from cot_flax.students.t5.model import T5Config
+from cot_flax.students.student import Student
 from cot_flax.text.tokenizers import Tokenizer
 from cot_flax.weights.source import Source
 
@@ -38,7 +38,7 @@ def find(source: Source, path: str | os.PathLike | None) -> Path:
     return looked_for
 
 
-def sentinels(model: bytes, vocabulary: str, config: T5Config) -> int:
+def sentinels(model: bytes, vocabulary: str, student: Student) -> int:
     """How many sentinels stand behind the pieces of a model's vocabulary: T5's 100, or none.
 
     Args:
@@ -49,11 +49,12 @@ def sentinels(model: bytes, vocabulary: str, config: T5Config) -> int:
     """
     for count in (_T5_SENTINELS, 0):
         tokenizer = Tokenizer(model, extra_ids=count)
-        if tokenizer.vocab_size <= config.vocab_size and vocabulary in ("", tokenizer.fingerprint):
+        fits = tokenizer.vocab_size <= student.config.vocab_size
+        if fits and vocabulary in ("", tokenizer.fingerprint):
             return count
     raise UserError(
         f"a tokenizer of {tokenizer.vocab_size:,} pieces (fingerprint {tokenizer.fingerprint})",
-        f"at most {config.vocab_size:,} pieces, fingerprint {vocabulary or 'unknown'}",
+        f"at most {student.config.vocab_size:,} pieces, fingerprint {vocabulary or 'unknown'}",
         "give the vocabulary that the model was trained with",
     )
 

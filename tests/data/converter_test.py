@@ -10,6 +10,7 @@ import tensorflow as tf
 from cot_flax.data.batches import TaskBatches
 from cot_flax.data.converter import DistillationFeatureConverter
 from cot_flax.errors import UserError
+from cot_flax.students.layouts import EncoderDecoder
 
 LENGTHS = {"inputs": 96, "targets": 72}
 TAUGHT = "stories_teacher_zero_shot_cot"
@@ -39,7 +40,7 @@ def assert_same(found, expected):
 def test_batches_are_those_of_our_trainer(task, pack, bound_store):
     own = TaskBatches(task, LENGTHS, 4, pack=pack, shuffle=False)
     found = batches(task, DistillationFeatureConverter(pack=pack))
-    for one, other in zip(found, own.batches(), strict=False):
+    for one, other in zip(found, own.batches(EncoderDecoder()), strict=False):
         # SeqIO feeds EOS to the first place of the padding, which nobody looks at.
         real = one["decoder_target_tokens"] > 0
         assert_same(one | {"decoder_input_tokens": one["decoder_input_tokens"] * real}, other)
@@ -90,7 +91,7 @@ def test_what_is_too_long_is_cut_with_its_rows(pack):
 def test_padding_is_an_absent_entry(pack):
     converter = DistillationFeatureConverter(pack=pack)
     found = next(converter(rows(2), {"inputs": 4, "targets": 3}).as_numpy_iterator())
-    np.testing.assert_array_equal(found["teacher_top_ids"], [[9, 9], [9, 9], [0, 0]])
+    np.testing.assert_array_equal(found["teacher_top_ids"], [[9, 9], [9, 9], [-1, -1]])
     np.testing.assert_array_equal(found["teacher_top_logprobs"][2], [0.0, 0.0])
     np.testing.assert_array_equal(found["decoder_loss_weights"], [1, 1, 0])
 

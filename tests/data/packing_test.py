@@ -9,9 +9,12 @@ from hypothesis import strategies as st
 
 from cot_flax.data import packing
 from cot_flax.objectives.losses import Objective
-from cot_flax.students.t5.model import T5, T5Config
+from cot_flax.students.layouts import EncoderDecoder
+from cot_flax.students.t5 import T5Config, T5Student
+from cot_flax.text.tokenizers import T5_SPECIAL_IDS
 from cot_flax.training import step
 
+LAYOUT = EncoderDecoder()
 LENGTHS = {"inputs": 12, "targets": 9}
 
 
@@ -41,9 +44,9 @@ def places(rows, stream):
 @given(streams(), st.integers(1, 6))
 @settings(deadline=None)
 def test_packing_loses_nothing_fits_and_is_deterministic(stream, waiting):
-    rows = list(packing.pack(stream, LENGTHS, waiting=waiting))
+    rows = list(packing.pack(stream, LAYOUT, LENGTHS, waiting=waiting))
     found = places(rows, stream)
-    assert found == places(packing.pack(stream, LENGTHS, waiting=waiting), stream)
+    assert found == places(packing.pack(stream, LAYOUT, LENGTHS, waiting=waiting), stream)
     assert sorted(itertools.chain(*found)) == list(range(len(stream)))
     for row in rows:
         for side, limit in LENGTHS.items():
@@ -53,7 +56,7 @@ def test_packing_loses_nothing_fits_and_is_deterministic(stream, waiting):
 @given(streams(), st.integers(1, 6))
 @settings(deadline=None)
 def test_the_first_comer_opens_a_row_and_the_best_fit_joins(stream, waiting):
-    found = places(packing.pack(stream, LENGTHS, waiting=waiting), stream)
+    found = places(packing.pack(stream, LAYOUT, LENGTHS, waiting=waiting), stream)
     line, coming = list(range(len(stream)))[:waiting], list(range(len(stream)))[waiting:]
     for row in found:
         assert row[0] == min(line)
@@ -79,7 +82,7 @@ def waste(example, room):
 @given(streams(), st.integers(1, 6))
 @settings(deadline=None)
 def test_no_example_is_held_back_for_more_rows_than_there_are_waiting(stream, waiting):
-    found = places(packing.pack(stream, LENGTHS, waiting=waiting), stream)
+    found = places(packing.pack(stream, LAYOUT, LENGTHS, waiting=waiting), stream)
     left = [number for number, row in enumerate(found) for _ in row]
     for number, row in enumerate(found):
         for place in row:
@@ -91,7 +94,7 @@ def test_no_example_is_held_back_for_more_rows_than_there_are_waiting(stream, wa
 def test_rows_are_given_out_before_the_stream_ends():
     full = [example(range(12), range(9)) for _ in range(5)]
     taken = iter(full)
-    rows = packing.pack(taken, LENGTHS, waiting=2)
+    rows = packing.pack(taken, LAYOUT, LENGTHS, waiting=2)
     assert next(rows)[0] is full[0]
     assert next(taken) is full[3]  # three were read: two that waited, and one more for the row
 
@@ -111,7 +114,7 @@ def test_few_rows_for_a_mixture_of_formats(S, T, fewer):
     limit = np.array([S, T])
     sizes = mixture(np.random.default_rng(0), 4000)
     stream = [example(np.zeros(s), np.zeros(t)) for s, t in sizes]
-    rows = len(list(packing.pack(stream, {"inputs": S, "targets": T})))
+    rows = len(list(packing.pack(stream, LAYOUT, {"inputs": S, "targets": T})))
     # No fewer rows than tokens fill, nor than there are examples of more than half a row.
     bound = max(np.ceil(sizes.sum(0) / limit).max(), (2 * sizes > limit).sum(0).max())
     assert bound <= rows <= 1.03 * bound
@@ -127,6 +130,10 @@ def test_batched_leaves_an_incomplete_group_out():
     assert list(packing.batched(rows, 3)) == [[[0], [1], [2]], [[3], [4], [5]]]
 
 
+def lay_out(rows, lengths, **settings):
+    return LAYOUT.to_batch(rows, lengths, T5_SPECIAL_IDS, **settings)
+
+
 TWO_IN_A_ROW = [
     [example([11, 12, 13], [21, 1], top_k=2), example([14], [22, 23, 1], top_k=2)],
     [example([15, 16], [24, 1], top_k=2)],
@@ -134,7 +141,9 @@ TWO_IN_A_ROW = [
 
 
 def test_the_layout_of_a_packed_batch():
-    batch = packing.to_batch(TWO_IN_A_ROW, {"inputs": 6, "targets": 6}, top_k=2, packed=True)
+    batch = LAYOUT.to_batch(
+        TWO_IN_A_ROW, {"inputs": 6, "targets": 6}, T5_SPECIAL_IDS, top_k=2, packed=True
+    )
     expected = {
         "encoder_input_tokens": [[11, 12, 13, 14, 0, 0], [15, 16, 0, 0, 0, 0]],
         "encoder_segment_ids": [[1, 1, 1, 2, 0, 0], [1, 1, 0, 0, 0, 0]],
@@ -145,8 +154,8 @@ def test_the_layout_of_a_packed_batch():
         "decoder_positions": [[0, 1, 0, 1, 2, 0], [0, 1, 0, 0, 0, 0]],
         "decoder_loss_weights": [[1, 1, 1, 1, 1, 0], [1, 1, 0, 0, 0, 0]],
         "teacher_top_ids": [
-            [[21, 22], [1, 2], [22, 23], [23, 24], [1, 2], [0, 0]],
-            [[24, 25], [1, 2], [0, 0], [0, 0], [0, 0], [0, 0]],
+            [[21, 22], [1, 2], [22, 23], [23, 24], [1, 2], [-1, -1]],
+            [[24, 25], [1, 2], [-1, -1], [-1, -1], [-1, -1], [-1, -1]],
         ],
         "teacher_top_logprobs": [
             [[-2, -2]] * 5 + [[0, 0]],
@@ -163,7 +172,9 @@ def test_the_layout_of_a_packed_batch():
 
 def test_a_batch_of_single_examples_has_no_segments_and_no_teacher_without_k():
     rows = [[TWO_IN_A_ROW[0][0]], [TWO_IN_A_ROW[1][0]]]
-    batch = packing.to_batch(rows, {"inputs": 3, "targets": 3}, top_k=0, packed=False)
+    batch = LAYOUT.to_batch(
+        rows, {"inputs": 3, "targets": 3}, T5_SPECIAL_IDS, top_k=0, packed=False
+    )
     expected = {
         "encoder_input_tokens": [[11, 12, 13], [15, 16, 0]],
         "decoder_target_tokens": [[21, 1, 0], [24, 1, 0]],
@@ -178,7 +189,7 @@ def test_a_batch_of_single_examples_has_no_segments_and_no_teacher_without_k():
 @pytest.fixture(scope="module")
 def student():
     jax.config.update("jax_disable_most_optimizations", True)  # compiled once and run once
-    model = T5(
+    model = T5Student(
         T5Config(
             vocab_size=64,
             emb_dim=16,
@@ -189,8 +200,7 @@ def student():
             mlp_dim=32,
         )
     )
-    token = np.zeros((1, 1), np.int32)
-    yield model, jax.jit(model.init)(jax.random.key(0), token, token, token)["params"]
+    yield model, jax.jit(model.init)(jax.random.key(0))["params"]
     jax.config.update("jax_disable_most_optimizations", False)
 
 
@@ -204,11 +214,11 @@ def test_packing_changes_no_sum_of_the_loss(student):
         made = example(rng.integers(3, 60, s), [*rng.integers(3, 60, t - 1), 1], top_k=3)
         made["teacher_top_ids"][::2] = 0  # every other position has no teacher
         stream.append(made)
-    rows = list(packing.pack(stream, LENGTHS))
+    rows = list(packing.pack(stream, LAYOUT, LENGTHS))
     assert len(rows) < len(stream) / 2
     sums = jax.jit(lambda batch: step.loss_sums(model, objective, params, batch)[1])
-    packed = sums(packing.to_batch(rows, LENGTHS, top_k=3, packed=True))
-    alone = sums(packing.to_batch([[e] for e in stream], LENGTHS, top_k=3, packed=False))
+    packed = sums(lay_out(rows, LENGTHS, top_k=3, packed=True))
+    alone = sums(lay_out([[e] for e in stream], LENGTHS, top_k=3, packed=False))
     assert packed["tokens"] == sum(len(e["targets"]) for e in stream)
     assert packed.keys() == alone.keys()
     for name, value in alone.items():

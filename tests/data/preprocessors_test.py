@@ -158,8 +158,8 @@ def test_a_stored_chain_without_logprobs_has_empty_rows(make_store, samples):
     bare = [dataclasses.replace(s, logprobs=None) for s in samples]
     gin.bind_parameter("cot_flax.tasks.stories.teacher_store.directory", make_store(bare))
     for e in read("stories_teacher_zero_shot_cot"):
-        for name in ("teacher_top_ids", "teacher_top_logprobs"):
-            np.testing.assert_array_equal(e[name], np.zeros((len(e["targets"]), 5)))
+        for name, absent in (("teacher_top_ids", -1), ("teacher_top_logprobs", 0)):
+            np.testing.assert_array_equal(e[name], np.full((len(e["targets"]), 5), absent))
 
 
 def test_answer_formats_take_one_chain_a_question_and_no_rows(bound_store):
@@ -171,7 +171,7 @@ def test_answer_formats_take_one_chain_a_question_and_no_rows(bound_store):
     for e in answers:
         assert e["targets_pretokenized"].decode() == f"The answer is {e['answer'].decode()}"
         assert e["teacher_top_ids"].shape == (len(e["targets"]), 5)
-        assert not e["teacher_top_ids"].any()
+        assert np.all(e["teacher_top_ids"] == -1)
 
 
 def test_a_vocabulary_that_takes_one_text_at_a_time(add_sums, sums):

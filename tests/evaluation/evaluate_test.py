@@ -18,7 +18,7 @@ from cot_flax.evaluation import evaluate
 from cot_flax.evaluation.evaluate import AccuracyEvaluator, Decoding, LossEvaluator
 from cot_flax.generation.beam import beam_search
 from cot_flax.generation.decoding import decode
-from cot_flax.students.t5.model import T5, T5Config
+from cot_flax.students.t5 import T5Config, T5Student
 from cot_flax.tasks import abilities  # noqa: F401 (registers)
 from cot_flax.tasks.stories import VOCABULARY
 from cot_flax.text.prompts import FORMATS
@@ -59,8 +59,8 @@ def _quick_compilation():
 
 @pytest.fixture(scope="module")
 def student():
-    module, token = T5(CONFIG), np.zeros((1, 1), np.int32)
-    return module, jax.jit(module.init)(jax.random.key(0), token, token, token)["params"]
+    module = T5Student(CONFIG)
+    return module, jax.jit(module.init)(jax.random.key(0))["params"]
 
 
 def save(folder, params, vocabulary):
@@ -249,7 +249,7 @@ class FakeDecoding:
         self.calls.append(prompts)
         output = np.zeros((len(prompts), samples, max_tokens), np.int32)
         for row, tokens in zip(output, prompts, strict=True):
-            ids = self._answers[tuple(tokens.tolist())]
+            ids = self._answers[tuple(tokens)]
             row[:, : len(ids)] = ids
         return output
 

@@ -9,8 +9,8 @@ import pytest
 
 from cot_flax.generation.beam import RULES, beam_search, search
 from cot_flax.generation.decoding import decode
-from cot_flax.students.t5.model import T5, T5Config
-from cot_flax.students.t5.names import from_hugging_face
+from cot_flax.students.t5 import T5Config, T5Student
+from cot_flax.students.t5.huggingface import from_hugging_face
 
 LENGTH = 12
 PENALTIES = (0.6, 1.0, 2.0)
@@ -49,9 +49,8 @@ def prompts(config):
 @pytest.fixture(scope="module", params=SHAPES)
 def drawn(request):
     """A model, and parameters under which answers are peaked, differ and end here and there."""
-    model, rng = T5(SHAPES[request.param]), np.random.default_rng(4)
-    token = np.zeros((1, 1), np.int32)
-    shapes = jax.eval_shape(model.init, jax.random.key(0), token, token, token)["params"]
+    model, rng = T5Student(SHAPES[request.param]), np.random.default_rng(4)
+    shapes = jax.eval_shape(model.init, jax.random.key(0))["params"]
 
     def draw(path, leaf):
         module, name = path[-2].key, path[-1].key

@@ -10,6 +10,7 @@ import pytest
 
 from cot_flax.generation.beam import RULES, beam_search, search
 from cot_flax.generation.decoding import decode
+from cot_flax.text.tokenizers import T5_SPECIAL_IDS
 
 LENGTH = 10
 PROMPTS = np.array([[10, 11, 12, 13, 0, 0], [20, 5, 0, 0, 0, 0], [9, 8, 7, 6, 5, 4]], np.int32)
@@ -34,7 +35,14 @@ def remembering(table_BTHV):
 
 def search_table(table_BTHV, rule, beams, penalty):
     B, T, _, _ = table_BTHV.shape
-    run = partial(search, remembering(table_BTHV), batch_size=B, max_tokens=T, beams=beams)
+    run = partial(
+        search,
+        remembering(table_BTHV),
+        start_B=jnp.zeros(B, jnp.int32),
+        special_ids=T5_SPECIAL_IDS,
+        max_tokens=T,
+        beams=beams,
+    )
     call = jax.jit(lambda cache: run(cache=cache, length_penalty=penalty, rule=RULES[rule]))
     tokens, scores = call(jnp.zeros((B, beams), jnp.int32))
     return np.asarray(tokens), np.asarray(scores)

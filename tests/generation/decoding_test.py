@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from cot_flax.generation import decoding
-from cot_flax.generation.decoding import decode, for_decoding
+from cot_flax.generation.decoding import decode
 from cot_flax.students.parameters import stack_layers
-from cot_flax.students.t5.model import T5
+from cot_flax.students.t5 import T5Student
 
 LENGTH = 8
 PROMPTS = np.array([[10, 11, 12, 13, 0, 0], [20, 5, 0, 0, 0, 0], [9, 8, 7, 6, 5, 4]], np.int32)
@@ -94,13 +94,13 @@ def test_no_step_is_taken_after_all_have_ended(lively, greedy, monkeypatch):
 
 def test_greedy_tokens_are_those_of_t5x(from_t5x):
     config, params, expected = from_t5x
-    output = decode(T5(config), params, expected["encoder_input_tokens"], max_tokens=12)
+    output = decode(T5Student(config), params, expected["encoder_input_tokens"], max_tokens=12)
     np.testing.assert_array_equal(output[:, 0], expected["greedy"])
 
 
 def test_greedy_tokens_are_those_of_hugging_face(from_hugging_face):
     config, params, expected = from_hugging_face
-    output = decode(T5(config), params, expected["encoder_input_tokens"], max_tokens=16)
+    output = decode(T5Student(config), params, expected["encoder_input_tokens"], max_tokens=16)
     # Theirs begin with the start token.
     np.testing.assert_array_equal(output[:, 0], expected["greedy"][:, 1:])
 
@@ -108,7 +108,7 @@ def test_greedy_tokens_are_those_of_hugging_face(from_hugging_face):
 def test_scanned_and_rematerialised_students_decode_alike(lively, greedy):
     model, params = lively
     config = dataclasses.replace(model.config, scan_layers=True, remat="full")
-    unrolled, unstacked = for_decoding(T5(config), stack_layers(params))
+    unrolled, unstacked = T5Student(config).for_decoding(stack_layers(params))
     assert unrolled == model
     np.testing.assert_array_equal(
         decode(unrolled, unstacked, PROMPTS, max_tokens=LENGTH)[:, 0], greedy

@@ -39,8 +39,8 @@ from cot_flax.objectives.losses import Objective  # noqa: E402
 from cot_flax.store.prepare import prepare  # noqa: E402
 from cot_flax.students.lora import Lora  # noqa: E402
 from cot_flax.students.parameters import flatten  # noqa: E402
+from cot_flax.students.t5 import T5Student  # noqa: E402
 from cot_flax.students.t5.config import T5Config  # noqa: E402
-from cot_flax.students.t5.model import T5  # noqa: E402
 from cot_flax.tasks.stories import VOCABULARY  # noqa: E402
 from cot_flax.training import optimizers, step  # noqa: E402
 from cot_flax.training.optimizers import Optimizer  # noqa: E402
@@ -115,8 +115,7 @@ def make_model(**settings):
 
 @pytest.fixture(scope="module")
 def params():
-    token = jnp.zeros((1, 1), jnp.int32)
-    drawn = jax.jit(T5(CONFIG).init)(jax.random.key(3), token, token, token)["params"]
+    drawn = jax.jit(T5Student(CONFIG).init)(jax.random.key(3))["params"]
     # Small beside what the layers add: an input would be repeated for ever.
     return drawn | {"token_embedder": jax.tree.map(lambda x: 0.1 * x, drawn["token_embedder"])}
 
@@ -173,7 +172,7 @@ def train_in_t5x(model, params, batch, *, steps=1, microbatches=None):
 
 
 def train_in_ours(objective, optimizer, params, batch, *, steps=1):
-    run = jax.jit(step.make_train_step(T5(CONFIG), optimizer, objective))
+    run = jax.jit(step.make_train_step(T5Student(CONFIG), optimizer, objective))
     opt_state = optimizer.transform.init(params)
     state, sums = TrainState(jnp.int32(0), params, opt_state, jax.random.PRNGKey(0)), {}
     for _ in range(steps):
@@ -257,11 +256,11 @@ def test_predictions_are_our_decoders(params, batch):
     prompts = batch["encoder_input_tokens"]
     model = make_model(decoding=Decoding(max_tokens=9))
     tokens, aux = jax.jit(model.predict_batch_with_aux)(freeze(params), batch)
-    expected = decode(T5(CONFIG), params, prompts, max_tokens=9)[:, 0]
+    expected = decode(T5Student(CONFIG), params, prompts, max_tokens=9)[:, 0]
     np.testing.assert_array_equal(tokens, expected)
     # The scores are the tokens' log-likelihood by teacher forcing.
     shifted = np.pad(expected, ((0, 0), (1, 0)))[:, :-1]
-    logits = T5(CONFIG).apply({"params": params}, prompts, shifted, expected)
+    logits = T5Student(CONFIG).module.apply({"params": params}, prompts, shifted, expected)
     chosen = np.take_along_axis(jax.nn.log_softmax(logits), expected[..., None], -1)[..., 0]
     np.testing.assert_allclose(aux["scores"], (chosen * (expected > 0)).sum(1), rtol=1e-4)
 
@@ -278,7 +277,7 @@ def test_beams_are_our_beam_search(params, batch):
     model = make_model(decoding=Decoding(max_tokens=6, beams=2, beam_rule="t5x"))
     tokens, aux = jax.jit(model.predict_batch_with_aux)(params, batch)
     output, scores = beam_search(
-        T5(CONFIG), params, batch["encoder_input_tokens"], max_tokens=6, beams=2, rule="t5x"
+        T5Student(CONFIG), params, batch["encoder_input_tokens"], max_tokens=6, beams=2, rule="t5x"
     )
     np.testing.assert_array_equal(tokens, output[:, 0])
     np.testing.assert_allclose(aux["scores"], scores[:, 0], rtol=1e-5)
@@ -355,14 +354,14 @@ def test_infer_eval_scores_chains(trained):
 def read(path):
     """Its student, as we open it."""
     source = open_source(str(path))
-    return source, load(source, abstract_variables(T5(source.config))["params"])
+    return source, load(source, abstract_variables(T5Student(source.student.config))["params"])
 
 
 def test_we_open_what_t5x_saved(trained):
     folder, state = trained
     source, params = read(folder)
     assert source.place.startswith(str(folder / "checkpoint_20"))
-    assert source.config.emb_dim == 64
+    assert source.student.config.emb_dim == 64
     assert_close(params, unfreeze(jax.device_get(state.params)), atol=0)
 
 

@@ -42,11 +42,13 @@ def case(batch=4, length=7, width=16, vocab=48, k=3):
     shape = (batch, length)
     weights = rng.choice(np.float32([0, 0.5, 1]), shape)
     weights[0, 0] = 1
-    ids = np.stack([rng.permutation(np.arange(1, vocab))[:k] for _ in range(batch * length)])
-    ids = ids.reshape(*shape, k) * (rng.random((*shape, k)) < 0.8)
-    ids[:, 1::3] = 0
+    ids = np.stack([rng.permutation(vocab)[:k] for _ in range(batch * length)])
+    ids = np.where(rng.random((*shape, k)) < 0.8, ids.reshape(*shape, k), -1)
+    ids[:, 1::3] = -1
     logprobs = np.log(rng.dirichlet(np.ones(k + 1), shape)[..., :k])
-    targets = np.where(rng.random(shape) < 0.5, ids[..., 0], rng.integers(0, vocab, shape))
+    targets = np.where(
+        (ids[..., 0] >= 0) & (rng.random(shape) < 0.5), ids[..., 0], rng.integers(0, vocab, shape)
+    )
     labels = targets.astype(np.int32), weights, ids.astype(np.int32), logprobs.astype(np.float32)
     return hidden, head, labels
 
@@ -62,7 +64,7 @@ def dense(objective, hidden, head, labels):
         warm = statistics_of(logits, targets, ids, temperature=objective.temperature)
         metrics = objective.metrics(warm, targets, ids, logprobs)
     metrics = {n: v for n, v in metrics.items() if objective.uses_teacher or "soft" not in n}
-    soft = weights * np.any(ids > 0, axis=-1)
+    soft = weights * np.any(ids >= 0, axis=-1)
     sums = {"tokens": weights.sum(), "nonfinite": 0.0}
     for name, values in metrics.items():
         some = soft if "soft" in name else weights

@@ -25,7 +25,8 @@ BY_HAND = {
     ("renormalize", 1.0): 0.625 * math.log(0.625 / 0.4) + 0.375 * math.log(0.375 / 0.3),
 }
 
-# A batch: V = 7, K = 3, B = 2, T = 2, with absent entries, a one-hot row and one without teacher.
+# A batch: V = 7, K = 3, B = 2, T = 2, with absent entries, a one-hot row and one without teacher;
+# id 0 is as legal as any.
 LOGITS = np.array(
     [
         [[0.5, -1.0, 2.0, 0.25, 1.5, -0.5, 0.0], [1.0, 3.0, -2.0, 0.5, 0.0, 0.75, -1.0]],
@@ -33,7 +34,7 @@ LOGITS = np.array(
     ]
 )
 TARGETS = np.array([[2, 1], [6, 0]])
-TEACHER_IDS = np.array([[[2, 4, 6], [5, 1, 0]], [[3, 0, 0], [0, 0, 0]]])
+TEACHER_IDS = np.array([[[2, 4, 6], [5, 0, -1]], [[3, -1, -1], [-1, -1, -1]]])
 TEACHER_LOGPROBS = np.array(
     [[np.log([0.5, 0.25, 0.125]), [np.log(0.75), np.log(0.125), 0]], [[0, 0, 0], [0, 0, 0]]]
 )
@@ -56,7 +57,7 @@ def divergence(p, q):
 
 def kl_of_position(logits, ids, logprobs, tail, temperature):
     """The definition of topk_kl, for one position that has a teacher."""
-    present = [i for i in range(len(ids)) if ids[i]]
+    present = [i for i in range(len(ids)) if ids[i] >= 0]
     p = np.exp([logprobs[i] for i in present])
     chosen = [ids[i] for i in present]
     q = softmax(logits)
@@ -185,15 +186,15 @@ class TestTopkKl:
         """Absent entries count for nothing, whatever stands in their log-probabilities."""
         logits, ids, logprobs = position(Q, IDS, P)
         value = topk_kl(logits, ids, logprobs, tail=tail, temperature=temperature)
-        ids = np.array([[[0, 1, 0, 2, 0]]])
+        ids = np.array([[[-1, 1, -1, 2, -1]]])
         logprobs = np.array([[[np.nan, np.log(0.5), 0.0, np.log(0.3), np.inf]]])
         padded = topk_kl(logits, ids, logprobs, tail=tail, temperature=temperature)
         np.testing.assert_allclose(padded, value, rtol=1e-6)
 
     @every_setting
-    def test_mask_beside_a_forbidden_padding_token(self, tail, temperature):
-        """Absent entries point at id 0, whose logit may be -inf."""
-        logits, ids, logprobs = position((0.0, 0.4, 0.3, 0.3), (1, 2, 0, 0), (0.5, 0.3, 1.0, 1.0))
+    def test_mask_beside_a_forbidden_token(self, tail, temperature):
+        """A token that nobody names may have the logit -inf."""
+        logits, ids, logprobs = position((0.0, 0.4, 0.3, 0.3), (1, 2, -1, -1), (0.5, 0.3, 1.0, 1.0))
 
         def loss(z):
             return topk_kl(z, ids, logprobs, tail=tail, temperature=temperature)
@@ -279,13 +280,13 @@ class TestTopkKl:
         [(1.0, math.log(100)), (2.0, math.log(1 + math.sqrt(99)))],
     )
     def test_one_hot_rows_see_the_mass_elsewhere(self, temperature, expected):
-        logits, ids, logprobs = position((0.49, 0.01, 0.25, 0.25), (1, 0), (1.0, 1.0))
+        logits, ids, logprobs = position((0.49, 0.01, 0.25, 0.25), (1, -1), (1.0, 1.0))
         assert topk_kl(logits, ids, logprobs, temperature=temperature) == pytest.approx(
             expected, rel=1e-5
         )
 
     def test_one_hot_rows_have_the_gradient_of_cross_entropy(self):
-        logits, ids, logprobs = position(Q, (1, 0), (1.0, 1.0))
+        logits, ids, logprobs = position(Q, (1, -1), (1.0, 1.0))
         gradient = gradient_of(lambda z: topk_kl(z, ids, logprobs), logits)
         np.testing.assert_allclose(gradient[0, 0], Q - np.eye(5)[1], atol=1e-6)
 
@@ -343,8 +344,8 @@ jitted_kl = jax.jit(topk_kl, static_argnames=("tail", "temperature"))
 @given(full_distributions())
 def test_bucket_lies_between_0_and_the_full_kl(case):
     logits, p, k = case
-    top = 1 + np.argsort(-p[1:])[:k]
-    ids = np.zeros(4, int)
+    top = np.argsort(-p)[:k]
+    ids = np.full(4, -1)
     ids[:k] = top
     logprobs = np.zeros(4)
     logprobs[:k] = np.log(p[top])
@@ -447,7 +448,7 @@ class TestTeacherMetrics:
         np.testing.assert_array_equal(metrics["agreement"].ravel()[:3], [1, 0, 1])
         np.testing.assert_allclose(metrics["teacher_mass"].ravel()[:3], [0.875, 0.875, 1])
         first, second, third = (softmax(z) for z in LOGITS.reshape(4, 7)[:3])
-        student = [first[[2, 4, 6]].sum(), second[[5, 1]].sum(), third[3]]
+        student = [first[[2, 4, 6]].sum(), second[[5, 0]].sum(), third[3]]
         np.testing.assert_allclose(metrics["student_mass"].ravel()[:3], student, rtol=1e-5)
         assert metrics["teacher_entropy"][1, 0] == pytest.approx(0, abs=1e-6)
         assert all(np.all(np.isfinite(value)) for value in metrics.values())

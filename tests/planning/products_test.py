@@ -9,7 +9,7 @@ from cot_flax.objectives.head_loss import TILES
 from cot_flax.planning import products
 from cot_flax.planning.experiment import abstract_mesh, abstract_state
 from cot_flax.students.lora import Lora
-from cot_flax.students.t5.model import T5
+from cot_flax.students.t5 import T5Student
 from cot_flax.training import step
 
 
@@ -19,7 +19,10 @@ def traced_flops(experiment):
     state = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), state)
     batch = {n: jax.ShapeDtypeStruct(*spec) for n, spec in experiment.features().items()}
     function = step.make_train_step(
-        T5(experiment.model), experiment.optimizer, experiment.objective, experiment.microbatches
+        T5Student(experiment.model),
+        experiment.optimizer,
+        experiment.objective,
+        experiment.microbatches,
     )
     return count(jax.make_jaxpr(function)(state, batch).jaxpr)
 

@@ -117,10 +117,11 @@ def test_the_compilers_figure_is_read_from_its_error(text, expected):
 
 
 def test_the_batch_is_laid_out_as_the_data_lay_it_out(experiment):
-    """Against data/packing.py itself."""
+    """Against the layout itself."""
     import numpy as np
 
-    from cot_flax.data import packing
+    from cot_flax.students.layouts import EncoderDecoder
+    from cot_flax.text.tokenizers import T5_SPECIAL_IDS
 
     row = np.ones(3, np.int32)
     teacher = np.zeros((3, 5))
@@ -128,6 +129,8 @@ def test_the_batch_is_laid_out_as_the_data_lay_it_out(experiment):
     example |= {"teacher_top_ids": teacher.astype(int), "teacher_top_logprobs": teacher}
     lengths = {"inputs": 64, "targets": 32}
     for packed in (True, False):
-        batch = packing.to_batch([[example]] * 16, lengths, top_k=5, packed=packed)
+        batch = EncoderDecoder().to_batch(
+            [[example]] * 16, lengths, T5_SPECIAL_IDS, top_k=5, packed=packed
+        )
         found = {name: (value.shape, str(value.dtype)) for name, value in batch.items()}
         assert dataclasses.replace(experiment, packed=packed).features() == found

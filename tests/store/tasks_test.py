@@ -14,6 +14,7 @@ from cot_flax.data.registration import add_cot_task
 from cot_flax.errors import UserError
 from cot_flax.store import layout
 from cot_flax.store.tasks import StoreSource, _unpacked
+from cot_flax.students.layouts import EncoderDecoder
 
 STORE = "cot_flax.tasks.stories.teacher_store.directory"
 TASK = "stories_teacher_zero_shot_cot"
@@ -197,7 +198,7 @@ def test_damage_stops_every_way_of_reading(world_store, tmp_path, damage, messag
     with pytest.raises(UserError, match=message):
         read(TASK, use_cached=use_cached)
     with pytest.raises(UserError, match=message):
-        next(TaskBatches(TASK, {"inputs": 200, "targets": 90}, 2).batches())
+        next(TaskBatches(TASK, {"inputs": 200, "targets": 90}, 2).batches(EncoderDecoder()))
 
 
 @pytest.mark.parametrize("use_cached", [False, True])

@@ -11,12 +11,12 @@ from flax.linen import partitioning
 from flax.traverse_util import flatten_dict
 
 from cot_flax.errors import UserError
-from cot_flax.generation.decoding import decode, for_decoding
+from cot_flax.generation.decoding import decode
 from cot_flax.students import lora
 from cot_flax.students.lora import Lora
 from cot_flax.students.parameters import stack_layers
+from cot_flax.students.t5 import T5Student
 from cot_flax.students.t5.attention import Dense
-from cot_flax.students.t5.model import T5
 
 ARRAYS = [np.array([[10, 11, 12, 13]]), np.array([[0, 3, 4]]), np.array([[3, 4, 1]])]
 ATTENTIONS = (
@@ -39,8 +39,8 @@ def adapted_config(tiny_config):
 
 @pytest.fixture(scope="module")
 def fresh(adapted_config):
-    model = T5(adapted_config)
-    return model, jax.jit(model.init)(jax.random.key(0), *ARRAYS)["params"]
+    model = T5Student(adapted_config)
+    return model, jax.jit(model.init)(jax.random.key(0))["params"]
 
 
 @pytest.fixture(scope="module")
@@ -54,8 +54,8 @@ def trained(fresh):
 
 def test_adapters_stand_beside_queries_and_values_of_every_attention(adapted_config):
     def variables(**changes):
-        model = T5(dataclasses.replace(adapted_config, **changes))
-        return jax.eval_shape(model.init, jax.random.key(0), *ARRAYS)
+        model = T5Student(dataclasses.replace(adapted_config, **changes))
+        return jax.eval_shape(model.init, jax.random.key(0))
 
     expected = {}
     for attention in ATTENTIONS:
@@ -111,7 +111,7 @@ def test_dropout_of_the_adapters_alone(trained, forward):
     @jax.jit
     def dropped(seed):
         rngs = {"dropout": jax.random.key(seed)}
-        return model.apply({"params": params}, *ARRAYS, enable_dropout=True, rngs=rngs)
+        return model.module.apply({"params": params}, *ARRAYS, enable_dropout=True, rngs=rngs)
 
     assert model.config.dropout_rate == 0
     assert np.abs(dropped(0) - forward(*trained, *ARRAYS)).max() > 1e-2
@@ -137,21 +137,21 @@ def test_a_merged_model_is_the_adapted_one(scan_layers, trained, tiny, tiny_conf
     model, params = trained
     adapted = forward(model, params, *ARRAYS)
     if scan_layers:
-        model = T5(dataclasses.replace(model.config, scan_layers=True))
+        model = T5Student(dataclasses.replace(model.config, scan_layers=True))
         params = stack_layers(params)
         np.testing.assert_allclose(forward(model, params, *ARRAYS), adapted, atol=1e-4)
     merged = lora.merge(params, model.config.lora)
-    plain = T5(dataclasses.replace(model.config, lora=None))
+    plain = T5Student(dataclasses.replace(model.config, lora=None))
     np.testing.assert_allclose(forward(plain, merged, *ARRAYS), adapted, atol=1e-4)
     assert np.abs(adapted - forward(*tiny, *ARRAYS)).max() > 0.1
-    decoder, unrolled = for_decoding(model, params)
-    assert decoder == T5(tiny_config)
+    decoder, unrolled = model.for_decoding(params)
+    assert decoder == T5Student(tiny_config)
     np.testing.assert_allclose(forward(decoder, unrolled, *ARRAYS), adapted, atol=1e-4)
 
 
 def test_greedy_tokens_are_those_of_the_adapted_model(trained, forward):
     model, params = trained
-    tokens = np.asarray(decode(*for_decoding(model, params), ARRAYS[0], max_tokens=5)[0])
+    tokens = np.asarray(decode(*model.for_decoding(params), ARRAYS[0], max_tokens=5)[0])
     real = tokens > 0  # the end of a sequence may come early
     logits = forward(model, params, ARRAYS[0], np.pad(tokens, ((0, 0), (1, 0)))[:, :-1], tokens)
     np.testing.assert_array_equal(np.argmax(logits, axis=-1)[real], tokens[real])

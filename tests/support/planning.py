@@ -6,7 +6,7 @@ import pytest
 
 from cot_flax.objectives.losses import Objective
 from cot_flax.planning.experiment import Experiment
-from cot_flax.students.t5.model import T5Config
+from cot_flax.students.t5 import T5Config
 from cot_flax.training import optimizers
 from cot_flax.training.sharding import MeshConfig
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from cot_flax.students.parameters import nest
-from cot_flax.students.t5.model import T5, T5Config
+from cot_flax.students.t5 import T5Config, T5Student
 from cot_flax.weights.opening import open_source
 
 RELEASED = T5Config(
@@ -49,7 +49,7 @@ def forward():
 
     @partial(jax.jit, static_argnums=0)
     def call(model, params, *arrays):
-        return model.apply({"params": params}, *arrays)
+        return model.module.apply({"params": params}, *arrays)
 
     return call
 
@@ -57,9 +57,8 @@ def forward():
 @pytest.fixture(scope="session")
 def tiny(tiny_config):
     """A model and parameters, for tests that hold for any."""
-    model = T5(tiny_config)
-    token = np.zeros((1, 1), np.int32)
-    return model, jax.jit(model.init)(jax.random.key(0), token, token, token)["params"]
+    model = T5Student(tiny_config)
+    return model, jax.jit(model.init)(jax.random.key(0))["params"]
 
 
 @pytest.fixture(scope="session")

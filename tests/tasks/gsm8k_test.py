@@ -12,6 +12,7 @@ from cot_flax.chains.samples import Sample, write_samples
 from cot_flax.data.batches import TaskBatches, find_task
 from cot_flax.errors import UserError
 from cot_flax.store.prepare import prepare
+from cot_flax.students.layouts import EncoderDecoder
 from cot_flax.tasks import gsm8k
 from cot_flax.text.calculator import rewrite
 from cot_flax.text.prompts import normalize_question
@@ -229,7 +230,7 @@ def test_teacher_chains_of_validation_questions_are_not_trained_on(bound, bind_s
 def test_a_store_of_nothing_but_validation_questions_stops_the_run(bound, bind_store):
     bind_store([chain(lines(bound, "train")[-1], 7472)])
     batches = TaskBatches("gsm8k_teacher_zero_shot_cot", {"inputs": 200, "targets": 50}, 1)
-    assert list(batches.batches()) == []  # the trainer says so: see loop.prefetch
+    assert list(batches.batches(EncoderDecoder())) == []  # the trainer says so: see loop.prefetch
 
 
 def test_without_a_store_the_remedy_is_its_macro(bound):

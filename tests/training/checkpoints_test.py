@@ -11,7 +11,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from cot_flax.errors import UserError
-from cot_flax.students.t5.model import T5Config
+from cot_flax.students.t5 import T5Config
 from cot_flax.training.checkpoints import (
     Checkpointer,
     Metadata,
@@ -124,9 +124,9 @@ def test_a_run_may_start_from_parameters_of_the_other_form(saved):
 
 
 def test_a_model_directory_keeps_its_vocabulary(tmp_path):
-    save_vocabulary(str(tmp_path / "run"), b"pieces")
+    save_vocabulary(str(tmp_path / "run"), {"spiece.model": b"pieces"})
     assert (tmp_path / "run" / "spiece.model").read_bytes() == b"pieces"
-    save_vocabulary(str(tmp_path / "other"), None)
+    save_vocabulary(str(tmp_path / "other"), {})
     assert not (tmp_path / "other").exists()
 
 

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from cot_flax.students.t5.model import T5Config
+from cot_flax.students.t5 import T5Config
 
 
 @pytest.fixture(scope="package", autouse=True)
@@ -53,6 +53,6 @@ def batch() -> dict[str, np.ndarray]:
         "decoder_input_tokens": shifted.astype(np.int32),
         "decoder_target_tokens": targets,
         "decoder_loss_weights": real.astype(np.float32),
-        "teacher_top_ids": np.where(taught, ids, 0).astype(np.int32),
+        "teacher_top_ids": np.where(taught, ids, -1).astype(np.int32),
         "teacher_top_logprobs": np.where(taught, np.log([0.5, 0.25, 0.125]), 0).astype(np.float32),
     }

@@ -12,7 +12,7 @@ import pytest
 
 from cot_flax.objectives.losses import Objective
 from cot_flax.students.parameters import stack_layers
-from cot_flax.students.t5.model import T5
+from cot_flax.students.t5 import T5Student
 from cot_flax.training import guard
 from cot_flax.training.optimizers import Optimizer
 from cot_flax.training.state import TrainState
@@ -37,12 +37,12 @@ def deep(config):
 
 @pytest.fixture(scope="module")
 def params(deep):
-    return jax.jit(T5(deep).init)(jax.random.key(0), *(np.zeros((1, 1), np.int32),) * 3)["params"]
+    return jax.jit(T5Student(deep).init)(jax.random.key(0))["params"]
 
 
 @cache
 def jitted(config, microbatches):
-    return jax.jit(make_train_step(T5(config), STILL, Objective(), microbatches))
+    return jax.jit(make_train_step(T5Student(config), STILL, Objective(), microbatches))
 
 
 def blamed(config, params, batch, variant):
@@ -57,7 +57,10 @@ def blamed(config, params, batch, variant):
     if math.isfinite(loss) and math.isfinite(norm):
         assert not np.any(activations) and not np.any(gradients)
         return ""
-    return guard.locate_nonfinite(config, guard.names(params), activations, gradients, loss)
+    student = T5Student(config)
+    return guard.locate_nonfinite(
+        student.places, guard.names(student, params), activations, gradients, loss
+    )
 
 
 def poisoned(params, name, value=np.nan, index=(0, 0)):
@@ -73,7 +76,7 @@ def poisoned(params, name, value=np.nan, index=(0, 0)):
 def test_places_of_a_small_model(deep):
     decoder = [f"decoder.layers_{i}" for i in range(3)]
     kinds = ("self_attention", "encoder_decoder_attention", "mlp")
-    assert guard.places(deep) == [
+    assert T5Student(deep).places == [
         "token_embedder",
         "encoder.layers_0.attention",
         "encoder.layers_0.mlp",
@@ -139,7 +142,7 @@ def test_tells_a_bad_weight_from_bad_logits(deep, params, batch):
     assert said.startswith("the logits are finite, the loss weights")
 
 
-def test_names_are_in_forward_order_with_layers_by_number():
+def test_names_are_in_forward_order_with_layers_by_number(deep):
     leaf = np.zeros(1)
     layers = {f"layers_{i}": {"mlp": {"wo": leaf, "wi_1": leaf, "wi_0": leaf}} for i in (10, 2)}
     tree = {
@@ -147,7 +150,7 @@ def test_names_are_in_forward_order_with_layers_by_number():
         "token_embedder": {"embedding": leaf},
         "encoder": {"layers_0": {"mlp": leaf, "attention": leaf, "pre_mlp_layer_norm": leaf}},
     }
-    assert guard.names(tree) == [
+    assert guard.names(T5Student(deep), tree) == [
         "token_embedder.embedding",
         "encoder.layers_0.attention",
         "encoder.layers_0.pre_mlp_layer_norm",
@@ -164,7 +167,7 @@ def test_names_are_in_forward_order_with_layers_by_number():
 
 def test_watching_changes_no_number(deep, params, batch):
     def gradient(watch):
-        total = lambda p: loss_sums(T5(deep), Objective(), p, batch, watch=watch)  # noqa: E731
+        total = lambda p: loss_sums(T5Student(deep), Objective(), p, batch, watch=watch)  # noqa: E731
         options = {"xla_cpu_use_fusion_emitters": True}  # see conftest; the older code rounds anew
         return jax.jit(jax.value_and_grad(total, has_aux=True), compiler_options=options)(params)
 

@@ -16,12 +16,14 @@ from cot_flax.errors import UserError
 from cot_flax.objectives.losses import Objective
 from cot_flax.students import lora
 from cot_flax.students.parameters import Tensor, nest, unstack_layers
+from cot_flax.students.t5 import T5Student
+from cot_flax.text.tokenizers import T5_SPECIAL_IDS, SpecialIds
 from cot_flax.training import logs, loop, optimizers
 from cot_flax.training.checkpoints import Checkpointer
 from cot_flax.training.sharding import MeshConfig
 from cot_flax.weights.huggingface import write_folder
 from cot_flax.weights.native import read_metadata
-from cot_flax.weights.source import Source, parameter_shapes
+from cot_flax.weights.source import Source
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -36,7 +38,8 @@ class Copying:
     batch_size: int = 8
     shards: int = 1
     vocabulary: str = "copying"
-    vocabulary_model: bytes | None = b"copied"
+    vocabulary_files: dict = dataclasses.field(default_factory=lambda: {"spiece.model": b"copied"})
+    special_ids: SpecialIds = T5_SPECIAL_IDS
     spoilt: int | None = None  # the batch (from 1) whose loss is infinite
     broken: int | None = None  # the batch that cannot be made
     skipped: list[int] = dataclasses.field(default_factory=list)
@@ -45,7 +48,7 @@ class Copying:
         if objective.uses_teacher:
             raise UserError("no teacher", "one", "find one")
 
-    def batches(self, skip, shards):
+    def batches(self, layout, skip, shards):
         self.skipped.append(skip)
         return (self.batch(number) for number in itertools.count(skip + 1))
 
@@ -340,10 +343,10 @@ def test_adapters_learn_on_a_frozen_model_and_resume_bit_for_bit(finished, run, 
 
 def test_starts_from_files_of_hugging_face_with_scanned_layers(run, config, tmp_path):
     rng = np.random.default_rng(0)
-    shapes = parameter_shapes(config).items()
+    shapes = T5Student(config).parameter_shapes().items()
     arrays = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes}
     tensors = {name: Tensor(a.shape, a.dtype, a.__getitem__) for name, a in arrays.items()}
-    source = Source("arrays", config, tensors)
+    source = Source("arrays", T5Student(config), tensors)
     write_folder(source, tmp_path / "hf", dtype="float32", tokenizer=None, card="")
     last = run(
         tmp_path / "run",

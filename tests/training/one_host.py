@@ -2,14 +2,15 @@
 
 import itertools
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
 from cot_flax.objectives.losses import Objective
-from cot_flax.students.t5.model import T5Config
+from cot_flax.students.t5 import T5Config
+from cot_flax.text.tokenizers import T5_SPECIAL_IDS, SpecialIds
 from cot_flax.training import hosts, loop, optimizers
 from cot_flax.training.sharding import MeshConfig
 
@@ -33,12 +34,13 @@ class Shards:
     batch_size: int = 8
     shards: int = 4
     vocabulary: str = "numbers"
-    vocabulary_model: bytes | None = b"numbers"
+    vocabulary_files: dict = field(default_factory=lambda: {"spiece.model": b"numbers"})
+    special_ids: SpecialIds = T5_SPECIAL_IDS
 
     def check(self, objective, vocab_size):
         """Serves every objective."""
 
-    def batches(self, skip, shards):
+    def batches(self, layout, skip, shards):
         print(f"process {jax.process_index()} reads {shards} from batch {skip} on", flush=True)
         for number in itertools.count(skip):
             parts = [self._rows(np.random.default_rng((shard, number))) for shard in shards]

@@ -15,7 +15,7 @@ from cot_flax.errors import UserError
 from cot_flax.objectives.losses import Objective
 from cot_flax.students import lora
 from cot_flax.students.parameters import stack_layers
-from cot_flax.students.t5.model import T5
+from cot_flax.students.t5 import T5Student
 from cot_flax.training import optimizers, sharding, state
 from cot_flax.training.sharding import (
     MeshConfig,
@@ -176,13 +176,13 @@ def test_nothing_of_a_batch_is_refused(sizes):
 def created(config, mesh_config):
     mesh, rules = make_mesh(mesh_config), mesh_config.rules()
     with jax.set_mesh(mesh), partitioning.axis_rules(rules):
-        wanted = state.abstract(T5(config), ADAFACTOR, mesh, rules)
-        return state.create(T5(config), ADAFACTOR, 0, wanted)
+        wanted = state.abstract(T5Student(config), ADAFACTOR, mesh, rules)
+        return state.create(T5Student(config), ADAFACTOR, 0, wanted)
 
 
 def abstract_state(config, optimizer):
-    params = state.abstract_variables(T5(config))["params"]
-    trainable, _ = state.split_trainable(T5(config), params)
+    params = state.abstract_variables(T5Student(config))["params"]
+    trainable, _ = state.split_trainable(T5Student(config), params)
     opt_state = jax.eval_shape(optimizer.transform.init, trainable)
     return state.TrainState(
         jax.ShapeDtypeStruct((), jnp.int32), params, opt_state, jax.ShapeDtypeStruct((2,), "uint32")
@@ -192,7 +192,7 @@ def abstract_state(config, optimizer):
 def placed(config, mesh_config, optimizer=ADAFACTOR):
     """The sharding of every leaf of a state."""
     return state.state_shardings(
-        T5(config),
+        T5Student(config),
         optimizer,
         abstract_state(config, optimizer),
         make_mesh(mesh_config),
@@ -307,13 +307,13 @@ def trained(config, mesh_config, batch, params, microbatches=1):
     """Losses of three steps from `params`, and the parameters after them."""
     mesh, shardings = make_mesh(mesh_config), placed(config, mesh_config)
     place = sharding.batch_sharding(mesh)
-    trainable, _ = state.split_trainable(T5(config), params)
+    trainable, _ = state.split_trainable(T5Student(config), params)
     opt_state = jax.jit(ADAFACTOR.transform.init)(trainable)
     now = state.TrainState(jnp.int32(0), params, opt_state, jax.random.PRNGKey(0))
     now = jax.device_put(now, shardings)
     with jax.set_mesh(mesh), partitioning.axis_rules(mesh_config.rules()):
         step = jax.jit(
-            make_train_step(T5(config), ADAFACTOR, Objective(kl_weight=0.5), microbatches),
+            make_train_step(T5Student(config), ADAFACTOR, Objective(kl_weight=0.5), microbatches),
             in_shardings=(shardings, place),
             out_shardings=(shardings, None),
         )

@@ -12,8 +12,10 @@ import pytest
 
 from cot_flax.objectives.losses import Objective
 from cot_flax.students import lora
+from cot_flax.students.layouts import EncoderDecoder
 from cot_flax.students.parameters import stack_layers
-from cot_flax.students.t5.model import T5
+from cot_flax.students.t5 import T5Student
+from cot_flax.text.tokenizers import T5_SPECIAL_IDS
 from cot_flax.training import optimizers
 from cot_flax.training.optimizers import Optimizer
 from cot_flax.training.state import TrainState, split_trainable
@@ -34,32 +36,33 @@ DESCENT = Optimizer(optax.sgd(rate), rate)
 
 @pytest.fixture(scope="module")
 def params(config):
-    token = np.zeros((1, 1), np.int32)
-    return jax.jit(T5(config).init)(jax.random.key(0), token, token, token)["params"]
+    return jax.jit(T5Student(config).init)(jax.random.key(0))["params"]
 
 
 @pytest.fixture(scope="module")
 def sums_of(config):
     """The summed loss of a batch, and the sums."""
-    return jax.jit(lambda params, batch: loss_sums(T5(config), KL, params, batch))
+    return jax.jit(lambda params, batch: loss_sums(T5Student(config), KL, params, batch))
 
 
 @pytest.fixture(scope="module")
 def gradient_of(config):
     """The gradient of the summed loss, and the sums."""
     return jax.jit(
-        jax.grad(lambda params, batch: loss_sums(T5(config), KL, params, batch), has_aux=True)
+        jax.grad(
+            lambda params, batch: loss_sums(T5Student(config), KL, params, batch), has_aux=True
+        )
     )
 
 
 def state_of(config, params, optimizer):
-    opt_state = optimizer.transform.init(split_trainable(T5(config), params)[0])
+    opt_state = optimizer.transform.init(split_trainable(T5Student(config), params)[0])
     return TrainState(jnp.int32(0), params, opt_state, jax.random.PRNGKey(7))
 
 
 @cache
 def jitted_step(config, optimizer, microbatches):
-    return jax.jit(make_train_step(T5(config), optimizer, KL, microbatches))
+    return jax.jit(make_train_step(T5Student(config), optimizer, KL, microbatches))
 
 
 def run(config, params, batch, *, optimizer=DESCENT, microbatches=1, steps=1):
@@ -111,7 +114,7 @@ def test_a_schedule_counts_steps_not_microbatches(config, params, batch):
 
 def test_metrics_against_numpy(config, params, batch, sums_of):
     names = "encoder_input_tokens", "decoder_input_tokens", "decoder_target_tokens"
-    forward = jax.jit(lambda *arrays: T5(config).apply({"params": params}, *arrays))
+    forward = jax.jit(lambda *arrays: T5Student(config).module.apply({"params": params}, *arrays))
     logits = np.asarray(forward(*(batch[name] for name in names)), float)
     targets, ids = batch["decoder_target_tokens"], batch["teacher_top_ids"]
     log_z = np.log(np.exp(logits).sum(axis=-1))
@@ -153,13 +156,13 @@ def test_metrics_against_numpy(config, params, batch, sums_of):
 
 @pytest.mark.parametrize("tied", [False, True])
 def test_equals_the_loss_of_whole_logits_with_its_gradient(tied, config, batch):
-    model = T5(dataclasses.replace(config, logits_via_embedding=tied))
+    model = T5Student(dataclasses.replace(config, logits_via_embedding=tied))
     names = "encoder_input_tokens", "decoder_input_tokens", "decoder_target_tokens"
     inputs = [batch[name] for name in names]
-    params = jax.jit(model.init)(jax.random.key(0), *inputs)["params"]
+    params = jax.jit(model.init)(jax.random.key(0))["params"]
 
     def whole(params):
-        logits_BTV = model.apply({"params": params}, *inputs)
+        logits_BTV = model.module.apply({"params": params}, *inputs)
         labels = inputs[2], batch["teacher_top_ids"], batch["teacher_top_logprobs"]
         return jnp.sum(KL(logits_BTV, *labels) * batch["decoder_loss_weights"])
 
@@ -198,9 +201,9 @@ def test_packed_rows_sum_to_what_their_examples_do(params, batch, sums_of):
         row |= {"inputs": inputs[inputs > 0], "targets": batch["decoder_target_tokens"][b, :length]}
         examples.append(row)
     lengths = {"inputs": 20, "targets": 20}
-    rows = list(packing.pack(examples, lengths))
+    rows = list(packing.pack(examples, EncoderDecoder(), lengths))
     assert max(len(row) for row in rows) > 1
-    packed = packing.to_batch(rows, lengths, top_k=3, packed=True)
+    packed = EncoderDecoder().to_batch(rows, lengths, T5_SPECIAL_IDS, top_k=3, packed=True)
     assert_close(sums_of(params, packed), sums_of(params, batch), rtol=1e-5)
 
 
@@ -224,8 +227,7 @@ def test_dropout_differs_by_step_and_can_be_repeated(config, params, batch):
 def adapted(config, params):
     """A config with adapters, and parameters whose adapters all matter."""
     config = dataclasses.replace(config, lora=lora.Lora(rank=2, dropout=0.0))
-    token = np.zeros((1, 1), np.int32)
-    tree = jax.jit(T5(config).init)(jax.random.key(1), token, token, token)["params"]
+    tree = jax.jit(T5Student(config).init)(jax.random.key(1))["params"]
     adapters = jax.tree.map(lambda leaf: leaf + 0.1, lora.split(tree)[0])
     return config, lora.join(adapters, params)
 
@@ -237,7 +239,7 @@ def test_adapters_alone_have_gradients_and_optimizer_state(adapted, batch):
     moments = start.opt_state[0]
     adapters = jax.tree.structure(lora.split(params)[0])
     assert jax.tree.structure(moments.mu) == jax.tree.structure(moments.nu) == adapters
-    end, metrics = jax.eval_shape(make_train_step(T5(config), adamw, KL), start, batch)
+    end, metrics = jax.eval_shape(make_train_step(T5Student(config), adamw, KL), start, batch)
     assert jax.tree.structure(end) == jax.tree.structure(start)
     # 3 attentions, 2 projections, A and B.
     assert metrics["nonfinite/gradients"].shape == (12,)
@@ -245,7 +247,7 @@ def test_adapters_alone_have_gradients_and_optimizer_state(adapted, batch):
 
 def test_a_step_moves_adapters_by_their_part_of_the_whole_gradient(adapted, batch):
     config, params = adapted
-    whole = jax.jit(jax.grad(lambda p: loss_sums(T5(config), KL, p, batch)[0]))(params)
+    whole = jax.jit(jax.grad(lambda p: loss_sums(T5Student(config), KL, p, batch)[0]))(params)
     gradient = jax.tree.map(lambda g: np.asarray(g) / 36, lora.split(whole)[0])
     state, (metrics,) = run(config, params, batch)
     (before, frozen), (after, kept) = lora.split(params), lora.split(state.params)
@@ -279,7 +281,7 @@ def test_adapters_with_scan_remat_and_microbatches(adapted, batch):
 def test_dropout_of_adapters_needs_no_other_dropout(dropout, adapted, batch):
     config, params = adapted
     config = dataclasses.replace(config, lora=lora.Lora(rank=2, dropout=dropout))
-    step = make_train_step(T5(config), DESCENT, KL)
+    step = make_train_step(T5Student(config), DESCENT, KL)
     program = str(jax.make_jaxpr(step)(state_of(config, params, DESCENT), batch))
     assert ("random_bits" in program) == (dropout > 0)
 

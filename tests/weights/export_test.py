@@ -10,13 +10,13 @@ from cot_flax.errors import UserError
 from cot_flax.lab.world.vocabulary import VOCABULARY_PATH
 from cot_flax.students.lora import Lora, merge
 from cot_flax.students.parameters import flatten, nest, stack_layers
+from cot_flax.students.t5 import T5Student
 from cot_flax.students.t5.config import T5Config
 from cot_flax.text.tokenizers import Tokenizer
 from cot_flax.training.checkpoints import Checkpointer, Metadata, save_vocabulary
 from cot_flax.training.state import TrainState
 from cot_flax.weights.export import export
 from cot_flax.weights.opening import open_source
-from cot_flax.weights.source import parameter_shapes
 
 CONFIG = T5Config(
     vocab_size=256,
@@ -32,7 +32,7 @@ FINGERPRINT = Tokenizer(VOCABULARY_PATH, extra_ids=0).fingerprint
 
 def drawn(seed=0):
     rng = np.random.default_rng(seed)
-    shapes = parameter_shapes(CONFIG).items()
+    shapes = T5Student(CONFIG).parameter_shapes().items()
     return nest({name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes})
 
 
@@ -48,7 +48,7 @@ def run(tmp_path_factory):
     """A model directory with its vocabulary."""
     folder = tmp_path_factory.mktemp("export") / "run"
     save(folder, CONFIG, drawn())
-    save_vocabulary(str(folder), VOCABULARY_PATH.read_bytes())
+    save_vocabulary(str(folder), {"spiece.model": VOCABULARY_PATH.read_bytes()})
     return folder
 
 
@@ -63,7 +63,9 @@ def assert_holds(folder, params, **tolerance):
 def test_a_run_goes_out_bit_for_bit(format, run, tmp_path):
     done = export(str(run), tmp_path / "out", format=format)
     assert done.place == str(run / "checkpoints" / "2")
-    assert done.parameters == sum(np.prod(shape) for shape in parameter_shapes(CONFIG).values())
+    assert done.parameters == sum(
+        np.prod(shape) for shape in T5Student(CONFIG).parameter_shapes().values()
+    )
     assert done.bytes > 4 * done.parameters
     assert_holds(tmp_path / "out", drawn(), rtol=0, atol=0)
 

@@ -11,11 +11,11 @@ import pytest
 from cot_flax.generation.decoding import decode
 from cot_flax.lab.world.vocabulary import VOCABULARY_PATH
 from cot_flax.students.parameters import Tensor, unstack_layers
-from cot_flax.students.t5.model import T5, T5Config
+from cot_flax.students.t5 import T5Config, T5Student
 from cot_flax.text.tokenizers import Tokenizer
 from cot_flax.weights.access import Access
 from cot_flax.weights.huggingface import open_folder, write_folder
-from cot_flax.weights.source import Source, load, parameter_shapes
+from cot_flax.weights.source import Source, load
 
 torch = pytest.importorskip("torch", reason="transformers runs in PyTorch")
 transformers = pytest.importorskip("transformers", reason="it is what is compared with")
@@ -65,7 +65,7 @@ def random_arrays(config, seed=0):
     """Parameters that make attention sharp, positions matter and logits differ."""
     rng = np.random.default_rng(seed)
     arrays = {}
-    for name, shape in parameter_shapes(config).items():
+    for name, shape in T5Student(config).parameter_shapes().items():
         if name.endswith("scale"):
             array = rng.uniform(0.5, 1.5, shape)
         elif "rel_embedding" in name or "token_embedder" in name:
@@ -78,7 +78,7 @@ def random_arrays(config, seed=0):
 
 def in_memory(arrays, config, vocabulary=""):
     tensors = {n: Tensor(a.shape, a.dtype, a.__getitem__) for n, a in arrays.items()}
-    return Source("memory", config, tensors, vocabulary)
+    return Source("memory", T5Student(config), tensors, vocabulary)
 
 
 def theirs(config, seed=0):
@@ -134,9 +134,8 @@ def their_logits(model, inputs, decoder_inputs):
 
 
 def loaded(source, scan=False):
-    model = T5(replace(source.config, scan_layers=scan))
-    token = np.zeros((1, 1), np.int32)
-    shapes = jax.eval_shape(model.init, jax.random.key(0), token, token, token)["params"]
+    model = T5Student(replace(source.student.config, scan_layers=scan))
+    shapes = jax.eval_shape(model.init, jax.random.key(0))["params"]
     return model, load(source, shapes)
 
 
@@ -147,7 +146,7 @@ def our_logits(model, params, inputs, decoder_inputs):
 
 @partial(jax.jit, static_argnums=0)
 def _apply(model, params, *arrays):
-    return model.apply({"params": params}, *arrays)
+    return model.module.apply({"params": params}, *arrays)
 
 
 def test_their_models_opened_here(tmp_path, config):
@@ -185,7 +184,7 @@ def test_our_models_loaded_there(tmp_path, config):
     # What they make of it comes back the same.
     model.save_pretrained(tmp_path / "again")
     again = open_folder(tmp_path / "again", Access())
-    assert again.config == config
+    assert again.student.config == config
     for name, tensor in source.tensors.items():
         np.testing.assert_array_equal(tensor.whole(), again.tensors[name].whole(), name)
 

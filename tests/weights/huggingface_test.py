@@ -12,11 +12,11 @@ from safetensors.numpy import load_file, save_file
 from cot_flax.errors import UserError
 from cot_flax.lab.world.vocabulary import VOCABULARY_PATH
 from cot_flax.students.parameters import Tensor
-from cot_flax.students.t5.model import T5, T5Config
+from cot_flax.students.t5 import T5Config, T5Student
 from cot_flax.text.tokenizers import Tokenizer
 from cot_flax.weights.access import Access
 from cot_flax.weights.huggingface import open_folder, write_folder
-from cot_flax.weights.source import Source, load, parameter_shapes
+from cot_flax.weights.source import Source, load
 
 TINY = T5Config(
     vocab_size=24,
@@ -34,12 +34,12 @@ def in_memory(arrays, config):
     tensors = {
         name: Tensor(array.shape, array.dtype, array.__getitem__) for name, array in arrays.items()
     }
-    return Source("memory", config, tensors)
+    return Source("memory", T5Student(config), tensors)
 
 
 def random_source(config, seed=0):
     rng = np.random.default_rng(seed)
-    shapes = parameter_shapes(config)
+    shapes = T5Student(config).parameter_shapes()
     return in_memory({n: rng.normal(size=s).astype(np.float32) for n, s in shapes.items()}, config)
 
 
@@ -68,8 +68,7 @@ def edit_tensors(folder, change):
 
 
 def abstract(config):
-    token = np.zeros((1, 1), np.int32)
-    return jax.eval_shape(T5(config).init, jax.random.key(0), token, token, token)["params"]
+    return jax.eval_shape(T5Student(config).init, jax.random.key(0))["params"]
 
 
 def assert_equal(one, other):
@@ -85,13 +84,13 @@ def test_logits_of_hugging_faces_own_files_here_and_after_a_round_trip(
     place = shared_data / "fixtures" / fixture
     source = open_folder(place, Access())
     again = open_folder(write(source, tmp_path / "out"), Access())
-    assert again.config == source.config
+    assert again.student.config == source.student.config
     assert_equal(source, again)
     expected = np.load(place / "expected.npz")
-    model = T5(source.config)
-    params = load(again, abstract(source.config))
+    model = T5Student(source.student.config)
+    params = load(again, abstract(source.student.config))
     inputs, targets = expected["encoder_input_tokens"], expected["decoder_input_tokens"]
-    logits = jax.jit(model.apply)({"params": params}, inputs, targets, np.ones_like(targets))
+    logits = jax.jit(model.module.apply)({"params": params}, inputs, targets, np.ones_like(targets))
     np.testing.assert_allclose(logits, expected["logits"], atol=1e-4)
 
 
@@ -99,7 +98,7 @@ def test_logits_of_hugging_faces_own_files_here_and_after_a_round_trip(
 def test_what_is_written_is_read(tmp_path, config):
     source = random_source(config)
     again = open_folder(write(source, tmp_path / "out"), Access())
-    assert again.config == config
+    assert again.student.config == config
     assert (again.place, again.folder) == (str(tmp_path / "out"), tmp_path / "out")
     assert_equal(source, again)
 
@@ -229,7 +228,7 @@ def test_a_tied_head_that_differs_is_refused(tmp_path):
 )
 def test_the_head_of_t5_1_1_is_its_own(folder, config):
     edit_config(folder, **config)
-    assert open_folder(folder, Access()).config == TINY
+    assert open_folder(folder, Access()).student.config == TINY
 
 
 @pytest.mark.parametrize("scaled", [None, True])
@@ -237,14 +236,14 @@ def test_the_head_of_t5_1_1_is_its_own(folder, config):
 def test_the_head_of_t5_1_0_is_the_embedding(tmp_path, tie, scaled):
     out = write(random_source(TIED), tmp_path / "out")
     edit_config(out, tie_word_embeddings=tie, scale_decoder_outputs=scaled)
-    assert open_folder(out, Access()).config == TIED
+    assert open_folder(out, Access()).student.config == TIED
 
 
 def test_transformers_5_may_write_one_matrix_for_both(folder):
     edit_config(folder, tie_word_embeddings=True)  # and scale_decoder_outputs: false
     edit_tensors(folder, lambda t: t.pop("lm_head.weight"))
     source = open_folder(folder, Access())
-    assert source.config == TINY
+    assert source.student.config == TINY
     embedding = source.tensors["token_embedder.embedding"].whole()
     np.testing.assert_array_equal(
         source.tensors["decoder.logits_dense.kernel"].whole(), embedding.T
@@ -284,12 +283,12 @@ def test_foreign_models(folder, change, message):
 )
 def test_activations(folder, change, activations):
     edit_config(folder, **change)
-    assert open_folder(folder, Access()).config.mlp_activations == activations
+    assert open_folder(folder, Access()).student.config.mlp_activations == activations
 
 
 def test_the_decoder_is_as_deep_as_the_encoder_unless_said(folder):
     edit_config(folder, num_decoder_layers=None)
-    assert open_folder(folder, Access()).config.num_decoder_layers == 1
+    assert open_folder(folder, Access()).student.config.num_decoder_layers == 1
 
 
 def test_no_config_and_one_that_is_no_json(folder, tmp_path):

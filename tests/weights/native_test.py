@@ -13,12 +13,14 @@ import pytest
 from cot_flax.errors import UserError
 from cot_flax.students.lora import Lora, merge
 from cot_flax.students.parameters import flatten, unstack_layers
+from cot_flax.students.student import from_json, to_json
+from cot_flax.students.t5 import T5Student
 from cot_flax.students.t5.config import T5Config
-from cot_flax.students.t5.model import T5
+from cot_flax.text.tokenizers import SpecialIds
 from cot_flax.training.checkpoints import Checkpointer
 from cot_flax.training.state import TrainState
 from cot_flax.weights import native
-from cot_flax.weights.source import load, parameter_shapes
+from cot_flax.weights.source import load
 
 PLAIN = T5Config(
     vocab_size=24,
@@ -39,8 +41,7 @@ CONFIGS = {
 
 
 def drawn(config):
-    token = jnp.zeros((1, 1), jnp.int32)
-    shapes = jax.eval_shape(T5(config).init, jax.random.key(0), token, token, token)["params"]
+    shapes = jax.eval_shape(T5Student(config).init, jax.random.key(0))["params"]
     rng = np.random.default_rng(0)
     return jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), shapes)
 
@@ -66,12 +67,12 @@ def saved(request, tmp_path_factory):
 def test_whoever_opens_it_sees_a_plain_model(saved):
     folder, expected = saved
     source = native.open_checkpoint(str(folder))
-    assert source.config == PLAIN
+    assert source.student.config == PLAIN
     assert source.vocabulary == "abc"
     assert source.folder == folder
     assert source.place == str(folder / "checkpoints" / "3")
     shapes = {name: tensor.shape for name, tensor in source.tensors.items()}
-    assert shapes == parameter_shapes(PLAIN)
+    assert shapes == T5Student(PLAIN).parameter_shapes()
     for name, array in expected.items():
         read = source.tensors[name].whole()
         assert read.dtype == source.tensors[name].dtype == np.float32
@@ -140,18 +141,16 @@ def test_the_folder_of_a_step_that_stands_alone_is_no_model_directory(saved, tmp
 # Metadata -----------------------------------------------------------------------------------------
 
 
-def stored(config, without=()):
-    fields = json.loads(json.dumps(dataclasses.asdict(config)))
-    return native.Metadata({k: v for k, v in fields.items() if k not in without}, "", 0)
-
-
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
-def test_model_config_is_what_was_stored(config):
-    assert native.model_config(stored(config)) == config
+def test_a_student_is_what_was_stored(config):
+    student = T5Student(config, SpecialIds(pad=3, end=2, start=5))
+    assert from_json(json.loads(json.dumps(to_json(student))), "here") == student
 
 
-def test_model_config_of_a_checkpoint_from_before_adapters():
-    assert native.model_config(stored(PLAIN, without=("lora", "residual_dtype"))) == PLAIN
+def test_a_student_of_a_checkpoint_from_before_families_and_adapters():
+    fields = dataclasses.asdict(PLAIN)
+    old = {name: value for name, value in fields.items() if name not in ("lora", "residual_dtype")}
+    assert from_json(old, "here") == T5Student(PLAIN)
 
 
 def test_looks_like_one(saved, tmp_path):

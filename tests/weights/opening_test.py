@@ -6,12 +6,13 @@ import pytest
 
 from cot_flax.errors import UserError
 from cot_flax.students.parameters import Tensor, nest
+from cot_flax.students.t5 import T5Student
 from cot_flax.students.t5.config import T5Config
 from cot_flax.training.checkpoints import Checkpointer, Metadata
 from cot_flax.training.state import TrainState
 from cot_flax.weights import huggingface, t5x
 from cot_flax.weights.opening import open_source
-from cot_flax.weights.source import Source, parameter_shapes
+from cot_flax.weights.source import Source
 
 CONFIG = T5Config(
     vocab_size=24,
@@ -27,7 +28,7 @@ CONFIG = T5Config(
 @pytest.fixture(scope="module")
 def arrays():
     rng = np.random.default_rng(0)
-    shapes = parameter_shapes(CONFIG)
+    shapes = T5Student(CONFIG).parameter_shapes()
     return {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
 
 
@@ -36,7 +37,7 @@ def places(arrays, tmp_path_factory):
     """One model in three formats."""
     folder = tmp_path_factory.mktemp("kinds")
     tensors = {name: Tensor(a.shape, a.dtype, a.__getitem__) for name, a in arrays.items()}
-    source = Source("arrays", CONFIG, tensors)
+    source = Source("arrays", T5Student(CONFIG), tensors)
     huggingface.write_folder(
         source, folder / "huggingface", dtype="float32", tokenizer=None, card=""
     )
@@ -52,7 +53,7 @@ def places(arrays, tmp_path_factory):
 def test_opens_every_kind(kind, places, arrays):
     source = open_source(str(places / kind))
     assert source.place.startswith(str(places / kind))
-    assert source.config == CONFIG
+    assert source.student.config == CONFIG
     assert source.tensors.keys() == arrays.keys()
     for name, tensor in source.tensors.items():
         np.testing.assert_array_equal(tensor.whole(), arrays[name])
@@ -61,7 +62,7 @@ def test_opens_every_kind(kind, places, arrays):
 def test_a_step_and_a_home_are_found(places, monkeypatch):
     assert open_source(str(places / "native" / "checkpoints" / "3")).vocabulary == "abc"
     monkeypatch.setenv("HOME", str(places))
-    assert open_source("~/huggingface").config == CONFIG
+    assert open_source("~/huggingface").student.config == CONFIG
 
 
 def test_what_is_no_checkpoint_is_told_apart(tmp_path):

@@ -13,8 +13,8 @@ from jax.sharding import PartitionSpec as P
 from cot_flax.errors import UserError
 from cot_flax.students.lora import Lora
 from cot_flax.students.parameters import Tensor, flatten, nest
-from cot_flax.students.t5.model import T5, T5Config
-from cot_flax.weights.source import Source, check_tensors, load, parameter_shapes
+from cot_flax.students.t5 import T5Config, T5Student
+from cot_flax.weights.source import Source, check_tensors, load
 
 CONFIG = T5Config(
     vocab_size=24,
@@ -28,8 +28,7 @@ CONFIG = T5Config(
 
 
 def abstract(config):
-    token = jax.ShapeDtypeStruct((1, 1), jnp.int32)
-    return jax.eval_shape(T5(config).init, jax.random.key(0), token, token, token)["params"]
+    return jax.eval_shape(T5Student(config).init, jax.random.key(0))["params"]
 
 
 def numbered(shapes, dtype=np.float32):
@@ -55,12 +54,12 @@ def source_of(arrays, seen=None):
         return Tensor(array.shape, array.dtype, read)
 
     tensors = {name: tensor(name, array) for name, array in arrays.items()}
-    return Source("here", CONFIG, tensors)
+    return Source("here", T5Student(CONFIG), tensors)
 
 
 @pytest.fixture(scope="module")
 def arrays():
-    return numbered(parameter_shapes(CONFIG))
+    return numbered(T5Student(CONFIG).parameter_shapes())
 
 
 @pytest.mark.parametrize("scan_layers", [False, True])
@@ -68,7 +67,7 @@ def arrays():
 def test_parameter_shapes_are_those_of_the_unrolled_model(scan_layers, lora):
     config = dataclasses.replace(CONFIG, scan_layers=scan_layers, lora=lora)
     expected = {name: leaf.shape for name, leaf in flatten(abstract(CONFIG)).items()}
-    assert parameter_shapes(config) == expected
+    assert T5Student(config).parameter_shapes() == expected
 
 
 def test_flatten_and_nest_are_inverses(arrays):

@@ -13,10 +13,10 @@ from flax.core import freeze, unfreeze
 from cot_flax.errors import UserError
 from cot_flax.generation.decoding import decode
 from cot_flax.students.parameters import Tensor, flatten
+from cot_flax.students.t5 import T5Student
 from cot_flax.students.t5.attention import relative_position_bucket
 from cot_flax.students.t5.config import T5Config
-from cot_flax.students.t5.model import T5
-from cot_flax.students.t5.t5x_config import config_of
+from cot_flax.students.t5.t5x import config_of
 from cot_flax.weights import t5x
 from cot_flax.weights.source import Source
 
@@ -147,7 +147,7 @@ def source(drawn, params):
         name: Tensor(array.shape, array.dtype, array.__getitem__)
         for name, array in flatten(params).items()
     }
-    return Source("memory", drawn[0], tensors)
+    return Source("memory", T5Student(drawn[0]), tensors)
 
 
 def tokens(config):
@@ -173,7 +173,7 @@ def test_logits_are_those_of_t5x(drawn, params):
     batch = tokens(config)
     apply = jax.jit(partial(model.module.apply, enable_dropout=False))
     theirs = apply({"params": params}, **batch)
-    ours = jax.jit(T5(config).apply)({"params": params}, *batch.values())
+    ours = jax.jit(T5Student(config).module.apply)({"params": params}, *batch.values())
     real = batch["decoder_target_tokens"] > 0
     np.testing.assert_allclose(ours[real], theirs[real], atol=1e-4, rtol=1e-5)
 
@@ -182,7 +182,7 @@ def test_greedy_tokens_are_those_of_t5x(drawn, params):
     config, model, _ = drawn
     batch = tokens(config) | {"decoder_input_tokens": np.zeros((B, 12), np.int32)}
     theirs = jax.jit(model.predict_batch)(freeze(params), batch)
-    ours = decode(T5(config), params, batch["encoder_input_tokens"], max_tokens=12)[:, 0]
+    ours = decode(T5Student(config), params, batch["encoder_input_tokens"], max_tokens=12)[:, 0]
     np.testing.assert_array_equal(ours, theirs)
     assert len(np.unique(ours)) > 2
 
@@ -221,7 +221,7 @@ def test_we_read_what_t5x_writes(write, open_it, drawn, params, partitioner, tmp
     assert t5x.looks_like_orbax(str(tmp_path)) == (write is write_orbax)
     source = open_it(str(tmp_path))
     assert source.place.startswith(str(tmp_path / "checkpoint_7"))
-    assert source.config == config
+    assert source.student.config == config
     assert source.tensors.keys() == flatten(params).keys()
     for name, array in flatten(params).items():
         np.testing.assert_array_equal(source.tensors[name].whole(), array, strict=True)

@@ -16,12 +16,12 @@ from cot_flax.errors import UserError
 from cot_flax.generation.decoding import decode
 from cot_flax.objectives.losses import cross_entropy
 from cot_flax.students.parameters import Tensor, flatten, nest
+from cot_flax.students.t5 import T5Student
 from cot_flax.students.t5.config import T5Config
-from cot_flax.students.t5.model import T5
 from cot_flax.training.sharding import MeshConfig, make_mesh
 from cot_flax.weights import t5x
 from cot_flax.weights.files import tensorstore as files
-from cot_flax.weights.source import Source, load, parameter_shapes
+from cot_flax.weights.source import Source, load
 
 CONFIG = T5Config(
     vocab_size=24,
@@ -40,12 +40,12 @@ def drawn(config, seed=0):
     rng = np.random.default_rng(seed)
     arrays = {
         name: rng.normal(size=shape).astype(np.float32)
-        for name, shape in parameter_shapes(config).items()
+        for name, shape in T5Student(config).parameter_shapes().items()
     }
     tensors = {
         name: Tensor(array.shape, array.dtype, array.__getitem__) for name, array in arrays.items()
     }
-    return Source("memory", config, tensors)
+    return Source("memory", T5Student(config), tensors)
 
 
 def assert_equal(source, other, dtype=np.float32):
@@ -87,16 +87,16 @@ def fixture(shared_data):
 def released(fixture):
     """The fixture's model, parameters and expected outputs."""
     source = t5x.open_legacy(str(fixture / "legacy"))
-    shapes = parameter_shapes(source.config)
+    shapes = source.student.parameter_shapes()
     params = nest({name: jax.ShapeDtypeStruct(s, jnp.float32) for name, s in shapes.items()})
-    return T5(source.config), load(source, params), np.load(fixture / "expected.npz")
+    return T5Student(source.student.config), load(source, params), np.load(fixture / "expected.npz")
 
 
 def test_logits_and_loss_are_those_of_t5x(released):
     model, params, expected = released
     inputs = ("encoder_input_tokens", "decoder_input_tokens", "decoder_target_tokens")
     tokens = [expected[name] for name in inputs]
-    logits = jax.jit(model.apply)({"params": params}, *tokens)
+    logits = jax.jit(model.module.apply)({"params": params}, *tokens)
     real = tokens[2] > 0
     np.testing.assert_allclose(logits[real], expected["logits"][real], atol=1e-4)
     loss = np.sum(cross_entropy(logits, tokens[2]) * real)
@@ -144,7 +144,7 @@ def test_reads_what_was_written_bit_for_bit(dtype, source, tmp_path):
     t5x.write(source, tmp_path / "model", dtype=dtype)
     read = t5x.open_legacy(str(tmp_path / "model"))
     assert read.place == str(tmp_path / "model" / "checkpoint_0")
-    assert read.config == CONFIG
+    assert read.student.config == CONFIG
     assert_equal(source, read, jnp.dtype(dtype))
 
 
@@ -365,7 +365,7 @@ def test_every_device_s_part_is_read_by_itself(source, written):
         name: jax.ShapeDtypeStruct(
             shape, jnp.float32, sharding=split if name.endswith("wi_0.kernel") else whole
         )
-        for name, shape in parameter_shapes(CONFIG).items()
+        for name, shape in T5Student(CONFIG).parameter_shapes().items()
     }
     params = load(dataclasses.replace(opened, tensors=tensors), nest(shapes))
     for name, array in flatten(params).items():
@@ -375,5 +375,5 @@ def test_every_device_s_part_is_read_by_itself(source, written):
     wi = [shape for name, shape in read if name == "encoder.layers_0.mlp.wi_0.kernel"]
     assert wi == [(16, 8)] * 4
     assert sum(np.prod(shape) for _, shape in read) == sum(
-        np.prod(shape) for shape in parameter_shapes(CONFIG).values()
+        np.prod(shape) for shape in T5Student(CONFIG).parameter_shapes().values()
     )

@@ -1,43 +1,20 @@
-"""One decoding step over caches laid out as its products read them, so that none is transposed.
+"""A T5's prefill and decoding step, over caches laid out as its products read them.
 
-The decoder's own keys and values lie in a ring: at every step all prompts write to the same column,
-and a prompt sees as many columns back as it has written. So prompts of different ages step
-together, and a new one needs no clearing of what its predecessor left. Column `l` of a ring of
-length L is (head - l) mod L tokens back; the row of relative biases turns with the head.
+None of them is transposed at a step. The decoder's own keys and values lie in a `Ring`; the row of
+relative biases rolls with its head. Letters as in students/student.py.
 """
-
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from cot_flax.students.student import Prompts, Ring
 from cot_flax.students.t5.attention import MASKED, Attention
 from cot_flax.students.t5.model import T5
+from cot_flax.text.tokenizers import SpecialIds
 
 
-class Prompts(NamedTuple):
-    """What the decoder reads of B prompts: made once, shared by all samples of a prompt.
-
-    Attributes:
-        keys: of each layer, [B, H, C, S].
-        values: of each layer, [B, H, S, C].
-        bias: float32 [B, 1, 1, S]; forbids padding.
-    """
-
-    keys: list[jax.Array]
-    values: list[jax.Array]
-    bias: jax.Array
-
-
-class Ring(NamedTuple):
-    """The last L keys and values of each layer, of N samples a prompt: each [B, N, H, L, C]."""
-
-    keys: list[jax.Array]
-    values: list[jax.Array]
-
-
-def read_prompts(model: T5, params, tokens_BS) -> Prompts:
-    """Encodes prompts, int32 [B, S], padded with 0."""
+def prefill(model: T5, params, tokens_BS, special_ids: SpecialIds) -> Prompts:
+    """Encodes prompts, int32 [B, S], and makes the keys and values that cross attention reads."""
 
     def read(t5: T5):
         encoded_BSD = t5.encode(tokens_BS)
@@ -46,33 +23,21 @@ def read_prompts(model: T5, params, tokens_BS) -> Prompts:
         values = [value_BSHC.transpose(0, 2, 1, 3) for _, value_BSHC in pairs]
         return keys, values
 
-    bias = jnp.where(tokens_BS > 0, 0.0, MASKED)[:, None, None].astype(jnp.float32)
-    return Prompts(*model.apply({"params": params}, method=read), bias)
-
-
-def empty_ring(model: T5, prompts: int, samples: int, length: int) -> Ring:
-    cfg = model.config
-    shape = (prompts, samples, cfg.num_heads, length, cfg.head_dim)
-    zeros = [[jnp.zeros(shape, cfg.dtype)] * cfg.num_decoder_layers for _ in range(2)]
-    return Ring(*zeros)
+    seen_BS = tokens_BS != special_ids.pad
+    bias = jnp.where(seen_BS, 0.0, MASKED)[:, None, None].astype(jnp.float32)
+    start_B = jnp.full(len(tokens_BS), special_ids.start, jnp.int32)
+    keys, values = model.apply({"params": params}, method=read)
+    return Prompts(keys, values, bias, start_B, length_B=jnp.zeros_like(start_B))
 
 
 def step(model: T5, params, tokens_BN, ages_B, head, prompts: Prompts, ring: Ring):
-    """Feeds one token a sample.
-
-    Args:
-        ages_B: int32, how many tokens the samples of a prompt were fed before.
-        head: int32, the column to write to; one more (modulo L) every step.
-
-    Returns:
-        float32 logits [B, N, V] and the new ring.
-    """
+    """Feeds one token a sample; arguments and results as in `Student.step`."""
 
     def run(t5: T5):
         decoder = t5.decoder
         L = ring.keys[0].shape[3]
         seen_BL = (head - jnp.arange(L)) % L <= ages_B[:, None]
-        # What the youngest token of a full row sees, turned so that its last column is the head.
+        # What the youngest token of a full row sees, rolled so that its last column is the head.
         row_HL = jnp.roll(decoder.relpos_bias.last_row(L), head + 1, axis=-1)
         bias_B1HL = row_HL + jnp.where(seen_BL, 0.0, MASKED)[:, None, None]
         x_BND = t5.token_embedder(tokens_BN).astype(t5.config.residual_dtype)

@@ -22,9 +22,9 @@ class T5Config:
         remat: "none", "full" (recompute all in the backward pass) or "minimal" (keep products).
         residual_dtype: of the sum that runs through a stack. It reaches thousands in T5, where
             bfloat16's steps are larger than what a sublayer adds; bfloat16 halves what remat keeps.
-        lora: adapters of the attentions; see model/lora.py.
+        lora: adapters of the attentions; see students/lora.py.
         attention: who computes attention, of ATTENTIONS: the fused kernel of GPUs ("cudnn") or of
-            TPUs ("flash") wherever it serves, else XLA; see model/attention_kernels.py.
+            TPUs ("flash") wherever it serves, else XLA; see students/attention_kernels.py.
 
     Raises:
         UserError: an attention that there is not.
@@ -52,7 +52,3 @@ class T5Config:
             raise UserError(
                 f"attention {self.attention!r}", f"one of {ATTENTIONS}", "set ATTENTION"
             )
-
-    @property
-    def uses_dropout(self) -> bool:
-        return self.dropout_rate > 0 or (self.lora is not None and self.lora.dropout > 0)

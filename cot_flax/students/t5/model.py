@@ -83,9 +83,10 @@ class Decoder(Stack):
 
 
 class T5(nn.Module):
-    """The encoder-decoder. Padding is token 0 everywhere; segment ids are for packed rows."""
+    """The encoder-decoder. Padding is `pad_id`; segment ids are for packed rows."""
 
     config: T5Config
+    pad_id: int = 0
 
     def setup(self):
         self.token_embedder = Embedding(self.config.vocab_size, self.config.emb_dim)
@@ -124,8 +125,8 @@ class T5(nn.Module):
         enable_dropout: bool = False,
     ) -> jax.Array:
         """The decoder's output, hidden_BTD in float32; times `head` it is the logits."""
-        encoder_segments = _segments(encoder_input_tokens, encoder_segment_ids)
-        decoder_segments = _segments(decoder_target_tokens, decoder_segment_ids)
+        encoder_segments = self._segments(encoder_input_tokens, encoder_segment_ids)
+        decoder_segments = self._segments(decoder_target_tokens, decoder_segment_ids)
         encoded_BSD = self.encode(encoder_input_tokens, encoder_segments, enable_dropout)
         segments = decoder_segments, encoder_segments
         x_BTD = self.token_embedder(decoder_input_tokens)
@@ -133,7 +134,7 @@ class T5(nn.Module):
 
     def encode(self, encoder_input_tokens, encoder_segment_ids=None, enable_dropout=False):
         """Returns the encoder's output, [B, S, D]."""
-        segments = _segments(encoder_input_tokens, encoder_segment_ids)
+        segments = self._segments(encoder_input_tokens, encoder_segment_ids)
         return self.encoder(self.token_embedder(encoder_input_tokens), segments, not enable_dropout)
 
     def logits(self, x_BTD) -> jax.Array:
@@ -142,13 +143,12 @@ class T5(nn.Module):
             return x_BTD.astype(jnp.float32) @ head_VD.T / jnp.sqrt(self.config.emb_dim)
         return self.decoder.logits_dense(x_BTD)
 
+    def _segments(self, tokens, segment_ids):
+        return (tokens != self.pad_id).astype(jnp.int32) if segment_ids is None else segment_ids
+
 
 def head(config: T5Config, params: dict) -> jax.Array:
     """The LM head, head_DV in float32; the scaled embedding where they are tied."""
     if config.logits_via_embedding:
         return params["token_embedder"]["embedding"].T / jnp.sqrt(config.emb_dim)
     return params["decoder"]["logits_dense"]["kernel"]
-
-
-def _segments(tokens, segment_ids):
-    return (tokens > 0).astype(jnp.int32) if segment_ids is None else segment_ids

@@ -13,8 +13,8 @@ import numpy as np
 
 from cot_flax.chains.samples import Logprobs
 from cot_flax.errors import UserError
-from cot_flax.generation.decoding import EOS, decode, for_decoding
-from cot_flax.students.t5.model import T5
+from cot_flax.generation.decoding import decode
+from cot_flax.students.student import Student
 from cot_flax.teacher.failures import RequestFailed, Unscorable
 from cot_flax.teacher.local import cut_at_stop, refuse_settings, seed_of
 from cot_flax.teacher.requests import Completion, Reply, Request
@@ -58,10 +58,10 @@ class JaxTeacher:
             tokenizer_files.find(source, vocabulary), source.vocabulary
         )
         self._max_input_tokens = max_input_tokens
-        model = T5(source.config)
-        params = load(source, abstract_variables(model)["params"])
-        self._model, self._params = for_decoding(model, params)
-        self._writable_V = _writable(self._tokenizer, model.config.vocab_size)
+        student = source.student
+        params = load(source, abstract_variables(student)["params"])
+        self._student, self._params = student.for_decoding(params)
+        self._writable_V = _writable(self._tokenizer, student.config.vocab_size)
         self._worker = ThreadPoolExecutor(max_workers=1)  # one device, one request at a time
 
     async def complete(self, request: Request) -> Reply:
@@ -100,7 +100,7 @@ class JaxTeacher:
         prompt_ids = self._encode(request.prompt)
         inputs_S = _padded(prompt_ids)
         drawn_1NT = decode(
-            self._model,
+            self._student,
             self._params,
             inputs_S[None],
             max_tokens=request.max_tokens,
@@ -111,7 +111,7 @@ class JaxTeacher:
         )
         drawn_NT = np.asarray(drawn_1NT[0])
         completions = self._completions(request, inputs_S, drawn_NT)
-        return Reply(completions, len(prompt_ids), int(np.count_nonzero(drawn_NT > EOS)))
+        return Reply(completions, len(prompt_ids), int(np.count_nonzero(drawn_NT > 1)))
 
     def _completions(self, request, inputs_S, drawn_NT) -> list[Completion]:
         unscored = [None] * request.n
@@ -119,7 +119,7 @@ class JaxTeacher:
         scores = unscored if k is None else self._scores(inputs_S, drawn_NT, k)
         completions = []
         for ids_T, score in zip(drawn_NT.tolist(), scores, strict=True):
-            ids = list(itertools.takewhile(lambda i: i > EOS, ids_T))
+            ids = list(itertools.takewhile(lambda i: i > 1, ids_T))
             tokens = self._tokens(ids)
             logprobs = score and self._logprobs(tokens, *score)
             reason = "stop" if len(ids) < request.max_tokens else "length"
@@ -165,7 +165,7 @@ class JaxTeacher:
     def _scores(self, inputs_S, targets_NT, k: int) -> list[tuple[np.ndarray, ...]]:
         """For each of N: log-probabilities [T], and those [T, K] and ids [T, K] of the top k."""
         scores = _teacher_forced(
-            self._model, self._params, inputs_S, targets_NT, self._writable_V, k=k
+            self._student, self._params, inputs_S, targets_NT, self._writable_V, k=k
         )
         return list(zip(*jax.device_get(scores), strict=True))
 
@@ -185,8 +185,8 @@ class JaxTeacher:
         return dict(sorted(dict(likeliest_last).items(), key=lambda entry: -entry[1]))
 
 
-@partial(jax.jit, static_argnames=("model", "k"))
-def _teacher_forced(model: T5, params, inputs_S, targets_NT, writable_V, *, k: int):
+@partial(jax.jit, static_argnames=("student", "k"))
+def _teacher_forced(student: Student, params, inputs_S, targets_NT, writable_V, *, k: int):
     """Teacher-forced log-probabilities, one of N after the other: [T, V] is the largest array.
 
     Returns:
@@ -197,7 +197,7 @@ def _teacher_forced(model: T5, params, inputs_S, targets_NT, writable_V, *, k: i
     def score(targets_T):
         previous_T = jnp.roll(targets_T, 1).at[0].set(0)
         rows = (row[None] for row in (inputs_S, previous_T, targets_T))
-        logprobs_TV = jax.nn.log_softmax(model.apply({"params": params}, *rows)[0])
+        logprobs_TV = jax.nn.log_softmax(student.module.apply({"params": params}, *rows)[0])
         chosen_T = jnp.take_along_axis(logprobs_TV, targets_T[:, None], axis=1)[:, 0]
         return chosen_T, *jax.lax.top_k(jnp.where(writable_V, logprobs_TV, -jnp.inf), k)
 

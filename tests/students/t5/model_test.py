@@ -10,10 +10,10 @@ import optax
 import pytest
 from flax.linen import partitioning
 
+from cot_flax.generation.decoding import empty_ring
 from cot_flax.objectives.losses import cross_entropy
 from cot_flax.students.parameters import stack_layers
-from cot_flax.students.t5 import caching
-from cot_flax.students.t5.model import T5
+from cot_flax.students.t5 import T5Student
 
 INPUTS = ("encoder_input_tokens", "decoder_input_tokens", "decoder_target_tokens")
 SEGMENTS = ("encoder_segment_ids", "decoder_segment_ids")
@@ -31,7 +31,9 @@ def value_and_gradient(config, params, expected):
     """Loss, logits and gradient on the batch that T5X was given."""
 
     def total(params):
-        logits = T5(config).apply({"params": params}, *(expected[name] for name in INPUTS))
+        logits = T5Student(config).module.apply(
+            {"params": params}, *(expected[name] for name in INPUTS)
+        )
         targets = expected["decoder_target_tokens"]
         return jnp.sum(cross_entropy(logits, targets) * (targets > 0)), logits
 
@@ -73,7 +75,7 @@ def test_scan_and_remat_change_nothing(scan_layers, remat, from_t5x, plain):
 def test_packed_logits_are_those_of_t5x(from_t5x, forward):
     config, params, expected = from_t5x
     arrays = (expected[f"packed_{name}"] for name in INPUTS + SEGMENTS)
-    logits = forward(T5(config), params, *arrays)
+    logits = forward(T5Student(config), params, *arrays)
     real = expected["packed_decoder_loss_weights"] > 0
     np.testing.assert_allclose(logits[real], expected["packed_logits"][real], atol=1e-4)
 
@@ -83,7 +85,7 @@ def test_logits_are_those_of_hugging_face(from_hugging_face, forward):
     tokens = expected["decoder_input_tokens"]
     # Hugging Face was given no decoder mask: every position is real.
     logits = forward(
-        T5(config), params, expected["encoder_input_tokens"], tokens, np.ones_like(tokens)
+        T5Student(config), params, expected["encoder_input_tokens"], tokens, np.ones_like(tokens)
     )
     np.testing.assert_allclose(logits, expected["logits"], atol=1e-4)
 
@@ -129,8 +131,7 @@ OUTSIDE = {
 
 def parameters_of(config):
     """Every parameter's name with its shape and its logical axes."""
-    token = jax.ShapeDtypeStruct((1, 1), jnp.int32)
-    variables = jax.eval_shape(T5(config).init, jax.random.key(0), token, token, token)
+    variables = jax.eval_shape(T5Student(config).init, jax.random.key(0))
     shapes = flat(variables["params"])
     axes = flat(partitioning.get_axis_names(variables["params_axes"]))
     assert all(leaf.dtype == jnp.float32 for leaf in shapes.values())
@@ -202,7 +203,7 @@ def test_initial_scales(tiny):
 def test_the_tied_head_is_the_embedding_over_the_root_of_its_width(tiny, tiny_config):
     config = dataclasses.replace(tiny_config, logits_via_embedding=True)
     x_BTD = np.linspace(-2, 2, 32).reshape(1, 2, 16)
-    logits = T5(config).apply({"params": tiny[1]}, x_BTD, method="logits")
+    logits = T5Student(config).module.apply({"params": tiny[1]}, x_BTD, method="logits")
     expected = x_BTD @ np.asarray(tiny[1]["token_embedder"]["embedding"]).T / 4
     np.testing.assert_allclose(logits, expected, atol=1e-5)
 
@@ -218,7 +219,7 @@ def influence(tiny, *arrays):
 
     def projected(embedding):
         changed = params | {"token_embedder": {"embedding": embedding}}
-        return (model.apply({"params": changed}, *arrays) @ projection)[0]
+        return (model.module.apply({"params": changed}, *arrays) @ projection)[0]
 
     gradient = jax.jit(jax.jacrev(projected))(params["token_embedder"]["embedding"])
     return np.abs(gradient).sum(axis=-1)
@@ -279,7 +280,9 @@ ARRAYS = [np.array([[10, 11, 12, 13]]), np.array([[0, 3, 4]]), np.array([[3, 4, 
 
 def test_dropout_is_off_unless_asked_for(tiny, tiny_config, forward):
     config = dataclasses.replace(tiny_config, dropout_rate=0.5)
-    np.testing.assert_array_equal(forward(T5(config), tiny[1], *ARRAYS), forward(*tiny, *ARRAYS))
+    np.testing.assert_array_equal(
+        forward(T5Student(config), tiny[1], *ARRAYS), forward(*tiny, *ARRAYS)
+    )
 
 
 @pytest.mark.parametrize("scan_layers", [False, True])
@@ -290,7 +293,9 @@ def test_dropout_acts_everywhere_by_its_key(scan_layers, tiny, tiny_config, forw
     @jax.jit
     def dropped(seed):
         rngs = {"dropout": jax.random.key(seed)}
-        return T5(config).apply({"params": params}, *ARRAYS, enable_dropout=True, rngs=rngs)
+        return T5Student(config).module.apply(
+            {"params": params}, *ARRAYS, enable_dropout=True, rngs=rngs
+        )
 
     assert np.all(np.abs(dropped(0) - forward(*tiny, *ARRAYS)).max(axis=-1) > 1e-2)
     assert np.all(np.abs(dropped(0) - dropped(1)).max(axis=-1) > 1e-2)
@@ -305,7 +310,7 @@ def test_scanned_layers_drop_different_units(tiny_config):
     config = dataclasses.replace(
         tiny_config, emb_dim=64, vocab_size=64, scan_layers=True, dropout_rate=0.5
     )
-    shapes = jax.eval_shape(T5(config).init, jax.random.key(0), *ARRAYS)["params"]
+    shapes = jax.eval_shape(T5Student(config).init, jax.random.key(0))["params"]
     constants = {"scale": 1.0, "embedding": 1.0, "wi_0": 1 / 64, "wi_1": 1 / 64, "wo": 1 / 32}
 
     def fill(path, leaf):
@@ -317,7 +322,7 @@ def test_scanned_layers_drop_different_units(tiny_config):
 
     params = jax.tree_util.tree_map_with_path(fill, shapes)
     rngs = {"dropout": jax.random.key(0)}
-    apply = jax.jit(partial(T5(config).apply, enable_dropout=True, rngs=rngs))
+    apply = jax.jit(partial(T5Student(config).module.apply, enable_dropout=True, rngs=rngs))
     logits = apply({"params": params}, *ARRAYS)
     assert len(set(np.asarray(logits[0, 0]).round(4)) - {0.0}) > 3
 
@@ -327,7 +332,7 @@ def test_rematerialised_layers_drop_the_same_units(tiny, tiny_config):
 
     def gradient(remat):
         config = dataclasses.replace(tiny_config, scan_layers=True, remat=remat, dropout_rate=0.5)
-        apply = partial(T5(config).apply, enable_dropout=True, rngs=rngs)
+        apply = partial(T5Student(config).module.apply, enable_dropout=True, rngs=rngs)
         return jax.jit(jax.grad(lambda p: jnp.sum(apply({"params": p}, *ARRAYS) ** 2)))(params)
 
     jax.tree.map(
@@ -342,7 +347,7 @@ def test_rematerialised_layers_drop_the_same_units(tiny, tiny_config):
 
 def test_bfloat16_activations_give_float32_logits(tiny, tiny_config, forward):
     config = dataclasses.replace(tiny_config, dtype="bfloat16", scan_layers=True)
-    logits = forward(T5(config), stack_layers(tiny[1]), *ARRAYS)
+    logits = forward(T5Student(config), stack_layers(tiny[1]), *ARRAYS)
     plain = forward(*tiny, *ARRAYS)
     assert logits.dtype == jnp.float32
     # bfloat16 has 8 bits: rounding is seen, and no more than rounding.
@@ -353,14 +358,16 @@ def test_bfloat16_activations_give_float32_logits(tiny, tiny_config, forward):
 @pytest.mark.parametrize(("residual_dtype", "atol"), [("float32", 1e-6), ("bfloat16", 0.05)])
 def test_scan_changes_nothing_in_bfloat16(residual_dtype, atol, tiny, tiny_config, forward):
     config = dataclasses.replace(tiny_config, dtype="bfloat16", residual_dtype=residual_dtype)
-    scanned = T5(dataclasses.replace(config, scan_layers=True, remat="full"))
-    logits = forward(T5(config), tiny[1], *ARRAYS)
+    scanned = T5Student(dataclasses.replace(config, scan_layers=True, remat="full"))
+    logits = forward(T5Student(config), tiny[1], *ARRAYS)
     np.testing.assert_allclose(forward(scanned, stack_layers(tiny[1]), *ARRAYS), logits, atol=atol)
 
 
 def test_float32_activations_round_nothing_but_the_residual(tiny, tiny_config, forward):
     config = dataclasses.replace(tiny_config, residual_dtype="bfloat16")
-    difference = np.abs(forward(T5(config), tiny[1], *ARRAYS) - forward(*tiny, *ARRAYS)).max()
+    difference = np.abs(
+        forward(T5Student(config), tiny[1], *ARRAYS) - forward(*tiny, *ARRAYS)
+    ).max()
     assert 1e-4 < difference < 0.1
 
 
@@ -369,14 +376,14 @@ def test_a_cached_step_has_the_same_residual(tiny, tiny_config, forward):
     config = dataclasses.replace(tiny_config, dtype="bfloat16")
     embedding = 2000 * tiny[1]["token_embedder"]["embedding"]
     params = tiny[1] | {"token_embedder": {"embedding": embedding}}
-    model, (encoder, decoder, targets) = T5(config), ARRAYS
+    model, (encoder, decoder, targets) = T5Student(config), ARRAYS
     expected = forward(model, params, encoder, decoder, targets)
-    prompts = caching.read_prompts(model, params, encoder)
-    ring = caching.empty_ring(model, 1, 1, 3)
-    step = jax.jit(caching.step, static_argnums=0)
+    prompts = model.prefill(params, encoder)
+    ring = empty_ring(model, 1, 1, 3)
+    step = jax.jit(model.step)
     for t in range(3):
         ages = np.array([t])
-        logits, ring = step(model, params, decoder[:, t : t + 1], ages, t, prompts, ring)
+        logits, ring = step(params, decoder[:, t : t + 1], ages, t, prompts, ring)
         np.testing.assert_allclose(logits[:, 0], expected[:, t], atol=1e-4)
 
 
@@ -386,7 +393,7 @@ def deep(tiny_config):
     config = dataclasses.replace(
         tiny_config, num_encoder_layers=12, num_decoder_layers=12, scan_layers=True
     )
-    params = jax.jit(T5(config).init)(jax.random.key(0), *ARRAYS)["params"]
+    params = jax.jit(T5Student(config).init)(jax.random.key(0))["params"]
     embedding = 4000 * params["token_embedder"]["embedding"]
     assert 1e3 < np.median(np.abs(embedding)) < np.abs(embedding).max() < 2e4
     return config, params | {"token_embedder": {"embedding": embedding}}
@@ -403,19 +410,19 @@ def test_a_float32_residual_is_closer_to_float32(deep, copying, forward):
 
     def error(residual_dtype):
         half = dataclasses.replace(config, dtype="bfloat16", residual_dtype=residual_dtype)
-        return np.sqrt(np.mean((forward(T5(half), params, *copying) - exact) ** 2))
+        return np.sqrt(np.mean((forward(T5Student(half), params, *copying) - exact) ** 2))
 
-    exact = forward(T5(config), params, *copying)
+    exact = forward(T5Student(config), params, *copying)
     assert error("float32") < 0.1 * error("bfloat16")
 
 
 def test_a_deep_model_of_large_activations_trains_in_bfloat16(deep, copying):
     config, params = deep
-    model = T5(dataclasses.replace(config, dtype="bfloat16", remat="full"))
+    model = T5Student(dataclasses.replace(config, dtype="bfloat16", remat="full"))
     optimizer = optax.adam(1e-2)
 
     def loss_of(params):
-        logits = model.apply({"params": params}, *copying)
+        logits = model.module.apply({"params": params}, *copying)
         return jnp.mean(cross_entropy(logits, copying[2]))
 
     @jax.jit

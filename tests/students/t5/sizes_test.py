@@ -8,7 +8,7 @@ import jax
 import pytest
 
 from cot_flax import configuration
-from cot_flax.students.t5.model import T5
+from cot_flax.students.t5 import T5Student
 from cot_flax.text.tokenizers import Tokenizer
 from cot_flax.training.state import abstract_variables
 
@@ -32,7 +32,7 @@ ROWS = 32_128  # of the embedding
 def size(request):
     """The numbers above, and the model of the gin file of that name."""
     configuration.parse([f"models/{request.param}.gin"], [])
-    model = T5(gin.get_configurable("t5.T5Config")())
+    model = T5Student(gin.get_configurable("t5.T5Config")())
     gin.clear_config()
     return request.param, PUBLISHED[request.param], model
 

@@ -16,7 +16,7 @@ from sentencepiece.sentencepiece_model_pb2 import ModelProto
 from cot_flax.errors import UserError
 from cot_flax.generation.decoding import decode
 from cot_flax.lab.world.vocabulary import VOCABULARY_PATH
-from cot_flax.students.t5.model import T5, T5Config
+from cot_flax.students.t5 import T5Config, T5Student
 from cot_flax.teacher.failures import Unscorable
 from cot_flax.teacher.local.checkpoint import JaxTeacher
 from cot_flax.teacher.requests import Request
@@ -47,8 +47,8 @@ def _quick_compilation():
 
 @pytest.fixture(scope="module")
 def student():
-    module, token = T5(CONFIG), np.zeros((1, 1), np.int32)
-    params = jax.jit(module.init)(jax.random.key(0), token, token, token)["params"]
+    module = T5Student(CONFIG)
+    params = jax.jit(module.init)(jax.random.key(0))["params"]
     return module, jax.tree.map(lambda leaf: leaf * 2.0, params)
 
 
@@ -88,7 +88,7 @@ def dense_logprobs(student):
         inputs = np.array([[*VOCABULARY.encode(prompt), 1]], np.int32)
         previous = np.array([[0, *ids[:-1]]], np.int32)
         arrays = (inputs, previous, np.array([ids], np.int32))
-        logits = np.asarray(module.apply({"params": params}, *arrays)[0], np.float64)
+        logits = np.asarray(module.module.apply({"params": params}, *arrays)[0], np.float64)
         return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
 
     return logprobs
@@ -292,7 +292,7 @@ def test_a_vocabulary_fits_with_the_sentinels_that_seqio_adds(tmp_path):
     with_sentinels = seqio.SentencePieceVocabulary(str(VOCABULARY_PATH), extra_ids=100)
     fingerprint = features.fingerprint(with_sentinels)
     config = dataclasses.replace(CONFIG, vocab_size=352)
-    shapes = abstract_variables(T5(config))["params"]
+    shapes = abstract_variables(T5Student(config))["params"]
     params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
     teacher = JaxTeacher(save(tmp_path, params, fingerprint, config), VOCABULARY_PATH)
     logprobs = asyncio.run(teacher.score("Tom <extra_id_99> 3", "has <extra_id_0> apples", 5))

@@ -12,10 +12,11 @@ import pytest
 
 from cot_flax.errors import UserError
 from cot_flax.students.parameters import Tensor
+from cot_flax.students.t5 import T5Student
 from cot_flax.students.t5.config import T5Config
 from cot_flax.weights import t5x
 from cot_flax.weights.files import tensorstore as files
-from cot_flax.weights.source import Source, parameter_shapes
+from cot_flax.weights.source import Source
 
 ALL = (slice(None), slice(None))
 
@@ -168,13 +169,15 @@ def test_a_t5x_checkpoint_in_a_bucket(asked, tmp_path):
     config = T5Config(vocab_size=24, emb_dim=16, num_heads=2, head_dim=4, mlp_dim=32)
     rng = np.random.default_rng(0)
     tensors = {}
-    for name, shape in parameter_shapes(config).items():
+    for name, shape in T5Student(config).parameter_shapes().items():
         drawn = rng.normal(size=shape).astype(np.float32)
         tensors[name] = Tensor(shape, drawn.dtype, drawn.__getitem__)
-    t5x.write(Source("memory", config, tensors), tmp_path / "run", dtype="float32", step=3)
+    t5x.write(
+        Source("memory", T5Student(config), tensors), tmp_path / "run", dtype="float32", step=3
+    )
     assert t5x.looks_like_legacy("gs://ours/run")
     opened = t5x.open_legacy("gs://ours/run/")
-    assert (opened.place, opened.config) == ("gs://ours/run/checkpoint_3", config)
+    assert (opened.place, opened.student.config) == ("gs://ours/run/checkpoint_3", config)
     assert not [name for name in asked if "target" in name]
     name = "decoder.layers_1.mlp.wo.kernel"
     np.testing.assert_array_equal(opened.tensors[name].whole(), tensors[name].whole())

@@ -3,9 +3,9 @@
 import pytest
 
 from cot_flax.errors import UserError
+from cot_flax.students.t5 import T5Student
 from cot_flax.students.t5.config import T5Config
-from cot_flax.students.t5.t5x_config import config_of
-from cot_flax.weights.source import parameter_shapes
+from cot_flax.students.t5.t5x import config_of
 
 TINY = {"vocab_size": 24, "emb_dim": 16, "head_dim": 4, "mlp_dim": 32}
 
@@ -20,10 +20,10 @@ TINY = {"vocab_size": 24, "emb_dim": 16, "head_dim": 4, "mlp_dim": 32}
     ],
 )
 def test_the_shapes_of_a_model_tell_its_config(config):
-    assert config_of(parameter_shapes(config), "here") == config
+    assert config_of(T5Student(config).parameter_shapes(), "here") == config
 
 
-SHAPES = parameter_shapes(T5Config(**TINY, num_encoder_layers=2, num_decoder_layers=2))
+SHAPES = T5Student(T5Config(**TINY, num_encoder_layers=2, num_decoder_layers=2)).parameter_shapes()
 
 
 def without(part):

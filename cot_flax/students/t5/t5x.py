@@ -3,8 +3,8 @@
 import re
 
 from cot_flax.errors import UserError
+from cot_flax.students.parameters import Shapes
 from cot_flax.students.t5.config import T5Config
-from cot_flax.weights.source import Shapes
 
 _BIASED_LAYER = re.compile(r"(layers_\d+|encoder\.encoder|decoder\.decoder)\.relpos_bias")
 _LISTED = 6

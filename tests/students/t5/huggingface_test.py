@@ -1,8 +1,7 @@
 import pytest
 
-from cot_flax.students.t5.model import T5Config
-from cot_flax.students.t5.names import Stored, from_hugging_face, to_hugging_face
-from cot_flax.weights.source import parameter_shapes
+from cot_flax.students.t5 import T5Config, T5Student
+from cot_flax.students.t5.huggingface import Stored, from_hugging_face, to_hugging_face
 
 # From the checkpoints of google/flan-t5-base and t5-small, and T5X's of the same models.
 PAIRS = {
@@ -48,7 +47,7 @@ def test_every_parameter_has_a_name_of_its_own(activations):
         mlp_activations=activations,
         logits_via_embedding=activations == ("relu",),
     )
-    names = list(parameter_shapes(config))
+    names = list(T5Student(config).parameter_shapes())
     theirs = [to_hugging_face(name).name for name in names]
     assert len(set(theirs)) == len(names)
     assert [from_hugging_face(name)[0] for name in theirs] == names
