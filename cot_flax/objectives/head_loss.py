@@ -5,6 +5,9 @@ the gradients of the hidden states and the head before the next tile is made: th
 nothing left to do but scale. Positions without weight are left out. On a mesh every device runs its
 own positions against its own columns of the head; what crosses the vocabulary's axis is a few
 numbers a position and its hidden state's gradient.
+
+Letters: B batch, T targets, D width, V vocabulary (this device's columns of it), K teacher entries;
+N all positions of a device, P those of one tile.
 """
 
 import dataclasses
@@ -93,6 +96,8 @@ def _loss(job, hidden_BTD, head_DV, labels):
 
 
 def _loss_and_gradients(job, *arguments):
+    # `perturbed` says which gradients anyone asked for: with LoRA the head is frozen, and its
+    # gradient [D, V] would be the largest array of the step.
     hidden, head, labels = jax.tree.map(lambda leaf: leaf.value, arguments)
     wanted = (arguments[0].perturbed, arguments[1].perturbed)
     sums, gradients = _split(job, hidden, head, labels, wanted=wanted)
@@ -100,6 +105,7 @@ def _loss_and_gradients(job, *arguments):
 
 
 def _scale_gradients(job, gradients, cotangents):
+    # The loss is a sum, so its cotangent is one number; the metrics are logged, never minimised.
     return *jax.tree.map(lambda g: (g * cotangents[0]).astype(g.dtype), gradients), None
 
 
@@ -118,6 +124,8 @@ def _mesh_axes(batch: int, vocab: int) -> tuple[tuple[str, ...], tuple[str, ...]
 def _split(job, hidden_BTD, head_DV, labels, wanted):
     """Runs `_tiles` on every device's part; returns sums over all and whole gradients."""
     run = partial(_tiles, job, wanted)
+    # By shard_map and not by constraints: the partitioner would gather the logits of a tile over
+    # the vocabulary's axis to take their maximum.
     if job.batch_axis or job.vocab_axis:
         rows, columns = P(job.batch_axis or None), P(None, job.vocab_axis or None)
         run = jax.shard_map(
@@ -131,6 +139,8 @@ def _split(job, hidden_BTD, head_DV, labels, wanted):
 
 def _tiles(job, wanted, hidden_BTD, head_DV, labels):
     """Sums over this device's positions, and the wanted of both gradients; None for the others."""
+    # Logits are float32 whatever the model computes in: bfloat16 has eight bits for numbers whose
+    # differences are the log-probabilities.
     head_DV_32 = head_DV.astype(jnp.float32)
     hidden_ND = hidden_BTD.reshape(-1, hidden_BTD.shape[-1])
     labels = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), labels)
@@ -146,9 +156,11 @@ def _tiles(job, wanted, hidden_BTD, head_DV, labels):
         hidden_PD, some = jax.tree.map(
             lambda x: jnp.take(x, rows, axis=0, mode="fill", fill_value=0), (hidden_ND, labels)
         )
+        # Rows past the end read zeros and have weight 0, so that every tile has one shape.
         hidden_PD = hidden_PD.astype(jnp.float32)
         more, d_logits_PV = _tile(job, hidden_PD @ head_DV_32, some)
         if wanted[0]:
+            # Each device has its columns' share of a position's gradient.
             d_hidden_PD = lax.psum(d_logits_PV @ head_DV_32.T, job.vocab_axis)
             d_hidden_ND = d_hidden_ND.at[rows].set(d_hidden_PD, mode="drop")
         if wanted[1]:
@@ -163,11 +175,12 @@ def _tiles(job, wanted, hidden_BTD, head_DV, labels):
         jnp.zeros(hidden_ND.shape, jnp.float32) if wanted[0] else None,
         jnp.zeros(head_DV.shape, jnp.float32) if wanted[1] else None,
     ]
-    used = (weighted + tile - 1) // tile
+    used = (weighted + tile - 1) // tile  # padding costs nothing: its tiles are not run
     sums, d_hidden_ND, d_head_DV = lax.fori_loop(0, used, body, tuple(zeros))
     if wanted[0]:
         d_hidden_ND = d_hidden_ND.reshape(hidden_BTD.shape).astype(hidden_BTD.dtype)
     if wanted[1]:
+        # Once at the end: a sum over the batch's axis in every tile would send it eight times.
         d_head_DV = lax.psum(d_head_DV, job.batch_axis).astype(head_DV.dtype)
     return lax.psum(sums, job.batch_axis), (d_hidden_ND, d_head_DV)
 
@@ -183,6 +196,7 @@ def _tile(job, logits_PV, labels):
     def loss(student):
         return jnp.sum(objective.of(student, vocab_size, ids, logprobs) * weights)
 
+    # Differentiated by JAX in the few numbers of `Statistics`, by hand in the logits alone.
     total, d_student = jax.value_and_grad(loss)(student)
     sums = {"loss": total} | _metric_sums(
         objective.metrics(student, targets, ids, logprobs), labels

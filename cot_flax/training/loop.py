@@ -99,6 +99,7 @@ def train(
         UserError: a batch that the mesh does not divide, a checkpoint of another model or
             vocabulary, data that cannot serve the objective, a loss that is not finite.
     """
+    # All that can be wrong is found out before anything is compiled or written.
     _check("LOG_PERIOD", log_period, least=1)
     _check("CHECKPOINT_PERIOD", checkpoint_period, least=1)
     _check("KEEP_CHECKPOINTS", keep_checkpoints, least=1)
@@ -115,11 +116,14 @@ def train(
         model_dir, period=checkpoint_period, keep=keep_checkpoints
     )
     with jax.set_mesh(devices), partitioning.axis_rules(mesh.rules()):
+        # Shapes and shardings first: what is restored or loaded goes straight to its devices, and
+        # no second copy of the parameters is ever made.
         abstract = state.abstract(student, optimizer, devices, mesh.rules())
         shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
         if checkpointer.latest_step is not None:
             train_state, metadata = checkpointer.restore(abstract, metadata)
         elif initial_checkpoint_path:
+            # Adapters are drawn: a checkpoint to start from has none.
             base = lora.split(abstract.params)[1]
             base = checkpoints.load_initial(initial_checkpoint_path, base, metadata, access)
             train_state = state.create(student, optimizer, seed, abstract, base)
@@ -129,7 +133,7 @@ def train(
             step.make_train_step(student, optimizer, objective, microbatches),
             in_shardings=(shardings, sharding.batch_sharding(devices)),
             out_shardings=(shardings, sharding.replicated(devices)),
-            donate_argnums=0,
+            donate_argnums=0,  # the new state takes the old one's memory
         )
         first = int(train_state.step)
         log = logs.Logs(model_dir, total_steps=total_steps, first_step=first)
@@ -143,6 +147,7 @@ def train(
         )
         speed = logs.Speed()
         window = _Window(log, model_dir, log_period, locate_nonfinite, speed)
+        # This process makes the rows that lie on its own devices, and no others.
         rows = sharding.Rows(devices, data.batch_size, data.shards)
         batches = prefetch(data.batches(student.layout, metadata.batches, rows.shards), rows.put)
         compiled = None
@@ -154,11 +159,12 @@ def train(
                 with jax.transfer_guard("disallow"):  # of copies that nobody asked for
                     train_state, metrics = compiled(train_state, batch)
                     window.add(i, metrics)
+                # The step is on its way; the host reads the one before while it runs.
                 last = i == total_steps
                 if last:
                     window.flush()
                 if evaluators and (last or (eval_period and i % eval_period == 0)):
-                    window.flush()
+                    window.flush()  # so that training's line stands before the evaluation's
                     for evaluator in evaluators:
                         log.write(i, evaluator(student, train_state.params), kind="eval")
                 if last or checkpointer.is_due(i):
@@ -168,6 +174,7 @@ def train(
             if left_out := data.report():
                 log.say(left_out)
         finally:
+            # In this order: the thread that makes batches first, or it would outlive the data.
             batches.close()
             log.close()
             checkpointer.close()
@@ -221,11 +228,12 @@ class _Window:
             self._write(self._last)
 
     def _take(self, i, metrics):
-        metrics = jax.device_get(metrics)
+        metrics = jax.device_get(metrics)  # waits for the step; all sums in one transfer
         flags = [metrics.pop(f"nonfinite/{kind}") for kind in ("activations", "gradients")]
         values = {name: float(value) for name, value in metrics.items()}
         locate_nonfinite = partial(self._locate_nonfinite, *flags, values["loss"])
         logs.check_finite(i, values, self._model_dir, locate_nonfinite)
+        # Python's floats are float64: a window of a thousand steps loses nothing.
         self._sums = {name: self._sums.get(name, 0.0) + value for name, value in values.items()}
         self._steps, self._last = self._steps + 1, i
         if i % self._period == 0:
@@ -242,13 +250,14 @@ class _Window:
 
 def prefetch(batches: Iterator[dict], place: Callable, depth: int = 2) -> Iterator[dict]:
     """Places batches on the devices (`place` does) from a thread, `depth` ahead of their use."""
+    # Two deep: one batch is on its way while one waits. More would hold memory on the devices.
     ready: queue.Queue = queue.Queue(depth)
     stop = threading.Event()
 
     def put(item):
         while not stop.is_set():
             try:
-                return ready.put(item, timeout=0.1)
+                return ready.put(item, timeout=0.1)  # looks at `stop` ten times a second
             except queue.Full:
                 continue
 

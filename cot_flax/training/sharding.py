@@ -55,7 +55,7 @@ class MeshConfig:
 
 def make_mesh(config: MeshConfig) -> Mesh:
     """Arranges the devices; raises UserError where they do not fill the mesh."""
-    devices = jax.devices()
+    devices = jax.devices()  # of all processes, in the same order in each
     data = config.data or len(devices) // config.model
     if data * config.model > len(devices) or data == 0:
         raise UserError(
@@ -80,6 +80,7 @@ def arrange(devices: Sequence, data: int, model: int) -> np.ndarray:
     Raises:
         UserError: the model axis would cross from one slice into another.
     """
+    # Only the links of a TPU make some neighbours nearer than others; part of a slice has no torus.
     if devices[0].platform != "tpu" or data * model < len(devices):
         return np.array(devices[: data * model]).reshape(data, model)
     slices = len({getattr(device, "slice_index", 0) for device in devices})
@@ -134,12 +135,16 @@ class Rows:
     """
 
     def __init__(self, mesh: Mesh, batch_size: int, shards: int):
+        # An evaluation's batch may be smaller than the mesh: then every device has all of it.
         fits = batch_size % mesh.shape["data"] == 0
         self._place = batch_sharding(mesh) if fits else replicated(mesh)
+        # Row r of the data lies at place row_at[r] of the batch: the order within a batch changes
+        # no sum, and a process's places along `data` may be scattered over the mesh.
         places = by_process(mesh.devices) if fits else [0]
         row_at = np.arange(batch_size).reshape(len(places), -1)[np.argsort(places)].ravel()
         spans = self._place.addressable_devices_indices_map((batch_size,)).values()
         here = {row for (span,) in spans for row in row_at[span]}
+        # Whole shards are read, even where only part of one's rows is used here.
         size = batch_size // shards
         self.shards = sorted({int(row) // size for row in here})
         brought = np.concatenate([np.arange(i * size, (i + 1) * size) for i in self.shards])
@@ -172,6 +177,7 @@ def param_shardings(mesh: Mesh, rules, variables):
         variables: abstract `{"params": ..., "params_axes": ...}` from the model's init. An axis
             that its devices do not divide is replicated.
     """
+    # Logical names come from the modules, the rules from the run: one model, any mesh.
     names = partitioning.get_axis_names(variables["params_axes"])
     return jax.tree.map(
         lambda leaf, axes: _fitting(mesh, partitioning.logical_to_mesh_axes(axes, rules), leaf),
@@ -188,6 +194,7 @@ def optimizer_shardings(transform, opt_state, params, shardings, mesh):
         return isinstance(leaf, optax.MaskedNode)
 
     def place(leaf, param, sharding):
+        # Adafactor's factored statistics are vectors: small enough to be everywhere whole.
         return leaf if masked(leaf) else sharding if leaf.shape == param.shape else whole
 
     return optax.tree_map_params(
@@ -202,6 +209,7 @@ def optimizer_shardings(transform, opt_state, params, shardings, mesh):
 
 
 def _fitting(mesh, spec, leaf):
+    # Replicated where it does not divide, as 6 heads over 4 devices: correct, only not smaller.
     fits = [
         axis if axis is not None and size % mesh.shape[axis] == 0 else None
         for axis, size in zip(tuple(spec), leaf.shape, strict=True)

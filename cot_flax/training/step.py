@@ -59,6 +59,7 @@ def make_train_step(
     """
 
     def train_step(state, batch):
+        # From the step, not from a chain of splits: a resumed run drops the same units.
         rng = jax.random.fold_in(state.rng, state.step) if student.uses_dropout else None
         trainable, frozen = split_trainable(student, state.params)
 
@@ -68,6 +69,8 @@ def make_train_step(
 
         gradient = jax.grad(total, has_aux=True)
         grads, sums = _accumulate(gradient, trainable, batch, rng, microbatches)
+        # Divided once, by the tokens of the whole batch: a mean of micro-batches' means would
+        # weigh a token more where its micro-batch has fewer.
         grads = jax.tree.map(lambda g: g / jnp.maximum(sums["tokens"], 1.0), grads)
         updates, opt_state = optimizer.transform.update(grads, state.opt_state, trainable)
         metrics = sums | {
@@ -83,6 +86,7 @@ def make_train_step(
 
 def summarize(sums: dict[str, float]) -> dict[str, float]:
     """Turns sums into means: a token for the loss, a position with a teacher for what compares."""
+    # Over a window these are sums of sums, so that every token counts once.
     tokens, soft = max(sums["tokens"], 1.0), sums.get("soft_tokens", 0.0)
     means = {name: sums[name] / tokens for name in ("loss", "cross_entropy", "token_accuracy")}
     if soft:
