@@ -191,9 +191,9 @@ def vocabulary(mixture_or_task_name: str) -> seqio.Vocabulary:
     return find_task(mixture_or_task_name).output_features["targets"].vocabulary
 
 
-def axis_rules(mesh: sharding.MeshConfig) -> list[tuple[str, str | None]]:
-    """The logical axis rules of our own trainer, for T5X's partitioner."""
-    return mesh.rules()
+def axis_rules(fsdp: bool = False) -> list[tuple[str, str | None]]:
+    """The logical axis rules of our own trainer, for T5X's partitioner, which makes the mesh."""
+    return sharding.MeshConfig(fsdp=fsdp).rules()
 
 
 def eval_period(period: int, checkpoint_period: int) -> int:

@@ -44,7 +44,6 @@ from cot_flax.students.t5.config import T5Config  # noqa: E402
 from cot_flax.tasks.stories import VOCABULARY  # noqa: E402
 from cot_flax.training import optimizers, step  # noqa: E402
 from cot_flax.training.optimizers import Optimizer  # noqa: E402
-from cot_flax.training.sharding import MeshConfig  # noqa: E402
 from cot_flax.training.state import TrainState, abstract_variables  # noqa: E402
 from cot_flax.weights.export import export  # noqa: E402
 from cot_flax.weights.opening import open_source  # noqa: E402
@@ -133,12 +132,12 @@ def batch(store):
     gin.bind_parameter("cot_flax.tasks.stories.teacher_store.directory", store)
     found = first_batch(TAUGHT, pack=True)
     taught = np.arange(B)[:, None, None] > 0
-    return found | {"teacher_top_ids": found["teacher_top_ids"] * taught}
+    return found | {"teacher_top_ids": np.where(taught, found["teacher_top_ids"], -1)}
 
 
 def make_partitioner():
     return partitioning.PjitPartitioner(
-        model_parallel_submesh=SUBMESH, logical_axis_rules=t5x.axis_rules(MeshConfig())
+        model_parallel_submesh=SUBMESH, logical_axis_rules=t5x.axis_rules()
     )
 
 

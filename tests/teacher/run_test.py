@@ -198,7 +198,7 @@ def test_a_plan_sends_nothing_and_tells_what_the_run_then_sends(tmp_path):
 
 SCRIPT = """
 import sys
-sys.path[:0] = sys.argv[1], sys.argv[1] + "/.."
+sys.path[:0] = sys.argv[1], sys.argv[1] + "/../lib"
 import run_test
 run_test.disturbed_run(*sys.argv[2:])
 """
