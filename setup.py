@@ -48,6 +48,7 @@ setup(
         "tensorflow>=2.21.0",
         "tensorflow-datasets>=4.9.10",
         "tensorflow-text>=2.21.1",
+        "tokenizers>=0.22.0",
         "typer>=0.29.2",
     ],
     extras_require={

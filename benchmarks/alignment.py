@@ -13,13 +13,13 @@ from pathlib import Path
 import numpy as np
 from harness import ratios, record, spread, take_turns
 
-from cot_flax.chains.alignment import align, align_by_bytes, project_top_k
-from cot_flax.chains.codex import read_codex_dump
-from cot_flax.chains.projection import KINDS
+from cot_flax.chains.alignment import align, align_by_bytes
+from cot_flax.chains.projection import KINDS, project_top_k
+from cot_flax.chains.readers import read_codex_dump
 from cot_flax.chains.samples import Logprobs
-from cot_flax.chains.student_pieces import Student
+from cot_flax.text.tokenizers import Tokenizer, open_tokenizer
 
-K, EOS = 5, 1
+K = 5
 
 
 def main() -> None:
@@ -27,12 +27,12 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
-    student = Student(options.data / "t5_vocab" / "spiece.model")
+    tokenizer = open_tokenizer(options.data / "t5_vocab" / "spiece.model")
     for text in ("warm up", "a second text"):
-        student.encode(text)
+        tokenizer.pieces(text)
     result = {"what": "samples a second on one core, K = 5, T5 vocabulary"}
     for name, chains in read_chains(options.data / "teacher").items():
-        result[name] = compare(chains, student, options.rounds)
+        result[name] = compare(chains, tokenizer, options.rounds)
     record("alignment", result)
 
 
@@ -50,19 +50,17 @@ def scored(record: dict) -> tuple[str, Logprobs]:
     return record["completion"], Logprobs(*values)
 
 
-def compare(chains, student: Student, rounds: int) -> dict:
-    vocabulary = student.piece_to_id
-
-    def ours(aligned, first_piece=None):
+def compare(chains, tokenizer: Tokenizer, rounds: int) -> dict:
+    def ours(aligned, rule="fu2023"):
         for text, logprobs in chains:
-            pieces = student.encode(text)
-            project(aligned(logprobs.tokens, pieces), logprobs, pieces, vocabulary, first_piece)
+            pieces = tokenizer.pieces(text)
+            project(aligned(logprobs.tokens, pieces), logprobs, pieces, tokenizer, rule)
 
     contenders = {
         "bytes, rule of [1]": lambda: ours(align_by_bytes),
-        "bytes, paths": lambda: ours(align_by_bytes, student.first_piece),
+        "bytes, paths": lambda: ours(align_by_bytes, "paths"),
         "dynamic program of [1]": lambda: ours(lambda t, p: align(t, p.strings)),
-        "plain Python": lambda: plain(chains, student),
+        "plain Python": lambda: plain(chains, tokenizer),
     }
     seconds = take_turns(contenders, rounds)
     report = {"samples": len(chains), "tokens": sum(len(p.tokens) for _, p in chains)}
@@ -71,34 +69,26 @@ def compare(chains, student: Student, rounds: int) -> dict:
             "samples_per_second": spread([len(chains) / t for t in times]),
             "times_as_fast_as_plain_python": ratios(seconds["plain Python"], times),
         }
-    report["bytes, rule of [1]"] |= kept(chains, student, align_by_bytes, None)
-    report["bytes, paths"] |= kept(chains, student, align_by_bytes, student.first_piece)
+    report["bytes, rule of [1]"] |= kept(chains, tokenizer, align_by_bytes, "fu2023")
+    report["bytes, paths"] |= kept(chains, tokenizer, align_by_bytes, "paths")
     report["dynamic program of [1]"] |= kept(
-        chains, student, lambda t, p: align(t, p.strings), None
+        chains, tokenizer, lambda t, p: align(t, p.strings), "fu2023"
     )
     return report
 
 
-def project(alignment, logprobs, pieces, vocabulary, first_piece):
-    return project_top_k(
-        alignment,
-        logprobs,
-        pieces.strings,
-        pieces.ids,
-        vocabulary,
-        k=K,
-        eos_id=EOS,
-        first_piece=first_piece,
-    )
+def project(alignment, logprobs, pieces, tokenizer: Tokenizer, rule: str):
+    end_id = tokenizer.special_ids.end
+    return project_top_k(alignment, logprobs, pieces.ids, tokenizer, k=K, rule=rule, end_id=end_id)
 
 
-def kept(chains, student: Student, aligned, first_piece) -> dict:
+def kept(chains, tokenizer: Tokenizer, aligned, rule: str) -> dict:
     """Share of soft positions and the mean mass kept there."""
     kinds, masses = np.zeros(len(KINDS), int), []
     for text, logprobs in chains:
-        pieces = student.encode(text)
+        pieces = tokenizer.pieces(text)
         alignment = aligned(logprobs.tokens, pieces)
-        rows = project(alignment, logprobs, pieces, student.piece_to_id, first_piece)
+        rows = project(alignment, logprobs, pieces, tokenizer, rule)
         kinds += np.bincount(rows.kinds_T, minlength=len(KINDS))
         masses.append(rows.kept_mass_T[rows.soft_T])
     return {
@@ -108,13 +98,14 @@ def kept(chains, student: Student, aligned, first_piece) -> dict:
     }
 
 
-def plain(chains, student: Student) -> None:
+def plain(chains, tokenizer: Tokenizer) -> None:
     """Paper [1]'s alignment and rule in lists and dictionaries, as one would write them down."""
+    vocabulary = {tokenizer.id_to_piece(i): i for i in range(3, tokenizer.vocab_size)}
     for text, logprobs in chains:
-        pieces = student.encode(text)
+        pieces = tokenizer.pieces(text)
         alignment = plain_alignment(logprobs.tokens, pieces.strings)
         for row, piece, own in zip(alignment, pieces.strings, pieces.ids, strict=True):
-            plain_row(row, logprobs, piece, own, student.piece_to_id)
+            plain_row(row, logprobs, piece, own, vocabulary)
 
 
 def plain_alignment(tokens, pieces) -> list[list[int]]:

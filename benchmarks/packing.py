@@ -22,7 +22,7 @@ import tensorflow as tf
 from harness import ratios, record, spread, take_turns
 
 from cot_flax.chains.filtering import Filters
-from cot_flax.chains.preparation import Settings
+from cot_flax.chains.preparation import Preparation
 from cot_flax.chains.samples import Logprobs, Sample, write_samples
 from cot_flax.data import packing
 from cot_flax.data.batches import TaskBatches
@@ -192,7 +192,7 @@ def make_store(data: Path, folder: Path) -> Path:
     """A store of SmolLM2's probabilities for 256 human solutions."""
     lines = (data / "teacher" / "smollm2_gsm8k_train_top5.jsonl").read_text().splitlines()
     write_samples(folder / "samples.jsonl", map(sample, map(json.loads, lines)))
-    settings = Settings(Filters(rules="none"))
+    settings = Preparation(Filters(rules="none"))
     inputs, store = [str(folder / "samples.jsonl")], folder / "store"
     prepare(inputs, str(store), vocabulary=gsm8k.VOCABULARY, settings=settings, workers=1)
     return store

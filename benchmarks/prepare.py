@@ -65,12 +65,12 @@ def prepare_once(tsv: str, out: str, options) -> None:
     import seqio
 
     from cot_flax.chains.filtering import Filters
-    from cot_flax.chains.preparation import Settings
+    from cot_flax.chains.preparation import Preparation
     from cot_flax.store.prepare import prepare
 
     model = str(options.data / "t5_vocab" / "spiece.model")
     vocabulary = seqio.SentencePieceVocabulary(model, extra_ids=100)
-    settings = Settings(Filters(rules="none"))
+    settings = Preparation(Filters(rules="none"))
     start = time.perf_counter()
     prepare([tsv], out, vocabulary=vocabulary, settings=settings, workers=options.workers)
     (Path(out) / "seconds.json").write_text(json.dumps(time.perf_counter() - start))

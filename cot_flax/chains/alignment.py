@@ -1,30 +1,32 @@
-"""Lines a teacher's tokens up with a student's pieces of the same text.
+"""Aligns a teacher's tokens with a student's pieces of the same text.
 
-Two ways: by the bytes that both cover, which is exact, and by paper [1]'s dynamic program, which
-sees strings only.
+There are two methods: by the bytes that both cover, which is exact, and by paper [1]'s dynamic
+program, a dynamic time warping under the edit distance, which sees strings only.
+
+Shape letters: L teacher tokens, M student pieces; A, B different strings among them; C characters
+of the longest string, N of the longest one on the right and one more.
 """
 
 from collections.abc import Sequence
 
-from cot_flax.chains.projection import Projection, project_top_k
-from cot_flax.chains.student_pieces import Pieces
-from cot_flax.chains.time_warping import warp
+import numpy as np
 
-__all__ = ["METHODS", "Projection", "align", "align_by_bytes", "project_top_k"]
+from cot_flax.text.tokenizers import Pieces
 
 METHODS = ("bytes", "fu2023")
-_SPACE = "\u2581"  # SentencePiece's visible space
+_SPACE = "\u2581"  # the visible space of SentencePiece
+_BORDER = 1 << 40  # stands for infinity; exact under the additions here
 
 
 def align(teacher_tokens: Sequence[str], student_pieces: Sequence[str]) -> list[list[int]]:
     """Aligns two tokenizations of one text by paper [1]'s dynamic program, exactly.
 
     The cost of a pair is the edit distance between the token without spaces and the piece without
-    word marks; see `time_warping.warp` for the path and its ties.
+    word marks; see `warp` for the path and its ties.
 
     Args:
         teacher_tokens: L strings with their spaces, as a completions API returns them.
-        student_pieces: M SentencePiece pieces, without EOS.
+        student_pieces: M pieces as `Tokenizer.pieces` gives them, without EOS.
 
     Returns:
         For each piece the ascending indices of its teacher tokens: one or more, and none only
@@ -46,7 +48,7 @@ def align_by_bytes(
 ) -> list[list[int]]:
     """Aligns two tokenizations of one text by the bytes that they share.
 
-    SentencePiece says which bytes of the text each piece stands for, whatever its normalisation did
+    The tokenizer says which bytes of the text each piece stands for, whatever its normalisation did
     to newlines, double spaces and unknown characters, so that nothing has to be guessed. Only a
     piece that normalisation made up has no bytes; it and its neighbours up to the next ones whose
     tokens are their own are aligned by `align`.
@@ -66,6 +68,38 @@ def align_by_bytes(
         rows = align([teacher_tokens[i] for i in tokens], pieces.strings[start:stop])
         alignment[start:stop] = [[tokens[i] for i in row] for row in rows]
     return alignment
+
+
+def warp(left: Sequence[str], right: Sequence[str]) -> list[list[int]]:
+    """Returns for each string on the right the ascending indices of those it meets on the left.
+
+    With c(i, j) the edit distance of left i and right j, the cheapest path is f(i, j) = c(i, j) +
+    min(f(i-1, j), f(i, j-1), f(i-1, j-1)). Going back from the end, ties prefer the diagonal, then
+    the earlier left string, then the earlier right one. Neither side may be empty.
+    """
+    return _back_trace(_path_costs(_costs(left, right)))
+
+
+def edit_distances(left: Sequence[str], right: Sequence[str]) -> np.ndarray:
+    """Returns the Levenshtein distances, int32 [A, B], of A left strings to B right ones.
+
+    Both must hold at least one string, and strings may be empty. The memory is A * B times the
+    length of the longest string on the right.
+    """
+    left_AC, left_lengths_A = _code_points(left)
+    right_BC, right_lengths_B = _code_points(right)
+    # For each pair, the distances of the left string's prefix so far to all N right prefixes.
+    steps_N = np.arange(right_BC.shape[1] + 1, dtype=np.int32)
+    table_ABN = np.tile(steps_N, (len(left), len(right), 1))
+    for c, characters_A in enumerate(left_AC.T):
+        alive = np.flatnonzero(left_lengths_A > c)
+        before = table_ABN[alive]
+        after = before + 1
+        differs = characters_A[alive, None, None] != right_BC
+        np.minimum(after[..., 1:], before[..., :-1] + differs, out=after[..., 1:])
+        # Insertions chain along the row at a cost of 1 each, which is a running minimum.
+        table_ABN[alive] = np.minimum.accumulate(after - steps_N, axis=-1) + steps_N
+    return table_ABN[:, np.arange(len(right)), right_lengths_B]
 
 
 def _spans(tokens: Sequence[str], skipped: int) -> list[tuple[int, int]]:
@@ -105,3 +139,46 @@ def _runs(without_bytes: Sequence[bool], alignment) -> list[tuple[int, int]]:
             start = min(runs.pop()[0], start)
         runs.append((start, stop))
     return runs
+
+
+def _costs(left: Sequence[str], right: Sequence[str]) -> np.ndarray:
+    """Edit distances [L, M], computed once a distinct pair of strings."""
+    row_of = {string: a for a, string in enumerate(dict.fromkeys(left))}
+    column_of = {string: b for b, string in enumerate(dict.fromkeys(right))}
+    distances_AB = edit_distances(list(row_of), list(column_of))
+    return distances_AB[np.ix_([row_of[s] for s in left], [column_of[s] for s in right])]
+
+
+def _path_costs(costs_LM: np.ndarray) -> np.ndarray:
+    """Costs [L + 1, M + 1] of the cheapest path to each cell, behind a border of infinity."""
+    totals = np.full((costs_LM.shape[0] + 1, costs_LM.shape[1] + 1), _BORDER, np.int64)
+    totals[0, 0] = 0
+    for i, costs_M in enumerate(costs_LM, 1):
+        # Enter the row from above or along the diagonal, then walk right: a running minimum of
+        # what an entry costs beyond the walk that it saves.
+        walked_M = np.cumsum(costs_M)
+        entered_M = np.minimum(totals[i - 1, 1:], totals[i - 1, :-1]) + costs_M
+        totals[i, 1:] = np.minimum.accumulate(entered_M - walked_M) + walked_M
+    return totals
+
+
+def _back_trace(totals: np.ndarray) -> list[list[int]]:
+    """Walks the cheapest path back; returns for each column its rows, ascending, from 0."""
+    f = totals.tolist()
+    i, j = len(f) - 1, len(f[0]) - 1
+    rows_M: list[list[int]] = [[] for _ in range(j)]
+    while i and j:
+        rows_M[j - 1].append(i - 1)
+        # The first of equals wins, in this order.
+        steps = ((i - 1, j - 1), (i - 1, j), (i, j - 1))
+        i, j = min(steps, key=lambda cell: f[cell[0]][cell[1]])
+    return [rows[::-1] for rows in rows_M]
+
+
+def _code_points(strings: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the strings' code points, padded with -1, and their lengths."""
+    lengths = np.array([len(string) for string in strings])
+    codes = np.full((len(strings), lengths.max()), -1, np.int32)
+    for row, string in zip(codes, strings, strict=True):
+        row[: len(string)] = [ord(character) for character in string]
+    return codes, lengths

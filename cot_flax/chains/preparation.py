@@ -10,25 +10,22 @@ from itertools import groupby
 
 from cot_flax.chains.alignment import METHODS, align, align_by_bytes
 from cot_flax.chains.filtering import KEPT, Filters, rejection
-from cot_flax.chains.projection import KINDS, Projection, project_top_k
+from cot_flax.chains.projection import KINDS, RULES, Projection, project_top_k
 from cot_flax.chains.readers import Format, Raw
-from cot_flax.chains.records import BadRecord
-from cot_flax.chains.samples import Logprobs, Sample
+from cot_flax.chains.samples import BadRecord, Logprobs, Sample
 from cot_flax.chains.selection import distinct_chains, select
-from cot_flax.chains.student_pieces import Pieces, Student
 from cot_flax.chains.tally import LENGTH_BIN, Tally
 from cot_flax.errors import UserError
 from cot_flax.text.answers import extract_answer
 from cot_flax.text.prompts import build_target
+from cot_flax.text.tokenizers import Pieces, Tokenizer
 
-EOS = 1
-PROJECTIONS = ("fu2023", "paths")
 _SHOWN_POSITIONS = 120
 
 
 @dataclass(frozen=True)
-class Settings:
-    """How samples are prepared.
+class Preparation:
+    """The settings of one preparation.
 
     Attributes:
         filters: which chains stay.
@@ -52,7 +49,7 @@ class Settings:
     def __post_init__(self):
         if self.top_k < 1:
             raise UserError(f"top_k {self.top_k}", "at least 1", "give the entries a position")
-        for name, known in (("alignment", METHODS), ("projection", PROJECTIONS)):
+        for name, known in (("alignment", METHODS), ("projection", RULES)):
             if getattr(self, name) not in known:
                 got = f"{name} {getattr(self, name)!r}"
                 raise UserError(got, f"one of {', '.join(known)}", "correct the name")
@@ -90,14 +87,14 @@ class Outcome:
 
 
 def prepare_records(
-    raws: Iterable[Raw], format: Format, student: Student, settings: Settings
+    raws: Iterable[Raw], format: Format, tokenizer: Tokenizer, settings: Preparation
 ) -> Outcome:
     """Parses and prepares records; those of one question must stand together."""
     outcome = Outcome()
     for _, group in groupby(raws, key=lambda raw: raw.question):
         samples = parse(((format, raw) for raw in group), outcome)
         if samples:
-            prepare_question(samples, student, settings, outcome)
+            prepare_question(samples, tokenizer, settings, outcome)
     return outcome
 
 
@@ -114,10 +111,10 @@ def parse(raws: Iterable[tuple[Format, Raw]], outcome: Outcome) -> list[Sample]:
 
 
 def prepare_question(
-    samples: Sequence[Sample], student: Student, settings: Settings, outcome: Outcome
+    samples: Sequence[Sample], tokenizer: Tokenizer, settings: Preparation, outcome: Outcome
 ) -> None:
     """Filters, tokenizes, aligns and projects the samples of one question, into `outcome`."""
-    candidates = [_Candidate.of(sample, student, settings) for sample in samples]
+    candidates = [_Candidate.of(sample, tokenizer, settings) for sample in samples]
     reasons = [_rejection(candidate, settings) for candidate in candidates]
     standing = [i for i, reason in enumerate(reasons) if reason is None]
     selected = select([samples[i] for i in standing], settings.filters)
@@ -129,7 +126,7 @@ def prepare_question(
         if reason:
             outcome.dropped.append((reason, candidate.sample))
         else:
-            outcome.kept.append(_record(candidate, student, settings, tally, first=not kept))
+            outcome.kept.append(_record(candidate, tokenizer, settings, tally, first=not kept))
             kept.append(candidate.sample)
     tally.questions += 1
     tally.kept_chains[str(len(kept))] += 1
@@ -149,15 +146,15 @@ class _Candidate:
     question_tokens: int
 
     @classmethod
-    def of(cls, sample: Sample, student: Student, settings: Settings) -> "_Candidate":
+    def of(cls, sample: Sample, tokenizer: Tokenizer, settings: Preparation) -> "_Candidate":
         kind = settings.filters.answer_kind
         answer = sample.gold_answer or extract_answer(sample.text, kind=kind, mode="flexible") or ""
         text = build_target(sample.text, answer, "zero_shot_cot")
-        question_tokens = len(student.encode(sample.question).ids) + 1
-        return cls(sample, answer, text, student.encode(text), question_tokens)
+        question_tokens = len(tokenizer.encode(sample.question)) + 1
+        return cls(sample, answer, text, tokenizer.pieces(text), question_tokens)
 
 
-def _rejection(candidate: _Candidate, settings: Settings) -> str | None:
+def _rejection(candidate: _Candidate, settings: Preparation) -> str | None:
     try:
         reason = rejection(candidate.sample, settings.filters)
     except UserError:
@@ -174,15 +171,15 @@ def _rejection(candidate: _Candidate, settings: Settings) -> str | None:
     return None
 
 
-def _record(candidate, student, settings, tally: Tally, *, first: bool) -> Record:
+def _record(candidate, tokenizer, settings, tally: Tally, *, first: bool) -> Record:
     sample, pieces = candidate.sample, candidate.pieces
     projection = None
     if sample.logprobs is None:
         tally.one_hot_chains += 1
     else:
-        projection, tokens = _project(candidate, student, settings)
+        projection, tokens = _project(candidate, tokenizer, settings)
         tally.add_projection(projection, _example(sample, pieces, projection, tokens))
-    targets = (*pieces.ids, EOS)
+    targets = (*pieces.ids, tokenizer.special_ids.end)
     tally.tokens += len(targets)
     tally.target_tokens[str(len(targets) // LENGTH_BIN * LENGTH_BIN)] += 1
     return Record(
@@ -195,7 +192,7 @@ def _record(candidate, student, settings, tally: Tally, *, first: bool) -> Recor
     )
 
 
-def _project(candidate, student, settings) -> tuple[Projection, list[list[str]]]:
+def _project(candidate, tokenizer, settings) -> tuple[Projection, list[list[str]]]:
     pieces, logprobs = candidate.pieces, candidate.sample.logprobs
     own = "".join(logprobs.tokens)
     if settings.alignment == "fu2023":
@@ -207,12 +204,11 @@ def _project(candidate, student, settings) -> tuple[Projection, list[list[str]]]
     projection = project_top_k(
         alignment,
         logprobs,
-        pieces.strings,
         pieces.ids,
-        student.piece_to_id,
+        tokenizer,
         k=settings.top_k,
-        eos_id=EOS,
-        first_piece=student.first_piece if settings.projection == "paths" else None,
+        rule=settings.projection,
+        end_id=tokenizer.special_ids.end,
     )
     return projection, [[logprobs.tokens[i] for i in row] for row in alignment]
 

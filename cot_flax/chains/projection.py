@@ -1,17 +1,22 @@
-"""Projects a teacher's top-k token probabilities onto a student's vocabulary."""
+"""Projects a teacher's top-k token probabilities onto a student's vocabulary.
+
+Shape letters: T target positions, K entries of a position, M pieces of the text.
+"""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from operator import itemgetter
 
 import numpy as np
 
 from cot_flax.chains.samples import Logprobs
 from cot_flax.errors import UserError
+from cot_flax.students.layouts import ABSENT_ID
+from cot_flax.text.tokenizers import Tokenizer
 
-_SPACE = "\u2581"  # SentencePiece's visible space
-
+RULES = ("fu2023", "paths")
 KINDS = ("soft", "end", "no_token", "inside_token", "several_tokens", "other_string")
 """What a target position is: soft, or one-hot because it is the end of the sequence, has no
 teacher token, starts inside one, spans several, or is another string than its token."""
@@ -25,7 +30,7 @@ class Projection:
     """A teacher's top-k on the T target positions of a student.
 
     Attributes:
-        ids_TK: int32, student ids by falling probability; 0, the pad id, marks an absent entry.
+        ids_TK: int32, student ids by falling probability; ABSENT_ID (-1) where there is no entry.
         logprobs_TK: float32 natural logs of the teacher's own probabilities, never renormalised;
             0.0 where the entry is absent.
         kinds_T: int8, indices into KINDS: what a position is and why.
@@ -46,33 +51,32 @@ class Projection:
 def project_top_k(
     alignment: Sequence[Sequence[int]],
     logprobs: Logprobs,
-    student_pieces: Sequence[str],
     student_ids: Sequence[int],
-    piece_to_id: Mapping[str, int],
+    tokenizer: Tokenizer,
     *,
     k: int,
-    eos_id: int | None,
-    first_piece: Callable[[str], int] | None = None,
+    rule: str,
+    end_id: int | None,
 ) -> Projection:
     """Projects the teacher's top-k onto the student's vocabulary.
 
-    Without `first_piece`, paper [1]'s rule. A position is soft where exactly one teacher token is
-    aligned and is the same string as the piece, spaces counting as word marks, and the piece is in
-    the vocabulary. Its row is the union of the sampled token and the top-k, as far as they are
-    pieces; of two that name one id the first counts.
+    By the rule `fu2023`, paper [1]'s, a position is soft where exactly one teacher token is aligned
+    and is the same string as the piece, spaces counting as word marks, and the piece is in the
+    vocabulary. Its row is the union of the sampled token and the top-k, as far as they are pieces;
+    of two that name one id the first counts.
 
-    With `first_piece`, token paths: more positions are soft. Let tokens s_1 .. s_n be those of the
-    piece, s_1 beginning where the piece does. For every m <= n and every alternative x of s_m, the
-    teacher goes on with s_1 .. s_(m-1) x with probability p(s_1) .. p(s_(m-1)) p(x); and with
-    s_1 .. s_n with p(s_1) .. p(s_n). These events exclude each other, as any two differ at their
-    first different token, and each is one product of the teacher's own conditionals. So the
+    By the rule `paths`, along token paths, more positions are soft. Let tokens s_1 .. s_n be those
+    of the piece, s_1 beginning where the piece does. For every m <= n and every alternative x of
+    s_m, the teacher goes on with s_1 .. s_(m-1) x with probability p(s_1) .. p(s_(m-1)) p(x); and
+    with s_1 .. s_n with p(s_1) .. p(s_n). These events exclude each other, as any two differ at
+    their first different token, and each is one product of the teacher's own conditionals. So the
     probability that the student's next piece is v is the sum over the events whose string starts
     with v: exact wherever that first piece is settled by the string alone. It is settled where the
     next token begins a word, since pieces never reach over a word mark; elsewhere the teacher's
     token boundary is taken for a piece boundary, which is the paper's own assumption for m = n = 1.
     Two cases win most: several tokens that spell one piece (`/`, `2` and `/2`; a newline or the
     start of the text and `If`), and a token that starts with the piece (` apples` gives its mass to
-    `_apple`, and ` apple` adds its own). A piece that starts inside a token stays one-hot: its
+    ` apple`, and ` apple` adds its own). A piece that starts inside a token stays one-hot: its
     probability is a ratio in which the teacher's unknown tail stands below the line. So does one
     whose tokens do not start with it when they are tokenized alone.
 
@@ -82,78 +86,63 @@ def project_top_k(
     Args:
         alignment: as `align` or `align_by_bytes` returns it, for the M pieces.
         logprobs: the teacher's, for the text that was aligned.
-        student_pieces: the M pieces of that text.
-        student_ids: their ids.
-        piece_to_id: the student's vocabulary: an unknown string must be absent from it.
+        student_ids: of the M pieces of that text.
+        tokenizer: the student's.
         k: the entries a row.
-        eos_id: appends a one-hot row on this id, where it is not None.
-        first_piece: `Student.first_piece`, for token paths.
+        rule: one of RULES.
+        end_id: appends a one-hot row on this id, where it is not None.
 
     Returns:
-        The projection, of T = M positions, or M + 1 with EOS.
+        The projection, of T = M positions, or M + 1 with the end.
 
     Raises:
-        UserError: k is below 1, or alignment, pieces and ids differ in length.
+        UserError: k is below 1, or alignment and ids differ in length.
 
     Source: Fu et al. 2023, notebook cell 32. They skip an unknown piece likewise: their tokenizer
     spells it "<unk>", which no teacher token equals.
     """
     if k < 1:
         raise UserError(f"k = {k}", "k of at least 1", "give the number of entries a position")
-    lengths = (len(alignment), len(student_pieces), len(student_ids))
-    if len(set(lengths)) > 1:
+    if len(alignment) != len(student_ids):
         raise UserError(
-            "{} alignments, {} pieces, {} ids".format(*lengths),
+            f"{len(alignment)} alignments, {len(student_ids)} ids",
             "one of each a position",
             "tokenize and align the same text",
         )
-    if first_piece is None:
-        id_of = _TokenIds(piece_to_id)
+    if rule == "fu2023":
+        id_of = cache(tokenizer.whole_piece)
         rows = [
             _matched_row(tokens, logprobs, own_id, id_of)
             for tokens, own_id in zip(alignment, student_ids, strict=True)
         ]
     else:
         rows = [
-            _paths_row(alignment, j, logprobs, own_id, first_piece)
+            _paths_row(alignment, j, logprobs, own_id, tokenizer)
             for j, own_id in enumerate(student_ids)
         ]
     own_ids = list(student_ids)
-    if eos_id is not None:
+    if end_id is not None:
         rows.append("end")
-        own_ids.append(eos_id)
+        own_ids.append(end_id)
     return _packed(rows, own_ids, k)
 
 
-class _TokenIds(dict):
-    """Student ids of teacher tokens that are pieces as they stand, 0 for the others.
+def _matched_row(tokens: Sequence[int], logprobs: Logprobs, own_id: int, id_of) -> Row | str:
+    """Returns {student id: log-probability}, or the kind of a one-hot position.
 
-    Id 0 is the pad id, which means "absent", so that no string may be projected onto it.
+    Args:
+        id_of: gives the id of a token that is a piece as it stands, None for another one.
     """
-
-    def __init__(self, piece_to_id: Mapping[str, int]):
-        super().__init__()
-        self._piece_to_id = piece_to_id
-
-    def __missing__(self, token: str) -> int:
-        self[token] = self._piece_to_id.get(token.replace(" ", _SPACE), 0)
-        return self[token]
-
-
-def _matched_row(
-    tokens: Sequence[int], logprobs: Logprobs, own_id: int, id_of: _TokenIds
-) -> Row | str:
-    """Returns {student id: log-probability}, or the kind of a one-hot position."""
     if len(tokens) != 1:
         return "several_tokens" if tokens else "no_token"
     index = tokens[0]
-    # Of a known string only: an unknown piece's id is no string's, and pad's stands for none.
-    if not own_id or id_of[logprobs.tokens[index]] != own_id:
+    # An unknown piece's id is no string's, so that it is never met.
+    if id_of(logprobs.tokens[index]) != own_id:
         return "other_string"
     row = {own_id: logprobs.token_logprobs[index]}
     for token, logprob in logprobs.top_logprobs[index].items():
-        student_id = id_of[token]
-        if student_id and student_id not in row:
+        student_id = id_of(token)
+        if student_id is not None and student_id not in row:
             row[student_id] = logprob
     return row
 
@@ -163,20 +152,21 @@ def _paths_row(
     j: int,
     logprobs: Logprobs,
     own_id: int,
-    first_piece: Callable[[str], int],
+    tokenizer: Tokenizer,
 ) -> Row | str:
     tokens = alignment[j]
     if not tokens:
         return "no_token"
     if j and tokens[0] in alignment[j - 1]:
         return "inside_token"
-    # The student's tokenizer puts a space before a text, so that its first piece begins a word.
-    path, path_logprob = " " * (j == 0), 0.0
+    # At the start of a text, its first piece begins a word where the tokenizer adds a space.
+    path, path_logprob = tokenizer.prefix * (j == 0), 0.0
+    first_piece = tokenizer.first_piece
     row: Row = {}
     for index in tokens:
         token = logprobs.tokens[index]
         for other, logprob in logprobs.top_logprobs[index].items():
-            if other != token and (student_id := first_piece(path + other)):
+            if other != token and (student_id := first_piece(path + other)) is not None:
                 _add(row, student_id, path_logprob + logprob)
         path += token
         path_logprob += logprobs.token_logprobs[index]
@@ -196,7 +186,7 @@ def _add(row: Row, student_id: int, logprob: float) -> None:
 
 def _packed(rows: Sequence[Row | str], own_ids: Sequence[int], k: int) -> Projection:
     ids, logprobs, kinds = [], [], []
-    absent_ids, absent_logprobs = [0] * k, [0.0] * k
+    absent_ids, absent_logprobs = [ABSENT_ID] * k, [0.0] * k
     for row, own_id in zip(rows, own_ids, strict=True):
         if isinstance(row, str):
             kinds.append(KINDS.index(row))
@@ -212,5 +202,5 @@ def _packed(rows: Sequence[Row | str], own_ids: Sequence[int], k: int) -> Projec
     ids_TK = np.array(ids, np.int32).reshape(-1, k)
     # Products and sums of the teacher's rounded figures may pass 1 by a little.
     logprobs_TK = np.minimum(np.array(logprobs, np.float32), 0.0).reshape(-1, k)
-    kept_mass_T = np.sum(np.exp(logprobs_TK), axis=1, where=ids_TK != 0)
+    kept_mass_T = np.sum(np.exp(logprobs_TK), axis=1, where=ids_TK != ABSENT_ID)
     return Projection(ids_TK, logprobs_TK, np.array(kinds, np.int8), kept_mass_T)

@@ -1,16 +1,45 @@
-"""The samples file: one teacher sample a line, JSON Lines, gzipped where the name ends in .gz."""
+"""The samples file: one teacher sample a line, JSON Lines, gzipped where the name ends in .gz.
+
+At its border, and at that of other files of records: lines with their place, fields with their
+type, named reasons.
+"""
 
 import contextlib
+import dataclasses
 import gzip
+import hashlib
 import json
 import os
 import sys
-from collections.abc import Collection, Iterable, Iterator, Mapping
+import tempfile
+import zlib
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, NoReturn
 
-from cot_flax.chains.records import json_lines, reject, require
+from etils import epath
+
+from cot_flax.errors import UserError
+
+UNREADABLE = (FileNotFoundError, IsADirectoryError, PermissionError)
+CUT_OFF = (OSError, EOFError, zlib.error)
+"""What reading a file raises: one that cannot be opened, and one that ends too early."""
+
+
+BUCKETS = 256
+
+
+class BadRecord(UserError):
+    """One record that cannot be used.
+
+    Attributes:
+        reason: its short name, by which such records are counted.
+    """
+
+    def __init__(self, reason: str, place: str, got: str, expected: str):
+        super().__init__(f"{place}: {got}", expected, "repair or remove this line")
+        self.reason = reason
 
 
 @dataclass(frozen=True)
@@ -110,6 +139,29 @@ def to_line(sample: Sample, **added: str) -> bytes:
     return (json.dumps(record, ensure_ascii=False) + "\n").encode(errors="backslashreplace")
 
 
+def merge_samples(paths: Sequence[str | os.PathLike], out: str | os.PathLike) -> int:
+    """Writes the samples of several files with those of each question together.
+
+    They are spread over 256 files by their question first, of which one at a time is held in
+    memory. The chains of a question keep the order of their files and are numbered anew from 0, for
+    two runs give the same numbers.
+
+    Args:
+        paths: samples files.
+        out: the merged file, written whole or not at all; it may be one of `paths`.
+
+    Returns:
+        The number of samples.
+
+    Raises:
+        UserError: a line breaks the contract of samples files.
+    """
+    with tempfile.TemporaryDirectory(dir=Path(out).parent or None) as folder:
+        count = _spread(paths, Path(folder))
+        write_samples(out, _together(Path(folder)))
+    return count
+
+
 def sample_from_record(record: Mapping[str, Any], place: str) -> Sample:
     """Checks one object of the samples file and returns it as a Sample.
 
@@ -129,6 +181,84 @@ def sample_from_record(record: Mapping[str, Any], place: str) -> Sample:
     if values["logprobs"] is not None:
         values["logprobs"] = _logprobs(values["logprobs"], values["text"], place)
     return Sample(**values)
+
+
+def raw_lines(path: str | os.PathLike) -> Iterator[tuple[str, bytes]]:
+    """Yields (place, line) of a text file; place names file and line.
+
+    A name that ends in .gz says that the file is gzipped.
+
+    Raises:
+        UserError: the file is missing or empty.
+        BadRecord: it cannot be read to its end; reason "truncated_file".
+    """
+    number = 0
+    try:
+        with open_text(path) as lines:
+            for number, line in enumerate(lines, 1):
+                yield f"{path}, line {number}", line
+    except CUT_OFF as error:
+        wanted = "a readable file (gzipped if its name ends in .gz)"
+        if isinstance(error, UNREADABLE):
+            raise UserError(f"{path}: {error.strerror}", wanted, "check the path") from error
+        place = f"{path}, after line {number}"
+        raise BadRecord("truncated_file", place, str(error), wanted) from error
+    if number == 0:
+        raise UserError(f"{path}: an empty file", "one record a line", "make the file again")
+
+
+@contextlib.contextmanager
+def open_text(path: str | os.PathLike) -> Iterator[IO[bytes]]:
+    """Opens a file for reading, here or in a bucket, gzipped if its name ends in .gz."""
+    path = epath.Path(path)
+    with path.open("rb") as file:
+        if path.suffix != ".gz":
+            yield file
+            return
+        with gzip.open(file) as unpacked:
+            yield unpacked
+
+
+def json_lines(path: str | os.PathLike) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yields (place, object) for each line of a JSON Lines file, gzipped if it ends in .gz.
+
+    Raises:
+        UserError: the file is missing, unreadable or empty, or a line is no JSON object.
+    """
+    for place, line in raw_lines(path):
+        yield place, json_object(line, place)
+
+
+def require(record: Mapping[str, Any], name: str, kind: Any, place: str) -> Any:
+    """Returns record[name], which must be there and be of the type (or union) `kind`.
+
+    Raises:
+        UserError: it is missing or of another type; the message names `place`.
+    """
+    wanted = f"field {name!r} of type {getattr(kind, '__name__', kind)}"
+    if name not in record:
+        reject("missing_field", place, f"no field {name!r}", wanted)
+    value = record[name]
+    if not isinstance(value, kind) or isinstance(value, bool):
+        reject("wrong_type", place, f"{name!r} of type {type(value).__name__}", wanted)
+    return value
+
+
+def reject(reason: str, place: str, got: str, expected: str) -> NoReturn:
+    """Raises the BadRecord of a record that cannot be used."""
+    raise BadRecord(reason, place, got, expected)
+
+
+def json_object(line: bytes, place: str) -> dict[str, Any]:
+    """Decodes one line; raises BadRecord "bad_json" where it holds no JSON object."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        reject("bad_json", place, f"no JSON ({error})", "one JSON object a line")
+    if not isinstance(record, dict):
+        got = f"JSON of type {type(record).__name__}"
+        reject("bad_json", place, got, "one JSON object a line")
+    return record
 
 
 def _logprobs(record: Mapping[str, Any], text: str, place: str) -> Logprobs:
@@ -167,3 +297,27 @@ def _check_values(values: Collection[Any], place: str) -> None:
         else:
             continue
         reject(reason, place, f"log-probability {value!r}", "finite natural logs, at most 0")
+
+
+def _spread(paths: Sequence[str | os.PathLike], folder: Path) -> int:
+    count = 0
+    with contextlib.ExitStack() as stack:
+        buckets = [stack.enter_context(open(folder / f"{i:03d}", "wb")) for i in range(BUCKETS)]
+        for path in paths:
+            for sample in read_samples(path):
+                digest = hashlib.blake2b(sample.id.encode(errors="surrogatepass"), digest_size=1)
+                buckets[digest.digest()[0]].write(to_line(sample))
+                count += 1
+    return count
+
+
+def _together(folder: Path) -> Iterator[Sample]:
+    for bucket in sorted(folder.iterdir()):
+        if not bucket.stat().st_size:
+            continue
+        by_question: dict[str, list[Sample]] = {}
+        for sample in read_samples(bucket):
+            by_question.setdefault(sample.id, []).append(sample)
+        for samples in by_question.values():
+            for number, sample in enumerate(samples):
+                yield dataclasses.replace(sample, sample=number)

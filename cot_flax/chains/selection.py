@@ -9,10 +9,13 @@ from itertools import groupby
 
 from cot_flax.chains.filtering import Filters
 from cot_flax.chains.samples import Sample
-from cot_flax.chains.similarity import Ngrams, jaccard, ngrams
 from cot_flax.text.equations import Equation, find_equations
 from cot_flax.text.numerals import format_number
 from cot_flax.text.prompts import normalize_question
+
+NGRAM = 3
+
+Ngrams = frozenset[tuple[str, ...]]
 
 
 def select(samples: Sequence[Sample], filters: Filters) -> list[str | None]:
@@ -52,6 +55,24 @@ def distinct_chains(texts: Iterable[str]) -> int:
     Ho et al. 2022 call all samples of a temperature of 0.7 diverse reasoning, and count copies.
     """
     return len({_reasoning(text) for text in texts})
+
+
+def ngrams(normalized: str) -> Ngrams:
+    """Returns the different runs of three words of a normalized text, or all of a shorter text.
+
+    A number and an operator are each a word. Words rather than characters, for `24` and `26` share
+    half of their characters and mean different things; three of them, so that order counts while
+    one changed word spoils no more than three runs of a chain's few dozen. Broder 1997 ("On the
+    resemblance and containment of documents") calls them shingles.
+    """
+    words = normalized.split()
+    return frozenset(tuple(words[at : at + NGRAM]) for at in range(max(1, len(words) - NGRAM + 1)))
+
+
+def jaccard(one: Ngrams, other: Ngrams) -> float:
+    """Returns which share of the n-grams in either set is in both, from 0 to 1."""
+    common = len(one & other)
+    return common / (len(one) + len(other) - common)
 
 
 def _copies(texts: Sequence[str], filters: Filters) -> list[str | None]:

@@ -9,10 +9,10 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 
-from cot_flax.chains.preparation import Outcome, Settings, prepare_records
+from cot_flax.chains.preparation import Outcome, Preparation, prepare_records
 from cot_flax.chains.readers import Raw, find_format
-from cot_flax.chains.student_pieces import Student
 from cot_flax.text import answers
+from cot_flax.text.tokenizers import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -26,10 +26,10 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Job:
-    """What a process needs to know: the student's SentencePiece model, and the settings."""
+    """What a process needs to know: the student's tokenizer, and the settings."""
 
-    model: bytes
-    settings: Settings
+    tokenizer: Tokenizer
+    settings: Preparation
 
     def __getstate__(self) -> dict:
         """With the answer kind where somebody added it: other processes do not know it yet."""
@@ -62,9 +62,8 @@ def prepare_chunks(
     start = list(itertools.islice(chunks, 2))
     chunks = itertools.chain(start, chunks)
     if workers == 1 or len(start) < 2:
-        student = Student(job.model)
         for chunk in chunks:
-            yield chunk, _prepare(chunk, student, job.settings)
+            yield chunk, _prepare(chunk, job)
         return
     # Not a fork: the parent runs TensorFlow's threads. A fresh process imports none of it.
     context = multiprocessing.get_context("spawn")
@@ -89,7 +88,7 @@ def _in_order(pool, chunks: Iterator[Chunk], in_flight: int) -> Iterator[tuple[C
 
 def _start(job: Job) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    _STATE["student"], _STATE["settings"] = Student(job.model), job.settings
+    _STATE["job"] = job
 
 
 def _end_with_parent() -> None:
@@ -99,11 +98,12 @@ def _end_with_parent() -> None:
 
 
 def _work(chunk: Chunk) -> Outcome:
-    return _prepare(chunk, _STATE["student"], _STATE["settings"])
+    return _prepare(chunk, _STATE["job"])
 
 
-def _prepare(chunk: Chunk, student: Student, settings: Settings) -> Outcome:
-    outcome = prepare_records(chunk.raws, find_format(chunk.path), student, settings)
+def _prepare(chunk: Chunk, job: Job) -> Outcome:
+    format = find_format(chunk.path)
+    outcome = prepare_records(chunk.raws, format, job.tokenizer, job.settings)
     written = len(outcome.kept) + len(outcome.dropped) + len(outcome.rejected)
     assert len(chunk.raws) == written == outcome.tally.read, "a record was lost"
     return outcome

@@ -101,7 +101,7 @@ def prepare(
     beam_flags = take_other_flags(context) if runner else []
     prepare_libraries()
     from cot_flax.chains.filtering import Filters
-    from cot_flax.chains.preparation import Settings
+    from cot_flax.chains.preparation import Preparation
     from cot_flax.chains.readers import find_format
     from cot_flax.data.batches import find_task
     from cot_flax.data.registration import cot_task
@@ -118,7 +118,7 @@ def prepare(
         per_question=per_question,
         balance=balance,
     )
-    settings = Settings(
+    settings = Preparation(
         filters,
         top_k=top_k,
         alignment=alignment,

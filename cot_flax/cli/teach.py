@@ -169,7 +169,7 @@ def teach_import_codex(
 
     Example: cot-flax teach import-codex codex_top5.jsonl --out samples.jsonl
     """
-    from cot_flax.chains.codex import read_codex_dump
+    from cot_flax.chains.readers import read_codex_dump
     from cot_flax.chains.samples import write_samples
 
     samples = list(read_codex_dump(dump))
@@ -183,7 +183,7 @@ def merge(files: Annotated[list[str], typer.Argument(help="Samples files.")], ou
 
     Example: cot-flax teach merge monday.jsonl tuesday.jsonl.gz --out samples.jsonl.gz
     """
-    from cot_flax.chains.merging import merge_samples
+    from cot_flax.chains.samples import merge_samples
 
     typer.echo(f"{merge_samples(files, out):,} samples in {out}")
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import seqio
 import tensorflow as tf
 
-from cot_flax.chains.records import json_lines, require
+from cot_flax.chains.samples import json_lines, require
 from cot_flax.errors import UserError
 
 Records = list[dict]

@@ -9,7 +9,7 @@ from pathlib import Path
 import typer
 
 from cot_flax import configuration
-from cot_flax.chains.preparation import Settings
+from cot_flax.chains.preparation import Preparation
 from cot_flax.chains.samples import write_samples
 from cot_flax.lab.world.stories import make_stories
 from cot_flax.lab.world.teacher import make_samples
@@ -68,7 +68,7 @@ def _prepare(out: Path, size: Size, seed: int) -> Path:
     write_samples(samples, make_samples(stories, samples=size.samples, seed=seed))
     from cot_flax.tasks.stories import VOCABULARY
 
-    prepare([str(samples)], str(out / "store"), vocabulary=VOCABULARY, settings=Settings())
+    prepare([str(samples)], str(out / "store"), vocabulary=VOCABULARY, settings=Preparation())
     return out / "store"
 
 

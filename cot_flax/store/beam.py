@@ -13,7 +13,7 @@ import seqio
 import tensorflow as tf
 from etils import epath
 
-from cot_flax.chains.preparation import Settings
+from cot_flax.chains.preparation import Preparation
 from cot_flax.chains.readers import find_format
 from cot_flax.chains.tally import Tally
 from cot_flax.chains.workers import Job
@@ -21,6 +21,7 @@ from cot_flax.data.features import fingerprint
 from cot_flax.errors import UserError
 from cot_flax.store import beam_steps, layout
 from cot_flax.store.prepare import PARTS, stop_if_nothing_kept, stop_if_too_many_rejected
+from cot_flax.text.tokenizers import SentencePieceTokenizer
 
 BYTES_PER_SHARD = 2 << 20
 
@@ -30,7 +31,7 @@ def prepare(
     out: str,
     *,
     vocabulary: seqio.SentencePieceVocabulary,
-    settings: Settings,
+    settings: Preparation,
     flags: Sequence[str] = (),
     max_rejected: float = 0.05,
     bytes_per_shard: int = BYTES_PER_SHARD,
@@ -68,7 +69,7 @@ def prepare(
     (folder / PARTS).mkdir(parents=True)
     paths, sizes, _ = zip(*plan["inputs"], strict=True)
     shards = -(-sum(sizes) // bytes_per_shard)
-    job = Job(vocabulary.sp_model, settings)
+    job = Job(SentencePieceTokenizer(vocabulary.sp_model, extra_ids=0), settings)
     beam_steps.run(pipeline, paths, out, job, shards=shards)
     total = _total(folder / PARTS, max_rejected)
     _finish(folder, shards, total, plan)

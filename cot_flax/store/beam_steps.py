@@ -18,15 +18,15 @@ from itertools import chain
 import tensorflow as tf
 from etils import epath
 
-from cot_flax.chains.preparation import Outcome, Settings, parse, prepare_question
+from cot_flax.chains.preparation import Outcome, Preparation, parse, prepare_question
 from cot_flax.chains.readers import Raw, find_format
 from cot_flax.chains.samples import to_line
-from cot_flax.chains.student_pieces import Student
 from cot_flax.chains.tally import Tally
 from cot_flax.chains.workers import Job
 from cot_flax.errors import UserError
 from cot_flax.store import layout
 from cot_flax.store.prepare import PARTS
+from cot_flax.text.tokenizers import Tokenizer
 
 try:
     import apache_beam as beam
@@ -97,23 +97,22 @@ def read_file(file: tuple[int, str]) -> Iterator[tuple[bytes, Entry]]:
 
 
 class _Prepare(beam.DoFn):
-    """Prepares the records of a question; holds one student a worker."""
+    """Prepares the records of a question."""
 
     def __init__(self, job: Job, shards: int):
         self._job, self._shards = job, shards
 
-    def setup(self):
-        self._student = Student(self._job.model)
-
     def process(self, group: tuple[bytes, Iterable[Entry]]):
         question, entries = group
         entries = sorted(entries, key=lambda entry: entry[0])
-        outcome = prepare_entries(entries, self._student, self._job.settings)
+        outcome = prepare_entries(entries, self._job.tokenizer, self._job.settings)
         yield zlib.crc32(question) % self._shards, _lines(entries[0][0], outcome)
         yield beam.pvalue.TaggedOutput("tallies", outcome.tally)
 
 
-def prepare_entries(entries: Sequence[Entry], student: Student, settings: Settings) -> Outcome:
+def prepare_entries(
+    entries: Sequence[Entry], tokenizer: Tokenizer, settings: Preparation
+) -> Outcome:
     """Parses and prepares the records of one question.
 
     The chains of several files are numbered anew, for two runs give the same numbers.
@@ -123,7 +122,7 @@ def prepare_entries(entries: Sequence[Entry], student: Student, settings: Settin
     if len({path for _, path, _ in entries}) > 1:
         samples = [dataclasses.replace(sample, sample=i) for i, sample in enumerate(samples)]
     if samples:
-        prepare_question(samples, student, settings, outcome)
+        prepare_question(samples, tokenizer, settings, outcome)
     return outcome
 
 

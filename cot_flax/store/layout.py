@@ -49,7 +49,7 @@ def serialize(record: Record) -> bytes:
     """One chain as a tf.train.Example; absent rows are empty strings."""
     ids = logprobs = b""
     if record.projection is not None:
-        ids = record.projection.ids_TK.astype("<u2").tobytes()
+        ids = np.maximum(record.projection.ids_TK, 0).astype("<u2").tobytes()
         logprobs = encode_logprobs(record.projection.logprobs_TK).tobytes()
     feature = {
         "id": _bytes(record.id.encode()),

@@ -17,7 +17,7 @@ import numpy as np
 import seqio
 import tensorflow as tf
 
-from cot_flax.chains.preparation import Outcome, Settings
+from cot_flax.chains.preparation import Outcome, Preparation
 from cot_flax.chains.readers import Raw, find_format
 from cot_flax.chains.samples import gzip_writer, to_line
 from cot_flax.chains.tally import Tally
@@ -25,6 +25,7 @@ from cot_flax.chains.workers import Chunk, Job, cores, prepare_chunks
 from cot_flax.data.features import fingerprint
 from cot_flax.errors import UserError
 from cot_flax.store import layout
+from cot_flax.text.tokenizers import SentencePieceTokenizer
 
 PARTS, PLAN = "parts", "plan.json"
 RECORDS_PER_SHARD = 2048
@@ -37,7 +38,7 @@ def prepare(
     out: str,
     *,
     vocabulary: seqio.SentencePieceVocabulary,
-    settings: Settings,
+    settings: Preparation,
     workers: int | None = None,
     max_rejected: float = 0.05,
     records_per_shard: int = RECORDS_PER_SHARD,
@@ -69,7 +70,7 @@ def prepare(
     parts = _open_parts(folder, plan)
     total, done = Tally(), 0
     chunks = _chunks(inputs, records_per_shard)
-    job = Job(vocabulary.sp_model, settings)
+    job = Job(SentencePieceTokenizer(vocabulary.sp_model, extra_ids=0), settings)
     for tally in _prepared(chunks, parts, job, workers or cores()):
         total.add(tally)
         done += 1

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cot_flax.chains.records import json_lines, reject, require
+from cot_flax.chains.samples import json_lines, reject, require
 from cot_flax.errors import UserError
 from cot_flax.text.calculator import strip_marks
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from cot_flax.errors import UserError
 from cot_flax.files import path_at
 from cot_flax.students.student import Student
-from cot_flax.text.tokenizers import Tokenizer
+from cot_flax.text.tokenizers import SentencePieceTokenizer
 from cot_flax.weights.source import Source
 
 SENTENCEPIECE = "spiece.model"
@@ -19,7 +19,9 @@ def fingerprint(folder: Path) -> str:
     """Of a folder's vocabulary; "" where it has none. Raises UserError where it is broken."""
     if not (folder / SENTENCEPIECE).exists():
         return ""
-    return Tokenizer(folder / SENTENCEPIECE, extra_ids=_sentinels_of(folder)).fingerprint
+    return SentencePieceTokenizer(
+        folder / SENTENCEPIECE, extra_ids=_sentinels_of(folder)
+    ).fingerprint
 
 
 def find(source: Source, path: str | os.PathLike | None) -> Path:
@@ -48,7 +50,7 @@ def sentinels(model: bytes, vocabulary: str, student: Student) -> int:
         UserError: the model was trained with another vocabulary.
     """
     for count in (_T5_SENTINELS, 0):
-        tokenizer = Tokenizer(model, extra_ids=count)
+        tokenizer = SentencePieceTokenizer(model, extra_ids=count)
         fits = tokenizer.vocab_size <= student.config.vocab_size
         if fits and vocabulary in ("", tokenizer.fingerprint):
             return count
@@ -60,7 +62,7 @@ def sentinels(model: bytes, vocabulary: str, student: Student) -> int:
 
 
 def write(folder: Path, model: bytes, extra_ids: int) -> None:
-    """Writes what AutoTokenizer of transformers 4.5x and 5.x reads; ids as in our Tokenizer."""
+    """Writes what AutoTokenizer of transformers 4.5x and 5.x reads; ids as in our tokenizer."""
     names = {"eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
     special = names | {"additional_special_tokens": [f"<extra_id_{i}>" for i in range(extra_ids)]}
     # "legacy" is how T5's own tokenizers do it; unset, transformers 4 warns about it.

@@ -1,14 +1,15 @@
 import itertools
+from functools import cache
 from math import inf
 
+import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from cot_flax.chains.alignment import align, align_by_bytes
-from cot_flax.chains.codex import read_codex_dump
-from cot_flax.chains.edit_distance import edit_distances
-from cot_flax.chains.student_pieces import Pieces, Student
+from cot_flax.chains.alignment import align, align_by_bytes, edit_distances, warp
+from cot_flax.chains.readers import read_codex_dump
+from cot_flax.text.tokenizers import Pieces, open_tokenizer
 
 # Golden vectors: FranxYao/FlanT5-CoT-Specialization @ a8ffd51 (MIT), notebook
 # dev_align_codex_to_flan_t5_dtw.ipynb, cells 21 (tokens), 19 (pieces) and 29 (printed alignment).
@@ -109,7 +110,7 @@ def test_the_smallest_inputs(tokens, pieces, expected):
 
 @pytest.fixture(scope="module")
 def t5(shared_data):
-    return Student(shared_data / "t5_vocab" / "spiece.model")
+    return open_tokenizer(shared_data / "t5_vocab" / "spiece.model")
 
 
 # What normalisation changes: unknown characters, accents, ligatures, fractions, emoji, white space.
@@ -170,7 +171,7 @@ def test_pieces_have_the_tokens_that_share_their_bytes(t5, cut, cropped):
     """Byte by byte; the dynamic program decides only around pieces that have no bytes."""
     text, tokens = cut
     cropped = min(cropped, len(text) - len(text.lstrip()))
-    pieces = t5.encode(text[cropped:])
+    pieces = t5.pieces(text[cropped:])
     margin = len(text[:cropped].encode())
     expected = byte_by_byte(tokens, pieces, margin)
     found = align_by_bytes(tokens, pieces, skipped=margin)
@@ -187,7 +188,7 @@ def test_pieces_have_the_tokens_that_share_their_bytes(t5, cut, cropped):
 def test_the_dynamic_program_is_asked_where_a_piece_has_no_bytes(t5):
     """Of "½" SentencePiece says only that its last piece stands for its bytes."""
     tokens = ["A", " half", " is", " ", "½", " of", " it"]
-    pieces = t5.encode("".join(tokens))
+    pieces = t5.pieces("".join(tokens))
     assert [pieces.strings[j] for j in sorted(without_bytes(pieces))] == ["⁄"]
     rows = dict(zip(pieces.strings, align_by_bytes(tokens, pieces), strict=True))
     between = dict(zip(("▁1", "⁄", "2"), align([" ", "½"], ["▁1", "⁄", "2"]), strict=True))
@@ -208,13 +209,13 @@ def test_the_dynamic_program_is_asked_where_a_piece_has_no_bytes(t5):
     ],
 )
 def test_what_the_papers_rule_cannot_say(t5, tokens, expected):
-    pieces = t5.encode("".join(tokens))
+    pieces = t5.pieces("".join(tokens))
     rows = align_by_bytes(tokens, pieces)
     assert list(zip(pieces.strings, rows, strict=True)) == expected
 
 
 def test_a_text_that_goes_on_behind_the_teachers_has_no_tokens_there(t5):
-    pieces = t5.encode("If it is\nThe answer is 2")
+    pieces = t5.pieces("If it is\nThe answer is 2")
     rows = align_by_bytes(["\n ", "If", " it", " is"], pieces, skipped=2)
     assert rows == [[1], [2], [3], [], [], [], []]
 
@@ -230,7 +231,7 @@ def test_on_real_chains_both_ways_agree_where_token_and_piece_are_the_same_strin
     same = total = agreed = 0
     for chain in read_codex_dump(shared_data / "teacher" / "gsm8k_train_codex_top5.jsonl"):
         if chain.finish_reason == "stop":
-            tokens, pieces = chain.logprobs.tokens, t5.encode(chain.text)
+            tokens, pieces = chain.logprobs.tokens, t5.pieces(chain.text)
             ways = align_by_bytes(tokens, pieces), align(tokens, pieces.strings)
             for piece, by_bytes, by_strings in zip(pieces.strings, *ways, strict=True):
                 total += 1
@@ -239,3 +240,67 @@ def test_on_real_chains_both_ways_agree_where_token_and_piece_are_the_same_strin
                     added = {tokens[i] for i in by_strings if i not in by_bytes}
                     assert set(by_bytes) <= set(by_strings) and added <= {"\n", " $"}
     assert same > 0.8 * total and agreed > 0.9 * same
+
+
+# The path -----------------------------------------------------------------------------------------
+
+
+# Of two paths of one cost, the diagonal first, then the earlier left, then right string.
+@pytest.mark.parametrize(
+    ("left", "right", "expected"),
+    [
+        (["a", "b"], ["a", "b"], [[0], [1]]),
+        (["a", "a"], ["a", "a"], [[0], [1]]),  # not [[0, 1], [1]], nor [[0], [0, 1]]
+        (["", ""], [""], [[0, 1]]),
+        ([""], ["", ""], [[0], [0]]),
+        (["", "", ""], ["", ""], [[0, 1], [2]]),  # the diagonal first, from the end
+        (["", ""], ["", "", ""], [[0], [0], [1]]),
+        (["ab"], ["a", "b"], [[0], [0]]),
+        (["a", "b"], ["ab"], [[0, 1]]),
+    ],
+)
+def test_ties(left, right, expected):
+    assert warp(left, right) == expected
+
+
+def test_a_long_line_needs_no_recursion():
+    words = [str(i % 7) for i in range(1100)]
+    assert warp(words, words) == [[i] for i in range(1100)]
+
+
+# Edit distances -----------------------------------------------------------------------------------
+
+STRINGS = st.lists(st.text(alphabet="ab\0", max_size=5), min_size=1, max_size=4)
+
+
+@cache
+def levenshtein(a, b):
+    if not a or not b:
+        return len(a) + len(b)
+    return min(
+        levenshtein(a[1:], b) + 1,
+        levenshtein(a, b[1:]) + 1,
+        levenshtein(a[1:], b[1:]) + (a[0] != b[0]),
+    )
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "distance"),
+    [
+        ("kitten", "sitting", 3),
+        ("flaw", "lawn", 2),
+        ("", "abc", 3),
+        ("abc", "", 3),
+        ("", "", 0),
+        ("a\0", "a", 1),
+        ("naïve", "naive", 1),
+    ],
+)
+def test_known_distances(a, b, distance):
+    np.testing.assert_array_equal(edit_distances([a], [b]), [[distance]])
+
+
+@given(STRINGS, STRINGS)
+def test_every_pair_equals_the_definition(left, right):
+    expected = [[levenshtein(a, b) for b in right] for a in left]
+    np.testing.assert_array_equal(edit_distances(left, right), expected)

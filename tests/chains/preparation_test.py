@@ -7,20 +7,20 @@ import math
 import pytest
 
 from cot_flax.chains.filtering import Filters
-from cot_flax.chains.preparation import Outcome, Settings, prepare_question, prepare_records
+from cot_flax.chains.preparation import Outcome, Preparation, prepare_question, prepare_records
 from cot_flax.chains.projection import KINDS
 from cot_flax.chains.readers import FORMATS, Raw
 from cot_flax.chains.samples import Logprobs, Sample, to_line
-from cot_flax.chains.student_pieces import Student
 from cot_flax.errors import UserError
 from cot_flax.lab.world.vocabulary import VOCABULARY_PATH
+from cot_flax.text.tokenizers import open_tokenizer
 
 HALF = math.log(0.5)
 
 
 @pytest.fixture(scope="module")
-def student():
-    return Student(VOCABULARY_PATH)
+def tokenizer():
+    return open_tokenizer(VOCABULARY_PATH)
 
 
 def sample(text, *, tokens=(), gold="2", **fields):
@@ -49,9 +49,9 @@ def sample(text, *, tokens=(), gold="2", **fields):
     return Sample(**values | fields)
 
 
-def prepared(samples, student, **settings):
+def prepared(samples, tokenizer, **settings):
     outcome = Outcome()
-    prepare_question(samples, student, Settings(**settings), outcome)
+    prepare_question(samples, tokenizer, Preparation(**settings), outcome)
     return outcome
 
 
@@ -62,10 +62,10 @@ def kinds(record):
 TOKENS = ("\n", " ", "1", " +", " 1", " =", " 2", ".", "\n", "The", " answer", " is", " 2")
 
 
-def test_a_chain_becomes_ids_with_a_row_each(student):
+def test_a_chain_becomes_ids_with_a_row_each(tokenizer):
     chain = sample("".join(TOKENS), tokens=TOKENS)
-    (record,) = prepared([chain], student, projection="fu2023").kept
-    ids = student.encode("1 + 1 = 2.\nThe answer is 2").ids
+    (record,) = prepared([chain], tokenizer, projection="fu2023").kept
+    ids = tokenizer.encode("1 + 1 = 2.\nThe answer is 2")
     assert record.targets == (*ids, 1)
     assert (record.id, record.question, record.answer) == ("sums-0/0", "1 + 1 =", "2")
     assert record.first
@@ -76,12 +76,12 @@ def test_a_chain_becomes_ids_with_a_row_each(student):
 
 @pytest.mark.parametrize("alignment", ["bytes", "fu2023"])
 @pytest.mark.parametrize("projection", ["paths", "fu2023"])
-def test_an_added_answer_is_not_the_teachers(student, alignment, projection):
+def test_an_added_answer_is_not_the_teachers(tokenizer, alignment, projection):
     """White space before the text, which the target lacks, must not move it."""
     tokens = TOKENS[:8]
     settings = {"alignment": alignment, "projection": projection}
-    (record,) = prepared([sample("".join(tokens), tokens=tokens)], student, **settings).kept
-    assert record.targets == (*student.encode("1 + 1 = 2.\nThe answer is 2").ids, 1)
+    (record,) = prepared([sample("".join(tokens), tokens=tokens)], tokenizer, **settings).kept
+    assert record.targets == (*tokenizer.encode("1 + 1 = 2.\nThe answer is 2"), 1)
     probabilities = [math.exp(row[0]) for row in record.projection.logprobs_TK]
     first = 0.5 if projection == "paths" and alignment == "bytes" else 1
     if alignment == "bytes":
@@ -92,19 +92,19 @@ def test_an_added_answer_is_not_the_teachers(student, alignment, projection):
         assert probabilities[-4:] == pytest.approx([1] * 4)
 
 
-def test_a_chain_without_logprobs_has_no_projection(student):
-    outcome = prepared([sample("It is 2.")], student)
+def test_a_chain_without_logprobs_has_no_projection(tokenizer):
+    outcome = prepared([sample("It is 2.")], tokenizer)
     assert outcome.kept[0].projection is None
     assert (outcome.tally.one_hot_chains, outcome.tally.kinds) == (1, {})
     assert outcome.tally.tokens == len(outcome.kept[0].targets)
 
 
-def test_an_unlabelled_chain_has_its_own_answer(student):
-    (record,) = prepared([sample("1 + 1 = 2, so 2 it is.", gold="")], student).kept
+def test_an_unlabelled_chain_has_its_own_answer(tokenizer):
+    (record,) = prepared([sample("1 + 1 = 2, so 2 it is.", gold="")], tokenizer).kept
     assert record.answer == "2"
-    assert record.targets == (*student.encode("1 + 1 = 2, so 2 it is.\nThe answer is 2").ids, 1)
+    assert record.targets == (*tokenizer.encode("1 + 1 = 2, so 2 it is.\nThe answer is 2"), 1)
     yes = Filters(answer_kind="yes_no")
-    (record,) = prepared([sample("Of course. Yes", gold="")], student, filters=yes).kept
+    (record,) = prepared([sample("Of course. Yes", gold="")], tokenizer, filters=yes).kept
     assert record.answer == "yes"
 
 
@@ -122,41 +122,41 @@ def test_an_unlabelled_chain_has_its_own_answer(student):
         ("It is 2.", {"filters": Filters(require_logprobs=True)}, "no_logprobs"),
     ],
 )
-def test_fates(student, text, settings, fate):
-    outcome = prepared([sample(text)], student, **settings)
+def test_fates(tokenizer, text, settings, fate):
+    outcome = prepared([sample(text)], tokenizer, **settings)
     assert outcome.tally.fates == {fate: 1}
     assert (len(outcome.kept), len(outcome.dropped)) == ((1, 0) if fate == "kept" else (0, 1))
 
 
-def test_an_unlabelled_chain_without_an_answer_teaches_none(student):
+def test_an_unlabelled_chain_without_an_answer_teaches_none(tokenizer):
     chain = sample("So it goes.", gold="")
-    outcome = prepared([chain], student, filters=Filters(rules="none"))
+    outcome = prepared([chain], tokenizer, filters=Filters(rules="none"))
     assert outcome.tally.fates == {"no_answer": 1}
 
 
 def test_a_row_needs_an_entry():
     with pytest.raises(UserError, match="top_k 0; expected at least 1"):
-        Settings(top_k=0)
+        Preparation(top_k=0)
 
 
-def test_a_gold_answer_that_is_none_drops_its_chains_by_name(student):
+def test_a_gold_answer_that_is_none_drops_its_chains_by_name(tokenizer):
     samples = [sample("It is 2.", gold="a few"), sample("It is 3.", gold="a few", sample=1)]
-    outcome = prepared(samples, student)
+    outcome = prepared(samples, tokenizer)
     assert outcome.dropped == [("unreadable_gold_answer", s) for s in samples]
 
 
-def test_what_is_selected_counts_among_those_that_passed(student):
+def test_what_is_selected_counts_among_those_that_passed(tokenizer):
     """A wrong chain takes no place, nor is it the first."""
     texts = ["It is 3.", "1 + 1 = 2.", "1 + 1 = 2.", "2 + 0 = 2.", "4 - 2 = 2."]
     samples = [sample(text, sample=n, prompt_hash="h") for n, text in enumerate(texts)]
-    outcome = prepared(samples, student, filters=Filters(per_question=2))
+    outcome = prepared(samples, tokenizer, filters=Filters(per_question=2))
     assert [(r.id, r.first) for r in outcome.kept] == [("sums-0/1", True), ("sums-0/3", False)]
     reasons = [(reason, s.sample) for reason, s in outcome.dropped]
     assert reasons == [("wrong_answer", 0), ("repeated", 2), ("over_limit", 4)]
     tally = outcome.tally
     assert (tally.questions, tally.kept_chains, tally.distinct_chains) == (1, {"2": 1}, {"2": 1})
     assert (tally.read, tally.kept, tally.teachers) == (5, 2, {"nobody": 2})
-    one = prepared(samples[1:2], student).tally.prompts
+    one = prepared(samples[1:2], tokenizer).tally.prompts
     assert tally.prompts == 2 * one > 0
 
 
@@ -164,7 +164,7 @@ def raw(line, question, number):
     return Raw(f"f, line {number}", question, line)
 
 
-def test_records_are_grouped_by_question_and_none_is_lost(student):
+def test_records_are_grouped_by_question_and_none_is_lost(tokenizer):
     lines = [
         raw(to_line(sample("It is 2.")), b"a", 1),
         raw(b"?", b"a", 2),
@@ -173,7 +173,7 @@ def test_records_are_grouped_by_question_and_none_is_lost(student):
         raw(to_line(sample("It is 2.", id="c")), b"c", 5),
         raw(to_line(sample("It is 3.", id="c", sample=1)), b"c", 6),
     ]
-    outcome = prepare_records(lines, FORMATS[".jsonl"], student, Settings())
+    outcome = prepare_records(lines, FORMATS[".jsonl"], tokenizer, Preparation())
     assert [(r.id, r.first) for r in outcome.kept] == [
         ("sums-0/0", True),
         ("sums-0/1", False),
@@ -184,9 +184,9 @@ def test_records_are_grouped_by_question_and_none_is_lost(student):
     assert (outcome.tally.read, outcome.tally.questions) == (6, 2)
 
 
-def test_the_worst_example_shows_both_tokenizations(student):
+def test_the_worst_example_shows_both_tokenizations(tokenizer):
     chain = sample("".join(TOKENS), tokens=TOKENS)
-    outcome = prepared([chain], student, projection="fu2023")
+    outcome = prepared([chain], tokenizer, projection="fu2023")
     (worst,) = json.loads(json.dumps(outcome.tally.worst))
     assert worst["soft_share"] == pytest.approx(8 / 10)
     rows = {piece: (tokens, kind) for piece, tokens, kind in worst["positions"]}
@@ -198,5 +198,5 @@ def test_the_worst_example_shows_both_tokenizations(student):
 @pytest.mark.parametrize("name", ["alignment", "projection"])
 def test_unknown_names_are_refused(name):
     with pytest.raises(UserError, match=f"{name} 'dtw'; expected one of .*fu2023"):
-        Settings(**{name: "dtw"})
-    assert dataclasses.asdict(Settings())[name] in ("bytes", "paths")
+        Preparation(**{name: "dtw"})
+    assert dataclasses.asdict(Preparation())[name] in ("bytes", "paths")

@@ -1,4 +1,4 @@
-"""Tests of alignment.project_top_k."""
+"""Tests of project_top_k."""
 
 import itertools
 import math
@@ -8,15 +8,16 @@ import re
 import numpy as np
 import pytest
 
-from cot_flax.chains.alignment import align, align_by_bytes, project_top_k
-from cot_flax.chains.codex import read_codex_dump
-from cot_flax.chains.projection import KINDS
+from cot_flax.chains.alignment import align, align_by_bytes
+from cot_flax.chains.projection import KINDS, RULES, project_top_k
+from cot_flax.chains.readers import read_codex_dump
 from cot_flax.chains.samples import Logprobs
-from cot_flax.chains.student_pieces import Student
 from cot_flax.errors import UserError
 from cot_flax.lab.world.stories import make_stories
 from cot_flax.lab.world.teacher import StoryTeacher, tokenize
 from cot_flax.lab.world.vocabulary import VOCABULARY_PATH
+from cot_flax.students.layouts import ABSENT_ID
+from cot_flax.text.tokenizers import open_tokenizer
 
 # Golden vectors: FranxYao/FlanT5-CoT-Specialization @ a8ffd51 (MIT), notebook
 # dev_align_codex_to_flan_t5_dtw.ipynb: steps of cell 31 (the sampled token first), their rows of
@@ -65,35 +66,47 @@ def logprobs_of(steps):
 def rows_of(projection, piece_of):
     """The projection as {piece: probability} rows, of its present entries."""
     return [
-        {piece_of[i]: float(np.exp(logprob)) for i, logprob in zip(ids, logprobs, strict=True) if i}
+        {
+            piece_of[i]: float(np.exp(logprob))
+            for i, logprob in zip(ids, logprobs, strict=True)
+            if i != ABSENT_ID
+        }
         for ids, logprobs in zip(projection.ids_TK, projection.logprobs_TK, strict=True)
     ]
 
 
-def project(steps, pieces, vocabulary, *, alignment=None, k=6, eos_id=None):
+class Words:
+    """A tokenizer of which no more than its pieces is known."""
+
+    def __init__(self, vocabulary):
+        self.whole_piece = lambda text: vocabulary.get(text.replace(" ", "▁"))
+
+
+def project(steps, pieces, vocabulary, *, alignment=None, k=6, end_id=None):
     """Projects with token i aligned to piece i, where no alignment is given."""
     return project_top_k(
         [[t] for t in range(len(pieces))] if alignment is None else alignment,
         logprobs_of(steps),
-        pieces,
         [vocabulary.get(piece, 2) for piece in pieces],
-        vocabulary,
+        Words(vocabulary),
         k=k,
-        eos_id=eos_id,
+        rule="fu2023",
+        end_id=end_id,
     )
 
 
 @pytest.fixture(scope="module")
 def t5(shared_data):
-    sentencepiece = pytest.importorskip("sentencepiece")
-    return sentencepiece.SentencePieceProcessor(
-        model_file=str(shared_data / "t5_vocab" / "spiece.model")
-    )
+    return open_tokenizer(shared_data / "t5_vocab" / "spiece.model")
 
 
 @pytest.fixture(scope="module")
-def t5_vocabulary(t5):
-    return {t5.id_to_piece(i): i for i in range(t5.get_piece_size())}
+def world():
+    return open_tokenizer(VOCABULARY_PATH)
+
+
+def vocabulary_of(tokenizer):
+    return {tokenizer.id_to_piece(i): i for i in range(tokenizer.vocab_size)}
 
 
 @pytest.fixture(scope="module")
@@ -103,12 +116,13 @@ def chains(shared_data):
     return {(s.id, s.sample): s for s in samples if s.finish_reason == "stop"}
 
 
-def project_chain(chain, t5, vocabulary):
-    pieces = t5.encode(chain.text, out_type=str)
-    alignment = align(chain.logprobs.tokens, pieces)
-    ids = t5.encode(chain.text)
-    projection = project_top_k(alignment, chain.logprobs, pieces, ids, vocabulary, k=6, eos_id=None)
-    return pieces, alignment, ids, projection
+def project_chain(chain, t5):
+    pieces = t5.pieces(chain.text)
+    alignment = align(chain.logprobs.tokens, pieces.strings)
+    projection = project_top_k(
+        alignment, chain.logprobs, pieces.ids, t5, k=6, rule="fu2023", end_id=None
+    )
+    return pieces, alignment, projection
 
 
 def check_golden_rows(vocabulary):
@@ -123,8 +137,8 @@ def test_reproduces_the_rows_printed_by_the_authors():
     check_golden_rows({piece: i for i, piece in enumerate(strings, 3)})
 
 
-def test_reproduces_them_with_the_vocabulary_of_t5(t5_vocabulary):
-    check_golden_rows(t5_vocabulary)
+def test_reproduces_them_with_the_vocabulary_of_t5(t5):
+    check_golden_rows(vocabulary_of(t5))
 
 
 VOCABULARY = {"<pad>": 0, "</s>": 1, "<unk>": 2} | {
@@ -134,8 +148,8 @@ VOCABULARY = {"<pad>": 0, "</s>": 1, "<unk>": 2} | {
 
 def test_shapes_types_order_and_padding():
     steps = [(" a", 0.25, {" b": 0.5, " a": 0.25, " ?": 0.125}), (" c", 0.5, {})]
-    result = project(steps, ["▁a", "▁c"], VOCABULARY, k=4, eos_id=1)
-    np.testing.assert_array_equal(result.ids_TK, [[4, 3, 0, 0], [5, 0, 0, 0], [1, 0, 0, 0]])
+    result = project(steps, ["▁a", "▁c"], VOCABULARY, k=4, end_id=1)
+    np.testing.assert_array_equal(result.ids_TK, [[4, 3, -1, -1], [5, -1, -1, -1], [1, -1, -1, -1]])
     expected = [[np.log(0.5), np.log(0.25), 0, 0], [np.log(0.5), 0, 0, 0], [0, 0, 0, 0]]
     np.testing.assert_allclose(result.logprobs_TK, expected, rtol=1e-6)
     np.testing.assert_array_equal(result.soft_T, [True, True, False])
@@ -160,14 +174,16 @@ def test_more_than_k_keep_the_likeliest_without_renormalising():
 def test_of_duplicates_the_first_counts():
     steps = [(" a", 0.25, {"▁a": 0.5, " b": 0.125, "▁b": 0.0625})]
     result = project(steps, ["▁a"], VOCABULARY, k=3)
-    np.testing.assert_array_equal(result.ids_TK, [[3, 4, 0]])
+    np.testing.assert_array_equal(result.ids_TK, [[3, 4, -1]])
     np.testing.assert_allclose(result.kept_mass_T, [0.375], rtol=1e-6)
 
 
-def test_the_pad_id_is_never_a_teacher_token():
-    result = project([(" a", 0.5, {"<pad>": 0.25, " b": 0.125})], ["▁a"], VOCABULARY, k=3)
-    np.testing.assert_array_equal(result.ids_TK, [[3, 4, 0]])
-    np.testing.assert_allclose(result.kept_mass_T, [0.625], rtol=1e-6)
+def test_no_legal_id_means_absent():
+    """The first pieces of many BPE vocabularies are text."""
+    steps = [(" a", 0.5, {" b": 0.25, " ?": 0.125}), (" b", 0.5, {" a": 0.25})]
+    result = project(steps, ["▁a", "▁b"], {"▁a": 0, "▁b": 1}, k=3)
+    np.testing.assert_array_equal(result.ids_TK, [[0, 1, -1], [1, 0, -1]])
+    np.testing.assert_allclose(result.kept_mass_T, [0.75, 0.75], rtol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -182,7 +198,7 @@ def test_the_pad_id_is_never_a_teacher_token():
 )
 def test_one_hot_where_the_rule_does_not_hold(token, piece, indices):
     result = project([(token, 0.5, {" b": 0.25})], [piece], VOCABULARY, alignment=[indices], k=2)
-    np.testing.assert_array_equal(result.ids_TK, [[VOCABULARY.get(piece, 2), 0]])
+    np.testing.assert_array_equal(result.ids_TK, [[VOCABULARY.get(piece, 2), -1]])
     np.testing.assert_array_equal(result.logprobs_TK, [[0, 0]])
     np.testing.assert_array_equal(result.soft_T, [False])
     np.testing.assert_array_equal(result.kept_mass_T, [1])
@@ -190,16 +206,19 @@ def test_one_hot_where_the_rule_does_not_hold(token, piece, indices):
 
 def test_no_pieces_give_no_rows_but_eos():
     empty = Logprobs((), (), ())
-    assert project_top_k([], empty, [], [], VOCABULARY, k=2, eos_id=None).ids_TK.shape == (0, 2)
-    result = project_top_k([], empty, [], [], VOCABULARY, k=2, eos_id=1)
-    np.testing.assert_array_equal(result.ids_TK, [[1, 0]])
+    for rule in RULES:
+        options = {"k": 2, "rule": rule}
+        result = project_top_k([], empty, [], Words(VOCABULARY), end_id=None, **options)
+        assert result.ids_TK.shape == (0, 2)
+        result = project_top_k([], empty, [], Words(VOCABULARY), end_id=1, **options)
+        np.testing.assert_array_equal(result.ids_TK, [[1, -1]])
 
 
 def test_refuses_what_does_not_fit():
     steps = [(" a", 0.5, {})]
     with pytest.raises(UserError, match="k = 0"):
         project(steps, ["▁a"], VOCABULARY, k=0)
-    with pytest.raises(UserError, match="2 alignments, 1 pieces, 1 ids"):
+    with pytest.raises(UserError, match="2 alignments, 1 ids"):
         project(steps, ["▁a"], VOCABULARY, alignment=[[0], [0]])
 
 
@@ -207,35 +226,33 @@ def test_refuses_what_does_not_fit():
 @pytest.mark.parametrize(
     ("question", "positions", "soft"), [("gsm8k-train-0", 40, 34), ("gsm8k-train-1", 51, 28)]
 )
-def test_soft_positions_of_the_papers_examples(
-    question, positions, soft, chains, t5, t5_vocabulary
-):
-    *_, projection = project_chain(chains[question, 0], t5, t5_vocabulary)
+def test_soft_positions_of_the_papers_examples(question, positions, soft, chains, t5):
+    *_, projection = project_chain(chains[question, 0], t5)
     assert projection.soft_T.shape == (positions,)
     assert projection.soft_T.sum() == soft
 
 
-def test_kept_mass_of_the_papers_example(chains, t5, t5_vocabulary):
-    *_, projection = project_chain(chains["gsm8k-train-0", 0], t5, t5_vocabulary)
+def test_kept_mass_of_the_papers_example(chains, t5):
+    *_, projection = project_chain(chains["gsm8k-train-0", 0], t5)
     mass = projection.kept_mass_T[projection.soft_T]
     assert [mass.min(), mass.max(), mass.mean()] == pytest.approx(
         [0.8452, 0.9998, 0.9762], abs=5e-5
     )
-    entries = (projection.ids_TK[projection.soft_T] != 0).sum(axis=1)
+    entries = (projection.ids_TK[projection.soft_T] != ABSENT_ID).sum(axis=1)
     assert (entries.min(), entries.max()) == (2, 5)
 
 
-def test_what_is_always_one_hot(chains, t5, t5_vocabulary):
+def test_what_is_always_one_hot(chains, t5):
     for chain in chains.values():
         tokens = chain.logprobs.tokens
-        pieces, alignment, ids, projection = project_chain(chain, t5, t5_vocabulary)
-        for t, (piece, indices) in enumerate(zip(pieces, alignment, strict=True)):
+        pieces, alignment, projection = project_chain(chain, t5)
+        for t, (piece, indices) in enumerate(zip(pieces.strings, alignment, strict=True)):
             starts_line = indices[0] == 0 or tokens[indices[0] - 1] == "\n"
             ends_line = tokens[indices[-1]] == "\n"
             if starts_line or ends_line or piece == "/2" or piece.startswith("▁$"):
                 assert not projection.soft_T[t], (chain.sample, piece)
             if not projection.soft_T[t]:
-                assert projection.ids_TK[t].tolist() == [ids[t], 0, 0, 0, 0, 0]
+                assert projection.ids_TK[t].tolist() == [pieces.ids[t], *[ABSENT_ID] * 5]
 
 
 def kinds_of(projection):
@@ -253,23 +270,13 @@ def kinds_of(projection):
 )
 def test_a_one_hot_row_says_why(token, piece, indices, kind):
     steps = [(token, 0.5, {})]
-    result = project(steps, [piece], VOCABULARY, alignment=[indices], k=2, eos_id=1)
+    result = project(steps, [piece], VOCABULARY, alignment=[indices], k=2, end_id=1)
     assert kinds_of(result) == [kind, "end"]
 
 
-@pytest.fixture(scope="module")
-def student(shared_data):
-    return Student(shared_data / "t5_vocab" / "spiece.model")
-
-
-@pytest.fixture(scope="module")
-def world():
-    return Student(VOCABULARY_PATH)
-
-
-def along_paths(logprobs, student, k=16):
+def along_paths(logprobs, tokenizer, k=16, rule="paths"):
     """The pieces of the teacher's text, its alignment, and its projection along token paths."""
-    pieces = student.encode("".join(logprobs.tokens))
+    pieces = tokenizer.pieces("".join(logprobs.tokens))
     alignment = align_by_bytes(logprobs.tokens, pieces)
     return (
         pieces,
@@ -277,12 +284,11 @@ def along_paths(logprobs, student, k=16):
         project_top_k(
             alignment,
             logprobs,
-            pieces.strings,
             pieces.ids,
-            student.piece_to_id,
+            tokenizer,
             k=k,
-            eos_id=None,
-            first_piece=student.first_piece,
+            rule=rule,
+            end_id=None,
         ),
     )
 
@@ -340,20 +346,19 @@ PATHS = {
 
 
 @pytest.mark.parametrize("name", PATHS)
-def test_paths_by_hand(student, name):
+def test_paths_by_hand(t5, name):
     steps, piece, expected = PATHS[name]
-    assert expected.keys() <= student.piece_to_id.keys()
-    pieces, _, projection = along_paths(logprobs_of(steps), student)
+    pieces, _, projection = along_paths(logprobs_of(steps), t5)
     j = len(pieces.strings) - 1 - pieces.strings[::-1].index(piece)
-    names = {i: string for string, i in student.piece_to_id.items()}
+    names = {i: string for string, i in vocabulary_of(t5).items()}
     assert kinds_of(projection)[j] == "soft"
     assert rows_of(projection, names)[j] == pytest.approx(expected, rel=1e-5)
     assert projection.kept_mass_T[j] == pytest.approx(sum(expected.values()), rel=1e-5)
 
 
-def test_kinds_along_paths(student):
+def test_kinds_along_paths(t5):
     steps = [("If", 0.5, {}), (" earns", 0.5, {}), (" {", 0.5, {}), ("~", 0.5, {})]
-    pieces, _, projection = along_paths(logprobs_of(steps), student)
+    pieces, _, projection = along_paths(logprobs_of(steps), t5)
     assert dict(zip(pieces.strings, kinds_of(projection), strict=True)) == {
         "▁If": "soft",
         "▁earn": "soft",
@@ -365,22 +370,20 @@ def test_kinds_along_paths(student):
         projection.ids_TK, projection.logprobs_TK, pieces.ids, projection.kinds_T, strict=True
     ):
         if kind:
-            assert (ids.tolist(), logprobs.any()) == ([own] + [0] * 15, False)
+            assert (ids.tolist(), logprobs.any()) == ([own] + [ABSENT_ID] * 15, False)
     unknown = [("If", 0.5, {}), ("{", 0.5, {" it": 0.25})]
-    assert kinds_of(along_paths(logprobs_of(unknown), student)[2]) == ["soft", "other_string"]
-    nothing = project_top_k(
-        [[]], Logprobs((), (), ()), ["▁If"], [156], {}, k=1, eos_id=1, first_piece=lambda text: 0
-    )
+    assert kinds_of(along_paths(logprobs_of(unknown), t5)[2]) == ["soft", "other_string"]
+    nothing = project_top_k([[]], Logprobs((), (), ()), [156], t5, k=1, rule="paths", end_id=1)
     assert kinds_of(nothing) == ["no_token", "end"]
 
 
-def test_a_probability_that_underflows_keeps_its_logarithm(student):
+def test_a_probability_that_underflows_keeps_its_logarithm(t5):
     """-9999 is what OpenAI's API gives for "never": too small for a float as a probability."""
     logprobs = Logprobs(("If", " it"), (-9999.0, -9999.0), ({}, {" it": -9999.0, " in": -1.0}))
-    pieces, _, projection = along_paths(logprobs, student, k=2)
+    pieces, _, projection = along_paths(logprobs, t5, k=2)
     assert projection.ids_TK.tolist() == [
-        [pieces.ids[0], 0],
-        [student.piece_to_id["▁in"], pieces.ids[1]],
+        [pieces.ids[0], ABSENT_ID],
+        [t5.piece_to_id("▁in"), pieces.ids[1]],
     ]
     np.testing.assert_allclose(projection.logprobs_TK, [[-9999, 0], [-1, -9999]])
 
@@ -441,7 +444,7 @@ def teach(texts, text, cut, k=None):
 
 def pieces_by_start(text, tokens, vocabulary):
     """For each place where a piece begins: its id, and whether one token has all its letters."""
-    pieces = vocabulary.encode(text)
+    pieces = vocabulary.pieces(text)
     ends = list(itertools.accumulate(map(len, tokens)))
     found = {}
     for (begin, end), piece in zip(pieces.spans, pieces.ids, strict=True):
@@ -451,9 +454,9 @@ def pieces_by_start(text, tokens, vocabulary):
 
 
 @pytest.mark.parametrize("cut", CUTS)
-@pytest.mark.parametrize("vocabulary", ["world", "student"])
+@pytest.mark.parametrize("vocabulary", ["world", "t5"])
 def test_a_row_is_the_probability_that_the_next_piece_is_v(told, cut, vocabulary, request):
-    """Against all texts that begin with the tokens before it, tokenized by the student whole.
+    """Against all texts that begin with the tokens before it, tokenized whole by the student.
 
     Words are whole in both cuts, so that the string of a path settles its piece; but for T5's
     pieces such as "▁3.", in which a token begins behind another one's letters.
@@ -503,21 +506,13 @@ def test_a_row_is_the_probability_that_the_next_piece_is_v(told, cut, vocabulary
     assert several >= (4 if cut == "words" else 20)  # the last line's first word; the numbers
 
 
-def test_paths_soften_more_and_take_nothing_away(chains, student):
+def test_paths_soften_more_and_take_nothing_away(chains, t5):
     """Where one token is aligned, the piece's own mass is at least that of the paper's rule."""
     soft = [0, 0]
     for chain in chains.values():
         logprobs = chain.logprobs
-        pieces, alignment, paths = along_paths(logprobs, student)
-        paper = project_top_k(
-            alignment,
-            logprobs,
-            pieces.strings,
-            pieces.ids,
-            student.piece_to_id,
-            k=16,
-            eos_id=None,
-        )
+        pieces, _, paths = along_paths(logprobs, t5)
+        *_, paper = along_paths(logprobs, t5, rule="fu2023")
         assert paths.kept_mass_T.max() <= 1 + 1e-3  # the dump's four decimals may pass 1
         soft[0] += paper.soft_T.sum()
         soft[1] += paths.soft_T.sum()

@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cot_flax.chains.codex import read_codex_dump
 from cot_flax.chains.filtering import Filters, rejection
+from cot_flax.chains.readers import read_codex_dump
 from cot_flax.chains.samples import Sample
-from cot_flax.chains.selection import distinct_chains, equation_sequence, select
+from cot_flax.chains.selection import distinct_chains, equation_sequence, jaccard, ngrams, select
 
 
 def chains(texts):
@@ -218,3 +218,33 @@ def test_real_near_identical_chains(natalia):
         assert (fate is not None) == (nearest >= 0.8)
         kept += [own] if fate is None else []
     assert Counter(fates)["near_identical"] > 0
+
+
+WORDS = st.lists(st.sampled_from(["she", "sold", "48", "24", "/"]), max_size=8).map(" ".join)
+
+
+def test_ngrams_are_the_runs_of_three_words():
+    assert ngrams("she sold 48 clips in may") == {
+        ("she", "sold", "48"),
+        ("sold", "48", "clips"),
+        ("48", "clips", "in"),
+        ("clips", "in", "may"),
+    }
+    assert ngrams("a b c") == {("a", "b", "c")}
+    assert ngrams("a b") == {("a", "b")}
+    assert ngrams("") == {()}
+
+
+def test_jaccard_by_hand():
+    # Of 5 words each, 3 runs: one changed word at the end leaves 2 of 4.
+    assert jaccard(ngrams("she sold 48 red clips"), ngrams("she sold 48 red pens")) == 2 / 4
+    # In the middle it spoils all three.
+    assert jaccard(ngrams("she sold 48 red clips"), ngrams("she sold 24 red clips")) == 0
+
+
+@given(WORDS, WORDS)
+def test_jaccard_is_symmetric_and_1_for_the_same(one, other):
+    similarity = jaccard(ngrams(one), ngrams(other))
+    assert similarity == jaccard(ngrams(other), ngrams(one))
+    assert 0 <= similarity <= 1
+    assert jaccard(ngrams(one), ngrams(one)) == 1

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from cot_flax.chains.filtering import Filters
-from cot_flax.chains.preparation import Settings
+from cot_flax.chains.preparation import Preparation
 from cot_flax.chains.readers import Raw
 from cot_flax.chains.samples import to_line
 from cot_flax.chains.workers import Chunk, Job, cores, prepare_chunks
@@ -17,8 +17,10 @@ from cot_flax.lab.world.stories import make_stories
 from cot_flax.lab.world.teacher import make_samples
 from cot_flax.lab.world.vocabulary import VOCABULARY_PATH
 from cot_flax.text.answers import add_answer_kind
+from cot_flax.text.tokenizers import open_tokenizer
 
-JOB = Job(VOCABULARY_PATH.read_bytes(), Settings())
+TOKENIZER = open_tokenizer(VOCABULARY_PATH)
+JOB = Job(TOKENIZER, Preparation())
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +59,7 @@ def test_several_processes_give_what_one_gives_in_order(chunks):
 def test_other_processes_know_an_answer_kind_that_was_added(chunks):
     """Its find is one that every process can import."""
     add_answer_kind("word", str.split)
-    job = dataclasses.replace(JOB, settings=Settings(Filters(answer_kind="word")))
+    job = dataclasses.replace(JOB, settings=Preparation(Filters(answer_kind="word")))
     one = flat(prepare_chunks(iter(chunks), job, workers=1))
     assert sum(len(kept) for _, _, kept, *_ in one) > 10
     assert flat(prepare_chunks(iter(chunks), job, workers=2)) == one
@@ -98,14 +100,16 @@ def test_an_error_in_another_process_comes_back_as_it_is(chunks):
 
 ORPHANS = """
 import os, sys
-from cot_flax.chains.preparation import Settings
+from cot_flax.chains.preparation import Preparation
 from cot_flax.chains.readers import Raw
 from cot_flax.chains.workers import Chunk, Job, prepare_chunks
 from cot_flax.lab.world.vocabulary import VOCABULARY_PATH
+from cot_flax.text.tokenizers import open_tokenizer
 
 if __name__ == "__main__":
     chunks = (Chunk(i, "s.jsonl", [Raw("line", b"%d" % i, b"?")]) for i in range(999))
-    done = prepare_chunks(chunks, Job(VOCABULARY_PATH.read_bytes(), Settings()), workers=2)
+    job = Job(open_tokenizer(VOCABULARY_PATH), Preparation())
+    done = prepare_chunks(chunks, job, workers=2)
     next(done)
     print("ready", flush=True)
     sys.stdin.read()

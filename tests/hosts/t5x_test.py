@@ -24,7 +24,7 @@ from t5x import infer as t5x_infer  # noqa: E402
 from t5x import train as t5x_train  # noqa: E402
 from t5x import trainer as t5x_trainer  # noqa: E402
 
-from cot_flax.chains.preparation import Settings  # noqa: E402
+from cot_flax.chains.preparation import Preparation  # noqa: E402
 from cot_flax.chains.samples import write_samples  # noqa: E402
 from cot_flax.configuration import gin_root  # noqa: E402
 from cot_flax.errors import UserError  # noqa: E402
@@ -99,7 +99,7 @@ def store(tmp_path_factory) -> str:
         [str(folder / "samples.jsonl")],
         str(folder / "store"),
         vocabulary=VOCABULARY,
-        settings=Settings(),
+        settings=Preparation(),
         workers=1,
     )
     return str(folder / "store")

@@ -9,10 +9,10 @@ import pytest
 
 import cot_flax
 from cot_flax.chains import filtering, projection
-from cot_flax.chains.preparation import Outcome, Settings, prepare_question
-from cot_flax.chains.student_pieces import Student
+from cot_flax.chains.preparation import Outcome, Preparation, prepare_question
 from cot_flax.reports.preparation import HTML, JSON, histogram, meanings, page, write
 from cot_flax.reports.preparation.figures import summarize
+from cot_flax.text.tokenizers import SentencePieceTokenizer
 
 TALLY = {
     "fates": {"kept": 6, "repeated": 1, "wrong_answer": 3},
@@ -139,10 +139,10 @@ def test_figures_by_hand():
 
 def test_figures_of_a_real_preparation_add_up(samples, vocabulary):
     outcome = Outcome()
-    student = Student(vocabulary.sp_model)
+    tokenizer = SentencePieceTokenizer(vocabulary.sp_model, extra_ids=0)
     for id in dict.fromkeys(sample.id for sample in samples):
         of_question = [sample for sample in samples if sample.id == id]
-        prepare_question(of_question, student, Settings(), outcome)
+        prepare_question(of_question, tokenizer, Preparation(), outcome)
     found = summarize(manifest(**json.loads(json.dumps(outcome.tally.to_json()))), {})
     records, positions = found["records"], found["positions"]
     assert records["read"] == len(samples) == records["kept"] + records["dropped"]

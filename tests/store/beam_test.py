@@ -9,11 +9,10 @@ from pathlib import Path
 import pytest
 import seqio
 
-from cot_flax.chains.codex import read_codex_dump
 from cot_flax.chains.filtering import Filters
-from cot_flax.chains.merging import merge_samples
-from cot_flax.chains.preparation import Settings
-from cot_flax.chains.samples import to_line, write_samples
+from cot_flax.chains.preparation import Preparation
+from cot_flax.chains.readers import read_codex_dump
+from cot_flax.chains.samples import merge_samples, to_line, write_samples
 from cot_flax.errors import UserError
 from cot_flax.lab.world.stories import make_stories
 from cot_flax.lab.world.teacher import make_samples
@@ -22,7 +21,7 @@ from cot_flax.store import prepare as local
 
 # What the DirectRunner is where it cannot download another one.
 IN_PROCESS = ["--runner=FnApiRunner"]
-CHOOSY = Settings(Filters(per_question=2, balance=1, similarity=0.9), max_target_tokens=60)
+CHOOSY = Preparation(Filters(per_question=2, balance=1, similarity=0.9), max_target_tokens=60)
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +109,7 @@ def test_two_files_of_the_same_numbers_are_merged(on_beam, here, chains, tmp_pat
     for file, written in zip(files, (chains, more), strict=True):
         write_samples(file, written)
     merge_samples(files, tmp_path / "merged.jsonl")
-    everything = Settings()
+    everything = Preparation()
     assert_same(
         on_beam(*files, settings=everything),
         here(tmp_path / "merged.jsonl", settings=everything),
@@ -125,7 +124,7 @@ def test_reads_given_rationales(on_beam, here, tmp_path):
     (tmp_path / "collection.json").write_text(json.dumps(entries | {"x": 1})[:-1])
     files, settings = (
         (tmp_path / "sums.tsv", tmp_path / "collection.json"),
-        Settings(Filters("none")),
+        Preparation(Filters("none")),
     )
     beam = on_beam(*files, settings=settings)
     assert_same(beam, here(*files, settings=settings))
@@ -137,7 +136,7 @@ def test_real_teachers_rows(on_beam, here, shared_data, tmp_path):
     write_samples(tmp_path / "codex.jsonl", read_codex_dump(dump))
     model = str(shared_data / "t5_vocab" / "spiece.model")
     options = {
-        "settings": Settings(top_k=6, projection="paths"),
+        "settings": Preparation(top_k=6, projection="paths"),
         "vocabulary": seqio.SentencePieceVocabulary(model, extra_ids=100),
     }
     beam, here = (make(tmp_path / "codex.jsonl", **options) for make in (on_beam, here))
@@ -182,7 +181,7 @@ def test_a_finished_store_is_left_and_another_is_replaced(on_beam, chains, tmp_p
     (completed.parent / layout.REJECTED).write_text("mine")
     on_beam(tmp_path / "samples.jsonl", bytes_per_shard=4096)
     assert (completed.parent / layout.REJECTED).read_text() == "mine"
-    folder = on_beam(tmp_path / "samples.jsonl", settings=Settings(top_k=2))
+    folder = on_beam(tmp_path / "samples.jsonl", settings=Preparation(top_k=2))
     manifest = layout.read_manifest(str(folder))
     assert manifest["top_k"] == 2
     assert {file.name for file in folder.glob("*tfrecord*")} <= manifest["files"].keys()
@@ -201,7 +200,7 @@ def test_stops_at_too_many_rejected_records(on_beam, chains, tmp_path):
 def test_stops_where_nothing_is_kept(on_beam, chains, tmp_path):
     write_samples(tmp_path / "samples.jsonl", chains[:4])
     with pytest.raises(UserError, match=r"no usable chain .*too_long"):
-        on_beam(tmp_path / "samples.jsonl", settings=Settings(max_target_tokens=1))
+        on_beam(tmp_path / "samples.jsonl", settings=Preparation(max_target_tokens=1))
 
 
 @pytest.mark.parametrize(
@@ -219,7 +218,9 @@ def test_refuses_flags_before_it_removes_a_store(on_beam, chains, tmp_path):
     write_samples(tmp_path / "samples.jsonl", chains)
     folder = on_beam(tmp_path / "samples.jsonl")
     with pytest.raises(UserError, match="--runner=Unheard: Unexpected pipeline runner"):
-        on_beam(tmp_path / "samples.jsonl", settings=Settings(top_k=2), flags=["--runner=Unheard"])
+        on_beam(
+            tmp_path / "samples.jsonl", settings=Preparation(top_k=2), flags=["--runner=Unheard"]
+        )
     assert kept(folder)
 
 

@@ -14,7 +14,7 @@ import pytest
 import seqio
 
 from cot_flax.chains.filtering import Filters
-from cot_flax.chains.preparation import Settings
+from cot_flax.chains.preparation import Preparation
 from cot_flax.chains.samples import to_line, write_samples
 from cot_flax.data.features import fingerprint
 from cot_flax.errors import UserError
@@ -24,7 +24,7 @@ from cot_flax.store import layout
 from cot_flax.store.prepare import prepare
 from cot_flax.tasks.stories import VOCABULARY
 
-GIVEN = Settings(Filters(rules="none"))  # as for human rationales
+GIVEN = Preparation(Filters(rules="none"))  # as for human rationales
 
 
 def run(inputs, out, *, settings=None, vocabulary=VOCABULARY, workers=1, **options):
@@ -33,7 +33,7 @@ def run(inputs, out, *, settings=None, vocabulary=VOCABULARY, workers=1, **optio
         [str(path) for path in inputs],
         str(out),
         vocabulary=vocabulary,
-        settings=settings or Settings(),
+        settings=settings or Preparation(),
         workers=workers,
         **options,
     )
@@ -208,7 +208,7 @@ def test_every_dropped_sample_is_there_whole_with_its_reason(tmp_path, make_samp
     ]
     fates[-1] = (dataclasses.replace(fates[-1][0], id="é"), "wrong_answer")
     path = written(tmp_path / "samples.jsonl", [sample for sample, _ in fates])
-    tally = run(path, tmp_path / "out", settings=Settings(max_target_tokens=40))
+    tally = run(path, tmp_path / "out", settings=Preparation(max_target_tokens=40))
     assert dropped(tmp_path / "out") == [
         {"reason": reason, **json.loads(to_line(sample))} for sample, reason in fates if reason
     ]
@@ -240,7 +240,7 @@ def test_limits_count_tokens_with_eos(tmp_path, samples, side):
     path = written(tmp_path / "samples.jsonl", samples)
     limit = sorted({size(s) for s in samples})[-2]  # all but the longest
     right = [s for s in samples if s.text.endswith(f" {s.gold_answer}")]
-    tally = run(path, tmp_path / "out", settings=Settings(**{side: limit}))
+    tally = run(path, tmp_path / "out", settings=Preparation(**{side: limit}))
     expected = [f"{s.id}/{s.sample}" for s in right if size(s) <= limit]
     assert ids(tmp_path / "out") == expected
     assert tally.fates["too_long"] == len(right) - len(expected) > 0
@@ -360,7 +360,7 @@ import os, random, signal, sys
 from pathlib import Path
 from cot_flax.store.prepare import prepare
 from cot_flax.tasks.stories import VOCABULARY
-from cot_flax.chains.preparation import Settings
+from cot_flax.chains.preparation import Preparation
 
 samples, folder, trials, seed = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
 MOMENTS = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree")
@@ -377,7 +377,7 @@ def run(out, moment):
             if seen == moment:
                 os.kill(os.getpid(), signal.SIGKILL)
     sys.addaudithook(kill)
-    prepare([samples], str(out), vocabulary=VOCABULARY, settings=Settings(), workers=1,
+    prepare([samples], str(out), vocabulary=VOCABULARY, settings=Preparation(), workers=1,
             records_per_shard=4)
     (folder / "moments").write_text(str(seen))
     os._exit(0)
@@ -464,7 +464,7 @@ def test_another_plan_replaces_the_store_and_nothing_else(tmp_path, samples, cha
     (tmp_path / "out" / "notes.txt").write_text("mine")
     options = {"records_per_shard": 4}
     if change == "settings":
-        options["settings"] = Settings(top_k=2)
+        options["settings"] = Preparation(top_k=2)
     elif change == "input":
         write_samples(path, samples[:-2])
     else:
@@ -483,7 +483,7 @@ def test_an_unfinished_store_of_another_plan_is_begun_anew(many, tmp_path):
             many / "samples.jsonl",
             tmp_path / "out",
             records_per_shard=4,
-            settings=Settings(top_k=3),
+            settings=Preparation(top_k=3),
             progress=stop,
         )
     run(many / "samples.jsonl", tmp_path / "out", records_per_shard=4)
@@ -511,7 +511,7 @@ def t5(shared_data):
 def test_flans_rationales(shared_data, tmp_path, t5, name, kind):
     """Every line is kept; a target is the rationale closed by the answer."""
     path = shared_data / "flan_cot" / f"{name}.tsv"
-    settings = Settings(Filters(rules="none", answer_kind=kind))
+    settings = Preparation(Filters(rules="none", answer_kind=kind))
     tally = run(path, tmp_path / "out", settings=settings, vocabulary=t5)
     rows = [line.split("\t") for line in path.read_text().splitlines()]
     assert (tally.read, tally.kept, tally.one_hot_chains) == (len(rows),) * 3

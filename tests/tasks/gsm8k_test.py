@@ -7,7 +7,7 @@ import gin
 import pytest
 import tensorflow as tf
 
-from cot_flax.chains.preparation import Settings
+from cot_flax.chains.preparation import Preparation
 from cot_flax.chains.samples import Sample, write_samples
 from cot_flax.data.batches import TaskBatches, find_task
 from cot_flax.errors import UserError
@@ -210,7 +210,7 @@ def bind_store(tmp_path):
         write_samples(tmp_path / "samples.jsonl", samples)
         out = str(tmp_path / "store")
         inputs = [str(tmp_path / "samples.jsonl")]
-        tally = prepare(inputs, out, vocabulary=gsm8k.VOCABULARY, settings=Settings(), workers=1)
+        tally = prepare(inputs, out, vocabulary=gsm8k.VOCABULARY, settings=Preparation(), workers=1)
         assert tally.kept == len(samples)
         gin.bind_parameter("cot_flax.tasks.gsm8k.teacher_store.directory", out)
 

@@ -6,10 +6,11 @@ import shutil
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from sentencepiece import SentencePieceProcessor
 
 from cot_flax.errors import UserError
 from cot_flax.lab.world.vocabulary import VOCABULARY_PATH
-from cot_flax.text.tokenizers import Tokenizer, load_tokenizer
+from cot_flax.text.tokenizers import T5_SPECIAL_IDS, SentencePieceTokenizer, open_tokenizer
 
 SENTINEL, SPACE = "<extra_id_0>", "\u2581"
 WORDS = ["the ", "Tom has ", "apples", "12", "3.5", "jel", "ly", "-", "{x}", "<~^\\", "😀", "漢字"]
@@ -27,12 +28,12 @@ def path(request):
 
 @pytest.fixture(scope="module")
 def tokenizer(path):
-    return Tokenizer(path)
+    return SentencePieceTokenizer(path)
 
 
 @pytest.fixture(scope="module")
 def t5(shared_data):
-    return Tokenizer(shared_data / "t5_vocab" / "spiece.model")
+    return SentencePieceTokenizer(shared_data / "t5_vocab" / "spiece.model")
 
 
 # What it says of itself ---------------------------------------------------------------------------
@@ -40,16 +41,17 @@ def t5(shared_data):
 
 def test_t5_has_32100_ids_of_which_the_first_sentinel_is_the_last(t5):
     assert t5.vocab_size == 32_100
-    assert (t5.pad_id, t5.eos_id, t5.unk_id) == (0, 1, 2)
+    assert (t5.special_ids, t5.unk_id, t5.prefix) == (T5_SPECIAL_IDS, 2, " ")
     assert t5.piece_to_id(f"{SPACE}{SENTINEL}") == 32_099
     assert t5.id_to_piece(32_000) == f"{SPACE}<extra_id_99>"
     assert t5.piece_to_id("no such piece") == 2
-    assert t5.encode("Hello world.", add_eos=True) == [8774, 296, 5, 1]  # as published for T5
+    assert t5.encode("Hello world.") == [8774, 296, 5]  # as published for T5
     assert t5.encode(f"a {SENTINEL} <extra_id_1>")[-2:] == [32_099, 32_098]
 
 
 def test_without_sentinels_they_are_text():
-    plain, with_sentinels = Tokenizer(VOCABULARY_PATH, extra_ids=0), Tokenizer(VOCABULARY_PATH)
+    plain = SentencePieceTokenizer(VOCABULARY_PATH, extra_ids=0)
+    with_sentinels = SentencePieceTokenizer(VOCABULARY_PATH)
     assert with_sentinels.vocab_size == plain.vocab_size + 100
     assert with_sentinels.encode(SENTINEL) == [plain.vocab_size + 99]
     assert len(plain.encode(SENTINEL)) > 1
@@ -57,31 +59,109 @@ def test_without_sentinels_they_are_text():
 
 def test_the_model_is_that_of_the_file(path, tokenizer):
     assert tokenizer.model == path.read_bytes()
-    assert Tokenizer(tokenizer.model).fingerprint == tokenizer.fingerprint
+    assert SentencePieceTokenizer(tokenizer.model).fingerprint == tokenizer.fingerprint
 
 
 def test_what_is_no_model_is_named(tmp_path):
     with pytest.raises(UserError, match=rf"{tmp_path}/none \(No such file"):
-        Tokenizer(tmp_path / "none")
+        SentencePieceTokenizer(tmp_path / "none")
     with pytest.raises(UserError, match=r"tokenizers_test\.py: [\d,]+ bytes that are no Sentence"):
-        Tokenizer(__file__)
+        SentencePieceTokenizer(__file__)
     for content in (b"", b"model"):
         with pytest.raises(UserError, match=f"got {len(content)} bytes that are no SentencePiece"):
-            Tokenizer(content, extra_ids=0)
+            SentencePieceTokenizer(content, extra_ids=0)
 
 
 @pytest.mark.parametrize("extra_ids", [0, 100])
 def test_a_checkpoint_names_its_sentinels(extra_ids):
-    trained_with = Tokenizer(VOCABULARY_PATH, extra_ids=extra_ids)
-    found = load_tokenizer(VOCABULARY_PATH, trained_with.fingerprint)
+    trained_with = SentencePieceTokenizer(VOCABULARY_PATH, extra_ids=extra_ids)
+    found = open_tokenizer(VOCABULARY_PATH, trained_with.fingerprint)
     assert found.vocab_size == trained_with.vocab_size
 
 
 def test_a_checkpoint_refuses_another_vocabulary():
-    plain = Tokenizer(VOCABULARY_PATH, extra_ids=0)
-    assert load_tokenizer(VOCABULARY_PATH, "").vocab_size == plain.vocab_size
+    plain = SentencePieceTokenizer(VOCABULARY_PATH, extra_ids=0)
+    assert open_tokenizer(VOCABULARY_PATH, "").vocab_size == plain.vocab_size
     with pytest.raises(UserError, match=f"{plain.fingerprint} at .*vocabulary 0123456789abcdef"):
-        load_tokenizer(VOCABULARY_PATH, "0123456789abcdef")
+        open_tokenizer(VOCABULARY_PATH, "0123456789abcdef")
+
+
+# Pieces -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def world():
+    return open_tokenizer(VOCABULARY_PATH)
+
+
+# From the normalisation's own rules (NFKC, white space joined, one put in front) and the pieces.
+@pytest.mark.parametrize(
+    ("text", "pieces"),
+    [
+        ("", []),
+        (" \n", []),
+        ("If", [("▁If", "If")]),
+        ("  If", [("▁If", "If")]),
+        ("x.\nIf", [("▁", ""), ("x", "x"), (".", "."), ("▁If", "\nIf")]),
+        ("a \n\n If", [("▁", ""), ("a", "a"), ("▁If", " \n\n If")]),
+        (" earns", [("▁earn", "earn"), ("s", "s")]),
+        ("48/2", [("▁48", "48"), ("/2", "/2")]),
+        ("If{~}If", [("▁If", "If"), ("{~}", "{~}"), ("If", "If")]),
+        ("If 😀", [("▁If", "If"), ("▁", " "), ("😀", "😀")]),
+        ("ﬁne", [("▁fine", "ﬁne")]),
+        ("If ½", [("▁If", "If"), ("▁1", ""), ("⁄", ""), ("2", " ½")]),
+        ("e\u0301", [("▁", ""), ("é", "e\u0301")]),
+        ("…", [("▁", ""), ("...", "…")]),
+    ],
+)
+def test_spans_are_the_bytes_that_a_piece_stands_for(t5, text, pieces):
+    found = t5.pieces(text)
+    data = text.encode()
+    assert found.strings == tuple(string for string, _ in pieces)
+    if "½" not in text:
+        spans = [data[begin:end].decode() for begin, end in found.spans]
+        assert spans == [span for _, span in pieces]
+    # Without gaps from the first to the last byte, white space around the text aside.
+    ends = [end for _, end in found.spans]
+    assert [begin for begin, _ in found.spans][1:] == ends[:-1]
+    assert not ends or ends[-1] == len(data)
+
+
+@pytest.mark.parametrize(
+    ("text", "piece"),
+    [
+        (" If", "▁If"),
+        ("\nIf", "▁If"),
+        (" \n If", "▁If"),
+        ("If", "If"),  # inside a word: as it stands
+        ("/2", "/2"),
+        (" earns", "▁earn"),  # begins a word: tokenized
+        (" earns more", "▁earn"),
+        (" 48/2", "▁48"),
+        ("earns", None),  # inside a word and no piece: the letters before it are missing
+        ("", None),
+        (" ", None),
+        ("\n\n", None),
+        ("{", None),
+        ("</s>", None),
+        ("<unk>", None),
+        ("\ud83d", None),  # half of a character
+        (" \ud83d", None),
+        ("\u200b", None),  # normalisation leaves nothing of it
+    ],
+)
+def test_the_first_piece_of_a_text(t5, text, piece):
+    expected = None if piece is None else t5.piece_to_id(piece)
+    for _ in range(2):  # also when it has been asked for before
+        assert t5.first_piece(text) == expected
+
+
+def test_the_first_piece_of_a_word_is_that_of_any_text_that_goes_on_with_a_word(world):
+    """Pieces never reach over a word mark."""
+    for word in ("First", "Then", "apples", "12", "Together", "+", "Anna"):
+        for behind in ("", " 7", " has", "\nThe answer"):
+            expected = world.encode(f"has {word}{behind}")[1]
+            assert world.first_piece(f" {word}") == expected
 
 
 # SeqIO --------------------------------------------------------------------------------------------
@@ -128,7 +208,7 @@ def test_the_fingerprint_is_that_of_the_data(extra_ids, path, seqios):
     from cot_flax.data import features
 
     vocabulary = seqio.SentencePieceVocabulary(str(path), extra_ids=extra_ids)
-    ours = Tokenizer(path, extra_ids=extra_ids).fingerprint
+    ours = SentencePieceTokenizer(path, extra_ids=extra_ids).fingerprint
     assert ours == features.fingerprint(vocabulary) and re.fullmatch("[0-9a-f]{16}", ours)
 
 
@@ -162,10 +242,11 @@ def _normalised_otherwise(text):
 
 def _tied(tokenizer, ids, others):
     """Whether both are segmentations of one string with one score; Rust picks another then."""
+    processor = SentencePieceProcessor(model_proto=tokenizer.model)
     strings, scores = [], []
     for some in (ids, others):
         strings.append("".join(tokenizer.id_to_piece(i) for i in some))
-        scores.append(sum(tokenizer.processor.GetScore(i) for i in some))
+        scores.append(sum(processor.GetScore(i) for i in some))
     return strings[0] == strings[1] and scores[0] == pytest.approx(scores[1], abs=1e-4)
 
 

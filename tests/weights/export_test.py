@@ -12,7 +12,7 @@ from cot_flax.students.lora import Lora, merge
 from cot_flax.students.parameters import flatten, nest, stack_layers
 from cot_flax.students.t5 import T5Student
 from cot_flax.students.t5.config import T5Config
-from cot_flax.text.tokenizers import Tokenizer
+from cot_flax.text.tokenizers import SentencePieceTokenizer
 from cot_flax.training.checkpoints import Checkpointer, Metadata, save_vocabulary
 from cot_flax.training.state import TrainState
 from cot_flax.weights.export import export
@@ -27,7 +27,7 @@ CONFIG = T5Config(
     head_dim=4,
     mlp_dim=32,
 )
-FINGERPRINT = Tokenizer(VOCABULARY_PATH, extra_ids=0).fingerprint
+FINGERPRINT = SentencePieceTokenizer(VOCABULARY_PATH, extra_ids=0).fingerprint
 
 
 def drawn(seed=0):

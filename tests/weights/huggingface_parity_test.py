@@ -12,7 +12,7 @@ from cot_flax.generation.decoding import decode
 from cot_flax.lab.world.vocabulary import VOCABULARY_PATH
 from cot_flax.students.parameters import Tensor, unstack_layers
 from cot_flax.students.t5 import T5Config, T5Student
-from cot_flax.text.tokenizers import Tokenizer
+from cot_flax.text.tokenizers import SentencePieceTokenizer
 from cot_flax.weights.access import Access
 from cot_flax.weights.huggingface import open_folder, write_folder
 from cot_flax.weights.source import Source, load
@@ -259,17 +259,17 @@ def tokenizer_of(out, tokenizer, vocab_size):
 
 
 def test_their_tokenizer_gives_the_ids_of_t5s_vocabulary(tmp_path, shared_data):
-    ours = Tokenizer(shared_data / "t5_vocab" / "spiece.model")
+    ours = SentencePieceTokenizer(shared_data / "t5_vocab" / "spiece.model")
     found = tokenizer_of(tmp_path / "out", ours, 32128)
     assert len(found) == ours.vocab_size == 32100
     for text in (*TEXTS, "<extra_id_0> in <extra_id_99> out", "fill <extra_id_7>"):
-        assert found(text).input_ids == ours.encode(text, add_eos=True), text
+        assert found(text).input_ids == [*ours.encode(text), ours.special_ids.end], text
     assert (found.pad_token_id, found.eos_token_id, found.unk_token_id) == (0, 1, 2)
 
 
 def test_their_tokenizer_gives_the_ids_of_the_demos_vocabulary(tmp_path):
-    ours = Tokenizer(VOCABULARY_PATH, extra_ids=0)
+    ours = SentencePieceTokenizer(VOCABULARY_PATH, extra_ids=0)
     found = tokenizer_of(tmp_path / "out", ours, ours.vocab_size)
     assert len(found) == ours.vocab_size
     for text in TEXTS:
-        assert found(text).input_ids == ours.encode(text, add_eos=True), text
+        assert found(text).input_ids == [*ours.encode(text), ours.special_ids.end], text

@@ -13,7 +13,7 @@ from cot_flax.errors import UserError
 from cot_flax.lab.world.vocabulary import VOCABULARY_PATH
 from cot_flax.students.parameters import Tensor
 from cot_flax.students.t5 import T5Config, T5Student
-from cot_flax.text.tokenizers import Tokenizer
+from cot_flax.text.tokenizers import SentencePieceTokenizer
 from cot_flax.weights.access import Access
 from cot_flax.weights.huggingface import open_folder, write_folder
 from cot_flax.weights.source import Source, load
@@ -366,7 +366,7 @@ def test_tensors_that_are_missing_unknown_or_of_another_shape(folder):
 @pytest.fixture
 def world():
     """The demo's vocabulary, and a model with room for it but not for sentinels."""
-    tokenizer = Tokenizer(VOCABULARY_PATH, extra_ids=0)
+    tokenizer = SentencePieceTokenizer(VOCABULARY_PATH, extra_ids=0)
     config = replace(TINY, vocab_size=tokenizer.vocab_size + 5)
     return tokenizer, random_source(config)
 
@@ -394,4 +394,7 @@ def test_another_vocabulary_than_the_models_is_refused(tmp_path, world):
 def test_t5s_vocabulary_has_sentinels_with_or_without_settings(folder, shared_data):
     path = shared_data / "t5_vocab" / "spiece.model"
     shutil.copy(path, folder)
-    assert open_folder(folder, Access()).vocabulary == Tokenizer(path, extra_ids=100).fingerprint
+    assert (
+        open_folder(folder, Access()).vocabulary
+        == SentencePieceTokenizer(path, extra_ids=100).fingerprint
+    )

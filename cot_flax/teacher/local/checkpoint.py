@@ -18,13 +18,12 @@ from cot_flax.students.student import Student
 from cot_flax.teacher.failures import RequestFailed, Unscorable
 from cot_flax.teacher.local import cut_at_stop, refuse_settings, seed_of
 from cot_flax.teacher.requests import Completion, Reply, Request
-from cot_flax.text.tokenizers import Tokenizer, load_tokenizer
+from cot_flax.text.tokenizers import Tokenizer, open_tokenizer
 from cot_flax.training.state import abstract_variables
 from cot_flax.weights import tokenizer_files
 from cot_flax.weights.opening import open_source
 from cot_flax.weights.source import load
 
-_SPACE = "\u2581"  # SentencePiece's visible space
 _SMALLEST_BUCKET = 64
 
 
@@ -54,7 +53,7 @@ class JaxTeacher:
     ):
         source = open_source(checkpoint)
         self.name = source.place
-        self._tokenizer = load_tokenizer(
+        self._tokenizer = open_tokenizer(
             tokenizer_files.find(source, vocabulary), source.vocabulary
         )
         self._max_input_tokens = max_input_tokens
@@ -120,7 +119,7 @@ class JaxTeacher:
         completions = []
         for ids_T, score in zip(drawn_NT.tolist(), scores, strict=True):
             ids = list(itertools.takewhile(lambda i: i > 1, ids_T))
-            tokens = self._tokens(ids)
+            tokens = self._tokenizer.surfaces(ids)
             logprobs = score and self._logprobs(tokens, *score)
             reason = "stop" if len(ids) < request.max_tokens else "length"
             completion = Completion("".join(tokens), logprobs, reason)
@@ -128,10 +127,10 @@ class JaxTeacher:
         return completions
 
     def _score(self, prompt: str, text: str, top_logprobs: int) -> Logprobs:
-        pieces = self._tokenizer.processor.encode(text, return_type="proto").pieces
-        if not pieces:
+        pieces = self._tokenizer.pieces(text)
+        if not pieces.ids:
             raise Unscorable("no_words")
-        tokens = [piece.surface for piece in pieces]
+        tokens = pieces.cut(text)
         # White space at the ends, which the vocabulary does not write, stays with its neighbours.
         before, _, after = text.partition("".join(tokens))
         tokens[0] = before + tokens[0]
@@ -140,11 +139,11 @@ class JaxTeacher:
             inputs_S = _padded(self._encode(prompt))
         except RequestFailed:
             raise Unscorable("prompt_too_long") from None
-        targets_1T = _padded([piece.id for piece in pieces])[None]
+        targets_1T = _padded(pieces.ids)[None]
         return self._logprobs(tokens, *self._scores(inputs_S, targets_1T, top_logprobs)[0])
 
     def _encode(self, prompt: str) -> list[int]:
-        ids = self._tokenizer.encode(prompt, add_eos=True)
+        ids = [*self._tokenizer.encode(prompt), self._tokenizer.special_ids.end]
         if len(ids) > self._max_input_tokens:
             raise RequestFailed(
                 f"a prompt of {len(ids)} tokens",
@@ -152,15 +151,6 @@ class JaxTeacher:
                 "shorten the prompt, or raise max_input_tokens",
             )
         return ids
-
-    def _tokens(self, ids: Sequence[int]) -> list[str]:
-        """The strings that join to the text of the ids."""
-        if not ids:  # the decoder would not return a message
-            return []
-        tokenizer = self._tokenizer
-        known = [i if i < tokenizer.vocab_size else tokenizer.unk_id for i in ids]
-        decoded = tokenizer.processor.decode(known, return_type="proto")
-        return [piece.surface for piece in decoded.pieces]
 
     def _scores(self, inputs_S, targets_NT, k: int) -> list[tuple[np.ndarray, ...]]:
         """For each of N: log-probabilities [T], and those [T, K] and ids [T, K] of the top k."""
@@ -178,7 +168,7 @@ class JaxTeacher:
 
     def _top(self, ids: Sequence[int], logprobs: Sequence[float], at_start: bool):
         """{token: log-probability}; of two pieces of one string the likelier stays."""
-        tokens = [self._tokenizer.id_to_piece(i).replace(_SPACE, " ") for i in ids]
+        tokens = [self._tokenizer.id_to_text(i) for i in ids]
         if at_start:
             tokens = [token.lstrip(" ") for token in tokens]
         likeliest_last = reversed(list(zip(tokens, logprobs, strict=True)))
@@ -212,7 +202,5 @@ def _padded(ids: Sequence[int]) -> np.ndarray:
 
 def _writable(tokenizer: Tokenizer, size: int) -> np.ndarray:
     """bool [V]: the pieces that are a text by themselves."""
-    of = tokenizer.processor
-    mute = (of.is_control, of.is_unknown, of.is_unused, of.is_byte)
-    writable = [not any(test(i) for test in mute) for i in range(tokenizer.vocab_size)]
-    return np.array(writable + [False] * (size - len(writable)))
+    writable = tokenizer.writable
+    return np.array([*writable, *[False] * (size - len(writable))])

@@ -4,7 +4,7 @@ import gin
 import pytest
 import seqio
 
-from cot_flax.chains.preparation import Settings
+from cot_flax.chains.preparation import Preparation
 from cot_flax.chains.samples import Logprobs, Sample, write_samples
 from cot_flax.data import registration
 from cot_flax.data.registration import add_cot_task
@@ -79,7 +79,7 @@ def make_store(tmp_path_factory):
             [str(folder / "samples.jsonl")],
             str(folder / "store"),
             vocabulary=vocabulary,
-            settings=Settings(**settings),
+            settings=Preparation(**settings),
             workers=1,
             records_per_shard=records_per_shard,
         )

@@ -9,7 +9,7 @@ import pytest
 
 from cot_flax import configuration
 from cot_flax.students.t5 import T5Student
-from cot_flax.text.tokenizers import Tokenizer
+from cot_flax.text.tokenizers import SentencePieceTokenizer
 from cot_flax.training.state import abstract_variables
 
 # Parameters, d_model, d_ff, heads, d_kv and layers of each stack, of the released checkpoints.
@@ -103,4 +103,8 @@ def test_shapes_are_those_of_hugging_face(size, shapes):
 
 
 def test_t5s_vocabulary_fits(shared_data):
-    assert Tokenizer(shared_data / "t5_vocab" / "spiece.model").vocab_size == 32_100 <= ROWS
+    assert (
+        SentencePieceTokenizer(shared_data / "t5_vocab" / "spiece.model").vocab_size
+        == 32_100
+        <= ROWS
+    )
