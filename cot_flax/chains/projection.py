@@ -6,7 +6,7 @@ Shape letters: T target positions, K entries of a position, M pieces of the text
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from operator import itemgetter
 
 import numpy as np
@@ -117,8 +117,8 @@ def project_top_k(
         ]
     else:
         rows = [
-            _paths_row(alignment, j, logprobs, own_id, tokenizer)
-            for j, own_id in enumerate(student_ids)
+            _paths_row(alignment, j, logprobs, student_ids, tokenizer)
+            for j in range(len(student_ids))
         ]
     own_ids = list(student_ids)
     if end_id is not None:
@@ -151,7 +151,7 @@ def _paths_row(
     alignment: Sequence[Sequence[int]],
     j: int,
     logprobs: Logprobs,
-    own_id: int,
+    student_ids: Sequence[int],
     tokenizer: Tokenizer,
 ) -> Row | str:
     tokens = alignment[j]
@@ -159,9 +159,8 @@ def _paths_row(
         return "no_token"
     if j and tokens[0] in alignment[j - 1]:
         return "inside_token"
-    # At the start of a text, its first piece begins a word where the tokenizer adds a space.
-    path, path_logprob = tokenizer.prefix * (j == 0), 0.0
-    first_piece = tokenizer.first_piece
+    first_piece = partial(tokenizer.first_piece, before=_before(j, student_ids, tokenizer))
+    path, path_logprob = "", 0.0
     row: Row = {}
     for index in tokens:
         token = logprobs.tokens[index]
@@ -170,10 +169,17 @@ def _paths_row(
                 _add(row, student_id, path_logprob + logprob)
         path += token
         path_logprob += logprobs.token_logprobs[index]
-    if first_piece(path) != own_id:
+    if first_piece(path) != student_ids[j]:
         return "other_string"
-    _add(row, own_id, path_logprob)
+    _add(row, student_ids[j], path_logprob)
     return row
+
+
+def _before(j: int, student_ids: Sequence[int], tokenizer: Tokenizer) -> str | None:
+    """What stands before piece j, where that settles how it is tokenized."""
+    if j == 0:
+        return ""
+    return "\n" if tokenizer.id_to_text(student_ids[j - 1]).endswith("\n") else None
 
 
 def _add(row: Row, student_id: int, logprob: float) -> None:

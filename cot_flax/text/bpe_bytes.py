@@ -55,8 +55,8 @@ def byte_ends(text: str, parts: Sequence[bytes], offsets: Sequence[tuple[int, in
     ends: list[int] = []
     for start, stop in _overlapping(offsets):
         begin = ends[-1] if ends else 0
-        last = max(end for _, end in offsets[start:stop])
-        end = len(data) if stop == len(parts) else byte_at[last]
+        # What normalisation left out, such as an accent of its own, stays with what it follows.
+        end = len(data) if stop == len(parts) else byte_at[offsets[stop][0]]
         ends += _ends_from_the_right(parts[start:stop], begin, max(begin, end))
     return ends
 

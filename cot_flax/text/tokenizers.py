@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
+from itertools import pairwise
 from typing import Any, NamedTuple, Protocol
 
 import tokenizers
@@ -77,14 +78,12 @@ class Tokenizer(Protocol):
         vocab_size: all ids are below it; the embedding of a model may have more rows.
         special_ids: pad, end and start.
         unk_id: stands for what the vocabulary lacks; None where it lacks nothing.
-        prefix: what is put before every text: a space where its first word gets a word mark.
         fingerprint: 16 hex digits that name the vocabulary and its special ids.
     """
 
     vocab_size: int
     special_ids: SpecialIds
     unk_id: int | None
-    prefix: str
     fingerprint: str
 
     def encode(self, text: str) -> list[int]:
@@ -127,12 +126,16 @@ class Tokenizer(Protocol):
         """The id of the piece that is this text, spaces included; None where there is none."""
         ...
 
-    def first_piece(self, text: str) -> int | None:
-        """The id of the piece that a text starts with, inside a longer one; None if unsettled.
+    def first_piece(self, text: str, before: str | None = None) -> int | None:
+        """The id of the piece that a text starts with; None where the text does not settle it.
 
-        A text that is a piece as it stands is that piece. Any other one is tokenized where it
-        begins with white space, so a word; inside a word the tokenizer would need the letters
-        before it. Spaces alone settle nothing, for a word may follow.
+        Where nothing is known of what stands before, a text that is a piece as it stands is that
+        piece, and any other one is tokenized where it begins with white space, so a word: inside a
+        word the tokenizer would need the letters before it. Spaces alone settle nothing, for a word
+        may follow.
+
+        Args:
+            before: "" at the start of a text, a line break at that of a line; None inside a line.
         """
         ...
 
@@ -186,7 +189,7 @@ class SentencePieceTokenizer:
         self.vocab_size = self._processor.GetPieceSize()
         self.unk_id = self._processor.unk_id()
         self.special_ids = _sentencepiece_special_ids(self._processor, place)
-        self.prefix = " " * proto.normalizer_spec.add_dummy_prefix
+        self._prefix = " " * proto.normalizer_spec.add_dummy_prefix
         self._first_pieces = _Memo(self._find_first)
 
     def __reduce__(self):
@@ -233,8 +236,9 @@ class SentencePieceTokenizer:
     def whole_piece(self, text: str) -> int | None:
         return self._text_ids.get(text.replace(" ", _SPACE))
 
-    def first_piece(self, text: str) -> int | None:
-        return self._first_pieces[text]
+    def first_piece(self, text: str, before: str | None = None) -> int | None:
+        """A line break is a space, and no piece ends with one: a line starts as a word does."""
+        return self._first_pieces[text if before is None else self._prefix + text]
 
     def _known(self, ids: Iterable[int]) -> list[int]:
         """Ids that no piece has, those of surplus rows of an embedding, are unknown ones."""
@@ -298,7 +302,7 @@ class HuggingFaceTokenizer:
         byte_level = "ByteLevel" in _types(settings.get("decoder"))
         self._spelled = byte_level_bytes if byte_level else fallback_bytes
         first = self.encode("a")[:1]
-        self.prefix = " " * (self._bytes(first[0])[:1] == b" ")
+        self._prefix = " " * (self._bytes(first[0])[:1] == b" ")
         self._first_pieces = _Memo(self._find_first)
 
     def __reduce__(self):
@@ -317,9 +321,7 @@ class HuggingFaceTokenizer:
         parts = [self._bytes(i) for i in encoding.ids]
         ends = byte_ends(text, parts, encoding.offsets)
         texts = (part.decode(errors="replace").replace(" ", _SPACE) for part in parts)
-        return Pieces(
-            tuple(texts), tuple(encoding.ids), tuple(zip([0, *ends[:-1]], ends, strict=True))
-        )
+        return Pieces(tuple(texts), tuple(encoding.ids), tuple(pairwise([0, *ends])))
 
     def decode(self, ids: Iterable[int]) -> str:
         return self._decode(_before_end(map(int, ids), self.special_ids.end))
@@ -354,8 +356,8 @@ class HuggingFaceTokenizer:
     def whole_piece(self, text: str) -> int | None:
         return self._text_ids.get(text)
 
-    def first_piece(self, text: str) -> int | None:
-        return self._first_pieces[text]
+    def first_piece(self, text: str, before: str | None = None) -> int | None:
+        return self._first_pieces[text, before]
 
     def _encoding(self, text: str) -> tokenizers.Encoding:
         return self._tokenizer.encode(text, add_special_tokens=False)
@@ -380,15 +382,20 @@ class HuggingFaceTokenizer:
         ids = (i for i, is_text in enumerate(self.writable) if is_text)
         return {self.id_to_text(i): i for i in sorted(ids, key=rank)}
 
-    def _find_first(self, text: str) -> int | None:
+    def _find_first(self, place: tuple[str, str | None]) -> int | None:
+        text, before = place
         if not text.strip(" ") or not _is_text(text):
             return None
+        if before is not None:
+            pieces, skipped = self.pieces(before + text), len(before.encode())
+            behind = zip(pieces.ids, pieces.spans, strict=True)
+            return next((id for id, (begin, _) in behind if begin >= skipped), None)
         whole = self.whole_piece(text)
         if whole is not None or not text[0].isspace():
             return whole
-        if not text.startswith(self.prefix):  # a newline: the prefix would come before it
+        if not text.startswith(self._prefix):  # a line break: the prefix would come before it
             return self.whole_piece(text[0])
-        return next(iter(self.encode(text.removeprefix(self.prefix))), None)
+        return next(iter(self.encode(text.removeprefix(self._prefix))), None)
 
 
 def open_tokenizer(path: str | os.PathLike, fingerprint: str = "") -> Tokenizer:
@@ -474,9 +481,9 @@ def _bpe_settings(model: bytes, place: str) -> dict[str, Any]:
     """The tokenizer.json without what plays no part here: marks around a text, and lengths."""
     try:
         settings = json.loads(model)
+        settings |= {"post_processor": None, "truncation": None, "padding": None}
         kind = settings["model"].get("type", "BPE")
         with_bytes = settings["model"].get("byte_fallback")
-        settings |= {"post_processor": None, "truncation": None, "padding": None}
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise _no_tokenizer(place, error) from error
     if kind != "BPE" or not (with_bytes or "ByteLevel" in _types(settings.get("decoder"))):
@@ -503,7 +510,8 @@ def _types(component: Mapping[str, Any] | None) -> set[str]:
 def _open_hugging_face(path) -> HuggingFaceTokenizer:
     model = _read(path)
     settings = _bpe_settings(model, str(path))
-    ids = settings["model"]["vocab"] | {t["content"]: t["id"] for t in settings["added_tokens"]}
+    added = {token["content"]: token["id"] for token in settings.get("added_tokens", ())}
+    ids = settings["model"].get("vocab", {}) | added
     end, pad, start = (_special_id(path.parent, role, ids) for role in ("eos", "pad", "bos"))
     if end is None:
         raise UserError(
@@ -561,12 +569,12 @@ def _is_text(text: str) -> bool:
 class _Memo(dict):
     """Results of a function by its argument, forgotten when there are too many of them."""
 
-    def __init__(self, function: Callable[[str], int | None]):
+    def __init__(self, function: Callable[[Any], int | None]):
         super().__init__()
         self._function = function
 
-    def __missing__(self, text: str) -> int | None:
+    def __missing__(self, argument: Any) -> int | None:
         if len(self) >= _MOST_REMEMBERED:
             self.clear()
-        self[text] = result = self._function(text)
+        self[argument] = result = self._function(argument)
         return result

@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from tokenizers import normalizers
 
 from cot_flax.chains.alignment import align, align_by_bytes, edit_distances, warp
 from cot_flax.chains.readers import read_codex_dump
 from cot_flax.text.tokenizers import Pieces, open_tokenizer
+from tests.support.tokenizers import byte_fallback, byte_level
 
 # Golden vectors: FranxYao/FlanT5-CoT-Specialization @ a8ffd51 (MIT), notebook
 # dev_align_codex_to_flan_t5_dtw.ipynb, cells 21 (tokens), 19 (pieces) and 29 (printed alignment).
@@ -113,6 +115,17 @@ def t5(shared_data):
     return open_tokenizer(shared_data / "t5_vocab" / "spiece.model")
 
 
+@pytest.fixture(scope="module", params=["t5", "gpt2", "nfc", "llama"])
+def vocabulary(request, tmp_path_factory):
+    if request.param == "t5":
+        return request.getfixturevalue("t5")
+    folder = tmp_path_factory.mktemp("bpe")
+    if request.param == "llama":
+        return open_tokenizer(byte_fallback(folder))
+    normalizer = normalizers.NFC() if request.param == "nfc" else None
+    return open_tokenizer(byte_level(folder, normalizer=normalizer))
+
+
 # What normalisation changes: unknown characters, accents, ligatures, fractions, emoji, white space.
 PARTS = st.sampled_from([
     *("If", " sold", " 48", "/2", " $12", ".", ",", "\n", "  ", "\n\n", " ", "\t", "\u200b", "㍿"),
@@ -167,11 +180,11 @@ def around(made_up, rows):
 @example(
     ("a  b\n\nIf {~} ½ cup ﬁne 😀", ["a ", " b", "\n", "\nIf", " {", "~} ½ ", "cup ﬁne 😀"]), 2
 )
-def test_pieces_have_the_tokens_that_share_their_bytes(t5, cut, cropped):
+def test_pieces_have_the_tokens_that_share_their_bytes(vocabulary, cut, cropped):
     """Byte by byte; the dynamic program decides only around pieces that have no bytes."""
     text, tokens = cut
     cropped = min(cropped, len(text) - len(text.lstrip()))
-    pieces = t5.pieces(text[cropped:])
+    pieces = vocabulary.pieces(text[cropped:])
     margin = len(text[:cropped].encode())
     expected = byte_by_byte(tokens, pieces, margin)
     found = align_by_bytes(tokens, pieces, skipped=margin)
