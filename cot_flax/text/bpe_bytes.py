@@ -40,14 +40,18 @@ def fallback_bytes(piece: str) -> bytes:
 def byte_ends(text: str, parts: Sequence[bytes], offsets: Sequence[tuple[int, int]]) -> list[int]:
     """For each piece the byte of the text that follows it; the last one's is the text's length.
 
+    Where the parts are the text, but for a prefix, they alone say so. Where normalisation changed
+    the text, they are counted within stretches of it that share no character.
+
     Args:
         parts: bytes that each piece stands for.
-        offsets: half-open ranges of characters, for each piece, as the library gives them.
+        offsets: half-open ranges of characters, for each piece, as the library gives them: those
+            of a divided character are the same for all of its pieces.
     """
     data = text.encode()
     if not parts:
         return []
-    if b"".join(parts).endswith(data):  # a prefix may come before the text
+    if b"".join(parts).endswith(data):
         return _ends_from_the_right(parts, 0, len(data))
     byte_at = [0]
     for character in text:
@@ -77,5 +81,5 @@ def _overlapping(offsets: Sequence[tuple[int, int]]) -> Iterable[tuple[int, int]
         if begin >= reached and i > start:
             yield start, i
             start = i
-        reached = max(reached, end)
+        reached = end
     yield start, len(offsets)

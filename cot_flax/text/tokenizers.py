@@ -268,11 +268,12 @@ class SentencePieceTokenizer:
 
 
 class HuggingFaceTokenizer:
-    """A BPE vocabulary of Hugging Face's `tokenizers`, id for id as transformers reads its file.
+    """A BPE vocabulary of Hugging Face's `tokenizers`: what its file says, to the letter.
 
     Two kinds are known: byte-level BPE (GPT-2's and most later ones) and BPE with byte fallback
-    (Llama 2's). No text lacks an id in either. As with transformers, the string of a special token
-    in a text is that token.
+    (Llama 2's). No text lacks an id in either. Ids are those of transformers'
+    `PreTrainedTokenizerFast`; its classes for single families take the vocabulary from the file
+    and the rest from their code. As there, the string of a special token in a text is that token.
 
     Args:
         model: the content of a tokenizer.json.
