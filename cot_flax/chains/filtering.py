@@ -43,7 +43,7 @@ class Filters:
         per_question: the most chains of a question, those that reason differently first:
             "over_limit".
         balance: the most chains of a question with the same sequence of equations, so that its
-            weight grows with the ways to solve it, not with how easy it is: "unbalanced".
+            weight grows with its different solutions, not with how easy it is: "unbalanced".
 
     Raises:
         UserError: an unknown name, or a number out of its range.

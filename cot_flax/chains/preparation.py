@@ -32,7 +32,7 @@ class Preparation:
         top_k: teacher entries a target position.
         alignment: "bytes", or "fu2023" for the paper's dynamic program.
         projection: "paths", or "fu2023" for the paper's rule; see `project_top_k`.
-        max_target_tokens: longer chains, with EOS, are dropped as "too_long"; None keeps all.
+        max_target_tokens: longer chains, with the end id, are dropped as "too_long"; None keeps all.
         max_question_tokens: likewise for questions.
 
     Raises:
@@ -64,7 +64,7 @@ class Record:
         question: the question.
         answer: the gold answer; where there is none, the one that the chain gives.
         first: whether it is the first kept chain of its question.
-        targets: T ids, closed by EOS.
+        targets: T ids, closed by the end id.
         projection: the teacher's rows, or None where the teacher gave no log-probabilities.
     """
 

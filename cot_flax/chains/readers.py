@@ -31,7 +31,7 @@ from cot_flax.chains.samples import (
 from cot_flax.errors import UserError
 
 _ID_FIRST = re.compile(rb'\s*\{\s*"id"\s*:\s*"((?:[^"\\]|\\.)*)"')
-ROUNDED_AWAY = 5e-5  # Of four decimals: a smaller probability was written as 0.0.
+_ROUNDED_AWAY = 5e-5  # Of the Codex dump's four decimals: less was written as 0.0.
 _CODEX_PARAMS = {"temperature": 0.5, "max_tokens": 256, "logprobs": 5}
 
 
@@ -248,7 +248,7 @@ def _codex_logprobs(record: Mapping[str, Any], place: str) -> dict[str, Any]:
     try:
         return {
             "tokens": require(record, "tokens", list, place),
-            "token_logprobs": [math.log(p or ROUNDED_AWAY) for p in probabilities],
+            "token_logprobs": [math.log(p or _ROUNDED_AWAY) for p in probabilities],
             "top_logprobs": [{token: math.log(p) for token, p in pairs if p} for pairs in top5],
         }
     except (TypeError, ValueError) as error:

@@ -49,7 +49,7 @@ class Logprobs:
     The nesting is that of OpenAI's completions API.
 
     Attributes:
-        tokens: L strings; joined they are the sample's text.
+        tokens: L strings; concatenated they are the sample's text.
         token_logprobs: L values, one for each sampled token.
         top_logprobs: L mappings from the likeliest tokens to their values; the sampled token may
             be missing from them.

@@ -92,7 +92,7 @@ def _start(job: Job) -> None:
 
 
 def _end_with_parent() -> None:
-    """Waits for the end of the parent, which cannot tell its workers when it is killed."""
+    """Waits for the end of the parent, which cannot end its workers when it is killed."""
     multiprocessing.parent_process().join()
     os._exit(1)
 

@@ -32,7 +32,7 @@ class Token:
 
 
 def tokenize(text: str, start: int, end: int) -> list[Token]:
-    """Splits `text[start:end]` into tokens, signs joined to numbers, spaces and `$` left out."""
+    """Splits `text[start:end]` into tokens, signs attached to numbers, spaces and `$` left out."""
     tokens: list[Token] = []
     for token in _raw_tokens(text, start, end):
         if token.kind == "number" and _is_sign(tokens, text, token):

@@ -49,7 +49,7 @@ def strip_marks(text: str) -> str:
 
 def _correct(step: Equation, known: Carried, carried: Carried, edits: Edits) -> None:
     value = evaluate([_carry(token, known, edits) for token in step.operands])
-    if value is None:  # a result that is now 0 became a divisor
+    if value is None:  # a result that became 0 is a divisor
         return
     value = as_stated(value, step)
     if agrees(value, step.results[0]):

@@ -2,8 +2,8 @@
 
 A rule is for comparison only: `fu2023` reads `1,000` as 0 and drops every minus sign, `ho2022`
 holds `18.00` for wrong where the gold is `18` and finds the choice B in `Bank (D)`, `kim2023`
-misses an answer that ends in a full stop. Where a paper's rule differs by data set, what tells them
-apart here is said in the docstring.
+misses an answer that ends in a full stop. Where a paper's rule differs by data set, the docstring
+says what it goes by here.
 """
 
 import re

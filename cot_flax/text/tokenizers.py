@@ -48,6 +48,8 @@ class SpecialIds(NamedTuple):
 T5_SPECIAL_IDS = SpecialIds(pad=0, end=1, start=0)
 """Of T5's vocabulary, and of checkpoints that are older than their record."""
 
+T5_SENTINELS = 100
+
 
 @dataclass(frozen=True)
 class Pieces:
@@ -56,9 +58,10 @@ class Pieces:
     Attributes:
         strings: the text of each of M pieces, with U+2581 for a space.
         ids: M ids.
-        spans: M half-open byte ranges of the UTF-8 text. They follow each other without gaps and
-            end with the text; a character may be divided. A piece that normalisation made up (the
-            second of `½` with T5's vocabulary) has an empty one.
+        spans: M half-open byte ranges of the UTF-8 text. They follow each other without gaps; a
+            character may be divided. White space around a text, which SentencePiece drops, is in
+            none. A piece that normalisation made up (the second of `½` with T5's vocabulary) has
+            an empty one.
     """
 
     strings: tuple[str, ...]
@@ -99,7 +102,7 @@ class Tokenizer(Protocol):
         ...
 
     def surfaces(self, ids: Sequence[int]) -> list[str]:
-        """What each of the ids, none of them the end, adds to their text: joined, they are it.
+        """What each of the ids, none of them the end, adds to the text that `decode` gives.
 
         The last of several ids that only together are a character adds it.
         """
@@ -141,10 +144,10 @@ class Tokenizer(Protocol):
 
 
 class SentencePieceTokenizer:
-    """A SentencePiece vocabulary, id for id as SeqIO's `SentencePieceVocabulary`.
+    """A SentencePiece vocabulary; the ids of a text are those of SeqIO's `SentencePieceVocabulary`.
 
-    So does Hugging Face's T5 tokenizer, save for what `tests/text/tokenizers_test.py` shows: there
-    a sentinel that touches another word still is one, and what follows such a one begins a word
+    Hugging Face's T5 tokenizer agrees, save for what `tests/text/tokenizers_test.py` shows: there a
+    sentinel that touches another word still is one, and what follows such a one begins a word
     (with `legacy=False`: what follows a sentinel and a space begins none); `</s>`, `<unk>` and
     `<pad>` in a text are control ids; and the tokenizers in Rust (all of transformers 5) normalise
     letters of several characters in their own way, choose otherwise between equally likely
@@ -170,7 +173,7 @@ class SentencePieceTokenizer:
             an end.
     """
 
-    def __init__(self, model: bytes | str | os.PathLike, *, extra_ids: int = 100):
+    def __init__(self, model: bytes | str | os.PathLike, *, extra_ids: int = T5_SENTINELS):
         self.model = model if isinstance(model, bytes) else _read(model)
         self.extra_ids = extra_ids
         self._processor = SentencePieceProcessor()
@@ -199,10 +202,7 @@ class SentencePieceTokenizer:
         return self._processor.EncodeAsIds(text)
 
     def pieces(self, text: str) -> Pieces:
-        """Spans are SentencePiece's own record of how it normalised the text.
-
-        White space before the text, which it drops, is in no span.
-        """
+        """Spans are SentencePiece's own record of how it normalised the text."""
         pieces = self._processor.encode(text, return_type="proto").pieces
         return Pieces(
             tuple(piece.piece for piece in pieces),
@@ -281,7 +281,7 @@ class HuggingFaceTokenizer:
         place: names the file in errors.
 
     Raises:
-        UserError: no tokenizer.json, or one of another kind.
+        UserError: no tokenizer.json, one of another kind, or special ids that it lacks.
     """
 
     def __init__(self, model: bytes, special_ids: SpecialIds, *, place: str = HUGGING_FACE):
@@ -292,9 +292,14 @@ class HuggingFaceTokenizer:
         except Exception as error:  # the library raises nothing narrower
             raise _no_tokenizer(place, error) from error
         # Tokens that only the configuration beside the file calls special are in transformers, too.
-        self._tokenizer.add_special_tokens(
-            [self._tokenizer.id_to_token(i) for i in sorted(set(special_ids))]
-        )
+        special = [self._tokenizer.id_to_token(i) for i in sorted(set(special_ids))]
+        if None in special:
+            raise UserError(
+                f"{place} with {special_ids}",
+                "ids of its vocabulary",
+                "download all files of one model",
+            )
+        self._tokenizer.add_special_tokens(special)
         named = json.dumps([special_ids, settings], sort_keys=True)
         self.fingerprint = hashlib.sha256(named.encode()).hexdigest()[:16]
         self.vocab_size = 1 + max(self._tokenizer.get_vocab().values())
@@ -418,16 +423,18 @@ def open_tokenizer(path: str | os.PathLike, fingerprint: str = "") -> Tokenizer:
         UserError: there is none, it is broken or of an unknown kind, it has no end, or it is
             another vocabulary.
     """
-    found = _tokenizer_file(path_at(path))
+    found, seen = _tokenizer_file(path_at(path)), []
     if found.suffix == ".json":
-        candidates = [_open_hugging_face(found)]
+        readings = [partial(_open_hugging_face, found)]
     else:
-        candidates = [SentencePieceTokenizer(found, extra_ids=count) for count in (0, 100)]
-    for tokenizer in candidates:
+        readings = [partial(SentencePieceTokenizer, found, extra_ids=n) for n in (0, T5_SENTINELS)]
+    for read in readings:
+        tokenizer = read()
         if fingerprint in ("", tokenizer.fingerprint):
             return tokenizer
+        seen.append(tokenizer.fingerprint)
     raise UserError(
-        f"vocabulary {candidates[0].fingerprint} at {path}",
+        f"vocabulary {seen[0]} at {path}",
         f"the checkpoint's vocabulary {fingerprint}",
         "give the tokenizer that the checkpoint was trained with",
     )

@@ -50,7 +50,7 @@ def test_reproduces_the_alignment_printed_by_the_authors():
 
 
 def paths_back(i, j):
-    """All ways from cell (i, j) to (0, 0): (steps, cells); step 0 diagonal, 1 token, 2 piece."""
+    """All paths from cell (i, j) to (0, 0): (steps, cells); step 0 diagonal, 1 token, 2 piece."""
     if (i, j) == (0, 0):
         yield (), ((0, 0),)
     for step, (di, dj) in enumerate([(1, 1), (1, 0), (0, 1)]):
@@ -245,8 +245,8 @@ def test_on_real_chains_both_ways_agree_where_token_and_piece_are_the_same_strin
     for chain in read_codex_dump(shared_data / "teacher" / "gsm8k_train_codex_top5.jsonl"):
         if chain.finish_reason == "stop":
             tokens, pieces = chain.logprobs.tokens, t5.pieces(chain.text)
-            ways = align_by_bytes(tokens, pieces), align(tokens, pieces.strings)
-            for piece, by_bytes, by_strings in zip(pieces.strings, *ways, strict=True):
+            rows = align_by_bytes(tokens, pieces), align(tokens, pieces.strings)
+            for piece, by_bytes, by_strings in zip(pieces.strings, *rows, strict=True):
                 total += 1
                 if len(by_bytes) == 1 and tokens[by_bytes[0]].replace(" ", "▁") == piece:
                     same, agreed = same + 1, agreed + (by_bytes == by_strings)

@@ -14,6 +14,7 @@ from cot_flax.chains.samples import Logprobs, Sample, to_line
 from cot_flax.errors import UserError
 from cot_flax.lab.world.vocabulary import VOCABULARY_PATH
 from cot_flax.text.tokenizers import open_tokenizer
+from tests.support.tokenizers import byte_level
 
 HALF = math.log(0.5)
 
@@ -90,6 +91,22 @@ def test_an_added_answer_is_not_the_teachers(tokenizer, alignment, projection):
     else:  # by strings: the added words are tokens of their own, and certain
         assert probabilities[1:5] == pytest.approx([0.5] * 4)
         assert probabilities[-4:] == pytest.approx([1] * 4)
+
+
+def test_a_byte_level_vocabulary_has_ids_and_ends_of_its_own(tmp_path):
+    """Its end is id 0, and absent entries are none of its ids."""
+    bpe = open_tokenizer(byte_level(tmp_path))
+    (record,) = prepared([sample("".join(TOKENS), tokens=TOKENS)], bpe, top_k=4).kept
+    ids = bpe.encode("1 + 1 = 2.\nThe answer is 2")
+    assert record.targets == (*ids, bpe.special_ids.end)
+    rows = record.projection
+    assert set(kinds(record)) == {"soft", "inside_token", "end"}
+    assert rows.ids_TK[-1].tolist() == [0, -1, -1, -1]
+    assert bpe.special_ids.end == 0
+    break_ = ids.index(bpe.whole_piece("\n"))
+    present = {bpe.id_to_text(i) for i in rows.ids_TK[break_].tolist() if i >= 0}
+    assert present == {"\n", "."}
+    assert rows.kept_mass_T[break_] == pytest.approx(0.75)
 
 
 def test_a_chain_without_logprobs_has_no_projection(tokenizer):

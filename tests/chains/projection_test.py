@@ -434,7 +434,7 @@ def shares(values):
 
 
 @pytest.fixture(scope="module")
-def told():
+def story_texts():
     """A story of two steps, and all that the teacher may write of it."""
     teacher = StoryTeacher(slip=0.2, mistake=0.1)
     story = next(s for s in make_stories(40, split="train", seed=5) if len(s.steps) == 2)
@@ -471,7 +471,7 @@ def pieces_by_start(text, tokens, vocabulary):
 
 @pytest.mark.parametrize("cut", CUTS)
 @pytest.mark.parametrize("vocabulary", ["world", "t5", "gpt2", "llama"])
-def test_a_row_is_the_probability_that_the_next_piece_is_v(told, cut, vocabulary, request):
+def test_a_row_is_the_probability_that_the_next_piece_is_v(story_texts, cut, vocabulary, request):
     """Against all texts that begin with the tokens before it, tokenized whole by the student.
 
     Words are whole in both cuts, so that the string of a path settles its piece; but for T5's
@@ -480,7 +480,7 @@ def test_a_row_is_the_probability_that_the_next_piece_is_v(told, cut, vocabulary
     # The last line's first word, where a line break is no piece of its own; or the numbers.
     fewest = 20 if cut == "lone spaces" else 0 if vocabulary == "gpt2" else 4
     vocabulary = request.getfixturevalue(vocabulary)
-    teacher, story, probabilities = told
+    teacher, story, probabilities = story_texts
     tokenized = [(CUTS[cut](text), p) for text, p in probabilities.items()]
     starts = [pieces_by_start(text, CUTS[cut](text), vocabulary) for text in probabilities]
     chosen = random.Random(0).choices(list(probabilities), list(probabilities.values()), k=4)

@@ -116,6 +116,13 @@ if __name__ == "__main__":
 """
 
 
+def test_a_worker_needs_no_accelerator_library():
+    """It starts in a second: one import of JAX or TensorFlow would cost it several."""
+    code = "import sys, cot_flax.chains.workers; print({'jax', 'tensorflow'} & set(sys.modules))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout == "set()\n"
+
+
 def test_no_worker_outlives_a_parent_that_is_killed(tmp_path):
     script = tmp_path / "parent.py"
     script.write_text(ORPHANS)

@@ -243,6 +243,10 @@ def test_special_ids_come_from_the_files_beside(tmp_path):
     generation = {"eos_token_id": [end, pad], "bos_token_id": start}
     (folder / "generation_config.json").write_text(json.dumps(generation))
     assert open_tokenizer(folder).special_ids == SpecialIds(end, end, start)
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": 9999}))
+    with pytest.raises(UserError, match=r"tokenizer.json with SpecialIds\(pad=9999, end=9999"):
+        open_tokenizer(folder)
+    (folder / "generation_config.json").write_text(json.dumps(generation))
     (folder / "special_tokens_map.json").write_text(json.dumps({"eos_token": "<|pad|>"}))
     assert open_tokenizer(folder).special_ids == SpecialIds(pad, pad, start)
     (folder / "special_tokens_map.json").write_text(json.dumps({"eos_token": "<other>"}))

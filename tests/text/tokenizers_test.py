@@ -1,5 +1,6 @@
 """The tokenizer against SeqIO on any text, and against Hugging Face where that agrees with it."""
 
+import pickle
 import re
 import shutil
 
@@ -7,6 +8,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from sentencepiece import SentencePieceProcessor
+from sentencepiece.sentencepiece_model_pb2 import ModelProto
 
 from cot_flax.errors import UserError
 from cot_flax.lab.world.vocabulary import VOCABULARY_PATH
@@ -94,7 +96,7 @@ def world():
     return open_tokenizer(VOCABULARY_PATH)
 
 
-# From the normalisation's own rules (NFKC, white space joined, one put in front) and the pieces.
+# From the normalisation's own rules (NFKC, white space merged, one put in front) and the pieces.
 @pytest.mark.parametrize(
     ("text", "pieces"),
     [
@@ -162,6 +164,47 @@ def test_the_first_piece_of_a_word_is_that_of_any_text_that_goes_on_with_a_word(
         for behind in ("", " 7", " has", "\nThe answer"):
             expected = world.encode(f"has {word}{behind}")[1]
             assert world.first_piece(f" {word}") == expected
+
+
+@settings(max_examples=100, deadline=None)
+@given(text=st.text() | st.lists(st.sampled_from([*WORDS, *WHITE, *UNUSUAL])).map("".join))
+def test_parts_of_a_text_and_of_its_ids(text, world):
+    """Spans leave out no more than white space around the text."""
+    pieces = world.pieces(text)
+    assert list(pieces.ids) == world.encode(text)
+    if pieces.ids:
+        before, _, after = text.partition("".join(pieces.cut(text)))
+        assert world.encode(before) == world.encode(after) == []
+    assert "".join(world.surfaces(pieces.ids)) == world.decode(pieces.ids)
+
+
+def test_what_is_a_text_by_itself(world):
+    mute = [i for i, writable in enumerate(world.writable) if not writable]
+    assert mute == sorted({*world.special_ids, world.unk_id})
+    first = world.piece_to_id("▁First")
+    assert world.id_to_text(first) == " First"
+    assert (world.whole_piece(" First"), world.whole_piece("</s>")) == (first, None)
+
+
+# Files --------------------------------------------------------------------------------------------
+
+
+def test_special_ids_are_those_of_the_file(world):
+    proto = ModelProto.FromString(world.model)
+    proto.pieces[0].piece = "no pad"
+    with pytest.raises(UserError, match="with pad_id -1 and eos_id 1; expected both, from 0"):
+        SentencePieceTokenizer(proto.SerializeToString())
+
+
+def test_it_goes_to_other_processes(tokenizer):
+    other = pickle.loads(pickle.dumps(tokenizer))
+    assert (other.fingerprint, other.vocab_size) == (tokenizer.fingerprint, tokenizer.vocab_size)
+
+
+def test_a_folder_may_be_opened(tmp_path, world):
+    shutil.copy(VOCABULARY_PATH, tmp_path / "spiece.model")
+    (tmp_path / "tokenizer.json").write_text("{}")  # of another kind: the model comes first
+    assert open_tokenizer(tmp_path).fingerprint == world.fingerprint
 
 
 # SeqIO --------------------------------------------------------------------------------------------
