@@ -26,7 +26,7 @@ def align(teacher_tokens: Sequence[str], student_pieces: Sequence[str]) -> list[
 
     Args:
         teacher_tokens: L strings with their spaces, as a completions API returns them.
-        student_pieces: M pieces as `Tokenizer.pieces` gives them, without EOS.
+        student_pieces: M pieces as `Tokenizer.pieces` gives them, without the end.
 
     Returns:
         For each piece the ascending indices of its teacher tokens: one or more, and none only

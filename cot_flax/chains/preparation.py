@@ -32,7 +32,7 @@ class Preparation:
         top_k: teacher entries a target position.
         alignment: "bytes", or "fu2023" for the paper's dynamic program.
         projection: "paths", or "fu2023" for the paper's rule; see `project_top_k`.
-        max_target_tokens: longer chains, with the end id, are dropped as "too_long"; None keeps all.
+        max_target_tokens: longer chains, end included, are dropped as "too_long"; None keeps all.
         max_question_tokens: likewise for questions.
 
     Raises:

@@ -159,7 +159,10 @@ def _paths_row(
         return "no_token"
     if j and tokens[0] in alignment[j - 1]:
         return "inside_token"
-    first_piece = partial(tokenizer.first_piece, before=_before(j, student_ids, tokenizer))
+    before = _before(alignment, j, logprobs, student_ids, tokenizer)
+    first_piece = tokenizer.first_piece
+    if before is not None:
+        first_piece = partial(first_piece, before=before)
     path, path_logprob = "", 0.0
     row: Row = {}
     for index in tokens:
@@ -175,11 +178,16 @@ def _paths_row(
     return row
 
 
-def _before(j: int, student_ids: Sequence[int], tokenizer: Tokenizer) -> str | None:
+def _before(alignment, j, logprobs, student_ids, tokenizer) -> str | None:
     """What stands before piece j, where that settles how it is tokenized."""
     if j == 0:
         return ""
-    return "\n" if tokenizer.id_to_text(student_ids[j - 1]).endswith("\n") else None
+    first = alignment[j][0]
+    after_break = first > 0 and logprobs.tokens[first - 1].endswith("\n")
+    # A line break may also be a part of piece j.
+    if after_break and tokenizer.id_to_text(student_ids[j - 1]).endswith("\n"):
+        return "\n"
+    return None
 
 
 def _add(row: Row, student_id: int, logprob: float) -> None:

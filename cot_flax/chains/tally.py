@@ -29,7 +29,7 @@ class Tally:
         mass: the sum of the kept mass over the soft positions.
         one_hot_chains: kept chains without log-probabilities.
         target_tokens: kept chains by length in tokens, in steps of LENGTH_BIN.
-        tokens: of all targets, EOS included.
+        tokens: of all targets, ends included.
         teachers: kept chains by teacher.
         prompts: the sum of the prompts' hashes over the kept chains.
         worst: the chains with the smallest share of soft positions, side by side.

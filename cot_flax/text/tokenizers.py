@@ -8,9 +8,9 @@ import codecs
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 from itertools import pairwise
 from typing import Any, NamedTuple, Protocol
 
@@ -28,7 +28,7 @@ HUGGING_FACE = "tokenizer.json"
 
 _SPACE = "\u2581"  # the visible space of SentencePiece
 _BROKEN = "\ufffd"  # what decoders write for bytes that are no character
-_MOST_REMEMBERED = 1 << 18  # strings, some 30 MB
+_MOST_REMEMBERED = 1 << 18  # strings, some 50 MB
 
 
 class SpecialIds(NamedTuple):
@@ -193,7 +193,7 @@ class SentencePieceTokenizer:
         self.unk_id = self._processor.unk_id()
         self.special_ids = _sentencepiece_special_ids(self._processor, place)
         self._prefix = " " * proto.normalizer_spec.add_dummy_prefix
-        self._first_pieces = _Memo(self._find_first)
+        self.first_piece = lru_cache(_MOST_REMEMBERED)(self._find_first)
 
     def __reduce__(self):
         return partial(SentencePieceTokenizer, extra_ids=self.extra_ids), (self.model,)
@@ -236,10 +236,6 @@ class SentencePieceTokenizer:
     def whole_piece(self, text: str) -> int | None:
         return self._text_ids.get(text.replace(" ", _SPACE))
 
-    def first_piece(self, text: str, before: str | None = None) -> int | None:
-        """A line break is a space, and no piece ends with one: a line starts as a word does."""
-        return self._first_pieces[text if before is None else self._prefix + text]
-
     def _known(self, ids: Iterable[int]) -> list[int]:
         """Ids that no piece has, those of surplus rows of an embedding, are unknown ones."""
         return [int(i) if i < self.vocab_size else self.unk_id for i in ids]
@@ -254,7 +250,9 @@ class SentencePieceTokenizer:
         ids = range(self.vocab_size)
         return {self.id_to_piece(i): i for i in ids if not self._is_mute(i)}
 
-    def _find_first(self, text: str) -> int | None:
+    def _find_first(self, text: str, before: str | None = None) -> int | None:
+        if before is not None:  # a line break is a space, and no piece ends with one
+            text = self._prefix + text
         words = _SPACE.join(text.split())
         if not words or not _is_text(text):
             return None
@@ -309,7 +307,7 @@ class HuggingFaceTokenizer:
         self._spelled = byte_level_bytes if byte_level else fallback_bytes
         first = self.encode("a")[:1]
         self._prefix = " " * (self._bytes(first[0])[:1] == b" ")
-        self._first_pieces = _Memo(self._find_first)
+        self.first_piece = lru_cache(_MOST_REMEMBERED)(self._find_first)
 
     def __reduce__(self):
         return HuggingFaceTokenizer, (self.model, self.special_ids)
@@ -362,9 +360,6 @@ class HuggingFaceTokenizer:
     def whole_piece(self, text: str) -> int | None:
         return self._text_ids.get(text)
 
-    def first_piece(self, text: str, before: str | None = None) -> int | None:
-        return self._first_pieces[text, before]
-
     def _encoding(self, text: str) -> tokenizers.Encoding:
         return self._tokenizer.encode(text, add_special_tokens=False)
 
@@ -388,8 +383,7 @@ class HuggingFaceTokenizer:
         ids = (i for i, is_text in enumerate(self.writable) if is_text)
         return {self.id_to_text(i): i for i in sorted(ids, key=rank)}
 
-    def _find_first(self, place: tuple[str, str | None]) -> int | None:
-        text, before = place
+    def _find_first(self, text: str, before: str | None = None) -> int | None:
         if not text.strip(" ") or not _is_text(text):
             return None
         if before is not None:
@@ -572,17 +566,3 @@ def _is_text(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-class _Memo(dict):
-    """Results of a function by its argument, forgotten when there are too many of them."""
-
-    def __init__(self, function: Callable[[Any], int | None]):
-        super().__init__()
-        self._function = function
-
-    def __missing__(self, argument: Any) -> int | None:
-        if len(self) >= _MOST_REMEMBERED:
-            self.clear()
-        self[argument] = result = self._function(argument)
-        return result
