@@ -11,10 +11,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from cot_flax.text.tokenizers import Pieces
+from cot_flax.text.pieces import SPACE, Pieces
 
 METHODS = ("bytes", "fu2023")
-_SPACE = "\u2581"  # the visible space of SentencePiece
 _BORDER = 1 << 40  # stands for infinity; exact under the additions here
 
 
@@ -39,7 +38,7 @@ def align(teacher_tokens: Sequence[str], student_pieces: Sequence[str]) -> list[
         return [[] for _ in student_pieces]
     return warp(
         [token.replace(" ", "") for token in teacher_tokens],
-        [piece.replace(_SPACE, "") for piece in student_pieces],
+        [piece.replace(SPACE, "") for piece in student_pieces],
     )
 
 

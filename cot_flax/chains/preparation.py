@@ -17,8 +17,9 @@ from cot_flax.chains.selection import distinct_chains, select
 from cot_flax.chains.tally import LENGTH_BIN, Tally
 from cot_flax.errors import UserError
 from cot_flax.text.answers import extract_answer
+from cot_flax.text.pieces import Pieces
 from cot_flax.text.prompts import build_target
-from cot_flax.text.tokenizers import Pieces, Tokenizer
+from cot_flax.text.tokenizers import Tokenizer
 
 _SHOWN_POSITIONS = 120
 
