@@ -26,8 +26,7 @@ UNREADABLE = (FileNotFoundError, IsADirectoryError, PermissionError)
 CUT_OFF = (OSError, EOFError, zlib.error)
 """What reading a file raises: one that cannot be opened, and one that ends too early."""
 
-
-BUCKETS = 256
+BUCKETS = 256  # files that merging spreads questions over
 
 
 class BadRecord(UserError):
