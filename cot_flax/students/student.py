@@ -209,8 +209,10 @@ class Student(Protocol):
         ...
 
     @classmethod
-    def from_t5x(cls, shapes: Shapes, place: str) -> "Student":
+    def from_t5x(cls, shapes: Shapes, place: str) -> "Student | None":
         """The student of parameters in a checkpoint of T5X, which stores no config.
+
+        None where T5X has no such family.
 
         Raises:
             UserError: they are not those of this family.

@@ -118,14 +118,9 @@ def _source(folder: str, tensors: Mapping[str, Tensor]) -> Source:
 
 
 def _student(shapes: Shapes, place: str) -> Student:
-    """The student of the first family whose parameters they are; the first one says what is not."""
-    errors = []
-    for family in families().values():
-        try:
-            return family.from_t5x(shapes, place)
-        except UserError as error:
-            errors.append(error)
-    raise errors[0]
+    """The student of the family that T5X has with such parameters."""
+    found = (family.from_t5x(shapes, place) for family in families().values())
+    return next(student for student in found if student is not None)
 
 
 def _target(folder: str) -> dict:

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from support.tokenizers import byte_fallback, byte_level
 from tokenizers import normalizers
 
 from cot_flax.chains.alignment import align, align_by_bytes, edit_distances, warp
 from cot_flax.chains.readers import read_codex_dump
 from cot_flax.text.pieces import Pieces
 from cot_flax.text.tokenizers import open_tokenizer
-from tests.support.tokenizers import byte_fallback, byte_level
 
 # Golden vectors: FranxYao/FlanT5-CoT-Specialization @ a8ffd51 (MIT), notebook
 # dev_align_codex_to_flan_t5_dtw.ipynb, cells 21 (tokens), 19 (pieces) and 29 (printed alignment).

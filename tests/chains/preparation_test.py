@@ -5,6 +5,7 @@ import json
 import math
 
 import pytest
+from support.tokenizers import byte_level
 
 from cot_flax.chains.filtering import Filters
 from cot_flax.chains.preparation import Outcome, Preparation, prepare_question, prepare_records
@@ -14,7 +15,6 @@ from cot_flax.chains.samples import Logprobs, Sample, to_line
 from cot_flax.errors import UserError
 from cot_flax.lab.world.vocabulary import VOCABULARY_PATH
 from cot_flax.text.tokenizers import open_tokenizer
-from tests.support.tokenizers import byte_level
 
 HALF = math.log(0.5)
 

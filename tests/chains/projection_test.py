@@ -7,6 +7,7 @@ import re
 
 import numpy as np
 import pytest
+from support.tokenizers import byte_fallback, byte_level
 
 from cot_flax.chains.alignment import align, align_by_bytes
 from cot_flax.chains.projection import KINDS, RULES, project_top_k
@@ -18,7 +19,6 @@ from cot_flax.lab.world.teacher import StoryTeacher, make_samples, tokenize
 from cot_flax.lab.world.vocabulary import VOCABULARY_PATH
 from cot_flax.students.layouts import ABSENT_ID
 from cot_flax.text.tokenizers import open_tokenizer
-from tests.support.tokenizers import byte_fallback, byte_level
 
 # Golden vectors: FranxYao/FlanT5-CoT-Specialization @ a8ffd51 (MIT), notebook
 # dev_align_codex_to_flan_t5_dtw.ipynb: steps of cell 31 (the sampled token first), their rows of

@@ -7,13 +7,13 @@ import re
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from support.tokenizers import END, START, byte_fallback, byte_level, write
 from tokenizers import normalizers
 
 from cot_flax.errors import UserError
 from cot_flax.text.bpe import HuggingFaceTokenizer, byte_ends, byte_level_bytes, fallback_bytes
 from cot_flax.text.pieces import SpecialIds
 from cot_flax.text.tokenizers import open_tokenizer
-from tests.support.tokenizers import END, START, byte_fallback, byte_level, write
 
 MODERN = r"(?i:'s|'t)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s+(?!\S)|\s+"
 KINDS = {

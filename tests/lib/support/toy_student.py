@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 from flax.linen.partitioning import AxisMetadata
 
-from cot_flax.errors import UserError
 from cot_flax.students.layouts import DecoderOnly
 from cot_flax.students.products import Product
 from cot_flax.students.student import CacheShape, Prompts, Ring, Stack, add_family
@@ -162,7 +161,7 @@ class ToyStudent:
 
     @classmethod
     def from_t5x(cls, shapes, place):
-        raise UserError(f"a checkpoint of T5X at {place}", "a T5", "choose another family")
+        return None
 
     def products(self, batch, inputs, targets):
         rows, D, V = batch * (inputs + targets), self.config.emb_dim, self.config.vocab_size
