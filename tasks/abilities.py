@@ -35,6 +35,7 @@ for ability in ABILITIES:
         records_source(functools.partial(_records, ability=ability), COUNTS),
         formats=("zero_shot_answer",),
         answer_kind="text",
+        role="general",
         vocabulary=VOCABULARY,
     )
 

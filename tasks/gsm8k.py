@@ -1,5 +1,7 @@
 """GSM8K (Cobbe et al. 2021): `gsm8k_<format>`, and `gsm8k_teacher_<format>` from a store.
 
+Flan-T5 was trained on its rationales.
+
 From a local directory with train.jsonl and test.jsonl where one is bound, else from TFDS. The last
 500 training questions are the validation split; neither exemplars nor teacher chains come from it.
 """
@@ -78,7 +80,7 @@ def _parse(record, id):
 
 SOURCE = records_source(_records, ("train", "validation", "test"))
 
-add_cot_task("gsm8k", SOURCE, vocabulary=VOCABULARY)
+add_cot_task("gsm8k", SOURCE, seen_by_flan=True, vocabulary=VOCABULARY)
 add_cot_task(
     "gsm8k_teacher",
     StoreSource(
@@ -88,5 +90,6 @@ add_cot_task(
         held_out=lambda: questions(SOURCE, "validation"),
     ),
     exemplars=SOURCE,
+    seen_by_flan=True,
     vocabulary=VOCABULARY,
 )

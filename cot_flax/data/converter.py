@@ -1,4 +1,7 @@
-"""Batches with a teacher's rows for hosts that go through SeqIO, as T5X does."""
+"""Batches with a teacher's rows for hosts that go through SeqIO, as T5X does.
+
+S and T are the lengths of inputs and targets, K the entries of a teacher's row.
+"""
 
 from collections.abc import Mapping
 
@@ -8,27 +11,75 @@ import tensorflow as tf
 from cot_flax.data import packing
 from cot_flax.data.features import TEACHER_FEATURES
 from cot_flax.errors import UserError
-from cot_flax.students.layouts import ABSENT_ID, EncoderDecoder
-from cot_flax.text.tokenizers import T5_SPECIAL_IDS
+from cot_flax.students.layouts import EncoderDecoder
+from cot_flax.text.tokenizers import T5_SPECIAL_IDS, SpecialIds
 
 LAYOUT = EncoderDecoder()
-_ROWS = {
-    name: seqio.FeatureConverter.FeatureSpec(dtype=dtype, rank=2)
+_Spec = seqio.FeatureConverter.FeatureSpec
+_TEACHER = {
+    name: _Spec(dtype=dtype, rank=2)
     for name, dtype in zip(TEACHER_FEATURES, (tf.int32, tf.float32), strict=True)
+}
+_PACKING = {
+    f"{side}_{name}": tf.int32
+    for side in ("encoder", "decoder")
+    for name in ("segment_ids", "positions")
 }
 
 
 class DistillationFeatureConverter(seqio.EncDecFeatureConverter):
     """From a task's features to T5X's batch keys, and a teacher's rows where the task has them.
 
-    One class serves training, evaluation and inference. Rows are packed as our own trainer packs
-    them (packing.py): SeqIO's packer refuses features of rank 2 and casts floats to integers. What
-    is longer than its length is cut, as SeqIO does; our tasks leave such examples out before.
+    One class serves training, evaluation and inference. Rows are laid out and packed as our own
+    trainer does it (students/layouts.py, packing.py): SeqIO's converter takes id 0 for padding, and
+    its packer refuses features of rank 2 and casts floats to integers. What is longer than its
+    length is cut, as SeqIO does; our tasks leave such examples out before.
 
-    The features are `inputs` and `targets` [T] and, both or neither, `teacher_top_ids` int32 and
-    `teacher_top_logprobs` float32 [T, K]. Padding of the latter is id 0, which marks an absent
-    entry, beside a log-probability of 0.
+    A task has the features of TASK_FEATURES, the teacher's both or neither; whatever else it has is
+    left out. Type and rank of both sides are checked, packed or not.
+
+    Example: two packed examples, with K = 2 and lengths 7 and 5; the second has no teacher.
+
+        ds = [{"inputs": [7, 8, 1], "targets": [3, 1],
+               "teacher_top_ids": [[3, 9], [1, -1]],
+               "teacher_top_logprobs": [[-0.2, -1.9], [0.0, 0.0]]},
+              {"inputs": [5, 1], "targets": [4, 1],
+               "teacher_top_ids": [[-1, -1], [-1, -1]],
+               "teacher_top_logprobs": [[0.0, 0.0], [0.0, 0.0]]}]
+
+        converted = {
+            "encoder_input_tokens": [7, 8, 1, 5, 1, 0, 0],
+             "encoder_segment_ids": [1, 1, 1, 2, 2, 0, 0],
+               "encoder_positions": [0, 1, 2, 0, 1, 0, 0],
+           "decoder_target_tokens": [3, 1, 4, 1, 0],
+            "decoder_input_tokens": [0, 3, 0, 4, 0],
+            "decoder_loss_weights": [1., 1., 1., 1., 0.],
+             "decoder_segment_ids": [1, 1, 2, 2, 0],
+               "decoder_positions": [0, 1, 0, 1, 0],
+                 "teacher_top_ids": [[3, 9], [1, -1], [-1, -1], [-1, -1], [-1, -1]],
+            "teacher_top_logprobs": [[-0.2, -1.9], [0., 0.], [0., 0.], [0., 0.], [0., 0.]],
+        }
+
+    Absent entries, padding among them, are id -1 beside a log-probability of 0.
+
+    Args:
+        pack: put several examples into a row, and give segment ids and positions.
+        special_ids: of the task's vocabulary; T5's by default.
+        settings: SeqIO's others.
     """
+
+    TASK_FEATURES = {"inputs": _Spec(tf.int32), "targets": _Spec(tf.int32)} | _TEACHER
+    MODEL_FEATURES = {
+        "encoder_input_tokens": _Spec(tf.int32),
+        "decoder_target_tokens": _Spec(tf.int32),
+        "decoder_input_tokens": _Spec(tf.int32),
+        "decoder_loss_weights": _Spec(tf.float32),
+    } | _TEACHER
+    PACKING_FEATURE_DTYPES = _PACKING
+
+    def __init__(self, pack: bool = True, *, special_ids: SpecialIds = T5_SPECIAL_IDS, **settings):
+        super().__init__(pack=pack, **settings)
+        self._special_ids = special_ids
 
     def __call__(
         self, ds: tf.data.Dataset, task_feature_lengths: Mapping[str, int]
@@ -36,53 +87,107 @@ class DistillationFeatureConverter(seqio.EncDecFeatureConverter):
         """Converts examples.
 
         Args:
-            task_feature_lengths: of `inputs` and `targets`; others are not looked at.
+            task_feature_lengths: S of `inputs` and T of `targets`; others are not looked at.
 
         Raises:
-            UserError: teacher's rows whose K is not known beforehand.
+            UserError: a feature that is missing or of another type or rank, lengths that are
+                missing, or a teacher's rows whose K is not known beforehand.
         """
-        rows = {name: spec for name, spec in _ROWS.items() if name in ds.element_spec}
-        lengths = {side: task_feature_lengths[side] for side in ("inputs", "targets")}
-        lengths |= dict.fromkeys(rows, lengths["targets"])
-        top_k = _top_k(ds)
-        ds = ds.map(lambda example: {name: example[name][:n] for name, n in lengths.items()})
-        if self.pack:
-            return _packed(ds, lengths, top_k)
-        plain = seqio.EncDecFeatureConverter(pack=False, passthrough_features=rows)
-        return plain(ds, lengths).map(_padded_as_absent)
+        lengths = {side: _length(task_feature_lengths, side) for side in ("inputs", "targets")}
+        names = _task_features(ds.element_spec)
+        _check(ds.element_spec, {name: self.TASK_FEATURES[name] for name in names}, "the task's")
+        top_k = _top_k(ds.element_spec) if TEACHER_FEATURES[0] in names else 0
+        sizes = {name: lengths["inputs" if name == "inputs" else "targets"] for name in names}
+        ds = ds.map(lambda example: {name: example[name][:n] for name, n in sizes.items()})
+        convert = _packed if self.pack else _one_a_row
+        converted = convert(ds, lengths, self._special_ids, top_k)
+        _check(converted.element_spec, self._model_features(top_k), "the converter's own")
+        return converted
+
+    def _model_features(self, top_k: int) -> dict:
+        packing = self.PACKING_FEATURE_DTYPES if self.pack else {}
+        features = self.MODEL_FEATURES | {name: _Spec(dtype) for name, dtype in packing.items()}
+        left_out = () if top_k else TEACHER_FEATURES
+        return {name: spec for name, spec in features.items() if name not in left_out}
 
 
-def _padded_as_absent(batch: dict) -> dict:
-    """SeqIO pads with 0, which is an id; beyond the targets an entry is absent."""
-    if "teacher_top_ids" not in batch:
-        return batch
-    real = batch["decoder_loss_weights"][..., None] > 0
-    return batch | {"teacher_top_ids": tf.where(real, batch["teacher_top_ids"], ABSENT_ID)}
+def _one_a_row(ds, lengths, special_ids, top_k) -> tf.data.Dataset:
+    signature = _signature(lengths, special_ids, top_k, packed=False)
+
+    def lay_out(*values):
+        example = dict(zip(ds.element_spec, values, strict=True))
+        batch = LAYOUT.to_batch([[example]], lengths, special_ids, top_k=top_k, packed=False)
+        return [batch[name][0] for name in signature]
+
+    def convert(example):
+        values = [example[name] for name in ds.element_spec]
+        types = [spec.dtype for spec in signature.values()]
+        arrays = tf.numpy_function(lay_out, values, types, stateful=False)
+        return {
+            name: tf.ensure_shape(array, signature[name].shape)
+            for name, array in zip(signature, arrays, strict=True)
+        }
+
+    return ds.map(convert, num_parallel_calls=tf.data.AUTOTUNE)
 
 
-def _packed(ds: tf.data.Dataset, lengths: Mapping[str, int], top_k: int) -> tf.data.Dataset:
-    def batch_of(row):
-        return LAYOUT.to_batch([row], lengths, T5_SPECIAL_IDS, top_k=top_k, packed=True)
-
+def _packed(ds, lengths, special_ids, top_k) -> tf.data.Dataset:
     def rows():
         for row in packing.pack(ds.as_numpy_iterator(), LAYOUT, lengths):
-            yield {name: array[0] for name, array in batch_of(row).items()}
+            batch = LAYOUT.to_batch([row], lengths, special_ids, top_k=top_k, packed=True)
+            yield {name: array[0] for name, array in batch.items()}
 
-    signature = {
-        name: tf.TensorSpec(array.shape[1:], array.dtype) for name, array in batch_of([]).items()
-    }
+    signature = _signature(lengths, special_ids, top_k, packed=True)
     return tf.data.Dataset.from_generator(rows, output_signature=signature)
 
 
-def _top_k(ds: tf.data.Dataset) -> int:
-    """K of the teacher's rows; 0 where there are none."""
-    if "teacher_top_ids" not in ds.element_spec:
-        return 0
-    top_k = ds.element_spec["teacher_top_ids"].shape[1]
-    if top_k is None:
+def _signature(lengths, special_ids, top_k, *, packed) -> dict[str, tf.TensorSpec]:
+    """Shapes and types of a row, as the layout itself gives them."""
+    empty = LAYOUT.to_batch([], lengths, special_ids, top_k=top_k, packed=packed)
+    return {name: tf.TensorSpec(array.shape[1:], array.dtype) for name, array in empty.items()}
+
+
+def _task_features(element_spec: Mapping) -> list[str]:
+    """`inputs`, `targets` and, where the task has one of them, both of the teacher's features."""
+    taught = any(name in element_spec for name in TEACHER_FEATURES)
+    return ["inputs", "targets", *(TEACHER_FEATURES if taught else ())]
+
+
+def _check(element_spec: Mapping, expected: Mapping, whose: str) -> None:
+    """Raises UserError where a feature is not as it is declared."""
+    for name, wanted in expected.items():
+        spec = element_spec.get(name)
+        if spec is None:
+            found = f"no feature {name!r} among {sorted(element_spec)}"
+        elif spec.dtype != wanted.dtype or spec.shape.rank != wanted.rank:
+            found = f"{name} of type {spec.dtype.name} and rank {spec.shape.rank}"
+        else:
+            continue
         raise UserError(
-            "teacher_top_ids of shape [length, unknown]",
+            found,
+            f"{name} of type {wanted.dtype.name} and rank {wanted.rank}, {whose} feature",
+            "register the task with add_cot_task, or correct its last preprocessor",
+        )
+
+
+def _length(lengths: Mapping[str, int], side: str) -> int:
+    if side not in lengths:
+        raise UserError(
+            f"task feature lengths {dict(lengths)}",
+            "lengths of inputs and targets",
+            f"add {side} to TASK_FEATURE_LENGTHS",
+        )
+    return lengths[side]
+
+
+def _top_k(element_spec: Mapping) -> int:
+    """K of the teacher's rows."""
+    widths = {element_spec[name].shape[1] for name in TEACHER_FEATURES}
+    if len(widths) > 1 or None in widths:
+        shapes = " and ".join(f"{n} of shape {element_spec[n].shape}" for n in TEACHER_FEATURES)
+        raise UserError(
+            shapes,
             "as many entries at every position, known before the data is read",
             "set the shape in the task's preprocessor, as tf.ensure_shape does",
         )
-    return top_k
+    return widths.pop()

@@ -1,13 +1,16 @@
 """Vocabularies, output features, and the fingerprint that ties tokens to a vocabulary."""
 
 import hashlib
+from collections.abc import Callable
+from functools import cached_property
 
 import gin
+import numpy as np
 import seqio
 import tensorflow as tf
 
 from cot_flax.errors import UserError
-from cot_flax.text.tokenizers import SpecialIds
+from cot_flax.text.tokenizers import SpecialIds, Tokenizer
 
 T5_VOCABULARY = "gs://t5-data/vocabs/cc_all.32000/sentencepiece.model"
 TEACHER_FEATURES = ("teacher_top_ids", "teacher_top_logprobs")
@@ -51,8 +54,80 @@ def _readable(path: str) -> bool:
         return False
 
 
+class TokenizerVocabulary(seqio.Vocabulary):
+    """Any tokenizer of text/tokenizers.py as a vocabulary of tasks: Hugging Face's BPE for one.
+
+    Args:
+        load: gives the tokenizer, once, when it is first needed: tasks are registered before gin
+            has bound anything.
+    """
+
+    def __init__(self, load: Callable[[], Tokenizer]):
+        super().__init__()
+        self._load = load
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        return self._load()
+
+    @property
+    def pad_id(self) -> int:
+        return self.tokenizer.special_ids.pad
+
+    @property
+    def eos_id(self) -> int:
+        return self.tokenizer.special_ids.end
+
+    @property
+    def bos_id(self) -> int:
+        return self.tokenizer.special_ids.start
+
+    @property
+    def unk_id(self) -> int | None:
+        return self.tokenizer.unk_id
+
+    @property
+    def _base_vocab_size(self) -> int:
+        return self.tokenizer.vocab_size
+
+    def _encode(self, s: str) -> list[int]:
+        return self.tokenizer.encode(s)
+
+    def _decode(self, ids) -> str:
+        return self.tokenizer.decode(ids)
+
+    def _encode_tf(self, s: tf.Tensor) -> tf.Tensor:
+        """A text to its ids [T]."""
+
+        def encode(text):
+            # Bytes within a graph, an array without axes outside one.
+            text = np.asarray(text, object).item().decode()
+            return np.array(self.tokenizer.encode(text), np.int32)
+
+        return tf.ensure_shape(tf.numpy_function(encode, [s], tf.int32, stateful=False), [None])
+
+    def _decode_tf(self, ids: tf.Tensor) -> tf.Tensor:
+        """Ids [T] to a text, or [B, T] to B of them."""
+
+        def decode(ids):
+            texts = [self.tokenizer.decode(row).encode() for row in np.atleast_2d(ids).tolist()]
+            return np.array(texts, object).reshape(ids.shape[:-1])
+
+        texts = tf.numpy_function(decode, [ids], tf.string, stateful=False)
+        return tf.ensure_shape(texts, ids.shape[:-1])
+
+    def __eq__(self, other) -> bool:
+        if not isinstance(other, TokenizerVocabulary):
+            return False
+        return self is other or self.tokenizer.fingerprint == other.tokenizer.fingerprint
+
+    __hash__ = None  # as SeqIO's own: equal ones may come from different places
+
+
 def fingerprint(vocabulary: seqio.Vocabulary) -> str:
-    """16 hex digits that name the vocabulary: its SentencePiece model, or its class and size."""
+    """16 hex digits that name the vocabulary: its tokenizer, or its class and size."""
+    if isinstance(vocabulary, TokenizerVocabulary):
+        return vocabulary.tokenizer.fingerprint
     named = getattr(vocabulary, "sp_model", None)
     if named is None:
         named = f"{type(vocabulary).__name__} {vocabulary.vocab_size}".encode()
@@ -60,8 +135,28 @@ def fingerprint(vocabulary: seqio.Vocabulary) -> str:
 
 
 def special_ids(vocabulary: seqio.Vocabulary) -> SpecialIds:
-    """Those of a vocabulary; as in T5, a decoder starts with the pad id."""
+    """Those of a vocabulary; where it does not say with which id a decoder starts, its pad id."""
+    if isinstance(vocabulary, TokenizerVocabulary):
+        return vocabulary.tokenizer.special_ids
     return SpecialIds(vocabulary.pad_id, vocabulary.eos_id, vocabulary.pad_id)
+
+
+def tokenizer_of(vocabulary: seqio.Vocabulary) -> Tokenizer:
+    """The tokenizer, without SeqIO, that gives the ids of a vocabulary.
+
+    Raises:
+        UserError: there is none, for instance for bytes.
+    """
+    if isinstance(vocabulary, TokenizerVocabulary):
+        return vocabulary.tokenizer
+    model = sentencepiece_model(vocabulary)
+    if model is None:
+        raise UserError(
+            f"a {type(vocabulary).__name__}",
+            "a SentencePiece vocabulary, or a TokenizerVocabulary",
+            "give the task such a vocabulary",
+        )
+    return Tokenizer(model, extra_ids=vocabulary.extra_ids)
 
 
 def sentencepiece_model(vocabulary: seqio.Vocabulary) -> bytes | None:

@@ -1,54 +1,60 @@
 """SeqIO preprocessors: from a record to `inputs`, `targets` and teacher rows.
 
 A record has `id`, `question`, `rationale` and `answer` (strings). A record of a store
-has instead of a rationale its `targets` (ids with EOS) and the teacher's rows (stored.py).
+has instead of a rationale its `targets` (ids with the end id) and the teacher's rows
+(store/tasks.py). T is the length of `targets`, K the entries of a row.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import numpy as np
 import seqio
 import tensorflow as tf
 
-from cot_flax.errors import UserError
+from cot_flax.data.features import special_ids
 from cot_flax.students.layouts import ABSENT_ID
-from cot_flax.text.prompts import ExemplarPool, build_input, build_target, is_cot, is_few_shot
+from cot_flax.text.prompts import Exemplar, build_input, build_target, is_cot
 
 MOST_DROPPED = 10_000
 BLOCK = 64
+Choose = Callable[[str, str], Sequence[Exemplar]]
+"""From a question and its record's id to the exemplars that go before it."""
+
+
+class ExemplarRule(Protocol):
+    """How the exemplars of prompts are chosen."""
+
+    def choice(self) -> Choose:
+        """Chooses by what is bound at this moment; raises UserError where there are too few."""
+        ...
+
+    def style(self) -> str:
+        """A name of `prompts.STYLES`."""
+        ...
+
+
 _ABSENT = {"teacher_top_ids": ABSENT_ID, "teacher_top_logprobs": 0.0}
 
 
 def write_prompt(
-    dataset: tf.data.Dataset,
-    *,
-    format: str,
-    pool: Callable[[], ExemplarPool],
-    settings: Callable[[], dict],
+    dataset: tf.data.Dataset, *, format: str, rule: ExemplarRule | None
 ) -> tf.data.Dataset:
     """Adds `inputs_pretokenized`, and `targets_pretokenized` where the record has no tokens.
 
-    Exemplars depend on the seed and the record's id alone, so neither sharding nor a restart
-    changes them.
+    Exemplars may depend on the question and the record's id alone, so neither sharding nor a
+    restart changes them.
 
     Args:
-        pool: the exemplars' source, called when the data set is built.
-        settings: shots, style and seed; see registration.prompting.
+        rule: how a few-shot format has them chosen, None in a zero-shot one. It is asked when the
+            data set is built: an error from inside tf.data reaches nobody in one line.
     """
-    chosen = settings()
-    exemplars = pool() if is_few_shot(format) else None
-    if exemplars and chosen["shots"] >= len(exemplars):
-        # Found out here, since an error from inside tf.data reaches nobody in one line.
-        raise UserError(
-            f"a pool of {len(exemplars)} exemplars for {chosen['shots']} shots",
-            "more exemplars than shots",
-            "lower registration.prompting.shots or give a larger train split",
-        )
+    choose, style = (rule.choice(), rule.style()) if rule else (None, "t5")
 
-    def inputs(question, key):
-        question, key = question.decode(), f"{chosen['seed']}/{key.decode()}"
-        shown = exemplars.draw(question, chosen["shots"], key) if exemplars else ()
-        return build_input(question, format, shown, chosen["style"]).encode()
+    def inputs(question, id):
+        question = question.decode()
+        shown = choose(question, id.decode()) if choose else ()
+        return build_input(question, format, shown, style).encode()
 
     def targets(rationale, answer):
         return build_target(rationale.decode(), answer.decode(), format).encode()
@@ -66,17 +72,21 @@ def write_prompt(
 def tokenize(
     dataset: tf.data.Dataset, *, vocabulary: seqio.Vocabulary, format: str, top_k: int
 ) -> tf.data.Dataset:
-    """Adds token ids, each closed by EOS, and teacher rows [T, K] (zeros where there are none)."""
+    """Adds token ids, each closed by the end id, and teacher rows [T, K], absent entries at first.
+
+    Args:
+        top_k: K; 0 where the task has no rows.
+    """
 
     def encode(texts):
         ids = _encode(vocabulary, texts)
-        return tf.concat([ids, tf.fill([ids.nrows(), 1], vocabulary.eos_id)], axis=1)
+        return tf.concat([ids, tf.fill([ids.nrows(), 1], special_ids(vocabulary).end)], axis=1)
 
     def add(block):
         stored = is_cot(format) and "targets" in block
         block["inputs"] = encode(block["inputs_pretokenized"])
         if stored:
-            padded = block["targets"].to_tensor(vocabulary.eos_id)
+            padded = block["targets"].to_tensor(special_ids(vocabulary).end)
             block["targets_pretokenized"] = vocabulary.decode_tf(padded)
         else:
             block["targets"] = encode(block["targets_pretokenized"])

@@ -1,37 +1,45 @@
 """`add_cot_task`: one call registers a data set in the four formats, and their mixture."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 
 import gin
 import seqio
 import tensorflow as tf
 
 from cot_flax.data import preprocessors
+from cot_flax.data.cards import TaskCard
 from cot_flax.data.features import T5Vocabulary, output_features
 from cot_flax.errors import UserError
 from cot_flax.store.tasks import StoreSource, StoreTask
 from cot_flax.text import answers, scoring
-from cot_flax.text.prompts import FORMATS, Exemplar, ExemplarPool, check_no_leak, is_cot
+from cot_flax.text.prompts import (
+    FORMATS,
+    Exemplar,
+    ExemplarPool,
+    FixedExemplars,
+    check_no_leak,
+    is_cot,
+    is_few_shot,
+)
 
 GIN_MODULE = "cot_flax.data.registration"
 
 
-@dataclass(frozen=True)
-class CotTask:
-    """What an evaluation needs to know of a registered task beside SeqIO's own fields."""
-
-    format: str
-    answer_kind: str
-
-
-_REGISTERED: dict[str, CotTask] = {}
+_REGISTERED: dict[str, tuple[TaskCard, "_Drawn | _Fixed | None"]] = {}
 
 
 @gin.configurable(module=GIN_MODULE)
 def prompting(shots: int = 4, style: str = "t5", seed: int = 0) -> dict:
-    """How few-shot prompts are made: exemplars a prompt, a name of prompts.STYLES, their seed."""
+    """How few-shot prompts are made: exemplars a prompt, a name of prompts.STYLES, their seed.
+
+    `registration.prompting.shots = 8` is for all tasks; under the scope of a data set
+    (`gsm8k/registration.prompting.shots = 8`) for its tasks; under that of a task
+    (`gsm8k_few_shot_cot/...`) for this one, whatever else is bound.
+    """
     return {"shots": shots, "style": style, "seed": seed}
 
 
@@ -52,8 +60,12 @@ def add_cot_task(
     *,
     parse: Callable[[dict], dict] | None = None,
     exemplars: seqio.DataSource | None = None,
+    fixed_exemplars: Sequence[Exemplar] | Callable[[], Sequence[Exemplar]] | None = None,
     formats: Sequence[str] = FORMATS,
     answer_kind: str = "number",
+    role: str = "train",
+    max_tokens: int | None = None,
+    seen_by_flan: bool = False,
     vocabulary: seqio.Vocabulary | None = None,
 ) -> None:
     """Registers `<name>_<format>` for every format and their mixture `<name>_cot_mix`.
@@ -67,36 +79,62 @@ def add_cot_task(
             an integer `steps` lets the evaluation report by number of steps.
         exemplars: the source whose train split the few-shot exemplars come from, with the four
             fields; by default `source`. None of them may stand in its held-out splits.
+        fixed_exemplars: those of every few-shot prompt, or what gives them when they are needed:
+            all are shown in their order, but for a question itself. Nothing is drawn then.
         formats: those of the four that make sense, for instance only answers without rationales.
         answer_kind: "number", "choice", "yes_no" or "text", or one that `answers.add_answer_kind`
             added before.
+        role: "train", "transfer" or "general"; see `TaskCard`.
+        max_tokens: that no output should exceed, where the data set has such a limit.
+        seen_by_flan: Flan-T5 was trained on it.
         vocabulary: of inputs and targets; by default T5's.
 
     Raises:
-        UserError: an unknown answer kind.
+        UserError: an unknown answer kind, format or role, a limit below 1, or exemplars that are
+            both fixed and drawn.
     """
+    if exemplars and fixed_exemplars:
+        raise UserError(
+            f"exemplars and fixed_exemplars of {name}", "one of the two", "leave one out"
+        )
     answers.check_kind(answer_kind)
     vocabulary = vocabulary or T5Vocabulary()
     stored = isinstance(source, StoreSource)
     top_k = source.top_k if stored else 0
     pool = _pool_maker(exemplars, None) if exemplars else _pool_maker(source, parse)
     for format in formats:
+        task = f"{name}_{format}"
+        rule = None
+        if is_few_shot(format):
+            settings = functools.partial(_prompting, name, task)
+            rule = _Fixed(fixed_exemplars, settings) if fixed_exemplars else _Drawn(pool, settings)
+        card = TaskCard(
+            task,
+            name,
+            format,
+            answer_kind,
+            role,
+            exemplars=None,
+            shots=0,
+            seed=None,
+            style=None,
+            max_tokens=max_tokens,
+            seen_by_flan=seen_by_flan,
+        )
         steps: list = source.preprocessors() if stored else []
         if parse:
             steps.append(functools.partial(_parse, parse=parse))
         if not is_cot(format):
             steps.append(preprocessors.first_samples)
         steps += [
-            functools.partial(
-                preprocessors.write_prompt, format=format, pool=pool, settings=prompting
-            ),
+            functools.partial(preprocessors.write_prompt, format=format, rule=rule),
             functools.partial(
                 preprocessors.tokenize, vocabulary=vocabulary, format=format, top_k=top_k
             ),
             preprocessors.drop_overlong,
         ]
         seqio.TaskRegistry.add(
-            f"{name}_{format}",
+            task,
             source=source,
             preprocessors=steps,
             output_features=output_features(vocabulary, top_k),
@@ -104,7 +142,7 @@ def add_cot_task(
             metric_fns=[functools.partial(_accuracy, kind=answer_kind)],
             task_cls=StoreTask if stored else seqio.Task,
         )
-        _REGISTERED[f"{name}_{format}"] = CotTask(format, answer_kind)
+        _REGISTERED[task] = card, rule
     mixture = f"{name}_cot_mix"
     seqio.MixtureRegistry.add(
         mixture,
@@ -112,15 +150,72 @@ def add_cot_task(
     )
 
 
-def cot_task(name: str) -> CotTask:
-    """Looks up a task that `add_cot_task` registered; raises UserError where it did not."""
+def cot_task(name: str) -> TaskCard:
+    """The card of a task, its prompts as gin binds them.
+
+    Raises:
+        UserError: `add_cot_task` did not register it, or there are no exemplars to show.
+    """
     if name not in _REGISTERED:
         raise UserError(
             f"task {name!r}",
             f"one that add_cot_task registered: {', '.join(sorted(_REGISTERED)) or 'none is'}",
             "correct EVAL_TASKS or import the task's module in the gin file",
         )
-    return _REGISTERED[name]
+    card, rule = _REGISTERED[name]
+    return dataclasses.replace(card, **rule.facts()) if rule else card
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """Exemplars of a pool, others for every question."""
+
+    pool: Callable[[], ExemplarPool]
+    settings: Callable[[], dict]
+
+    def facts(self) -> dict:
+        return {"exemplars": "drawn"} | self.settings()
+
+    def style(self) -> str:
+        return self.settings()["style"]
+
+    def choice(self) -> preprocessors.Choose:
+        pool, shots, seed = self.pool(), *itemgetter("shots", "seed")(self.settings())
+        if shots >= len(pool):
+            raise UserError(
+                f"a pool of {len(pool)} exemplars for {shots} shots",
+                "more exemplars than shots",
+                "lower registration.prompting.shots or give a larger train split",
+            )
+        return lambda question, id: pool.draw(question, shots, f"{seed}/{id}")
+
+
+@dataclass(frozen=True)
+class _Fixed:
+    """The same exemplars for all questions."""
+
+    given: Sequence[Exemplar] | Callable[[], Sequence[Exemplar]]
+    settings: Callable[[], dict]
+
+    def facts(self) -> dict:
+        return {"exemplars": "fixed", "shots": len(self._all()), "style": self.style()}
+
+    def style(self) -> str:
+        return self.settings()["style"]
+
+    def choice(self) -> preprocessors.Choose:
+        exemplars = self._all()
+        return lambda question, id: exemplars.without(question)
+
+    def _all(self) -> FixedExemplars:
+        return FixedExemplars(self.given() if callable(self.given) else self.given)
+
+
+def _prompting(dataset: str, task: str) -> dict:
+    with gin.config_scope([task]):
+        own = gin.get_bindings(prompting, inherit_scopes=False)
+    with gin.config_scope([dataset]):
+        return prompting(**own)
 
 
 def _rate(mixture: str, format: str) -> Callable[[seqio.Task], float]:

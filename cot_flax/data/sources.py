@@ -1,4 +1,4 @@
-"""Where records come from: local JSON Lines, lists made in memory. For stores see stored.py."""
+"""Where records come from: local JSON Lines, lists made in memory (stores: store/tasks.py)."""
 
 from collections.abc import Callable, Iterable
 from pathlib import Path

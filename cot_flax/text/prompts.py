@@ -147,6 +147,31 @@ class ExemplarPool:
         )
 
 
+class FixedExemplars:
+    """The exemplars of a prompt that somebody wrote: all are shown, in their order.
+
+    Raises:
+        UserError: there are none.
+    """
+
+    def __init__(self, exemplars: Iterable[Exemplar]):
+        self._exemplars = tuple(exemplars)
+        self._questions = [normalize_question(item.question) for item in self._exemplars]
+        if not self._exemplars:
+            raise UserError(
+                "no fixed exemplars", "at least one", "give some, or have them drawn from a pool"
+            )
+
+    def __len__(self) -> int:
+        return len(self._exemplars)
+
+    def without(self, question: str) -> tuple[Exemplar, ...]:
+        """Those on other questions than this one, which are all but where it is one of them."""
+        own = normalize_question(question)
+        pairs = zip(self._questions, self._exemplars, strict=True)
+        return tuple(exemplar for other, exemplar in pairs if other != own)
+
+
 def check_no_leak(pool: ExemplarPool, held_out_questions: Iterable[str]) -> None:
     """Checks that no held-out question can be drawn as an exemplar.
 

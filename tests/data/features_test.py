@@ -1,10 +1,14 @@
 import gin
 import pytest
 import seqio
+import tensorflow as tf
 
 from cot_flax.data import features
+from cot_flax.data.registration import add_cot_task
+from cot_flax.data.sources import records_source
 from cot_flax.errors import UserError
 from cot_flax.lab.world.vocabulary import VOCABULARY_PATH
+from cot_flax.text.tokenizers import SpecialIds
 
 PATH = "cot_flax.data.features.t5_vocabulary_file.path"
 
@@ -49,6 +53,74 @@ def test_a_fingerprint_names_the_model_and_not_its_place(vocabulary, tmp_path):
 def test_vocabularies_without_sentencepiece_have_fingerprints():
     small, large = seqio.ByteVocabulary(), seqio.ByteVocabulary(extra_ids=7)
     assert features.fingerprint(small) != features.fingerprint(large)
+
+
+class Letters:
+    """A tokenizer with ids 0 to 25 for letters and special ids behind them."""
+
+    vocab_size, special_ids, unk_id = 29, SpecialIds(pad=26, end=27, start=28), None
+    fingerprint = "letters"
+
+    def encode(self, text):
+        return [ord(letter) - ord("a") for letter in text]
+
+    def decode(self, ids):
+        ids = list(ids)
+        end = ids.index(27) if 27 in ids else len(ids)
+        return "".join(chr(ord("a") + i) for i in ids[:end] if i < 26)
+
+
+def test_any_tokenizer_is_a_vocabulary(add_sums):
+    loaded = []
+    letters = features.TokenizerVocabulary(lambda: loaded.append(1) or Letters())
+    add_sums("letters", vocabulary=letters)
+    assert not loaded  # at registration gin has bound nothing
+    assert letters.encode("abz") == [0, 1, 25]
+    assert letters.decode([0, 1, 27, 25]) == "ab"
+    assert letters.encode_tf(tf.constant("cab")).numpy().tolist() == [2, 0, 1]
+    assert letters.decode_tf(tf.constant([2, 0, 27, 1])).numpy() == b"ca"
+    assert letters.decode_tf(tf.constant([[2, 0], [27, 1]])).numpy().tolist() == [b"ca", b""]
+    assert (letters.vocab_size, letters.pad_id, letters.eos_id, letters.bos_id) == (29, 26, 27, 28)
+    assert features.fingerprint(letters) == "letters"
+    assert features.special_ids(letters) == SpecialIds(26, 27, 28)
+    assert isinstance(features.tokenizer_of(letters), Letters)
+    assert letters == features.TokenizerVocabulary(Letters)
+    assert letters != seqio.ByteVocabulary()
+    assert len(loaded) == 1
+
+
+def test_a_task_of_another_tokenizer_closes_texts_with_its_own_end():
+    source = records_source(
+        lambda split: [{"id": "0", "question": "ab", "rationale": "ba", "answer": "c"}], ["train"]
+    )
+    add_cot_task(
+        "letters",
+        source,
+        formats=("zero_shot_answer",),
+        vocabulary=features.TokenizerVocabulary(Letters),
+    )
+    task = seqio.TaskRegistry.get("letters_zero_shot_answer")
+    (e,) = task.get_dataset(None, "train", shuffle=False).as_numpy_iterator()
+    assert e["targets"].tolist() == [*Letters().encode("The answer is c"), 27]
+    assert e["inputs"].tolist() == [*Letters().encode("Q: ab A:"), 27]
+
+
+def test_special_ids_of_seqios_vocabularies(vocabulary):
+    assert features.special_ids(vocabulary) == SpecialIds(pad=0, end=1, start=0)
+
+
+@pytest.mark.parametrize("extra_ids", [0, 100])
+def test_a_sentencepiece_vocabulary_has_a_tokenizer_of_the_same_ids(extra_ids):
+    ours = seqio.SentencePieceVocabulary(str(VOCABULARY_PATH), extra_ids=extra_ids)
+    tokenizer = features.tokenizer_of(ours)
+    assert tokenizer.fingerprint == features.fingerprint(ours)
+    assert tokenizer.vocab_size == ours.vocab_size
+    assert tokenizer.encode("Anna has 3") == ours.encode("Anna has 3")
+
+
+def test_bytes_have_no_tokenizer():
+    with pytest.raises(UserError, match="a ByteVocabulary; expected a SentencePiece vocabulary"):
+        features.tokenizer_of(seqio.ByteVocabulary())
 
 
 def test_teacher_features_only_where_there_are_teachers(vocabulary):

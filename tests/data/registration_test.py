@@ -1,4 +1,5 @@
 import itertools
+import json
 import math
 import re
 
@@ -11,10 +12,16 @@ from cot_flax.data.registration import add_cot_task, cot_task
 from cot_flax.data.sources import records_source
 from cot_flax.errors import UserError
 from cot_flax.lab.world.stories import make_stories
-from cot_flax.text.prompts import FORMATS
+from cot_flax.text.prompts import FORMATS, Exemplar, build_input
 
 RATES = "cot_flax.data.registration.format_rates"
-SHOTS = "cot_flax.data.registration.prompting.shots"
+PROMPTING = "cot_flax.data.registration.prompting"
+SHOTS = f"{PROMPTING}.shots"
+FIXED = (
+    Exemplar("Seven and one?", "7 + 1 = 8.", "8"),
+    Exemplar("ONE and  two", "1 + 2 = 3.", "3"),
+    Exemplar("Six and one?", "6 + 1 = 7.", "7"),
+)
 
 
 def rates(mixture):
@@ -198,3 +205,98 @@ def test_exemplars_follow_what_gin_binds_later_in_the_process():
             *shown, _ = re.findall(r"Q: (.*?)\n", e["inputs_pretokenized"].decode())
             assert len(shown) == 2
             assert set(shown) <= training
+
+
+# Cards --------------------------------------------------------------------------------------------
+
+
+def test_a_card_is_what_was_said_and_bound(add_sums):
+    add_sums(role="general", answer_kind="text", max_tokens=32, seen_by_flan=True)
+    told = {"dataset": "sums", "answer_kind": "text", "role": "general", "max_tokens": 32}
+    told |= {"seen_by_flan": True}
+    zero = {"exemplars": None, "shots": 0, "seed": None, "style": None}
+    drawn = {"exemplars": "drawn", "shots": 4, "seed": 0, "style": "t5"}
+    for form in FORMATS:
+        card = cot_task(f"sums_{form}").to_json()
+        shown = drawn if form.startswith("few") else zero
+        assert card == {"name": f"sums_{form}", "format": form} | told | shown
+        assert json.loads(json.dumps(card)) == card
+    gin.bind_parameter(f"{PROMPTING}.seed", 7)
+    assert cot_task("sums_few_shot_cot").to_json()["seed"] == 7
+
+
+def test_a_card_says_little_where_nothing_was_said(add_sums):
+    add_sums()
+    card = cot_task("sums_zero_shot_cot")
+    assert (card.role, card.max_tokens, card.seen_by_flan) == ("train", None, False)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"role": "test"}, r"role 'test' of sums; expected one of \('train', 'transfer', 'gene"),
+        ({"max_tokens": 0}, "max_tokens 0 of sums; expected 1 or more"),
+        ({"fixed_exemplars": FIXED, "exemplars": elsewhere(["train"])}, "one of the two"),
+    ],
+)
+def test_what_a_card_cannot_be_is_refused_at_once(add_sums, settings, message):
+    with pytest.raises(UserError, match=message):
+        add_sums(**settings)
+    assert "sums_zero_shot_cot" not in seqio.TaskRegistry.names()
+
+
+# Prompts by task ----------------------------------------------------------------------------------
+
+
+def shots(task, split="test"):
+    return {e["inputs_pretokenized"].count(b"Q: ") - 1 for e in read(task, split)}
+
+
+def test_a_tasks_scope_wins_over_its_data_sets_and_this_over_none(add_sums):
+    add_sums()
+    add_sums("more")
+    gin.bind_parameter(SHOTS, 1)
+    gin.bind_parameter(f"sums/{SHOTS}", 2)
+    gin.bind_parameter(f"sums_few_shot_cot/{SHOTS}", 3)
+    gin.bind_parameter(f"sums/{PROMPTING}.style", "fu2023")
+    expected = {
+        "more_few_shot_cot": (1, "t5"),
+        "sums_few_shot_answer": (2, "fu2023"),
+        "sums_few_shot_cot": (3, "fu2023"),
+    }
+    for task, (count, style) in expected.items():
+        assert shots(task) == {count}
+        card = cot_task(task)
+        assert (card.shots, card.style) == (count, style)
+        separator = b"\n\n" if style == "fu2023" else b" ### "
+        assert all(e["inputs_pretokenized"].count(separator) == count for e in read(task))
+
+
+@pytest.mark.parametrize("given", [FIXED, lambda: FIXED])
+def test_fixed_exemplars_are_all_shown_in_order(add_sums, given):
+    """Beside the same data set with drawn ones, more of them than a pool of fixed ones holds."""
+    add_sums("fixed", fixed_exemplars=given)
+    add_sums()
+    gin.bind_parameter(SHOTS, 4)
+    for form in ("few_shot_cot", "few_shot_answer"):
+        for e in read(f"fixed_{form}", "test"):
+            prompt = build_input(e["question"].decode(), form, FIXED)
+            assert e["inputs_pretokenized"].decode() == prompt
+        card = cot_task(f"fixed_{form}")
+        assert (card.exemplars, card.shots, card.seed, card.style) == ("fixed", 3, None, "t5")
+        assert shots(f"sums_{form}") == {4}
+
+
+def test_a_fixed_exemplar_is_not_shown_for_its_own_question(add_sums):
+    add_sums("fixed", fixed_exemplars=FIXED)
+    for e in read("fixed_few_shot_cot", "train"):
+        question = e["question"].decode()
+        shown = FIXED[::2] if question == "One and two?" else FIXED
+        assert e["inputs_pretokenized"].decode() == build_input(question, "few_shot_cot", shown)
+
+
+def test_fixed_exemplars_are_asked_for_when_they_are_needed(add_sums):
+    add_sums("fixed", fixed_exemplars=lambda: ())
+    assert len(read("fixed_zero_shot_cot")) == 5
+    with pytest.raises(UserError, match="no fixed exemplars; expected at least one"):
+        read("fixed_few_shot_cot")

@@ -17,6 +17,7 @@ def test_a_gold_target_scores_as_right(ability):
     items = make_items(ability, abilities.COUNTS["test"], split="test")
     assert [(e["question"].decode(), e["answer"].decode()) for e in examples] == items
     texts = [abilities.VOCABULARY.decode(e["targets"].tolist()) for e in examples]
+    assert cot_task(task.name).role == "general"
     kind = cot_task(task.name).answer_kind
     scores = scoring.score(texts, [answer for _, answer in items], kind=kind, mode="flexible")
     assert all(score.right for score in scores)

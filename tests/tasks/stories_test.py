@@ -37,7 +37,8 @@ def test_both_data_sets_have_the_four_formats():
     for name in ("stories", "stories_teacher"):
         for form in FORMATS:
             task = seqio.TaskRegistry.get(f"{name}_{form}")
-            assert cot_task(task.name).answer_kind == "number"
+            card = cot_task(task.name)
+            assert (card.answer_kind, card.role, card.seen_by_flan) == ("number", "train", False)
             assert ("teacher_top_ids" in task.output_features) == (name == "stories_teacher")
         assert f"{name}_cot_mix" in seqio.MixtureRegistry.names()
 

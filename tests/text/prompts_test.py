@@ -20,6 +20,7 @@ from cot_flax.text.prompts import (
     STYLES,
     Exemplar,
     ExemplarPool,
+    FixedExemplars,
     build_input,
     build_target,
     check_no_leak,
@@ -310,3 +311,13 @@ def test_gsm8k_exemplars(shared_data):
     first = train[0]["answer"].split("####")  # the paper's own way to show an item
     paper = re.sub("<<.*?>>", "", first[0]) + "The answer is " + first[1].strip() + "\n\n"
     assert paper in build_input(QUESTION, "few_shot_cot", items[:1], style="fu2023")
+
+
+def test_fixed_exemplars_keep_their_order_and_leave_the_question_out():
+    exemplars = [Exemplar(f"{name}?", "So.", "1") for name in ("Zoe", "Anna", "Mia")]
+    fixed = FixedExemplars(exemplars)
+    assert len(fixed) == 3
+    assert fixed.without("Who?") == tuple(exemplars)
+    assert fixed.without(" ANNA ?") == (exemplars[0], exemplars[2])
+    with pytest.raises(UserError, match="no fixed exemplars; expected at least one"):
+        FixedExemplars([])
