@@ -10,7 +10,7 @@ import seqio
 import tensorflow as tf
 
 from cot_flax.errors import UserError
-from cot_flax.text.tokenizers import SpecialIds, Tokenizer
+from cot_flax.text.tokenizers import SentencePieceTokenizer, SpecialIds, Tokenizer
 
 T5_VOCABULARY = "gs://t5-data/vocabs/cc_all.32000/sentencepiece.model"
 TEACHER_FEATURES = ("teacher_top_ids", "teacher_top_logprobs")
@@ -156,7 +156,7 @@ def tokenizer_of(vocabulary: seqio.Vocabulary) -> Tokenizer:
             "a SentencePiece vocabulary, or a TokenizerVocabulary",
             "give the task such a vocabulary",
         )
-    return Tokenizer(model, extra_ids=vocabulary.extra_ids)
+    return SentencePieceTokenizer(model, extra_ids=vocabulary.extra_ids)
 
 
 def sentencepiece_model(vocabulary: seqio.Vocabulary) -> bytes | None:

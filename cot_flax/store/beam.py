@@ -2,7 +2,7 @@
 
 With flags for Dataflow, Flink or Spark the steps run there; the inputs and the store then lie where
 all workers reach them, and the workers have cot-flax installed. The DirectRunner holds all records
-in memory: on one machine `data.prepare` is the way.
+in memory: on one machine `store.prepare` is the way.
 """
 
 import dataclasses
@@ -17,11 +17,10 @@ from cot_flax.chains.preparation import Preparation
 from cot_flax.chains.readers import find_format
 from cot_flax.chains.tally import Tally
 from cot_flax.chains.workers import Job
-from cot_flax.data.features import fingerprint
+from cot_flax.data.features import fingerprint, tokenizer_of
 from cot_flax.errors import UserError
 from cot_flax.store import beam_steps, layout
 from cot_flax.store.prepare import PARTS, stop_if_nothing_kept, stop_if_too_many_rejected
-from cot_flax.text.tokenizers import SentencePieceTokenizer
 
 BYTES_PER_SHARD = 2 << 20
 
@@ -30,7 +29,7 @@ def prepare(
     inputs: Sequence[str],
     out: str,
     *,
-    vocabulary: seqio.SentencePieceVocabulary,
+    vocabulary: seqio.Vocabulary,
     settings: Preparation,
     flags: Sequence[str] = (),
     max_rejected: float = 0.05,
@@ -38,12 +37,12 @@ def prepare(
 ) -> Tally:
     """Filters, aligns and tokenizes samples into a store, on a Beam runner.
 
-    The store holds the records of `data.prepare`, cut into other shards. The chains of a question
+    The store holds the records of `store.prepare`, cut into other shards. The chains of a question
     need not stand together: they are taken in the order of the inputs, which `cot-flax teach merge`
     keeps too.
 
     Args:
-        inputs: files that `teacher.readers` knows, or patterns of them.
+        inputs: files that `chains.readers` knows, or patterns of them.
         out: the store's folder. A finished one of the same inputs and settings is left as it is,
             any other store there is replaced.
         vocabulary: the student's.
@@ -59,7 +58,6 @@ def prepare(
         UserError: a runner or an input that cannot be used, too many rejected records, or nothing
             kept.
     """
-    layout.check_vocabulary(vocabulary)
     folder, plan = epath.Path(out), _plan(inputs, vocabulary, settings, bytes_per_shard)
     if tally := layout.finished(folder, plan):
         return tally
@@ -69,8 +67,8 @@ def prepare(
     (folder / PARTS).mkdir(parents=True)
     paths, sizes, _ = zip(*plan["inputs"], strict=True)
     shards = -(-sum(sizes) // bytes_per_shard)
-    job = Job(SentencePieceTokenizer(vocabulary.sp_model, extra_ids=0), settings)
-    beam_steps.run(pipeline, paths, out, job, shards=shards)
+    job = Job(tokenizer_of(vocabulary), settings)
+    beam_steps.run(pipeline, paths, out, job, layout.ids_of(plan), shards=shards)
     total = _total(folder / PARTS, max_rejected)
     _finish(folder, shards, total, plan)
     return total
@@ -83,6 +81,7 @@ def _plan(inputs, vocabulary, settings, bytes_per_shard) -> dict:
         "format": layout.FORMAT,
         "inputs": [_status(path) for path in files],
         "vocabulary": fingerprint(vocabulary),
+        "id_bits": layout.id_bits(vocabulary.vocab_size),
         "settings": dataclasses.asdict(settings),
         "bytes_per_shard": bytes_per_shard,
     }

@@ -50,7 +50,15 @@ def new_pipeline(flags: Sequence[str]) -> beam.Pipeline:
         raise UserError(f"{' '.join(flags)}: {error}", wanted, "correct the flags") from error
 
 
-def run(pipeline: beam.Pipeline, files: Sequence[str], out: str, job: Job, *, shards: int) -> None:
+def run(
+    pipeline: beam.Pipeline,
+    files: Sequence[str],
+    out: str,
+    job: Job,
+    stored: layout.StoredIds,
+    *,
+    shards: int,
+) -> None:
     """Adds the steps to a new pipeline and runs it to its end.
 
     It leaves the shards in `out`, and under `out`/parts what was dropped and rejected, a file a
@@ -66,7 +74,8 @@ def run(pipeline: beam.Pipeline, files: Sequence[str], out: str, job: Job, *, sh
         prepared = (
             entries
             | "by question" >> beam.GroupByKey()
-            | "prepare" >> beam.ParDo(_Prepare(job, shards)).with_outputs("tallies", main="lines")
+            | "prepare"
+            >> beam.ParDo(_Prepare(job, stored, shards)).with_outputs("tallies", main="lines")
         )
         # A shard that no question falls into is written too.
         nothing = pipeline | "shards" >> beam.Create([(i, ((), [], [], [])) for i in range(shards)])
@@ -99,14 +108,14 @@ def read_file(file: tuple[int, str]) -> Iterator[tuple[bytes, Entry]]:
 class _Prepare(beam.DoFn):
     """Prepares the records of a question."""
 
-    def __init__(self, job: Job, shards: int):
-        self._job, self._shards = job, shards
+    def __init__(self, job: Job, stored: layout.StoredIds, shards: int):
+        self._job, self._stored, self._shards = job, stored, shards
 
     def process(self, group: tuple[bytes, Iterable[Entry]]):
         question, entries = group
         entries = sorted(entries, key=lambda entry: entry[0])
         outcome = prepare_entries(entries, self._job.tokenizer, self._job.settings)
-        yield zlib.crc32(question) % self._shards, _lines(entries[0][0], outcome)
+        yield zlib.crc32(question) % self._shards, _lines(entries[0][0], outcome, self._stored)
         yield beam.pvalue.TaggedOutput("tallies", outcome.tally)
 
 
@@ -126,11 +135,11 @@ def prepare_entries(
     return outcome
 
 
-def _lines(place: Place, outcome: Outcome) -> Lines:
+def _lines(place: Place, outcome: Outcome, stored: layout.StoredIds) -> Lines:
     rejected = [{"reason": e.reason, "error": str(e)} for e in outcome.rejected]
     return (
         place,
-        [layout.serialize(record) for record in outcome.kept],
+        [layout.serialize(record, stored) for record in outcome.kept],
         [to_line(sample, reason=reason) for reason, sample in outcome.dropped],
         [(json.dumps(line) + "\n").encode() for line in rejected],
     )

@@ -6,14 +6,18 @@
     dropped.jsonl.gz, rejected.jsonl    every record that is not in it, with the reason
     prepare_report.html, .json
 
-A teacher's row takes 4 bytes an entry: a uint16 id and a uint16 for its probability. The tail is
-what the entries leave of 1.
+A teacher's row takes 4 bytes an entry: a uint16 id and a uint16 for its probability; 6 where the
+vocabulary has ids beyond 16 bits. The tail is what the entries leave of 1. An absent entry has the
+largest id of its width. T is the number of a chain's target tokens, K the entries of a row.
+
+Stores of format 1 are read, too: all ids have 16 bits, and id 0, T5's padding, is absent.
 """
 
 import functools
 import hashlib
 import json
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -24,14 +28,14 @@ from cot_flax.chains.preparation import Record
 from cot_flax.chains.tally import Tally
 from cot_flax.errors import UserError
 from cot_flax.reports import preparation
+from cot_flax.students.layouts import ABSENT_ID
 from cot_flax.text.prompts import normalize_question
 
 SPLIT = "train"
-FORMAT = 1  # of the records below; a store of another one has to be made again
+FORMAT, OLD_FORMAT = 2, 1  # of the records below; a store of another one has to be made again
 MANIFEST, COMPLETED = "manifest.json", "COMPLETED"
 INFO, STATS = f"info.{SPLIT}.json", f"stats.{SPLIT}.json"
 DROPPED, REJECTED = "dropped.jsonl.gz", "rejected.jsonl"
-LARGEST_VOCABULARY = 1 << 16
 FEATURES = {
     "id": {"shape": [], "dtype": "string"},
     "question": {"shape": [], "dtype": "string"},
@@ -45,11 +49,48 @@ FEATURES = {
 ROOTS = (1 << 16) - 1
 
 
-def serialize(record: Record) -> bytes:
+@dataclass(frozen=True)
+class StoredIds:
+    """How the ids of a store's rows are written: unsigned, little-endian, one of them no id.
+
+    Attributes:
+        bits: 16 or 32.
+        absent: the number that stands for an absent entry.
+    """
+
+    bits: int
+    absent: int
+
+    def encode(self, ids_TK: np.ndarray) -> bytes:
+        """Packs int32 ids, ABSENT_ID where there is no entry."""
+        ids_TK = np.where(ids_TK == ABSENT_ID, self.absent, ids_TK.astype(np.int64))
+        return ids_TK.astype(f"<u{self.bits // 8}").tobytes()
+
+    def decode_tf(self, packed: tf.Tensor) -> tf.Tensor:
+        """Unpacks int32 ids, ABSENT_ID where there is no entry."""
+        if self.bits == 32:  # TensorFlow unpacks no uint32; as an int32 the absent one is -1
+            return tf.io.decode_raw(packed, tf.int32)
+        ids = tf.cast(tf.io.decode_raw(packed, tf.uint16), tf.int32)
+        return tf.where(ids == self.absent, ABSENT_ID, ids)
+
+
+def id_bits(vocab_size: int) -> int:
+    """The fewest bits for a vocabulary's ids that leave a number for absent entries."""
+    return 16 if vocab_size < 1 << 16 else 32
+
+
+def ids_of(manifest: dict) -> StoredIds:
+    """How the ids are written in the store of a manifest, or of a plan."""
+    if manifest["format"] == OLD_FORMAT:
+        return StoredIds(16, 0)
+    return StoredIds(manifest["id_bits"], (1 << manifest["id_bits"]) - 1)
+
+
+def serialize(record: Record, stored: StoredIds) -> bytes:
     """One chain as a tf.train.Example; absent rows are empty strings."""
     ids = logprobs = b""
     if record.projection is not None:
-        ids = np.maximum(record.projection.ids_TK, 0).astype("<u2").tobytes()
+        ids = stored.encode(record.projection.ids_TK)
         logprobs = encode_logprobs(record.projection.logprobs_TK).tobytes()
     feature = {
         "id": _bytes(record.id.encode()),
@@ -96,6 +137,7 @@ def write_layout(folder: Path, *, shards: int, tally: Tally, plan: dict) -> None
     manifest = {
         "format": FORMAT,
         "vocabulary": plan["vocabulary"],
+        "id_bits": plan["id_bits"],
         "top_k": plan["settings"]["top_k"],
         "teachers": dict(tally.teachers),
         "prompt_hash": f"{tally.prompts % (1 << 128):032x}",
@@ -128,16 +170,6 @@ def checksum(path: str | Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
-
-
-def check_vocabulary(vocabulary: seqio.Vocabulary) -> None:
-    """Raises UserError for a vocabulary whose ids do not fit a store's entries."""
-    if vocabulary.vocab_size > LARGEST_VOCABULARY:
-        raise UserError(
-            f"a vocabulary of {vocabulary.vocab_size:,} ids",
-            f"at most {LARGEST_VOCABULARY:,}, which fit 16 bits",
-            "choose a student with a smaller vocabulary",
-        )
 
 
 def read_manifest(path: str) -> dict:
@@ -179,11 +211,12 @@ def check(path: str, vocabulary: str, top_k: int) -> None:
         UserError: another format, vocabulary or k; a file that is missing or has other bytes.
     """
     manifest = read_manifest(path)
-    for name, wanted in (("format", FORMAT), ("vocabulary", vocabulary), ("top_k", top_k)):
-        if manifest.get(name) != wanted:
+    wanted = {"vocabulary": (vocabulary,), "top_k": (top_k,), "format": (FORMAT, OLD_FORMAT)}
+    for name, known in wanted.items():
+        if manifest.get(name) not in known:
             raise UserError(
                 f"a store with {name} {manifest.get(name)} at {path}",
-                f"the task's {name} {wanted}",
+                f"the task's {name} {known[0]}",
                 "run `cot-flax prepare` again for this task",
             )
     import jax

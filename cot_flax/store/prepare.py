@@ -22,10 +22,9 @@ from cot_flax.chains.readers import Raw, find_format
 from cot_flax.chains.samples import gzip_writer, to_line
 from cot_flax.chains.tally import Tally
 from cot_flax.chains.workers import Chunk, Job, cores, prepare_chunks
-from cot_flax.data.features import fingerprint
+from cot_flax.data.features import fingerprint, tokenizer_of
 from cot_flax.errors import UserError
 from cot_flax.store import layout
-from cot_flax.text.tokenizers import SentencePieceTokenizer
 
 PARTS, PLAN = "parts", "plan.json"
 RECORDS_PER_SHARD = 2048
@@ -37,7 +36,7 @@ def prepare(
     inputs: Sequence[str],
     out: str,
     *,
-    vocabulary: seqio.SentencePieceVocabulary,
+    vocabulary: seqio.Vocabulary,
     settings: Preparation,
     workers: int | None = None,
     max_rejected: float = 0.05,
@@ -47,7 +46,7 @@ def prepare(
     """Filters, aligns and tokenizes samples into a store.
 
     Args:
-        inputs: files that `teacher.readers` knows. The chains of a question stand together in one.
+        inputs: files that `chains.readers` knows. The chains of a question stand together in one.
         out: the store's folder. An unfinished one of the same inputs and settings is gone on with,
             a finished one is left as it is, and any other store there is replaced.
         vocabulary: the student's.
@@ -61,17 +60,18 @@ def prepare(
         The counts, in which kept + dropped + rejected = read.
 
     Raises:
-        UserError: an input that cannot be used, too many rejected records, or nothing kept.
+        UserError: a vocabulary without a tokenizer, an input that cannot be used, too many
+            rejected records, or nothing kept.
     """
-    layout.check_vocabulary(vocabulary)
     folder, plan = Path(out), _plan(inputs, vocabulary, settings, records_per_shard)
     if tally := layout.finished(folder, plan):
         return tally
     parts = _open_parts(folder, plan)
     total, done = Tally(), 0
     chunks = _chunks(inputs, records_per_shard)
-    job = Job(SentencePieceTokenizer(vocabulary.sp_model, extra_ids=0), settings)
-    for tally in _prepared(chunks, parts, job, workers or cores()):
+    job = Job(tokenizer_of(vocabulary), settings)
+    stored = layout.ids_of(plan)
+    for tally in _prepared(chunks, parts, job, stored, workers or cores()):
         total.add(tally)
         done += 1
         stop_if_too_many_rejected(total, max_rejected, str(parts))
@@ -95,6 +95,7 @@ def _plan(inputs, vocabulary, settings, records_per_shard) -> dict[str, Any]:
         "format": layout.FORMAT,
         "inputs": files,
         "vocabulary": fingerprint(vocabulary),
+        "id_bits": layout.id_bits(vocabulary.vocab_size),
         "settings": dataclasses.asdict(settings),
         "records_per_shard": records_per_shard,
     }
@@ -113,7 +114,9 @@ def _open_parts(folder: Path, plan: dict) -> Path:
     return parts
 
 
-def _prepared(chunks: Iterable[Chunk], parts: Path, job: Job, workers: int) -> Iterator[Tally]:
+def _prepared(
+    chunks: Iterable[Chunk], parts: Path, job: Job, stored: layout.StoredIds, workers: int
+) -> Iterator[Tally]:
     """Yields the tally of every chunk in order, preparing those that are not done."""
     tallies: dict[int, Tally] = {}
 
@@ -126,7 +129,7 @@ def _prepared(chunks: Iterable[Chunk], parts: Path, job: Job, workers: int) -> I
 
     following = 0
     for chunk, outcome in prepare_chunks(missing(), job, workers=workers):
-        _write_part(parts, chunk.index, outcome)
+        _write_part(parts, chunk.index, outcome, stored)
         tallies[chunk.index] = outcome.tally
         while following in tallies:
             yield tallies.pop(following)
@@ -201,11 +204,11 @@ def stop_if_nothing_kept(total: Tally, parts: str) -> None:
         )
 
 
-def _write_part(parts: Path, index: int, outcome: Outcome) -> None:
+def _write_part(parts: Path, index: int, outcome: Outcome, stored: layout.StoredIds) -> None:
     records = _part(parts, index, "tfrecord")
     with tf.io.TFRecordWriter(str(records)) as writer:
         for record in outcome.kept:
-            writer.write(layout.serialize(record))
+            writer.write(layout.serialize(record, stored))
     with gzip_writer(_part(parts, index, layout.DROPPED)) as file:
         file.writelines(to_line(sample, reason=reason) for reason, sample in outcome.dropped)
     lines = [{"reason": e.reason, "error": str(e)} for e in outcome.rejected]

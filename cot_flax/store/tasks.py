@@ -1,4 +1,4 @@
-"""SeqIO source and task over a store of `prepare`."""
+"""SeqIO source and task over a store of `prepare`; T target tokens have K entries each."""
 
 from collections.abc import Callable, Iterable
 
@@ -62,8 +62,10 @@ class StoreSource(seqio.DataSource):
         return dataset.filter(lambda record: _is_new(record, excluded)) if excluded else dataset
 
     def _unpack(self, dataset):
+        stored = layout.ids_of(layout.read_manifest(self.checked_directory()))
         return dataset.map(
-            lambda record: _unpacked(record, self.top_k), num_parallel_calls=tf.data.AUTOTUNE
+            lambda record: _unpacked(record, self.top_k, stored),
+            num_parallel_calls=tf.data.AUTOTUNE,
         )
 
     def _leave_out(self, dataset):
@@ -94,13 +96,12 @@ def _is_new(record, excluded: list[int]):
     return tf.reduce_all(record["question_hash"] != tf.constant(excluded, tf.int64))
 
 
-def _unpacked(record, top_k):
-    """Turns a store's bytes into teacher rows [T, K]; T is 0 where the teacher gave none."""
-    ids = tf.io.decode_raw(record["teacher_top_ids"], tf.uint16)
+def _unpacked(record, top_k, stored: layout.StoredIds):
+    """Unpacks a store's bytes into teacher rows [T, K]; T is 0 where the teacher gave none."""
     roots = tf.io.decode_raw(record["teacher_top_logprobs"], tf.uint16)
     logprobs = 2 * tf.math.log(tf.cast(roots, tf.float32) / layout.ROOTS)
     return record | {
         "targets": tf.cast(record["targets"], tf.int32),
-        "teacher_top_ids": tf.reshape(tf.cast(ids, tf.int32), [-1, top_k]),
+        "teacher_top_ids": tf.reshape(stored.decode_tf(record["teacher_top_ids"]), [-1, top_k]),
         "teacher_top_logprobs": tf.reshape(logprobs, [-1, top_k]),
     }

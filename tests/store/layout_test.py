@@ -11,11 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from cot_flax.chains.preparation import Record
+from cot_flax.chains.preparation import Preparation, Record
 from cot_flax.chains.projection import Projection
+from cot_flax.chains.samples import write_samples
 from cot_flax.data.features import fingerprint
 from cot_flax.errors import UserError
+from cot_flax.lab.world.vocabulary import VOCABULARY_PATH
 from cot_flax.store import layout
+from cot_flax.store.prepare import prepare
+from cot_flax.store.tasks import StoreSource
 
 SHARDS = 3  # of the world's store: 24 samples by 8
 FILES = (
@@ -31,12 +35,15 @@ def read(folder):
 
 def rows(record, k=5):
     """The bytes of a record as ids [T, K] and log-probabilities [T, K]."""
+    ids = np.frombuffer(record["teacher_top_ids"], "<u2").reshape(-1, k).astype(int)
     return (
-        np.frombuffer(record["teacher_top_ids"], "<u2").reshape(-1, k),
+        np.where(ids == 65535, -1, ids),
         2 * np.log(np.frombuffer(record["teacher_top_logprobs"], "<u2").reshape(-1, k) / 65535),
     )
 
 
+NARROW = layout.StoredIds(16, 65535)
+TOKENS = [(token, 0.0, {token: 0.0}) for token in ("The", " answer", " is", " 2")]
 ROOT_STEP = 1 / 65535  # d(x^2) = 2 x dx, with x the root and dx half a step
 
 
@@ -70,7 +77,7 @@ def test_rows_are_the_teachers_own_distribution(world_store, samples, vocabulary
             if token.replace(" ", "\u2581") in pieces:
                 entries = top | {token: logprob}
                 expected = {pieces[t.replace(" ", "\u2581")]: p for t, p in entries.items()}
-            found = {i: p for i, p in zip(ids.tolist(), logprobs.tolist(), strict=True) if i}
+            found = {i: p for i, p in zip(ids.tolist(), logprobs.tolist(), strict=True) if i >= 0}
             assert found.keys() == expected.keys()
             for i, logprob in found.items():
                 p = math.exp(expected[i])
@@ -87,12 +94,12 @@ def test_a_position_takes_20_bytes_at_k_5(world_store):
     arrays.arrays(
         np.float32, (3, 4), elements=st.floats(-1e5, 0, width=32) | st.floats(-1, 0, width=32)
     ),
-    arrays.arrays(np.int32, (3, 4), elements=st.integers(0, (1 << 16) - 1)),
+    arrays.arrays(np.int32, (3, 4), elements=st.integers(0, (1 << 16) - 2)),
 )
 def test_a_probability_is_kept_to_half_a_step_of_its_root(logprobs_TK, ids_TK):
     projection = Projection(ids_TK, logprobs_TK, np.zeros(3, np.int8), np.ones(3, np.float32))
     example = tf.train.Example.FromString(
-        layout.serialize(Record("a/0", "One?", "1", True, (3, 4, 1), projection))
+        layout.serialize(Record("a/0", "One?", "1", True, (3, 4, 1), projection), NARROW)
     )
     values = {name: f.bytes_list.value[0] for name, f in example.features.feature.items() if
               name.startswith("teacher")}  # fmt: skip
@@ -107,7 +114,7 @@ def test_a_probability_is_kept_to_half_a_step_of_its_root(logprobs_TK, ids_TK):
 
 def test_what_utf_8_cannot_say_becomes_a_question_mark():
     example = tf.train.Example.FromString(
-        layout.serialize(Record("a/0", "half \ud83d", "\ud83d", False, (1,), None))
+        layout.serialize(Record("a/0", "half \ud83d", "\ud83d", False, (1,), None), NARROW)
     )
     feature = example.features.feature
     assert feature["question"].bytes_list.value == [b"half ?"]
@@ -134,7 +141,7 @@ def test_an_answer_that_the_store_adds_is_certain(make_store, make_sample, vocab
     ids, logprobs = rows(record)
     np.testing.assert_array_equal(ids[:, 0], record["targets"])
     np.testing.assert_allclose(logprobs[:, 0], [0] + [half] * 5 + [0] * 5, atol=2e-5)
-    assert not ids[:, 1:].any()
+    assert np.all(ids[:, 1:] == -1)
     # The first piece has no space in the teacher's tokens, and four words have no token at all.
     kinds = layout.read_manifest(folder)["tally"]["kinds"]
     assert kinds == {"other_string": 1, "soft": 5, "no_token": 4, "end": 1}
@@ -259,7 +266,30 @@ def test_removing_leaves_what_is_not_the_stores(copied):
     }
 
 
-def test_a_vocabulary_must_fit_16_bits():
-    layout.check_vocabulary(seqio.PassThroughVocabulary(size=1 << 16))
-    with pytest.raises(UserError, match=r"a vocabulary of 65,537 ids; expected at most 65,536"):
-        layout.check_vocabulary(seqio.PassThroughVocabulary(size=(1 << 16) + 1))
+@pytest.mark.parametrize(
+    ("size", "bits"), [(32_100, 16), (65_535, 16), (65_536, 32), (262_144, 32)]
+)
+def test_ids_are_as_wide_as_the_vocabulary_needs(size, bits):
+    """Hand-made rows: the largest id, id 0 and an absent entry come back as they were."""
+    assert layout.id_bits(size) == bits
+    stored = layout.ids_of({"format": 2, "id_bits": bits})
+    ids_TK = np.array([[size - 1, 0, -1], [0, -1, -1]], np.int32)
+    packed = stored.encode(ids_TK)
+    assert len(packed) == ids_TK.size * bits // 8
+    raw = np.frombuffer(packed, f"<u{bits // 8}")
+    assert raw.tolist() == np.where(ids_TK < 0, 2**bits - 1, ids_TK.astype(int)).ravel().tolist()
+    assert stored.decode_tf(tf.constant(packed)).numpy().tolist() == ids_TK.ravel().tolist()
+
+
+def test_a_vocabulary_beyond_16_bits_makes_a_store_of_32(tmp_path, make_sample):
+    """SeqIO's sentinels stand behind the pieces, so the ids of the text stay as they are."""
+    wide = seqio.SentencePieceVocabulary(str(VOCABULARY_PATH), extra_ids=1 << 16)
+    write_samples(tmp_path / "samples.jsonl", [make_sample("The answer is 2", tokens=TOKENS)])
+    prepare([str(tmp_path / "samples.jsonl")], str(tmp_path / "store"), vocabulary=wide,
+            settings=Preparation(top_k=2), workers=1)  # fmt: skip
+    manifest = layout.read_manifest(str(tmp_path / "store"))
+    assert (manifest["format"], manifest["id_bits"]) == (2, 32)
+    source = StoreSource(lambda: str(tmp_path / "store"), vocabulary=wide, top_k=2)
+    (record,) = source._unpack(source.get_dataset("train")).as_numpy_iterator()
+    np.testing.assert_array_equal(record["teacher_top_ids"][:, 0], record["targets"])
+    assert (record["teacher_top_ids"][-1] == [1, -1]).all()

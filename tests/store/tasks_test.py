@@ -1,5 +1,6 @@
 """A store behind SeqIO: our source and task over it, and SeqIO's own way of reading it."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -71,20 +72,54 @@ def test_rows_are_unpacked_as_they_were_stored(world_store, vocabulary):
             for name in ("ids", "logprobs")
         )
         assert len(ids) == len(record["targets"])
-        np.testing.assert_array_equal(record["teacher_top_ids"], ids)
+        expected = np.where(ids == 65535, -1, ids.astype(int))
+        np.testing.assert_array_equal(record["teacher_top_ids"], expected)
         expected = 2 * np.log(roots / 65535)
         np.testing.assert_allclose(record["teacher_top_logprobs"], expected, rtol=1e-6, atol=1e-7)
 
 
-def test_the_largest_id_comes_back():
-    """16 bits without a sign: 65,535 must not become -1."""
-    ids = np.array([[65535, 0]], "<u2").tobytes()
+@pytest.mark.parametrize(
+    ("manifest", "ids", "expected"),
+    [
+        # 16 bits without a sign: 65,534 must not become -2.
+        ({"format": 2, "id_bits": 16}, np.array([65534, 65535, 0], "<u2"), [65534, -1, 0]),
+        ({"format": 2, "id_bits": 32}, np.array([151_643, 2**32 - 1, 0], "<u4"), [151_643, -1, 0]),
+        ({"format": 1}, np.array([65535, 0, 7], "<u2"), [65535, -1, 7]),
+    ],
+)
+def test_ids_of_every_width_and_format_come_back(manifest, ids, expected):
     record = {
         "targets": tf.constant([1], tf.int64),
-        "teacher_top_ids": tf.constant(ids),
-        "teacher_top_logprobs": tf.constant(np.array([[9, 65535]], "<u2").tobytes()),
+        "teacher_top_ids": tf.constant(ids.tobytes()),
+        "teacher_top_logprobs": tf.constant(np.array([9, 65535, 65535], "<u2").tobytes()),
     }
-    assert _unpacked(record, 2)["teacher_top_ids"].numpy().tolist() == [[65535, 0]]
+    found = _unpacked(record, 3, layout.ids_of(manifest))
+    assert found["teacher_top_ids"].numpy().tolist() == [expected]
+    assert found["teacher_top_logprobs"].numpy()[0, 1:].tolist() == [0.0, 0.0]
+
+
+def test_a_store_of_format_1_is_read_as_it_was_made(world_store, tmp_path, vocabulary):
+    """The same rows, with 0 where an entry is absent, and a manifest that knows no width."""
+    folder = Path(shutil.copytree(world_store, tmp_path / "old"))
+    manifest = layout.read_manifest(world_store)
+    for name in [name for name in manifest["files"] if ".tfrecord-" in name]:
+        with tf.io.TFRecordWriter(str(folder / name)) as writer:
+            for raw in tf.data.TFRecordDataset(f"{world_store}/{name}").as_numpy_iterator():
+                example = tf.train.Example.FromString(raw)
+                (value,) = example.features.feature["teacher_top_ids"].bytes_list.value
+                ids = np.frombuffer(value, "<u2")
+                old = np.where(ids == 65535, 0, ids).astype("<u2").tobytes()
+                example.features.feature["teacher_top_ids"].bytes_list.value[0] = old
+                writer.write(example.SerializeToString())
+        manifest["files"][name] = layout.checksum(folder / name)
+    del manifest["id_bits"]
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"format": 1}))
+    assert_equal(
+        *(
+            ask(StoreSource(lambda place=place: place, vocabulary=vocabulary, top_k=5))
+            for place in (str(folder), world_store)
+        )
+    )
 
 
 def test_chains_of_held_out_questions_are_left_out(world_store, vocabulary):
