@@ -58,6 +58,7 @@ def prepare(
         UserError: a runner or an input that cannot be used, too many rejected records, or nothing
             kept.
     """
+    job = Job(tokenizer_of(vocabulary), settings)
     folder, plan = epath.Path(out), _plan(inputs, vocabulary, settings, bytes_per_shard)
     if tally := layout.finished(folder, plan):
         return tally
@@ -67,7 +68,6 @@ def prepare(
     (folder / PARTS).mkdir(parents=True)
     paths, sizes, _ = zip(*plan["inputs"], strict=True)
     shards = -(-sum(sizes) // bytes_per_shard)
-    job = Job(tokenizer_of(vocabulary), settings)
     beam_steps.run(pipeline, paths, out, job, layout.ids_of(plan), shards=shards)
     total = _total(folder / PARTS, max_rejected)
     _finish(folder, shards, total, plan)

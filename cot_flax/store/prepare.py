@@ -63,13 +63,13 @@ def prepare(
         UserError: a vocabulary without a tokenizer, an input that cannot be used, too many
             rejected records, or nothing kept.
     """
+    job = Job(tokenizer_of(vocabulary), settings)
     folder, plan = Path(out), _plan(inputs, vocabulary, settings, records_per_shard)
     if tally := layout.finished(folder, plan):
         return tally
     parts = _open_parts(folder, plan)
     total, done = Tally(), 0
     chunks = _chunks(inputs, records_per_shard)
-    job = Job(tokenizer_of(vocabulary), settings)
     stored = layout.ids_of(plan)
     for tally in _prepared(chunks, parts, job, stored, workers or cores()):
         total.add(tally)

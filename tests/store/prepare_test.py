@@ -309,9 +309,11 @@ def test_a_file_that_cannot_be_used_is_named(tmp_path, name, message):
         run(tmp_path / name, tmp_path / "out")
 
 
-def test_a_vocabulary_beyond_16_bits_is_refused_before_anything_is_written(tmp_path, samples):
+def test_a_vocabulary_without_a_tokenizer_is_refused_before_anything_is_written(tmp_path, samples):
     path = written(tmp_path / "samples.jsonl", samples)
-    with pytest.raises(UserError, match="a vocabulary of 100,000 ids"):
+    with pytest.raises(
+        UserError, match="a PassThroughVocabulary; expected a SentencePiece vocabulary"
+    ):
         run(path, tmp_path / "out", vocabulary=seqio.PassThroughVocabulary(size=100_000))
     assert not (tmp_path / "out").exists()
 
