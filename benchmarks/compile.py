@@ -4,9 +4,9 @@
     python benchmarks/compile.py [--attention auto xla] [--batch 64]
 
 Inputs 1,024, targets 256, bfloat16, Adafactor, top-5 KL, layers scanned and recomputed, batch and
-parameters over a 4x4 mesh (data, model): once both ways ("FSDP"), once over the model axis alone.
+parameters over a 4x4 mesh (data, model): along both axes ("FSDP"), and along model alone.
 Prints the seconds to trace and to compile, and the bytes a chip. Where T5X can be imported, its
-scalable_t5 takes its turn with the same shape and sharding, and cross entropy.
+scalable_t5 is compiled too, with the same shape and sharding, and cross entropy.
 """
 
 import argparse
@@ -107,10 +107,10 @@ def t5x(run: Experiment, chips):
     from t5x.partitioning import standard_logical_axis_rules
 
     mesh = jax.sharding.Mesh(np.array(chips).reshape(4, 4), ("data", "model"))
-    placed = batch_sharding(mesh)
+    by_rows = batch_sharding(mesh)
     batch = {
-        name: jax.ShapeDtypeStruct(shape, dtype, sharding=placed)
-        for name, (shape, dtype) in run.features().items()
+        name: jax.ShapeDtypeStruct(shape, dtype, sharding=by_rows)
+        for name, (shape, dtype) in run.batch_shapes.items()
         if not name.startswith("teacher")
     }
     shapes = {name: spec.shape for name, spec in batch.items()}
@@ -132,7 +132,7 @@ def t5x(run: Experiment, chips):
         )
         step = jax.jit(
             train_step,
-            in_shardings=(shardings, placed),
+            in_shardings=(shardings, by_rows),
             out_shardings=(shardings, None),
             donate_argnums=0,
         )

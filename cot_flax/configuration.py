@@ -1,5 +1,6 @@
 """Reading gin: files, search paths, command-line bindings, and one clear line on an error."""
 
+import copy
 import difflib
 import os
 import re
@@ -24,10 +25,18 @@ def gin_root() -> Path:
     return installed if installed.is_dir() else package.parent / "gin"
 
 
-def parse(files: Sequence[str], bindings: Sequence[str], search_paths: Sequence[str] = ()) -> None:
+def parse(
+    files: Sequence[str],
+    bindings: Sequence[str],
+    search_paths: Sequence[str] = (),
+    needed: Sequence[str] | None = None,
+) -> None:
     """Replaces gin's state by these files, then these `NAME=VALUE` bindings.
 
     A file is looked for as given, then under `search_paths`, then under `gin_root()`.
+
+    Args:
+        needed: the required macros that must have a value, where others become None; None: all.
 
     Raises:
         UserError: a file that is not there, a name or parameter that gin does not know, a required
@@ -44,6 +53,8 @@ def parse(files: Sequence[str], bindings: Sequence[str], search_paths: Sequence[
         gin.parse_config_files_and_bindings(list(files), None, finalize_config=False)
         for binding in bindings:
             _bind(binding)
+        if needed is not None:
+            _fill_macros(needed)
         gin.finalize()
     except (*_MALFORMED, OSError, ImportError, AttributeError, NameError) as error:
         _raise_if_macro_is_missing(error)
@@ -59,15 +70,28 @@ def call(name: str, **arguments) -> Any:
     return gin.get_configurable(name)(**arguments)
 
 
-def macro(name: str) -> Any:
-    """The value of a macro such as MODEL_DIR; raises UserError where it has none."""
+def macro(name: str, default: Any = gin.REQUIRED) -> Any:
+    """The value of a macro such as MODEL_DIR; raises UserError where it has none, nor a default."""
     try:
         value = gin.query_parameter(f"{name}/gin.macro.value")
     except ValueError:
-        value = gin.REQUIRED
+        value = default
     if value is gin.REQUIRED:
         raise UserError(f"no value for {name}", "one", f"pass --gin.{name}=VALUE")
     return value
+
+
+def bound(name: str, arguments: Sequence[str]) -> dict[str, Any]:
+    """What is bound to some arguments of a configurable, made as its call would make them.
+
+    Empty where no gin file imports the configurable.
+    """
+    try:
+        found = gin.get_bindings(name, resolve_references=False)
+    except ValueError:
+        return {}
+    # A deep copy is how gin makes what a reference stands for.
+    return {argument: copy.deepcopy(found[argument]) for argument in arguments if argument in found}
 
 
 def save(model_dir: str | os.PathLike) -> None:
@@ -84,6 +108,14 @@ def _raise_if_macro_is_missing(error: BaseException) -> None:
     if missing:
         name = missing.group(1)
         raise UserError(f"no value for {name}", "one", f"pass --gin.{name}=VALUE") from error
+
+
+def _fill_macros(needed: Sequence[str]) -> None:
+    """Sets the required macros without a value to None, but for those that are needed."""
+    macros = [name for name, selector in gin.config._CONFIG if selector == "gin.macro"]
+    for name in set(macros).difference(needed):
+        if str(gin.query_parameter(f"{name}/gin.macro.value")) == "%gin.REQUIRED":
+            gin.bind_parameter(f"{name}/gin.macro.value", None)
 
 
 def _bind(binding: str) -> None:

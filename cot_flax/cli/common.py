@@ -4,6 +4,7 @@ import importlib
 import os
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -33,8 +34,17 @@ ProcessIndex = Annotated[
 Out = Annotated[str, typer.Option("--out", help="Where to write.")]
 
 
-def parse_gin(context: typer.Context, files: list[str], search_paths: str) -> None:
-    """Reads gin files and the flags of a verb; what is wrong with them costs no import of JAX."""
+def parse_gin(
+    context: typer.Context,
+    files: list[str],
+    search_paths: str,
+    needed: Sequence[str] | None = None,
+) -> None:
+    """Reads gin files and the flags of a verb; what is wrong with them costs no import of JAX.
+
+    Args:
+        needed: as of `configuration.parse`.
+    """
     from cot_flax import configuration
 
     bindings, folders = _bindings(context), [path for path in search_paths.split(",") if path]
@@ -43,7 +53,7 @@ def parse_gin(context: typer.Context, files: list[str], search_paths: str) -> No
         if not any((Path(folder) / file).is_file() for folder in searched):
             raise UserError(f"no gin file {file}", f"one within {searched}", "correct --gin_file")
     prepare_libraries()
-    configuration.parse(files, bindings, folders)
+    configuration.parse(files, bindings, folders, needed)
 
 
 def _bindings(context: typer.Context) -> list[str]:

@@ -2,18 +2,27 @@
 
 import dataclasses
 import functools
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 
 from cot_flax.errors import UserError
 from cot_flax.objectives.losses import Objective
 from cot_flax.planning.targets import Target
-from cot_flax.students.student import build
-from cot_flax.students.t5 import T5Config
+from cot_flax.students.layouts import Shapes
+from cot_flax.students.products import Product
+from cot_flax.students.student import Student, build
 from cot_flax.training import sharding, state
 from cot_flax.training.optimizers import Optimizer
 
 AXES = ("data", "model")
+REMATS = ("none", "minimal", "full")
+TOP_K = 5
+"""Of a teacher's row in the store that `cot-flax prepare` makes by default."""
+TRAINER_ARGUMENTS = ("model", "objective", "optimizer", "total_steps", "mesh", "microbatches")
+DATA_ARGUMENTS = ("feature_lengths", "batch_size", "pack")
+"""What `of_run` reads of the arguments of `loop.train` and of its data."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,6 +30,7 @@ class Experiment:
     """A training run.
 
     Attributes:
+        model: the config of a student.
         batch_size: rows of a batch, over all chips.
         inputs, targets: TASK_FEATURE_LENGTHS, in tokens.
         packed: whether a row holds several examples.
@@ -28,7 +38,7 @@ class Experiment:
         steps: TRAIN_STEPS.
     """
 
-    model: T5Config
+    model: Any
     objective: Objective
     optimizer: Optimizer
     batch_size: int
@@ -38,30 +48,78 @@ class Experiment:
     mesh: sharding.MeshConfig = sharding.MeshConfig()  # noqa: RUF009 (frozen)
     microbatches: int = 1
     packed: bool = True
-    top_k: int = 5
+    top_k: int = TOP_K
+
+    @functools.cached_property
+    def student(self) -> Student:
+        return build(self.model)
+
+    @property
+    def lengths(self) -> dict[str, int]:
+        return {"inputs": self.inputs, "targets": self.targets}
 
     @property
     def tokens(self) -> int:
-        """Positions of a batch on both sides, padding included."""
-        return self.batch_size * (self.inputs + self.targets)
+        """Positions of a batch on all sides, padding included."""
+        return self.batch_size * sum(self.student.layout.capacity(self.lengths))
 
-    def features(self) -> dict[str, tuple[tuple[int, ...], str]]:
-        """Shapes and types of a batch, as data/packing.py lays it out."""
-        encoder, decoder = (self.batch_size, self.inputs), (self.batch_size, self.targets)
-        found = {
-            "encoder_input_tokens": (encoder, "int32"),
-            "decoder_input_tokens": (decoder, "int32"),
-            "decoder_target_tokens": (decoder, "int32"),
-            "decoder_loss_weights": (decoder, "float32"),
-        }
-        if self.packed:
-            for name in ("segment_ids", "positions"):
-                found |= {f"encoder_{name}": (encoder, "int32")}
-                found |= {f"decoder_{name}": (decoder, "int32")}
-        if self.objective.uses_teacher:
-            rows = (*decoder, self.top_k)
-            found |= {"teacher_top_ids": (rows, "int32"), "teacher_top_logprobs": (rows, "float32")}
-        return found
+    @property
+    def batch_shapes(self) -> Shapes:
+        """Shapes and types of a batch."""
+        top_k = self.top_k if self.objective.uses_teacher else 0
+        layout = self.student.layout
+        return layout.shapes(self.batch_size, self.lengths, top_k=top_k, packed=self.packed)
+
+    @property
+    def rows(self) -> int:
+        """Of one micro-batch on one chip."""
+        return self.batch_size // self.mesh.data // self.microbatches
+
+    def products(self, platform: str) -> list[Product]:
+        """Of a forward pass over the whole batch."""
+        return self.student.products(self.batch_size, self.inputs, self.targets, platform)
+
+    def chip_products(self, platform: str) -> list[Product]:
+        """Of a forward pass over the rows that a chip has in work, the model axis unsplit."""
+        return self.student.products(self.rows, self.inputs, self.targets, platform)
+
+    @property
+    def remats(self) -> tuple[str, ...]:
+        """The values that REMAT can take; one where the student's family fixes it."""
+        varies = any(field.name == "remat" for field in dataclasses.fields(self.model))
+        return REMATS if varies else (self.model.remat,)
+
+    def with_remat(self, remat: str) -> "Experiment":
+        if remat == self.model.remat:
+            return self
+        return dataclasses.replace(self, model=dataclasses.replace(self.model, remat=remat))
+
+
+def of_run(trainer: Mapping[str, Any], data: Mapping[str, Any], top_k: int = TOP_K) -> Experiment:
+    """The experiment that a trainer's arguments make.
+
+    Args:
+        trainer: those of TRAINER_ARGUMENTS that `loop.train` is given.
+        data: those of DATA_ARGUMENTS that its data are given.
+        top_k: of a teacher's row in the store.
+
+    Raises:
+        UserError: there is no model, or there are no lengths.
+    """
+    if "model" not in trainer or "feature_lengths" not in data:
+        raise UserError(
+            "gin files without loop.train", "a training experiment", "correct --gin_file"
+        )
+    settings, lengths = dict(trainer), data["feature_lengths"]
+    return Experiment(
+        steps=settings.pop("total_steps"),
+        batch_size=data["batch_size"],
+        packed=data.get("pack", False),
+        top_k=top_k,
+        inputs=lengths["inputs"],
+        targets=lengths["targets"],
+        **settings,
+    )
 
 
 def resolve_mesh(experiment: Experiment, target: Target) -> Experiment:
@@ -90,11 +148,11 @@ def abstract_mesh(experiment: Experiment):
 
 
 def abstract_state(experiment: Experiment, mesh) -> state.TrainState:
-    """The trainer's state as shapes, types and places on a mesh, which may be abstract."""
-    model = dataclasses.replace(experiment.model, remat="none")  # which changes no shape
-    return _abstract_state(model, experiment.optimizer, mesh, experiment.mesh)
+    """The trainer's state as shapes, types and shardings on a mesh, which may be abstract."""
+    plain = experiment.with_remat(experiment.remats[0])  # which changes no shape
+    return _abstract_state(plain.student, plain.optimizer, mesh, plain.mesh)
 
 
 @functools.lru_cache(maxsize=64)
-def _abstract_state(model, optimizer, mesh, mesh_config):
-    return state.abstract(build(model), optimizer, mesh, mesh_config.rules())
+def _abstract_state(student, optimizer, mesh, mesh_config):
+    return state.abstract(student, optimizer, mesh, mesh_config.rules())

@@ -1,13 +1,14 @@
 """One plan: an experiment on a target, compiled where it can be, and what it comes to."""
 
 import dataclasses
+import math
 
-from cot_flax.planning import bill, collectives, memory, program, roofline
-from cot_flax.planning.bill import Bill
+import jax
+
+from cot_flax.planning import collectives, formula, program
 from cot_flax.planning.experiment import Experiment, abstract_mesh, abstract_state, resolve_mesh
-from cot_flax.planning.memory import Memory
+from cot_flax.planning.formula import Bill, Estimate, Memory, Work
 from cot_flax.planning.program import Program
-from cot_flax.planning.roofline import Estimate, Work
 from cot_flax.planning.targets import Target
 
 
@@ -39,9 +40,8 @@ def modelled(experiment: Experiment, target: Target, price: float | None = None)
         UserError: the mesh is larger than the target, or does not divide the batch.
     """
     experiment = resolve_mesh(experiment, target)
-    found = memory.modelled(experiment, target.chip.memory, target.chip.kind)
-    wire = roofline.modelled_wire(experiment)
-    return _plan(experiment, target, found, None, wire, price)
+    memory = formula.memory(experiment, target.chip.memory, target.chip.kind)
+    return _plan(experiment, target, memory, None, formula.wire_bytes(experiment), price)
 
 
 def compiled(
@@ -59,24 +59,25 @@ def compiled(
     if target.chip.kind == "gpu":
         return modelled(experiment, target, price)
     experiment = resolve_mesh(experiment, target)
-    made = program.compile_step(experiment, target, chips)
-    found = memory.counted(experiment, target.chip.memory, target.chip.kind, made.used)
+    made = program.compile_step(experiment, chips)
+    capacity, platform = target.chip.memory, target.chip.kind
+    memory = formula.compiled_memory(experiment, capacity, platform, made.used)
     known = made.text != ""
-    wire = collectives.wire(made.collectives) if known else roofline.modelled_wire(experiment)
-    return _plan(experiment, target, found, made, wire, price)
+    wire = collectives.wire(made.collectives) if known else formula.wire_bytes(experiment)
+    return _plan(experiment, target, memory, made, wire, price)
 
 
-def _plan(experiment, target, found, made, wire, price) -> Plan:
-    work = roofline.work(experiment, target, found.state, wire)
-    estimate = roofline.estimate(work, target.chip, experiment.model.dtype)
-    state = abstract_state(experiment, abstract_mesh(experiment))
+def _plan(experiment, target, memory, made, wire, price) -> Plan:
+    work = formula.work(experiment, target.chip.kind, memory.state, wire)
+    estimate = formula.estimate(work, target.chip, experiment.model.dtype)
+    params = abstract_state(experiment, abstract_mesh(experiment)).params
     return Plan(
         experiment=experiment,
         target=target,
-        parameters=memory.parameter_count(state.params),
-        memory=found,
+        parameters=sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params)),
+        memory=memory,
         program=made,
         work=work,
         estimate=estimate,
-        bill=bill.of(experiment, target.chips, estimate.step, price),
+        bill=formula.bill(experiment, target.chips, estimate.step, price),
     )

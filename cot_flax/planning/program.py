@@ -9,10 +9,10 @@ from flax.linen import partitioning
 
 from cot_flax.errors import UserError
 from cot_flax.objectives.head_loss import TILES
-from cot_flax.planning import collectives, memory
+from cot_flax.planning import collectives
 from cot_flax.planning.experiment import AXES, Experiment, abstract_mesh, abstract_state
+from cot_flax.planning.formula import local_bytes
 from cot_flax.planning.targets import GIB, Target
-from cot_flax.students.student import build
 from cot_flax.training import sharding, step
 
 LIBTPU = "0.0.52"
@@ -61,7 +61,7 @@ def devices(target: Target) -> list:
     return list(found.devices)
 
 
-def compile_step(experiment: Experiment, target: Target, chips: list) -> Program:
+def compile_step(experiment: Experiment, chips: list) -> Program:
     """Compiles the step that `loop.train` would run.
 
     Args:
@@ -71,7 +71,7 @@ def compile_step(experiment: Experiment, target: Target, chips: list) -> Program
     try:
         compiled = lower_step(experiment, chips).compile()
     except jax.errors.JaxRuntimeError as error:
-        own = memory.local_bytes(abstract_state(experiment, abstract_mesh(experiment)))
+        own = local_bytes(abstract_state(experiment, abstract_mesh(experiment)))
         return Program(_used_when_too_large(error, own), "", {})
     counted = compiled.memory_analysis()
     used = counted.argument_size_in_bytes + counted.temp_size_in_bytes
@@ -101,10 +101,9 @@ def lower_step(experiment: Experiment, chips: list) -> jax.stages.Lowered:
 
 
 def _step(experiment, mesh, state):
-    student = build(experiment.model)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
     function = step.make_train_step(
-        student, experiment.optimizer, experiment.objective, experiment.microbatches
+        experiment.student, experiment.optimizer, experiment.objective, experiment.microbatches
     )
     return jax.jit(
         function,
@@ -115,10 +114,10 @@ def _step(experiment, mesh, state):
 
 
 def _batch(experiment, mesh) -> dict:
-    place = sharding.batch_sharding(mesh)
+    sharded = sharding.batch_sharding(mesh)
     return {
-        name: jax.ShapeDtypeStruct(shape, dtype, sharding=place)
-        for name, (shape, dtype) in experiment.features().items()
+        name: jax.ShapeDtypeStruct(shape, dtype, sharding=sharded)
+        for name, (shape, dtype) in experiment.batch_shapes.items()
     }
 
 

@@ -14,7 +14,6 @@ from cot_flax.planning.targets import Target
 from cot_flax.training import optimizers
 from cot_flax.training.sharding import MeshConfig
 
-REMATS = ("none", "minimal", "full")
 DOUBTFUL, SURE = 1.5, 1.15
 """What the formula puts this far beyond the memory is not worth a compilation: by itself, and once
 it was corrected by one."""
@@ -38,7 +37,7 @@ class Option:
 
 
 def flags(old: Experiment, new: Experiment) -> str:
-    """The gin flags that turn one experiment into the other; "" where nothing differs."""
+    """The gin flags that make one experiment the other; "" where nothing differs."""
     values = [
         ("MESH_DATA", old.mesh.data, new.mesh.data),
         ("MESH_MODEL", old.mesh.model, new.mesh.model),
@@ -56,17 +55,16 @@ def flags(old: Experiment, new: Experiment) -> str:
 
 
 def meshes(experiment: Experiment, chips: int) -> Iterator[MeshConfig]:
-    """Every mesh of all chips that divides the batch, the heads, the width and the vocabulary."""
-    config = experiment.model
+    """Every mesh of all chips that divides the batch and the parameters that it splits."""
+    student = experiment.student
     for model in (n for n in range(1, chips + 1) if chips % n == 0):
         data = chips // model
-        split = (config.num_heads, config.mlp_dim, config.vocab_size)
-        if any(size % model for size in split):
+        if any(size % model for size in student.split_sizes):
             continue
         if experiment.batch_size % (data * experiment.microbatches):
             continue
         yield MeshConfig(data, model, False)
-        if data > 1 and config.emb_dim % data == 0:
+        if data > 1 and student.config.emb_dim % data == 0:
             yield MeshConfig(data, model, True)
 
 
@@ -102,14 +100,14 @@ def _candidates(experiment: Experiment, target: Target) -> list[Plan]:
         plan.modelled(_with(run, mesh=mesh, remat=remat), target)
         for run in (experiment, *_microbatched(experiment, most=4))
         for mesh in meshes(run, target.chips)
-        for remat in REMATS
+        for remat in run.remats
     ]
 
 
 def remedies(
     too_large: Plan, compile_plan: Compile, typed: Experiment | None = None, enough: int = 2
 ) -> Iterator[Option]:
-    """Turns one knob at a time until the run fits, then all of them, until `enough` knobs serve.
+    """Changes one setting at a time, then all of them, until `enough` of them make the run fit.
 
     What the formula, corrected by the plan that did not fit, puts beyond the memory is listed but
     not compiled.
@@ -155,19 +153,20 @@ def _corrected(modelled: Plan, expected: int) -> Plan:
 
 def _knobs(experiment: Experiment, target: Target) -> list[list[Experiment]]:
     """Changes that save memory: a list a knob, the least first; all of them at once at the end."""
-    mesh, remat = experiment.mesh, experiment.model.remat
+    mesh, remats = experiment.mesh, experiment.remats
+    stronger_remats = remats[remats.index(experiment.model.remat) + 1 :]
     sharded = [] if mesh.fsdp or mesh.data == 1 else [dataclasses.replace(mesh, fsdp=True)]
     others = [
-        plan.modelled(_with(experiment, mesh=other), target)
+        plan.modelled(dataclasses.replace(experiment, mesh=other), target)
         for other in meshes(experiment, target.chips)
         if other not in (mesh, *sharded)
     ]
     smallest = sorted(others, key=lambda p: p.memory.total)[:1]
-    all_at_once = _with(experiment, mesh=sharded[0] if sharded else None, remat="full")
+    all_at_once = _with(experiment, mesh=sharded[0] if sharded else mesh, remat=remats[-1])
     together = [*_microbatched(all_at_once), *_halved(all_at_once)]
     return [
-        [_with(experiment, mesh=other) for other in sharded],
-        [_with(experiment, remat=stronger) for stronger in REMATS[REMATS.index(remat) + 1 :]],
+        [dataclasses.replace(experiment, mesh=other) for other in sharded],
+        [experiment.with_remat(stronger) for stronger in stronger_remats],
         [other.experiment for other in smallest],
         list(_microbatched(experiment)),
         list(_lighter(experiment, target)),
@@ -201,8 +200,5 @@ def _halved(experiment) -> Iterator[Experiment]:
             yield dataclasses.replace(experiment, batch_size=experiment.batch_size // parts)
 
 
-def _with(experiment: Experiment, *, mesh=None, remat=None) -> Experiment:
-    model = experiment.model
-    if remat:
-        model = dataclasses.replace(model, remat=remat)
-    return dataclasses.replace(experiment, mesh=mesh or experiment.mesh, model=model)
+def _with(experiment: Experiment, *, mesh: MeshConfig, remat: str) -> Experiment:
+    return dataclasses.replace(experiment.with_remat(remat), mesh=mesh)

@@ -61,11 +61,11 @@ class Target:
 
 
 TPUS = {
-    # 197 TFLOP/s, 16 GB at 819 GB/s, 400 GB/s both ways over 4 ports.
+    # 197 TFLOP/s, 16 GB at 819 GB/s, 400 GB/s in both directions over 4 ports.
     "v5e": Chip("tpu", 15.75 * GIB, 197e12, 819e9, 2 * 50e9),
-    # 459 TFLOP/s, 95 GiB at 2,765 GB/s, 1,200 GB/s both ways over 6 ports.
+    # 459 TFLOP/s, 95 GiB at 2,765 GB/s, 1,200 GB/s in both directions over 6 ports.
     "v5p": Chip("tpu", 95.73 * GIB, 459e12, 2765e9, 2 * 100e9),
-    # 918 TFLOP/s, 32 GB at 1,600 GB/s, 3,200 Gb/s one way over 4 ports.
+    # 918 TFLOP/s, 32 GB at 1,600 GB/s, 3,200 Gb/s in one direction over 4 ports.
     "v6e": Chip("tpu", 31.24 * GIB, 918e12, 1600e9, 2 * 100e9),
 }
 GPUS = {

@@ -1,6 +1,7 @@
 """A plan, printed."""
 
 import contextlib
+import itertools
 from collections.abc import Iterable
 
 from rich import box
@@ -8,11 +9,46 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from cot_flax.planning import collectives, roofline
-from cot_flax.planning.experiment import Experiment
-from cot_flax.planning.plan import Plan
-from cot_flax.planning.search import Option
+from cot_flax.planning import collectives, formula
+from cot_flax.planning.experiment import Experiment, resolve_mesh
+from cot_flax.planning.plan import Plan, compiled
+from cot_flax.planning.search import Option, fastest, remedies, smallest
 from cot_flax.planning.targets import GIB, Target
+
+
+def plan_run(
+    experiment: Experiment,
+    target: Target,
+    chips: list,
+    *,
+    price: float | None = None,
+    search: bool = False,
+) -> None:
+    """Plans a run and prints it, and what would make it fit where it does not.
+
+    Args:
+        chips: of `program.devices`.
+        price: of a chip for an hour.
+        search: prints the fastest mesh and REMAT that fit instead, if any do.
+    """
+    tries = itertools.count(1)
+
+    def make_plan(run: Experiment) -> Plan:
+        run = resolve_mesh(run, target)
+        with compiling(run, target, next(tries)):
+            return compiled(run, target, chips, price)
+
+    run = experiment
+    if search:
+        options = fastest(experiment, target, make_plan)
+        if best := print_options("The fastest mesh and REMAT that fit:", options):
+            print_plan(best.plan)
+            return
+        run = smallest(experiment, target)
+    found = make_plan(run)
+    print_plan(found)
+    if not found.memory.fits:
+        print_options("What would make it fit:", remedies(found, make_plan, experiment))
 
 
 def print_plan(plan: Plan, console: Console | None = None) -> None:
@@ -89,7 +125,7 @@ def verdict(plan: Plan) -> str:
 
 
 def assumptions(plan: Plan) -> list[str]:
-    found = list(roofline.ASSUMPTIONS)
+    found = list(formula.ASSUMPTIONS)
     if plan.program is None:
         found.append("nothing was compiled: memory and collectives are by formula, not measured")
     else:
@@ -155,7 +191,8 @@ def _bill_rows(plan):
         yield "cost", f"{bill.cost:,.2f}", "at the price given"
     if bill.teacher_bytes:
         k = plan.experiment.top_k
-        note = f"in the store at most: top {k}, {4 * k} B a target token, none read twice"
+        bytes_each = k * formula.entry_bytes(plan.experiment.model.vocab_size)
+        note = f"in the store at most: top {k}, {bytes_each} B a target token, none read twice"
         yield "teacher data", size(bill.teacher_bytes), note
 
 

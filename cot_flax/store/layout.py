@@ -185,6 +185,14 @@ def read_manifest(path: str) -> dict:
         ) from error
 
 
+def top_k_of(path: str | None, default: int) -> int:
+    """Entries of a teacher's row in a store; the default where there is no finished one."""
+    try:
+        return read_manifest(path)["top_k"] if path else default
+    except UserError:
+        return default
+
+
 def finished(folder: Path, plan: dict) -> Tally | None:
     """The counts of a finished store of this plan; None where there is another one, or none."""
     if not (folder / COMPLETED).exists():

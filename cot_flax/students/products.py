@@ -7,11 +7,13 @@ class Product(NamedTuple):
     """`copies` products of [rows, inner] by [inner, columns].
 
     Attributes:
-        kind: "dense" (by a weight of a layer), "attention" (self), "cross" (attention to the
-            encoder's output) or "head".
-        split: what a mesh's model axis splits: "inner", "columns" or "copies" (heads).
+        kind: "dense" (by a weight of a layer), "attention" (queries by keys, or what comes of them
+            by values) or "head".
+        split: what a mesh's model axis splits: "columns", "copies" (heads) or "inner", where its
+            chips then sum their results.
         last: of its layer: full recomputation leaves it out, since nothing in the backward pass
             reads its result.
+        fused: an attention whose weights [queries, keys] never reach the memory.
     """
 
     kind: str
@@ -21,10 +23,21 @@ class Product(NamedTuple):
     copies: int
     split: str
     last: bool = False
+    fused: bool = False
 
     @property
     def flops(self) -> float:
         return 2.0 * self.rows * self.inner * self.columns * self.copies
+
+    @property
+    def results(self) -> int:
+        """Numbers that it gives."""
+        return self.rows * self.columns * self.copies
+
+    @property
+    def weights(self) -> int:
+        """Parameters that it reads, where it is no attention."""
+        return self.inner * self.columns * self.copies
 
 
 def passes(product: Product, remat: str, *, adapters_only: bool) -> float:
@@ -36,10 +49,10 @@ def passes(product: Product, remat: str, *, adapters_only: bool) -> float:
     Args:
         adapters_only: LoRA: no gradient of a weight is formed.
     """
-    gradients = 1 if adapters_only and product.kind in ("dense", "head") else 2
+    gradients = 1 if adapters_only and product.kind != "attention" else 2
     again = {
         "full": product.kind != "head" and not product.last,
-        "minimal": product.kind in ("attention", "cross"),
+        "minimal": product.kind == "attention",
         "none": False,
     }[remat]
     return 1 + gradients + again

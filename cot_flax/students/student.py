@@ -221,12 +221,27 @@ class Student(Protocol):
 
     # Planning.
 
-    def products(self, batch: int, inputs: int, targets: int) -> list[Product]:
-        """Every matrix product of one forward pass over `batch` rows."""
+    def products(self, batch: int, inputs: int, targets: int, platform: str) -> list[Product]:
+        """Every matrix product of one forward pass over `batch` rows, padding included.
+
+        Args:
+            inputs, targets: a run's TASK_FEATURE_LENGTHS.
+            platform: "tpu", "gpu" or "cpu": which attention is fused there.
+        """
         ...
 
     def stacks(self, batch: int, inputs: int, targets: int) -> list[Stack]:
         """The stacks of layers, and the tokens that pass through each, padding included."""
+        ...
+
+    @property
+    def split_sizes(self) -> Sequence[int]:
+        """What a mesh's model axis splits, and so divides: heads, mlp width, vocabulary."""
+        ...
+
+    @property
+    def vocabulary_weights(self) -> int:
+        """Parameters of the embedding and, where it is another matrix, of the head."""
         ...
 
 

@@ -1,6 +1,5 @@
 """The real step, compiled for this machine's CPU and for a TPU that is not there."""
 
-import dataclasses
 import importlib.util
 
 import jax
@@ -8,7 +7,7 @@ import pytest
 
 from cot_flax.errors import UserError
 from cot_flax.objectives.head_loss import TILES
-from cot_flax.planning import collectives, plan, program, roofline, targets
+from cot_flax.planning import collectives, formula, plan, program, targets
 from cot_flax.planning.targets import Chip, Target
 from cot_flax.reports import plan as report
 
@@ -54,7 +53,7 @@ def test_a_step_for_a_tpu(experiment, tpu):
     assert any("all-gather" in kind for kind, _ in sent)
     # Nobody gathers logits: no array that is sent has the vocabulary as its columns.
     assert not [shape for _, shape in sent if ",512]" in shape]
-    # The two stacks' loops, three and two layers long, are told apart from the loss's eight tiles.
+    # The loops of three layers, of two and of the eight tiles of the loss are each counted.
     assert {n for n in sent.values() if n > 1} >= {2, 3, TILES}
 
 
@@ -66,7 +65,7 @@ def test_attention_is_that_of_the_target(changed, tpu):
 
 
 @needs_libtpu
-def test_too_large_a_step_is_told_by_the_compilers_figure(changed, tpu):
+def test_too_large_a_step_is_known_by_the_compilers_figure(changed, tpu):
     run = changed(batch_size=2**17, remat="none")
     found = plan.compiled(run, V5E, tpu)
     assert not found.memory.fits
@@ -90,7 +89,7 @@ def test_a_program_that_cannot_be_read_is_sent_by_formula(experiment, quick_comp
     found = plan.compiled(experiment, FOUR, jax.devices())
     assert found.memory.total == found.program.used > found.memory.state
     assert found.program.collectives == {}
-    assert found.work.wire == roofline.modelled_wire(found.experiment)
+    assert found.work.wire == formula.wire_bytes(found.experiment)
     assert any("what is sent is by formula" in line for line in report.assumptions(found))
 
 
@@ -114,23 +113,3 @@ def test_another_error_of_the_compiler_is_not_hidden():
 )
 def test_the_compilers_figure_is_read_from_its_error(text, expected):
     assert program._used_when_too_large(RuntimeError(text), own=1000) == int(expected)
-
-
-def test_the_batch_is_laid_out_as_the_data_lay_it_out(experiment):
-    """Against the layout itself."""
-    import numpy as np
-
-    from cot_flax.students.layouts import EncoderDecoder
-    from cot_flax.text.tokenizers import T5_SPECIAL_IDS
-
-    row = np.ones(3, np.int32)
-    teacher = np.zeros((3, 5))
-    example = {"inputs": row, "targets": row}
-    example |= {"teacher_top_ids": teacher.astype(int), "teacher_top_logprobs": teacher}
-    lengths = {"inputs": 64, "targets": 32}
-    for packed in (True, False):
-        batch = EncoderDecoder().to_batch(
-            [[example]] * 16, lengths, T5_SPECIAL_IDS, top_k=5, packed=packed
-        )
-        found = {name: (value.shape, str(value.dtype)) for name, value in batch.items()}
-        assert dataclasses.replace(experiment, packed=packed).features() == found

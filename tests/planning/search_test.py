@@ -6,6 +6,7 @@ from functools import partial
 import pytest
 
 from cot_flax.planning import plan, search
+from cot_flax.planning.experiment import REMATS
 from cot_flax.planning.search import fastest, flags, remedies
 from cot_flax.planning.targets import Chip, Target
 from cot_flax.training.sharding import MeshConfig
@@ -37,7 +38,7 @@ def test_with_memory_to_spare_the_fastest_is_the_first_tried(experiment):
         plan.modelled(search._with(run, mesh=mesh, remat=remat), large).estimate.step
         for run in (experiment, *search._microbatched(experiment))
         for mesh in search.meshes(run, 4)
-        for remat in search.REMATS
+        for remat in REMATS
     ]
     assert option.plan.estimate.step == min(steps)
     assert option.plan.memory.fits and option.tried

@@ -1,44 +1,90 @@
-"""The matrix products of a T5's forward pass.
+"""A T5's matrix products and stacks, for the planner.
 
-B batch, S inputs, T targets, D width, F mlp, V vocabulary, X heads x head width.
+Letters: B batch, S inputs, T targets (tokens of all rows), D width, F mlp width, V vocabulary,
+H heads, C width of a head.
 """
 
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from cot_flax.students import attention_kernels
 from cot_flax.students.products import Product
+from cot_flax.students.student import Stack
 from cot_flax.students.t5.config import T5Config
 
 
-def forward(config: T5Config, batch: int, inputs: int, targets: int) -> list[Product]:
+def products(
+    config: T5Config, batch: int, inputs: int, targets: int, platform: str
+) -> list[Product]:
     """Every product of a forward pass over [batch, inputs] and [batch, targets] tokens."""
     encoder, decoder = config.num_encoder_layers, config.num_decoder_layers
     S, T = batch * inputs, batch * targets
+    mixing = partial(_mixing, config, batch, platform)
     return [
         *_projections(config, S, S, encoder),
-        *_mixing(config, "attention", batch, inputs, inputs, encoder),
+        *mixing(inputs, inputs, encoder, has_position=True),
         *_mlp(config, S, encoder),
         *_projections(config, T, T, decoder),
-        *_mixing(config, "attention", batch, targets, targets, decoder),
+        *mixing(targets, targets, decoder, has_position=True),
         *_projections(config, T, S, decoder),
-        *_mixing(config, "cross", batch, targets, inputs, decoder),
+        *mixing(targets, inputs, decoder, has_position=False),
         *_mlp(config, T, decoder),
         Product("head", T, config.emb_dim, config.vocab_size, 1, "columns"),
     ]
 
 
+def stacks(config: T5Config, batch: int, inputs: int, targets: int) -> list[Stack]:
+    """The encoder's layers and the decoder's."""
+    return [
+        Stack(batch * inputs, config.num_encoder_layers),
+        Stack(batch * targets, config.num_decoder_layers),
+    ]
+
+
+def split_sizes(config: T5Config) -> tuple[int, ...]:
+    """What a mesh's model axis splits."""
+    return config.num_heads, config.mlp_dim, config.vocab_size
+
+
+def vocabulary_weights(config: T5Config) -> int:
+    """Parameters of the embedding and, where it is another matrix, of the head."""
+    matrices = 1 if config.logits_via_embedding else 2
+    return matrices * config.vocab_size * config.emb_dim
+
+
 def _projections(config, queries, keys, layers):
-    D, X = config.emb_dim, config.num_heads * config.head_dim
+    D, HC = config.emb_dim, config.num_heads * config.head_dim
     return [
-        Product("dense", queries, D, X, layers, "columns"),
-        Product("dense", keys, D, X, 2 * layers, "columns"),
-        Product("dense", queries, X, D, layers, "inner"),
+        Product("dense", queries, D, HC, layers, "columns"),
+        Product("dense", keys, D, HC, 2 * layers, "columns"),
+        Product("dense", queries, HC, D, layers, "inner"),
     ]
 
 
-def _mixing(config, kind, batch, queries, keys, layers):
-    copies = batch * config.num_heads * layers
+def _mixing(config, batch, platform, queries, keys, layers, *, has_position):
+    C, copies = config.head_dim, batch * config.num_heads * layers
+    fused = _is_fused(config, platform, queries, keys, has_position)
     return [
-        Product(kind, queries, config.head_dim, keys, copies, "copies"),
-        Product(kind, queries, keys, config.head_dim, copies, "copies"),
+        Product("attention", queries, C, keys, copies, "copies", fused=fused),
+        Product("attention", queries, keys, C, copies, "copies", fused=fused),
     ]
+
+
+def _is_fused(config, platform, queries, keys, has_position) -> bool:
+    """Whether `attention_kernels.attend` takes a fused kernel, which knows no dropout."""
+    if config.dropout_rate > 0:
+        return False
+    query_BTHC, keys_BSHC = (
+        jax.ShapeDtypeStruct(
+            (1, length, config.num_heads, config.head_dim), jnp.dtype(config.dtype)
+        )
+        for length in (queries, keys)
+    )
+    bias = attention_kernels.Bias(0 if has_position else None, None, None)
+    chosen = attention_kernels.choose(config.attention, platform, query_BTHC, keys_BSHC, bias)
+    return chosen != "xla"
 
 
 def _mlp(config, rows, layers):

@@ -12,10 +12,9 @@ from cot_flax.students import layouts, lora
 from cot_flax.students.parameters import Shapes, Tensor, flatten, unrolled_shapes, unstack_layers
 from cot_flax.students.products import Product
 from cot_flax.students.student import CacheShape, Params, Prompts, Ring, Stack, add_family
-from cot_flax.students.t5 import caching, huggingface, t5x, watching
+from cot_flax.students.t5 import caching, huggingface, products, t5x, watching
 from cot_flax.students.t5.config import T5Config
 from cot_flax.students.t5.model import T5, head
-from cot_flax.students.t5.products import forward
 from cot_flax.text.tokenizers import T5_SPECIAL_IDS, SpecialIds
 
 
@@ -134,15 +133,19 @@ class T5Student:
     def from_t5x(cls, shapes: Shapes, place: str) -> "T5Student":
         return cls(t5x.config_of(shapes, place))
 
-    def products(self, batch: int, inputs: int, targets: int) -> list[Product]:
-        return forward(self.config, batch, inputs, targets)
+    def products(self, batch: int, inputs: int, targets: int, platform: str) -> list[Product]:
+        return products.products(self.config, batch, inputs, targets, platform)
 
     def stacks(self, batch: int, inputs: int, targets: int) -> list[Stack]:
-        cfg = self.config
-        return [
-            Stack(batch * inputs, cfg.num_encoder_layers),
-            Stack(batch * targets, cfg.num_decoder_layers),
-        ]
+        return products.stacks(self.config, batch, inputs, targets)
+
+    @property
+    def split_sizes(self) -> tuple[int, ...]:
+        return products.split_sizes(self.config)
+
+    @property
+    def vocabulary_weights(self) -> int:
+        return products.vocabulary_weights(self.config)
 
 
 @cache
