@@ -84,6 +84,13 @@ class Experiment:
         return self.student.products(self.rows, self.inputs, self.targets, platform)
 
     @property
+    def split_sizes(self) -> set[int]:
+        """What a mesh's model axis splits, and so has to divide: heads, and sides of weights."""
+        matrices = [p for p in self.products("cpu") if p.kind != "attention"]
+        sides = {p.inner if p.split == "inner" else p.columns for p in matrices}
+        return sides | {self.student.cache_shape.heads}
+
+    @property
     def remats(self) -> tuple[str, ...]:
         """The values that REMAT can take; one where the student's family fixes it."""
         varies = any(field.name == "remat" for field in dataclasses.fields(self.model))

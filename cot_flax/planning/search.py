@@ -56,15 +56,15 @@ def flags(old: Experiment, new: Experiment) -> str:
 
 def meshes(experiment: Experiment, chips: int) -> Iterator[MeshConfig]:
     """Every mesh of all chips that divides the batch and the parameters that it splits."""
-    student = experiment.student
+    sizes = experiment.split_sizes
     for model in (n for n in range(1, chips + 1) if chips % n == 0):
         data = chips // model
-        if any(size % model for size in student.split_sizes):
+        if any(size % model for size in sizes):
             continue
         if experiment.batch_size % (data * experiment.microbatches):
             continue
         yield MeshConfig(data, model, False)
-        if data > 1 and student.config.emb_dim % data == 0:
+        if data > 1 and experiment.model.emb_dim % data == 0:
             yield MeshConfig(data, model, True)
 
 

@@ -235,11 +235,6 @@ class Student(Protocol):
         ...
 
     @property
-    def split_sizes(self) -> Sequence[int]:
-        """What a mesh's model axis splits, and so divides: heads, mlp width, vocabulary."""
-        ...
-
-    @property
     def vocabulary_weights(self) -> int:
         """Parameters of the embedding and, where it is another matrix, of the head."""
         ...

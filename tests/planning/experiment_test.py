@@ -46,6 +46,10 @@ def test_the_batch_is_laid_out_as_the_data_lay_it_out(experiment, packed):
     assert dataclasses.replace(experiment, packed=packed).batch_shapes == found
 
 
+def test_a_model_axis_divides_heads_mlp_width_and_vocabulary(experiment):
+    assert experiment.split_sizes == {4, 4 * 32, 256, 512}
+
+
 def test_without_a_teacher_there_are_no_rows_of_it(experiment):
     plain = dataclasses.replace(experiment.objective, kl_weight=0.0)
     shapes = dataclasses.replace(experiment, objective=plain).batch_shapes

@@ -15,7 +15,7 @@ from cot_flax.planning.targets import Chip, Target
 from cot_flax.students import student as students
 from cot_flax.students.layouts import DecoderOnly
 from cot_flax.students.products import Product
-from cot_flax.students.student import Stack
+from cot_flax.students.student import CacheShape, Stack
 from cot_flax.training import optimizers
 from cot_flax.training.sharding import MeshConfig
 
@@ -56,7 +56,7 @@ class DecoderOnlyStudent:
     config_class = Config
     layout = DecoderOnly()
     lora = None
-    split_sizes = (H, F, V)
+    cache_shape = CacheShape(LAYERS, H, C, "float32")
     vocabulary_weights = V * D
 
     def init(self, key):

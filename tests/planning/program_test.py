@@ -1,9 +1,11 @@
 """The real step, compiled for this machine's CPU and for a TPU that is not there."""
 
+import dataclasses
 import importlib.util
 
 import jax
 import pytest
+from support.toy_student import ToyConfig
 
 from cot_flax.errors import UserError
 from cot_flax.objectives.head_loss import TILES
@@ -42,6 +44,13 @@ def test_a_step_for_this_machine(experiment, quick_compiler):
     table = collectives.by_kind(found.program.collectives)
     assert table["all-gather"]["count"] > 5  # FSDP: the weights of every layer
     assert found.work.wire == sum(row["wire"] for row in table.values())
+
+
+def test_the_step_of_another_family(experiment, quick_compiler):
+    run = dataclasses.replace(experiment, model=ToyConfig())
+    found = plan.compiled(run, FOUR, jax.devices())
+    assert found.memory.total == found.program.used > found.memory.state
+    assert collectives.by_kind(found.program.collectives)["all-gather"]["count"] > 0
 
 
 @needs_libtpu

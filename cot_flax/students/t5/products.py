@@ -43,11 +43,6 @@ def stacks(config: T5Config, batch: int, inputs: int, targets: int) -> list[Stac
     ]
 
 
-def split_sizes(config: T5Config) -> tuple[int, ...]:
-    """What a mesh's model axis splits."""
-    return config.num_heads, config.mlp_dim, config.vocab_size
-
-
 def vocabulary_weights(config: T5Config) -> int:
     """Parameters of the embedding and, where it is another matrix, of the head."""
     matrices = 1 if config.logits_via_embedding else 2

@@ -140,10 +140,6 @@ class T5Student:
         return products.stacks(self.config, batch, inputs, targets)
 
     @property
-    def split_sizes(self) -> tuple[int, ...]:
-        return products.split_sizes(self.config)
-
-    @property
     def vocabulary_weights(self) -> int:
         return products.vocabulary_weights(self.config)
 

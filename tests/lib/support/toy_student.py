@@ -150,9 +150,8 @@ class ToyStudent:
     @classmethod
     def from_hugging_face(cls, settings, tensors, place):
         config = ToyConfig(**settings["config"])
-        return cls(config, SpecialIds(*settings["ids"])), {
-            name.removeprefix("toy."): tensor for name, tensor in tensors.items()
-        }
+        ours = {name.removeprefix("toy."): tensor for name, tensor in tensors.items()}
+        return cls(config, SpecialIds(*settings["ids"])), ours
 
     def to_hugging_face(self, tensors):
         settings = {"model_type": "toy", "config": dataclasses.asdict(self.config)}
@@ -163,7 +162,7 @@ class ToyStudent:
     def from_t5x(cls, shapes, place):
         return None
 
-    def products(self, batch, inputs, targets):
+    def products(self, batch, inputs, targets, platform):
         rows, D, V = batch * (inputs + targets), self.config.emb_dim, self.config.vocab_size
         return [
             Product("dense", rows, D, 8 * D, 1, "columns"),
@@ -173,6 +172,10 @@ class ToyStudent:
 
     def stacks(self, batch, inputs, targets):
         return [Stack(batch * (inputs + targets), 1)]
+
+    @property
+    def vocabulary_weights(self):
+        return self.config.vocab_size * self.config.emb_dim
 
     def _heads(self, x):
         return x.reshape(*x.shape[:-1], self.config.num_heads, -1)
@@ -190,6 +193,5 @@ class ToyStudent:
 
 
 def _norm(x, params, which):
-    return (
-        x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + 1e-6) * params["norms"][which]
-    )
+    scale = jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + 1e-6)
+    return scale * x * params["norms"][which]

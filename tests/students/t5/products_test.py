@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from cot_flax.students.t5 import T5Config
-from cot_flax.students.t5.products import products, split_sizes, stacks, vocabulary_weights
+from cot_flax.students.t5.products import products, stacks, vocabulary_weights
 
 MODEL = T5Config(
     vocab_size=512,
@@ -41,6 +41,5 @@ def test_which_attention_is_fused_is_the_models_own_choice(platform, settings, e
 
 def test_sizes_that_a_plan_asks_for():
     assert stacks(MODEL, 16, 256, 128) == [(16 * 256, 3), (16 * 128, 2)]
-    assert split_sizes(MODEL) == (4, 1024, 512)
     tied = dataclasses.replace(MODEL, logits_via_embedding=True)
     assert (vocabulary_weights(MODEL), vocabulary_weights(tied)) == (2 * 512 * 128, 512 * 128)
