@@ -1,13 +1,17 @@
 """Reading gin: files, search paths, command-line bindings, and one clear line on an error."""
 
+import ast
 import copy
 import difflib
+import inspect
 import os
 import re
+import sys
 import tokenize
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, Union, get_args, get_origin
 
 import gin
 
@@ -16,6 +20,19 @@ from cot_flax.errors import UserError
 from cot_flax.files import make_folder
 
 _MALFORMED = (ValueError, SyntaxError, tokenize.TokenError)
+_OPENING, _CLOSING = tuple("([{'\"@%"), tuple(")]}'\"")
+
+
+class NoValue(UserError):
+    """A macro that needs a value has none.
+
+    Attributes:
+        macro: its name.
+    """
+
+    def __init__(self, macro: str):
+        super().__init__(f"no value for {macro}", "one", f"pass --gin.{macro}=VALUE")
+        self.macro = macro
 
 
 def gin_root() -> Path:
@@ -33,7 +50,9 @@ def parse(
 ) -> None:
     """Replaces gin's state by these files, then these `NAME=VALUE` bindings.
 
-    A file is looked for as given, then under `search_paths`, then under `gin_root()`.
+    A file is looked for as given, then under `search_paths`, then under `gin_root()`. A value that
+    is no Python literal and no reference is a string where one is wanted (`MODEL_DIR=runs/x`); what
+    was understood is printed in one line on standard error.
 
     Args:
         needed: the required macros that must have a value, where others become None; None: all.
@@ -51,8 +70,7 @@ def parse(
         gin.add_config_file_search_path(path)
     try:
         gin.parse_config_files_and_bindings(list(files), None, finalize_config=False)
-        for binding in bindings:
-            _bind(binding)
+        texts = [text for binding in bindings if (text := _bind(binding))]
         if needed is not None:
             _fill_macros(needed)
         gin.finalize()
@@ -63,21 +81,34 @@ def parse(
             "files and names that exist",
             "correct the gin file or the --gin. flag",
         ) from error
+    if texts:
+        print(", ".join(texts), file=sys.stderr)
 
 
-def call(name: str, **arguments) -> Any:
-    """Calls a configurable by its gin name, such as "loop.train", with what is bound to it."""
-    return gin.get_configurable(name)(**arguments)
+def call(function: str | Callable, **arguments) -> Any:
+    """Calls a configurable, or one by its gin name such as "loop.train", with what is bound to it.
+
+    Raises:
+        UserError: no gin file that was read has it.
+    """
+    try:
+        configurable = gin.get_configurable(function)
+    except ValueError as error:
+        name = function if isinstance(function, str) else function.__name__
+        raise UserError(
+            f"gin files without {name}", "those of gin/runs/ among them", "include that file"
+        ) from error
+    return configurable(**arguments)
 
 
 def macro(name: str, default: Any = gin.REQUIRED) -> Any:
-    """The value of a macro such as MODEL_DIR; raises UserError where it has none, nor a default."""
+    """The value of a macro such as MODEL_DIR; raises NoValue where it has none, nor a default."""
     try:
         value = gin.query_parameter(f"{name}/gin.macro.value")
     except ValueError:
         value = default
     if value is gin.REQUIRED:
-        raise UserError(f"no value for {name}", "one", f"pass --gin.{name}=VALUE")
+        raise NoValue(name)
     return value
 
 
@@ -106,8 +137,7 @@ def save(model_dir: str | os.PathLike) -> None:
 def _raise_if_macro_is_missing(error: BaseException) -> None:
     missing = re.match(r"(\w+)/macro.value set to `%gin.REQUIRED`", str(error))
     if missing:
-        name = missing.group(1)
-        raise UserError(f"no value for {name}", "one", f"pass --gin.{name}=VALUE") from error
+        raise NoValue(missing.group(1)) from error
 
 
 def _fill_macros(needed: Sequence[str]) -> None:
@@ -118,9 +148,14 @@ def _fill_macros(needed: Sequence[str]) -> None:
             gin.bind_parameter(f"{name}/gin.macro.value", None)
 
 
-def _bind(binding: str) -> None:
-    """Binds one NAME=VALUE of the command line."""
+def _bind(binding: str) -> str | None:
+    """Binds one NAME=VALUE of the command line; returns what it says if VALUE was a bare text."""
     _check_macro(binding)
+    name, _, value = map(str.strip, binding.partition("="))
+    bare = bool(value) and not _is_literal(value) and not value.startswith(_OPENING)
+    if bare:
+        _check_text(name, value)
+        binding = f"{name}={value!r}"
     try:
         gin.parse_config(binding)
     except _MALFORMED as error:
@@ -129,6 +164,77 @@ def _bind(binding: str) -> None:
             "a name that exists and a Python value",
             "correct the name, or quote the text: --gin.NAME=\"'TEXT'\"",
         ) from error
+    return f"{name} = {value!r}" if bare else None
+
+
+def _is_literal(value: str) -> bool:
+    try:
+        ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return False
+    return True
+
+
+def _check_text(name: str, value: str) -> None:
+    """Raises UserError where a bare text is more likely a mistake: a number, a misspelt None."""
+    types = list(_types(name))
+    known = {None: NoneType, True: bool, False: bool}
+    constants = [str(c) for c, type in known.items() if not types or type in types]
+    near = difflib.get_close_matches(value.capitalize(), constants, n=1, cutoff=0.75)
+    if near:
+        expected = f"{near[0]}, or the text in quotes"
+    elif types and str not in types:
+        expected = "a Python value or a reference (@name, %NAME)"
+    elif value.endswith(_CLOSING):
+        expected = "a Python value or a text without brackets and quotes at its end"
+    else:
+        return
+    raise UserError(
+        f"--gin.{name}={value}", expected, f"correct it, or quote the text: --gin.{name}=\"'TEXT'\""
+    )
+
+
+def _types(name: str) -> Iterator[type]:
+    """The types that a macro or parameter takes; none where nothing says so.
+
+    A macro takes what the annotations of the parameters it is bound to say, and where there are
+    none, what it has now.
+    """
+    if "." in name:
+        selector, _, parameter = name.rpartition("/")[2].rpartition(".")
+        yield from _annotated(selector, parameter)
+        return
+    users = list(_users(name))
+    for selector, parameter in users:
+        yield from _annotated(selector, parameter)
+    if not users:
+        value = gin.config._CONFIG[name, "gin.macro"]["value"]
+        if value is not None and value is not gin.REQUIRED:
+            yield type(value)
+
+
+def _users(macro: str) -> Iterator[tuple[str, str]]:
+    """(selector, parameter) of everything that a macro is bound to, through other macros too."""
+    for (scope, selector), bound in gin.config._CONFIG.items():
+        for parameter, value in bound.items():
+            if getattr(value, "scoped_selector", None) != f"{macro}/gin.macro":
+                continue
+            if selector == "gin.macro":
+                yield from _users(scope)
+            else:
+                yield selector, parameter
+
+
+def _annotated(selector: str, parameter: str) -> Iterator[type]:
+    try:
+        wrapped = gin.config._REGISTRY.get_match(selector).wrapped
+        annotation = inspect.signature(wrapped).parameters[parameter].annotation
+    except (AttributeError, KeyError, TypeError, ValueError):  # gin says what is wrong with it
+        return
+    if annotation in (Any, inspect.Parameter.empty) or isinstance(annotation, str):
+        return
+    is_union = get_origin(annotation) in (Union, UnionType)
+    yield from get_args(annotation) if is_union else (annotation,)
 
 
 def _check_macro(binding: str) -> None:

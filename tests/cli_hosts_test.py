@@ -13,11 +13,11 @@ from cot_flax.training import logs
 TRAIN = ["train", "--gin_file=experiments/world_cot_ce.gin", "--gin.TRAIN_STEPS=3"]
 TRAIN += ["--gin.BATCH_SIZE=4", "--gin.LOG_PERIOD=1", "--gin.MESH_DATA=0", "--gin.DATA_SHARDS=2"]
 TRAIN += ["--gin.WARMUP_STEPS=0", "--gin.EVAL_PERIOD=3"]
-TRAIN += ["--gin.evaluate.AccuracyEvaluator.max_examples=4"]
+TRAIN += ["--gin.evaluation.AccuracyEvaluator.max_examples=4"]
 TRAIN += [f"--gin.t5.T5Config.num_{side}coder_layers=1" for side in ("en", "de")]
 TASK = "--gin.MIXTURE_OR_TASK_NAME='stories_zero_shot_cot'"
 EVALUATE = ["evaluate", "--gin_file=experiments/world_evaluate.gin", "--gin.MESH_DATA=0"]
-EVALUATE += ["--gin.BATCH_SIZE=3", "--gin.MAX_EXAMPLES=5", "--gin.NUM_SAMPLES=2"]
+EVALUATE += ["--gin.DECODE_BATCH_SIZE=3", "--gin.MAX_EXAMPLES=5", "--gin.NUM_SAMPLES=2"]
 EVALUATE += ["--gin.TEMPERATURE=0.5"]
 SMALL = [f"--gin.stories.size.{split}=20" for split in ("train", "validation", "test")]
 

@@ -67,7 +67,7 @@ def folder(tmp_path_factory):
     assert call("train", KL, *flags(**macros), *QUICK) == 0
     macros = {"CHECKPOINT_PATH": str(run), "EVAL_OUTPUT_DIR": str(run / "test")}
     macros |= {"MIXTURE_OR_TASK_NAME": "stories_zero_shot_cot", "MAX_EXAMPLES": 4}
-    macros |= {"MAX_DECODE_LENGTH": 4, "BATCH_SIZE": 4}
+    macros |= {"MAX_DECODE_LENGTH": 4, "DECODE_BATCH_SIZE": 4}
     file = "--gin_file=experiments/world_evaluate.gin"
     assert call("evaluate", file, *flags(**macros)) == 0
     return folder
@@ -199,7 +199,7 @@ EVALUATE += ["--gin.EVAL_OUTPUT_DIR='{tmp}/test'"]
         (["train", KL], "no value for MODEL_DIR; .*--gin.MODEL_DIR=VALUE"),
         (["train", KL, *MODEL_DIR, "--gin.TRAIN_STEP=1"], "--gin.TRAIN_STEP; .*TRAIN_STEPS"),
         (["train", KL, *MODEL_DIR, "--gin.loop.train.step=1"], "--gin.loop.train.step=1"),
-        (["train", KL, "--gin.MODEL_DIR=run"], "--gin.MODEL_DIR=run .*quote the text"),
+        (["train", KL, "--gin.MODEL_DIR='run"], "--gin.MODEL_DIR='run .*quote the text"),
         (["train", KL, *MODEL_DIR], "no teacher store.*TEACHER_STORE"),
         (
             ["train", KL, *MODEL_DIR, "--gin.TEACHER_STORE='{tmp}'"],

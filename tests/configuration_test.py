@@ -65,8 +65,15 @@ def test_search_paths_come_before_our_own_files_and_last_for_one_call(tmp_path):
         (BASE, [MODEL_DIR, "loop.test.total_steps=1"], "No configurable matching 'loop.test'"),
         (BASE, [MODEL_DIR, "OPTIMIZER=@optimizers.sgd()"], "reference '@optimizers.sgd()'"),
         (BASE, [MODEL_DIR, "OPTIMIZER=%SGD"], "'SGD/gin.macro'"),
-        (BASE, ["MODEL_DIR=run"], "--gin.MODEL_DIR=run (malformed node or string)"),
-        (BASE, ["MODEL_DIR=runs/base"], "quote the text"),
+        (BASE, ["MODEL_DIR='run"], "--gin.MODEL_DIR='run ("),
+        (BASE, ["MODEL_DIR='run"], "quote the text"),
+        (BASE, ["MODEL_DIR=run'"], "without brackets and quotes at its end"),
+        (BASE, [MODEL_DIR, "TRAIN_STEPS=many"], "--gin.TRAIN_STEPS=many; expected a Python value"),
+        (BASE, [MODEL_DIR, "OPTIMIZER=adamw"], "--gin.OPTIMIZER=adamw; expected a Python value"),
+        (BASE, [MODEL_DIR, "TASK_FEATURE_LENGTHS={'inputs': 1"], "EOF in multi-line statement"),
+        (BASE, [MODEL_DIR, "PACK=ture"], "--gin.PACK=ture; expected True, or the text in quotes"),
+        (BASE, [MODEL_DIR, "TEACHER_STORE=none"], "TEACHER_STORE=none; expected None, or the text"),
+        (BASE, [MODEL_DIR, "loop.train.seed=one"], "--gin.loop.train.seed=one; expected a Python"),
         (BASE, [MODEL_DIR, "TRAIN_STEPS"], "--gin.TRAIN_STEPS (Couldn't parse statement"),
         (["runs/train.gin"], [MODEL_DIR], "MODEL/gin.macro"),
     ],
@@ -97,6 +104,55 @@ def test_a_wrong_file_is_one_line(tmp_path, text, message):
     with pytest.raises(UserError, match=re.escape(message)) as caught:
         configuration.parse([write(tmp_path, "bad.gin", text + "\n")], [])
     assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("binding", "name", "value"),
+    [
+        ("MODEL_DIR=runs/x", "MODEL_DIR", "runs/x"),
+        ("MODEL_DIR = gs://bucket/a b-1.5", "MODEL_DIR", "gs://bucket/a b-1.5"),
+        ("MODEL_DIR=it's", "MODEL_DIR", "it's"),
+        ("REMAT=none", "REMAT", "none"),  # its type has no None
+        ("TEACHER_STORE=store", "TEACHER_STORE", "store"),
+        ("EVAL_TASKS=stories_zero_shot_cot", "EVAL_TASKS", "stories_zero_shot_cot"),
+        ("loop.train.model_dir=runs/x", "loop.train.model_dir", "runs/x"),
+    ],
+)
+def test_a_bare_text_is_a_string_and_is_shown(capsys, binding, name, value):
+    configuration.parse(BASE, [MODEL_DIR, binding])
+    macro = "" if "." in name else "/gin.macro.value"
+    assert gin.query_parameter(f"{name}{macro}") == value
+    assert capsys.readouterr() == ("", f"{name} = {value!r}\n")
+
+
+def test_what_is_no_bare_text_stays_what_it_is_and_is_not_shown(capsys):
+    bindings = ["MODEL_DIR='runs/x'", "TRAIN_STEPS=7", "EVALUATORS=()", "PACK=True", "LORA=None"]
+    configuration.parse(
+        BASE, [*bindings, "LEARNING_RATE=1e-3", "OPTIMIZER=@optimizers.adafactor()"]
+    )
+    found = [configuration.macro(name.partition("=")[0]) for name in bindings]
+    assert found == ["runs/x", 7, (), True, None]
+    assert gin.query_parameter("OPTIMIZER/gin.macro.value").selector == "optimizers.adafactor"
+    assert capsys.readouterr() == ("", "")
+
+
+def test_bare_texts_are_shown_in_one_line(capsys):
+    configuration.parse(BASE, ["MODEL_DIR=runs/x", "TEACHER_STORE=store"])
+    assert capsys.readouterr().err == "MODEL_DIR = 'runs/x', TEACHER_STORE = 'store'\n"
+
+
+def test_a_macro_of_the_users_own_is_of_the_type_that_it_has(tmp_path):
+    mine = write(tmp_path, "mine.gin", "NAME = 'a'\nNUMBER = 1\n")
+    configuration.parse([mine], ["NAME=b"])
+    assert configuration.macro("NAME") == "b"
+    with pytest.raises(UserError, match=r"NUMBER=b; expected a Python value"):
+        configuration.parse([mine], ["NUMBER=b"])
+
+
+def test_what_no_file_brings_cannot_be_called():
+    configuration.parse([], [])
+    with pytest.raises(UserError, match=r"gin files without nowhere\.train"):
+        configuration.call("nowhere.train")
 
 
 def test_scoped_bindings_and_references():

@@ -95,7 +95,7 @@ def evaluated(mixed, tmp_path_factory):
     macros |= {"TASK_FEATURE_LENGTHS": {"inputs": 112, "targets": 12}, "LOG_PERIOD": 40}
     assert train(folder, **macros, **{"batches.TaskBatches.split": "validation"}) == 0
     macros = {"CHECKPOINT_PATH": str(folder), "EVAL_OUTPUT_DIR": str(folder / "test")}
-    macros |= {"MIXTURE_OR_TASK_NAME": SHORT, "SPLIT": "validation", "BATCH_SIZE": 6}
+    macros |= {"MIXTURE_OR_TASK_NAME": SHORT, "SPLIT": "validation", "DECODE_BATCH_SIZE": 6}
     assert call("evaluate", "river_evaluate.gin", **macros, MAX_DECODE_LENGTH=12, MESH_DATA=1) == 0
     return folder
 
@@ -236,7 +236,7 @@ gin.get_configurable(train)()
 def test_t5x_trains_and_scores_by_the_same_file(tmp_path):
     folder = tmp_path / "t5x"
     macros = {"MODEL_DIR": str(folder), "TRAIN_STEPS": 2, "CHECKPOINT_PERIOD": 2, "LOG_PERIOD": 1}
-    macros |= {"BATCH_SIZE": 2, "EVAL_STEPS": 1, "evaluate.Decoding.max_tokens": 4}
+    macros |= {"BATCH_SIZE": 2, "EVAL_STEPS": 1, "evaluation.Decoding.max_tokens": 4}
     bindings = [f"{name} = {value!r}" for name, value in (TINY | macros).items()]
     paths = [str(PACKAGE / "gin"), str(gin_root())]
     arguments = json.dumps([paths, ["river.gin", "t5x/train.gin"], bindings])

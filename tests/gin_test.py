@@ -77,7 +77,7 @@ def test_a_training_experiment_makes_all_that_the_trainer_takes(experiment):
 @pytest.mark.parametrize("experiment", [e for e in EXPERIMENTS if kind(e) == "evaluate"])
 def test_an_evaluating_experiment_makes_all_that_evaluate_takes(experiment):
     parse(experiment)
-    bound = gin.get_bindings("evaluate.evaluate")
+    bound = gin.get_bindings(evaluate.evaluate)
     inspect.signature(evaluate.evaluate).bind(**bound)
     assert isinstance(bound["decoding"], evaluate.Decoding)
     assert evaluate.task_names(bound["mixture_or_task_name"])

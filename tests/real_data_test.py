@@ -57,7 +57,7 @@ def run(shared_data, tmp_path_factory):
         f"--gin.EVAL_OUTPUT_DIR='{folder / 'test'}'",
         "--gin.MIXTURE_OR_TASK_NAME='gsm8k_zero_shot_cot'",
         "--gin.MAX_EXAMPLES=50",
-        "--gin.BATCH_SIZE=50",
+        "--gin.DECODE_BATCH_SIZE=50",
         "--gin.MAX_DECODE_LENGTH=64",
         "--gin.MESH_DATA=1",
         *local,

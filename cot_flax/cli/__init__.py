@@ -62,7 +62,7 @@ def train(
 ):
     """Train a student as a gin experiment says.
 
-    Example: cot-flax train --gin_file=experiments/world_base.gin --gin.MODEL_DIR="'runs/base'"
+    Example: cot-flax train --gin_file=experiments/world_base.gin --gin.MODEL_DIR=runs/base
     """
     from cot_flax import configuration
 
@@ -87,16 +87,17 @@ def evaluate(
     """Decode held-out questions with a checkpoint and score the answers.
 
     Example: cot-flax evaluate --gin_file=experiments/world_evaluate.gin
-    --gin.CHECKPOINT_PATH="'runs/base'" --gin.EVAL_OUTPUT_DIR="'runs/base/test'"
+    --gin.CHECKPOINT_PATH=runs/base --gin.EVAL_OUTPUT_DIR=runs/base/test
     """
     from cot_flax import configuration
 
     parse_gin(context, gin_file, gin_search_paths)
+    from cot_flax.evaluation import evaluate as evaluation
     from cot_flax.reports import comparison
     from cot_flax.training import hosts
 
     with hosts.initialize_distributed(coordinator_address, process_count, process_index):
-        results = configuration.call("evaluate.evaluate")
+        results = configuration.call(evaluation.evaluate)
         if hosts.is_first():
             comparison.print_results(results)
 

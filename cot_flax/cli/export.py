@@ -34,8 +34,8 @@ def export(
 
     Example: cot-flax export --checkpoint runs/demo/world_cot_kl --format huggingface --out student
     """
-    from cot_flax.weights.access import Access
     from cot_flax.weights.export import export
+    from cot_flax.weights.source import Access
 
     start = time.perf_counter()
     written = export(

@@ -30,9 +30,8 @@ from cot_flax.text import scoring
 from cot_flax.text.answers import MODES
 from cot_flax.text.tokenizers import SpecialIds
 from cot_flax.training import hosts, sharding, state, step
-from cot_flax.weights.access import Access
 from cot_flax.weights.opening import open_source
-from cot_flax.weights.source import load
+from cot_flax.weights.source import Access, load
 
 
 @dataclass(frozen=True)

@@ -90,11 +90,11 @@ def _evaluate(folder: Path, seed: int, size: Size) -> None:
         "EVAL_OUTPUT_DIR": str(folder / "test"),
         "MIXTURE_OR_TASK_NAME": FORMATS,
         "MAX_EXAMPLES": size.max_examples,
-        "BATCH_SIZE": min(size.max_examples, 100),
+        "DECODE_BATCH_SIZE": min(size.max_examples, 100),
         "WORLD_SEED": seed,
     }
     configuration.parse(["experiments/world_evaluate.gin"], _bindings(macros))
-    configuration.call("evaluate.evaluate")
+    configuration.call("evaluation.evaluate")
 
 
 def _bindings(macros: dict) -> list[str]:

@@ -134,5 +134,5 @@ def _objective(macros) -> str:
         return "token cross entropy on the chains"
     tail = _TAILS.get(str(macros.get("TAIL", "bucket")), macros.get("TAIL"))
     kl = f"KL from the teacher's top-k token distribution ({tail}"
-    kl += f"; temperature {macros['TEMPERATURE']})" if "TEMPERATURE" in macros else ")"
+    kl += f"; temperature {macros['KL_TEMPERATURE']})" if "KL_TEMPERATURE" in macros else ")"
     return kl if weight == 1.0 else f"{weight} x {kl} + {1 - weight:g} x token cross entropy"

@@ -11,10 +11,9 @@ from cot_flax.files import make_folder, path_at
 from cot_flax.students.student import from_json, to_json
 from cot_flax.training import hosts
 from cot_flax.training.state import TrainState
-from cot_flax.weights.access import Access
 from cot_flax.weights.native import FOLDER, Metadata
 from cot_flax.weights.opening import open_source
-from cot_flax.weights.source import load
+from cot_flax.weights.source import Access, load
 
 
 class Checkpointer:

@@ -19,7 +19,7 @@ from cot_flax.students.student import Student, build, to_json
 from cot_flax.text.tokenizers import SpecialIds
 from cot_flax.training import checkpoints, guard, logs, sharding, state, step
 from cot_flax.training.optimizers import Optimizer
-from cot_flax.weights.access import Access
+from cot_flax.weights.source import Access
 
 Evaluator = Callable[[Student, dict], dict[str, float]]
 """Computes metrics of a student with its parameters, in the middle of a run."""

@@ -8,8 +8,8 @@ from pathlib import Path
 from cot_flax.errors import UserError
 from cot_flax.reports import card
 from cot_flax.weights import huggingface, t5x, tokenizer_files
-from cot_flax.weights.access import Access
 from cot_flax.weights.opening import open_source
+from cot_flax.weights.source import Access
 
 FORMATS = ("huggingface", "t5x")
 DTYPES = ("float32", "bfloat16")

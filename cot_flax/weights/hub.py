@@ -11,7 +11,7 @@ from huggingface_hub.errors import (
 )
 
 from cot_flax.errors import UserError
-from cot_flax.weights.access import Access
+from cot_flax.weights.source import Access
 
 _SAFETENSORS = "model*.safetensors"
 _NEEDED = (

@@ -6,8 +6,7 @@ from pathlib import Path
 from cot_flax.errors import UserError
 from cot_flax.files import is_bucket, path_at
 from cot_flax.weights import hub, huggingface, native, t5x
-from cot_flax.weights.access import Access
-from cot_flax.weights.source import Source
+from cot_flax.weights.source import Access, Source
 
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 """What a name on the Hugging Face hub looks like; so does many a path."""

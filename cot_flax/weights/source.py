@@ -26,6 +26,19 @@ _LISTED = 3
 
 
 @dataclass(frozen=True)
+class Access:
+    """What reading a checkpoint may do.
+
+    Attributes:
+        allow_pickle: read PyTorch's `.bin` files, by a reader that makes tensors and nothing else.
+        local_files_only: take what the Hugging Face hub holds from its cache; ask no network.
+    """
+
+    allow_pickle: bool = False
+    local_files_only: bool = False
+
+
+@dataclass(frozen=True)
 class Source:
     """The parameters of one student, wherever they lie. Nothing is read before it is asked for.
 

@@ -209,7 +209,7 @@ def test_beams_are_macros_of_evaluation():
     places = ["CHECKPOINT_PATH='run'", "EVAL_OUTPUT_DIR='out'", f"MIXTURE_OR_TASK_NAME='{COT}'"]
     beams = ["NUM_BEAMS=4", "LENGTH_PENALTY=0.6", "BEAM_RULE='t5x'"]
     configuration.parse(["runs/evaluate.gin"], places + beams)
-    found = configuration.call("evaluate.Decoding")
+    found = configuration.call("evaluation.Decoding")
     assert (found.beams, found.length_penalty, found.beam_rule) == (4, 0.6, "t5x")
 
 
@@ -217,7 +217,7 @@ def test_what_is_drawn_is_set_by_macros():
     places = ["CHECKPOINT_PATH='run'", "EVAL_OUTPUT_DIR='out'", f"MIXTURE_OR_TASK_NAME='{COT}'"]
     draws = ["NUM_SAMPLES=8", "TEMPERATURE=0.7", "TOP_K=40", "TOP_P=0.95"]
     configuration.parse(["runs/evaluate.gin"], places + draws)
-    found = configuration.call("evaluate.Decoding")
+    found = configuration.call("evaluation.Decoding")
     assert (found.samples, found.temperature, found.top_k, found.top_p) == (8, 0.7, 40, 0.95)
 
 

@@ -303,7 +303,7 @@ def launch(function, files, *bindings, **macros):
 def train(folder, store, *bindings, **macros):
     shared = {"TRAIN_STEPS": 20, "BATCH_SIZE": 8, "EVAL_STEPS": 1, "WARMUP_STEPS": 0}
     shared |= {"MODEL_DIR": str(folder), "TEACHER_STORE": store, "CHECKPOINT_PERIOD": 10}
-    small = "evaluate.Decoding.max_tokens = 8"
+    small = "evaluation.Decoding.max_tokens = 8"
     return launch(t5x_train.train, KL_FILES, small, *bindings, **shared | macros)
 
 
@@ -376,8 +376,8 @@ def test_t5x_starts_from_what_we_export(trained, store, tmp_path):
 
 def evaluate(function, end, trained, folder, *bindings, **macros):
     checkpoint = str(trained[0] / "checkpoint_20")
-    macros |= {"CHECKPOINT_PATH": checkpoint, "EVAL_OUTPUT_DIR": str(folder), "BATCH_SIZE": 8}
-    macros["MAX_DECODE_LENGTH"] = 8
+    macros |= {"CHECKPOINT_PATH": checkpoint, "EVAL_OUTPUT_DIR": str(folder)}
+    macros |= {"DECODE_BATCH_SIZE": 8, "MAX_DECODE_LENGTH": 8}
     launch(function, [*TEST_FILES, end], *bindings, **macros)
 
 

@@ -21,7 +21,7 @@ from cot_flax.training.checkpoints import (
 )
 from cot_flax.training.sharding import MeshConfig, make_mesh
 from cot_flax.training.state import TrainState
-from cot_flax.weights.access import Access
+from cot_flax.weights.source import Access
 
 pytestmark = pytest.mark.filterwarnings("error")
 

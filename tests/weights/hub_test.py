@@ -25,7 +25,7 @@ FILES = {
 CALL = """
 import sys
 from cot_flax.errors import UserError
-from cot_flax.weights.access import Access
+from cot_flax.weights.source import Access
 from cot_flax.weights.hub import download
 name, pickle, local = sys.argv[1:]
 try:

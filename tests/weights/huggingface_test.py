@@ -14,9 +14,8 @@ from cot_flax.lab.world.vocabulary import VOCABULARY_PATH
 from cot_flax.students.parameters import Tensor
 from cot_flax.students.t5 import T5Config, T5Student
 from cot_flax.text.tokenizers import SentencePieceTokenizer
-from cot_flax.weights.access import Access
 from cot_flax.weights.huggingface import open_folder, write_folder
-from cot_flax.weights.source import Source, load
+from cot_flax.weights.source import Access, Source, load
 
 TINY = T5Config(
     vocab_size=24,
