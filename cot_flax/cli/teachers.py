@@ -129,7 +129,7 @@ def asks_a_teacher(verb: Callable) -> Callable:
 def run(asking: Asking, questions: Sequence, recipe, out: str) -> None:
     """Samples, or says what sampling would do."""
     from cot_flax.teacher import costs
-    from cot_flax.teacher.run import sample
+    from cot_flax.teacher.dispatch import sample
 
     prices = asking.prices
     plan = costs.plan(questions, recipe, asking.name, out, prices=prices)

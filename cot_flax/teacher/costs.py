@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from cot_flax.teacher.journal import Answers, journal_path, read_answers
 from cot_flax.teacher.questions import Question
-from cot_flax.teacher.recipe import Recipe
+from cot_flax.teacher.recipes import Recipe
 from cot_flax.teacher.requests import Completion, Messages, Request
 
 CHARACTERS_A_TOKEN = 4  # A rule of thumb for English.
@@ -90,7 +90,7 @@ def plan(
     *,
     prices: Prices | None = None,
 ) -> Plan:
-    """What `run.sample` of the same arguments would do. Sends nothing, writes nothing.
+    """What `dispatch.sample` of the same arguments would do. Sends nothing, writes nothing.
 
     Args:
         teacher: its name.

@@ -9,9 +9,8 @@ from dataclasses import replace
 from cot_flax.chains.samples import Sample, read_samples, write_samples
 from cot_flax.teacher.costs import Prices, Totals
 from cot_flax.teacher.dispatch import Desk, work_through
-from cot_flax.teacher.failures import Unscorable
 from cot_flax.teacher.journal import Journal, journal_path
-from cot_flax.teacher.requests import Completion, Reply, Teacher
+from cot_flax.teacher.requests import Completion, Reply, Teacher, Unscorable
 
 
 def rescore(
@@ -27,7 +26,8 @@ def rescore(
     """Gives the samples of a file the log-probabilities that `teacher` assigns to their texts.
 
     `teacher["params"]["scored_by"]` of a sample names it. A text that it cannot score keeps no
-    log-probabilities and is counted by reason. Journal, order and errors are those of `run.sample`.
+    log-probabilities and is counted by reason. Journal, order and errors are as in
+    `dispatch.sample`.
 
     Args:
         samples: a samples file.

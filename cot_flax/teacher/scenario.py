@@ -11,9 +11,8 @@ from typing import Any, NamedTuple
 from cot_flax.chains.samples import reject, require
 from cot_flax.errors import UserError
 from cot_flax.teacher.clipping import end_at
-from cot_flax.teacher.demonstrations import others, worked
 from cot_flax.teacher.questions import Question, placed_questions
-from cot_flax.teacher.recipe import Numbers, Recipe, messages
+from cot_flax.teacher.recipes import Numbers, Recipe, messages, others, worked
 from cot_flax.teacher.requests import Completion, Messages
 from cot_flax.text.answers import KINDS, answers_match, extract_answer
 from cot_flax.text.prompts import Exemplar, build_input, build_target

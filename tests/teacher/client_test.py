@@ -12,8 +12,7 @@ from support.story_server import STORIES, TEACHER, StoryServer, prompt_of
 from cot_flax.errors import UserError
 from cot_flax.lab.world.teacher import tokenize
 from cot_flax.teacher.client import OpenAITeacher
-from cot_flax.teacher.failures import NotNow, RequestFailed, Unscorable
-from cot_flax.teacher.requests import Request
+from cot_flax.teacher.requests import NotNow, Request, RequestFailed, Unscorable
 
 STORY = next(story for story in STORIES if len(story.steps) == 3)
 PROMPT = prompt_of(STORY.question)

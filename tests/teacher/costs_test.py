@@ -5,7 +5,7 @@ import pytest
 from cot_flax.teacher.costs import Prices, Totals, plan
 from cot_flax.teacher.journal import Journal, journal_path
 from cot_flax.teacher.questions import Question
-from cot_flax.teacher.recipe import BRIDGE, Numbers, Recipe, messages
+from cot_flax.teacher.recipes import BRIDGE, Numbers, Recipe, messages
 from cot_flax.teacher.requests import Completion, Reply
 
 QUESTIONS = [Question(f"q{i}", "sums", "train", "?" * (10 + i)) for i in range(5)]

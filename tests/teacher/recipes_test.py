@@ -6,9 +6,8 @@ import pytest
 
 from cot_flax.chains.samples import Logprobs
 from cot_flax.errors import UserError
-from cot_flax.teacher.demonstrations import complex_exemplars
 from cot_flax.teacher.questions import Question, read_questions
-from cot_flax.teacher.recipes import PRESETS, make_recipe
+from cot_flax.teacher.recipes import PRESETS, complex_exemplars, make_recipe
 from cot_flax.teacher.requests import Completion, Request
 from cot_flax.text.prompts import FORMATS
 

@@ -15,9 +15,8 @@ from cot_flax.chains.samples import Logprobs
 from cot_flax.errors import UserError
 from cot_flax.generation.decoding import decode
 from cot_flax.students.student import Student
-from cot_flax.teacher.failures import RequestFailed, Unscorable
 from cot_flax.teacher.local import cut_at_stop, refuse_settings, seed_of
-from cot_flax.teacher.requests import Completion, Reply, Request
+from cot_flax.teacher.requests import Completion, Reply, Request, RequestFailed, Unscorable
 from cot_flax.text.tokenizers import Tokenizer, open_tokenizer
 from cot_flax.training.state import abstract_variables
 from cot_flax.weights import tokenizer_files

@@ -11,9 +11,15 @@ from typing import Any
 
 from cot_flax.chains.samples import Logprobs
 from cot_flax.errors import UserError
-from cot_flax.teacher.failures import RequestFailed, Unscorable
 from cot_flax.teacher.local import cut_at_stop, refuse_settings, seed_of
-from cot_flax.teacher.requests import Completion, Messages, Reply, Request
+from cot_flax.teacher.requests import (
+    Completion,
+    Messages,
+    Reply,
+    Request,
+    RequestFailed,
+    Unscorable,
+)
 
 _BROKEN = "\ufffd"  # what a decoder writes for the bytes of an incomplete character
 

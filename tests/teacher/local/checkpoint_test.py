@@ -17,9 +17,8 @@ from cot_flax.errors import UserError
 from cot_flax.generation.decoding import decode
 from cot_flax.lab.world.vocabulary import VOCABULARY_PATH
 from cot_flax.students.t5 import T5Config, T5Student
-from cot_flax.teacher.failures import Unscorable
 from cot_flax.teacher.local.checkpoint import JaxTeacher
-from cot_flax.teacher.requests import Request
+from cot_flax.teacher.requests import Request, Unscorable
 from cot_flax.training.checkpoints import Checkpointer, Metadata
 from cot_flax.training.state import TrainState, abstract_variables
 

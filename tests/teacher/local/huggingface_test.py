@@ -11,9 +11,8 @@ import numpy as np
 import pytest
 
 from cot_flax.errors import UserError
-from cot_flax.teacher.failures import Unscorable
 from cot_flax.teacher.local.huggingface import HuggingFaceTeacher
-from cot_flax.teacher.requests import Request
+from cot_flax.teacher.requests import Request, Unscorable
 
 try:
     import torch

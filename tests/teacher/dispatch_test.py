@@ -14,11 +14,11 @@ from cot_flax.errors import UserError
 from cot_flax.lab.world.teacher import tokenize
 from cot_flax.teacher.client import OpenAITeacher
 from cot_flax.teacher.costs import Prices, plan
+from cot_flax.teacher.dispatch import sample
 from cot_flax.teacher.journal import read_answers
 from cot_flax.teacher.questions import Question
-from cot_flax.teacher.recipe import BRIDGE, Numbers, Recipe, messages
+from cot_flax.teacher.recipes import BRIDGE, Numbers, Recipe, messages
 from cot_flax.teacher.requests import Request
-from cot_flax.teacher.run import sample
 
 QUESTIONS = [
     Question(f"story-{i}", "stories", "train", story.question, str(story.answer))
@@ -199,8 +199,8 @@ def test_a_plan_sends_nothing_and_tells_what_the_run_then_sends(tmp_path):
 SCRIPT = """
 import sys
 sys.path[:0] = sys.argv[1], sys.argv[1] + "/../lib"
-import run_test
-run_test.disturbed_run(*sys.argv[2:])
+import dispatch_test
+dispatch_test.disturbed_run(*sys.argv[2:])
 """
 CONCURRENCY = 4
 
