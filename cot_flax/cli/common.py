@@ -1,12 +1,14 @@
-"""What the verbs share: gin flags, quiet libraries, the tasks that come with the package."""
+"""What the verbs share: gin flags, options that are short forms of bindings, quiet libraries."""
 
 import importlib
+import inspect
 import os
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -32,27 +34,139 @@ ProcessIndex = Annotated[
     int | None, typer.Option("--process_index", envvar="JAX_PROCESS_ID", help="Which, from 0.")
 ]
 Out = Annotated[str, typer.Option("--out", help="Where to write.")]
+_GIN_PARAMETERS = (
+    inspect.Parameter("gin_file", inspect.Parameter.KEYWORD_ONLY, default=[], annotation=GinFile),
+    inspect.Parameter(
+        "gin_search_paths", inspect.Parameter.KEYWORD_ONLY, default="", annotation=SearchPaths
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Short:
+    """An option or argument of a verb that is a short form of a macro's binding.
+
+    Attributes:
+        macro: what it binds.
+        type: of its value; a tuple takes several words.
+        help: what it is.
+        panel: under which heading the help shows it.
+        argument: it has no name of its own.
+        value: makes what was typed into what is bound.
+        flags: the macro that takes flags of other libraries, where this option is given.
+    """
+
+    macro: str
+    type: type
+    help: str
+    panel: str | None = None
+    argument: bool = False
+    value: Callable[[Any], Any] = lambda typed: typed
+    flags: str | None = None
+
+    def parameter(self, name: str) -> inspect.Parameter:
+        about = {"help": f"{self.help} ({self.macro})", "rich_help_panel": self.panel}
+        if self.argument:
+            described = typer.Argument(show_default=False, **about)
+        else:
+            described = typer.Option(f"--{name.replace('_', '-')}", show_default=False, **about)
+        type = list[str] if self.type is tuple else self.type
+        return inspect.Parameter(
+            name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=None,
+            annotation=Annotated[type | None, described],
+        )
+
+
+def bound(file: str, *, libraries: bool = False, **shorts: Short) -> Callable[[Callable], Callable]:
+    """Gives a verb gin's flags and short forms of bindings; the verb runs when gin has been read.
+
+    Args:
+        file: of gin, read before those that the user names.
+        libraries: makes TensorFlow and JAX ready, too.
+        **shorts: the options by their names; one that is given becomes a binding.
+    """
+
+    def decorate(verb: Callable) -> Callable:
+        own = list(inspect.signature(verb).parameters.values())
+        parameters = [
+            inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context),
+            *(short.parameter(name) for name, short in shorts.items()),
+            *(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in own),
+            *_GIN_PARAMETERS,
+        ]
+
+        def command(context: typer.Context, gin_file, gin_search_paths, **values):
+            from cot_flax.configuration import NoValue
+
+            bindings = _short_bindings(context, shorts, values)
+            try:
+                files = [file, *gin_file]
+                parse_gin(context, files, gin_search_paths, bindings, libraries=libraries)
+            except NoValue as error:
+                raise _with_short_form(error.macro, shorts) from error
+            return verb(**{parameter.name: values[parameter.name] for parameter in own})
+
+        command.__name__, command.__doc__ = verb.__name__, verb.__doc__
+        command.__signature__ = inspect.Signature(parameters)
+        command.__annotations__ = {p.name: p.annotation for p in parameters}
+        return command
+
+    return decorate
+
+
+def _short_bindings(context: typer.Context, shorts: Mapping[str, Short], values: dict) -> list[str]:
+    bindings = {}
+    for name, short in shorts.items():
+        typed = values[name]
+        if short.type is tuple and typed:
+            words = _without_flags(context, typed)
+            typed = words[0] if len(words) == 1 else tuple(words) or None
+        if typed is None:
+            continue
+        bindings[short.macro] = short.value(typed)
+        if short.flags:
+            bindings[short.flags] = tuple(_take_other_flags(context))
+    return [f"{macro}={value!r}" for macro, value in bindings.items()]
+
+
+def _with_short_form(macro: str, shorts: Mapping[str, Short]) -> UserError:
+    forms = [
+        name.upper() if short.argument else f"--{name.replace('_', '-')}"
+        for name, short in shorts.items()
+        if short.macro == macro
+    ]
+    remedy = f"pass {' or '.join([*forms, f'--gin.{macro}=VALUE'])}"
+    return UserError(f"no value for {macro}", "one", remedy)
 
 
 def parse_gin(
     context: typer.Context,
     files: list[str],
     search_paths: str,
+    bindings: Sequence[str] = (),
+    *,
+    libraries: bool = True,
     needed: Sequence[str] | None = None,
 ) -> None:
     """Reads gin files and the flags of a verb; what is wrong with them costs no import of JAX.
 
     Args:
+        bindings: before those of the flags.
+        libraries: makes TensorFlow and JAX ready before what the files import does.
         needed: as of `configuration.parse`.
     """
     from cot_flax import configuration
 
-    bindings, folders = _bindings(context), [path for path in search_paths.split(",") if path]
+    bindings = [*bindings, *_bindings(context)]
+    folders = [path for path in search_paths.split(",") if path]
     searched = ["", *folders, str(configuration.gin_root())]
     for file in files:
         if not any((Path(folder) / file).is_file() for folder in searched):
             raise UserError(f"no gin file {file}", f"one within {searched}", "correct --gin_file")
-    prepare_libraries()
+    if libraries:
+        prepare_libraries()
     configuration.parse(files, bindings, folders, needed)
 
 
@@ -67,21 +181,17 @@ def _bindings(context: typer.Context) -> list[str]:
     return bindings
 
 
-def without_flags(context: typer.Context, words: list[str]) -> list[str]:
+def _without_flags(context: typer.Context, words: list[str]) -> list[str]:
     """Takes --NAME=VALUE out of an argument that may be repeated, which swallows such flags."""
     context.args += [word for word in words if word.startswith("--")]
     return [word for word in words if not word.startswith("--")]
 
 
-def take_other_flags(context: typer.Context) -> list[str]:
+def _take_other_flags(context: typer.Context) -> list[str]:
     """Takes the flags that are not gin's out of the context, for a library that has its own."""
     others = [word for word in context.args if not word.startswith("--gin.")]
     context.args[:] = [word for word in context.args if word.startswith("--gin.")]
     return others
-
-
-def import_tasks() -> None:
-    from cot_flax.tasks import abilities, gsm8k, scenario, stories  # noqa: F401
 
 
 def _import_quietly(module: str) -> None:

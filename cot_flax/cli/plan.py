@@ -31,7 +31,7 @@ def plan(
 
     wanted = targets.find(target)
     os.environ.update(targets.environment(wanted))
-    parse_gin(context, gin_file, gin_search_paths, NEEDED)
+    parse_gin(context, gin_file, gin_search_paths, needed=NEEDED)
     import jax
 
     from cot_flax.planning import program

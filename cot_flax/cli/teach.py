@@ -3,126 +3,165 @@
 from typing import Annotated
 
 import typer
+from typer.core import TyperGroup
 
-from cot_flax.cli import teachers
-from cot_flax.cli.common import Out
-from cot_flax.cli.teachers import Asking, asks_a_teacher
-
-app = typer.Typer(help="Make a samples file: one teacher chain a line.", no_args_is_help=True)
+from cot_flax.cli.common import GIN_FLAGS, Out, Short, bound
 
 
-Chat = Annotated[bool, typer.Option("--chat", help="Use the chat API, not completions.")]
-Samples = Annotated[int | None, typer.Option(help="Chains a question.")]
-Temperature = Annotated[float | None, typer.Option(help="0 is greedy.")]
-MaxTokens = Annotated[int | None, typer.Option(help="Tokens of a chain, at most.")]
-TopLogprobs = Annotated[
-    int | None, typer.Option(help="Likeliest tokens a position to ask for; 0 asks for none.")
+class _SampleByDefault(TyperGroup):
+    """Gin flags without a word before them are those of `sample`."""
+
+    def parse_args(self, context, args):
+        flags_alone = args and args[0].startswith("--gin")
+        return super().parse_args(context, ["sample", *args] if flags_alone else args)
+
+
+app = typer.Typer(
+    cls=_SampleByDefault,
+    help="Make a samples file: one teacher chain a line. Gin flags alone: teach sample.",
+    no_args_is_help=True,
+)
+
+_WHO = "The teacher"
+_HOW = "What it is asked for"
+_RUN = "How it runs"
+
+OUT = Short("SAMPLES_FILE", str, "Where to write.")
+DryRun = Annotated[
+    bool,
+    typer.Option(
+        "--dry-run", help="Print prompts, requests and cost; ask nothing.", rich_help_panel=_RUN
+    ),
 ]
+TEACHER = {
+    "model": Short(
+        "TEACHER_MODEL", str, "A model of an OpenAI-compatible server, by its name.", _WHO
+    ),
+    "base_url": Short(
+        "TEACHER_URL", str, "The server, such as http://localhost:8000/v1; else OpenAI's.", _WHO
+    ),
+    "key_variable": Short(
+        "TEACHER_KEY_VARIABLE",
+        str,
+        "The environment variable that holds the server's key, by default OPENAI_API_KEY.",
+        _WHO,
+    ),
+    "checkpoint": Short(
+        "TEACHER_CHECKPOINT", str, "Instead: a T5, of cot-flax, Hugging Face or T5X.", _WHO
+    ),
+    "tokenizer": Short(
+        "TEACHER_TOKENIZER",
+        str,
+        "The SentencePiece model of --checkpoint, where none lies beside it.",
+        _WHO,
+    ),
+    "huggingface": Short(
+        "TEACHER_HUGGINGFACE",
+        str,
+        "Instead: a causal LM's folder or hub name (extra `huggingface`).",
+        _WHO,
+    ),
+    "gguf_file": Short("TEACHER_GGUF_FILE", str, "A GGUF file of --huggingface.", _WHO),
+    "concurrency": Short(
+        "TEACHER_CONCURRENCY", int, "Requests in flight, at most; by default 16.", _RUN
+    ),
+    "timeout": Short(
+        "TEACHER_TIMEOUT", float, "Seconds to wait for an answer, by default 300.", _RUN
+    ),
+    "price_in": Short("TEACHER_PRICE_IN", float, "$ per million prompt tokens.", _RUN),
+    "price_out": Short("TEACHER_PRICE_OUT", float, "$ per million written tokens.", _RUN),
+}
+TOP_LOGPROBS = Short(
+    "TEACH_TOP_LOGPROBS", int, "Likeliest tokens a position to ask for; 0 asks for none.", _HOW
+)
+NUMBERS = {
+    "samples": Short("TEACH_SAMPLES", int, "Chains a question.", _HOW),
+    "temperature": Short("TEACH_TEMPERATURE", float, "0 is greedy.", _HOW),
+    "max_tokens": Short("TEACH_MAX_TOKENS", int, "Tokens of a chain, at most.", _HOW),
+    "top_logprobs": TOP_LOGPROBS,
+    "chat": Short("TEACH_CHAT", bool, "Use the chat API, not completions.", _HOW),
+}
 
 
-@app.command("sample")
-@asks_a_teacher
-def sample(
-    asking: Asking,
-    questions: Annotated[
-        str, typer.Argument(help="Questions: GSM8K's, PAL's or {question, answer} JSON Lines.")
-    ],
-    out: Out,
-    recipe: Annotated[str, typer.Option(help="fu2023, magister2022, ho2022 or kim2023.")],
-    dataset: Annotated[str, typer.Option(help="The data set's name.")],
-    split: Annotated[str, typer.Option(help="Its split.")] = "train",
-    limit: Annotated[int | None, typer.Option(help="Only the first questions.")] = None,
-    exemplars: Annotated[
-        str | None,
-        typer.Option(help="Worked questions to show; else the recipe chooses among QUESTIONS."),
-    ] = None,
-    shots: Annotated[int | None, typer.Option(help="How many to show.")] = None,
-    samples: Samples = None,
-    temperature: Temperature = None,
-    max_tokens: MaxTokens = None,
-    top_logprobs: TopLogprobs = None,
-    chat: Chat = False,
-):
+@app.command("sample", context_settings=GIN_FLAGS)
+@bound(
+    "runs/teach.gin",
+    questions=Short(
+        "QUESTIONS_FILE",
+        str,
+        "Questions: GSM8K's, PAL's or {question, answer} JSON Lines.",
+        argument=True,
+    ),
+    out=OUT,
+    recipe=Short("RECIPE", str, "fu2023, magister2022, ho2022 or kim2023."),
+    dataset=Short("DATASET", str, "The data set's name."),
+    split=Short("DATASET_SPLIT", str, "Its split, by default train."),
+    limit=Short("MAX_QUESTIONS", int, "Only the first questions."),
+    exemplars=Short(
+        "EXEMPLARS_FILE",
+        str,
+        "Worked questions to show; else the recipe chooses among QUESTIONS.",
+    ),
+    shots=Short("TEACH_SHOTS", int, "How many to show.", _HOW),
+    **NUMBERS,
+    **TEACHER,
+)
+def sample(dry_run: DryRun = False):
     """Ask a teacher for chains, as one of the four papers did.
 
     Example: cot-flax teach sample gsm8k/train.jsonl --recipe fu2023 --dataset gsm8k
     --model MODEL --base-url http://localhost:8000/v1 --out samples.jsonl --dry-run
     """
-    from cot_flax.teacher.questions import read_questions
-    from cot_flax.teacher.recipes import make_recipe
+    from cot_flax import configuration
+    from cot_flax.teacher import teach
 
-    asked = list(read_questions(questions, dataset=dataset, split=split))
-    shown = list(read_questions(exemplars, dataset=dataset, split="exemplars")) if exemplars else []
-    numbers = _given(samples, temperature, max_tokens, top_logprobs, shots)
-    chosen = make_recipe(recipe, exemplars=shown, pool=asked, chat=chat, **numbers)
-    teachers.run(asking, asked[:limit], chosen, out)
+    typer.echo(configuration.call(teach.sample, dry_run=dry_run))
 
 
-@app.command("scenario")
-@asks_a_teacher
-def scenario(
-    asking: Asking,
-    folder: Annotated[
-        str, typer.Argument(help="A folder with instruction.md, exemplars.jsonl, inputs.jsonl.")
-    ],
-    out: Out,
-    samples: Samples = None,
-    temperature: Temperature = None,
-    max_tokens: MaxTokens = None,
-    top_logprobs: TopLogprobs = 5,
-    chat: Chat = False,
-):
+@app.command("scenario", context_settings=GIN_FLAGS)
+@bound(
+    "runs/teach_scenario.gin",
+    folder=Short(
+        "SCENARIO",
+        str,
+        "A folder with instruction.md, exemplars.jsonl, inputs.jsonl.",
+        argument=True,
+    ),
+    out=OUT,
+    **NUMBERS,
+    **TEACHER,
+)
+def scenario(dry_run: DryRun = False):
     """Ask a teacher to reason as your own worked exemplars do.
 
     Example: cot-flax teach scenario examples/triage --model MODEL
     --base-url http://localhost:8000/v1 --out triage.jsonl
     """
-    from cot_flax.teacher.scenario import read_scenario, scenario_recipe
+    from cot_flax import configuration
+    from cot_flax.teacher import teach
 
-    read = read_scenario(folder)
-    numbers = _given(samples, temperature, max_tokens, top_logprobs)
-    teachers.run(asking, read.inputs, scenario_recipe(read, chat=chat, **numbers), out)
+    typer.echo(configuration.call(teach.scenario, dry_run=dry_run))
 
 
-@app.command("rescore")
-@asks_a_teacher
-def rescore(
-    asking: Asking,
-    samples: Annotated[str, typer.Argument(help="A samples file.")],
-    out: Out,
-    prompt: Annotated[
-        str, typer.Option(help="What stands before a text; {question} is replaced.")
-    ] = "Q: {question}\nLet's think step by step\n",
-    top_logprobs: Annotated[int, typer.Option(help="Likeliest tokens a position.")] = 5,
-):
+@app.command("rescore", context_settings=GIN_FLAGS)
+@bound(
+    "runs/rescore.gin",
+    samples=Short("UNSCORED_FILE", str, "A samples file.", argument=True),
+    out=OUT,
+    prompt=Short("RESCORE_PROMPT", str, "What stands before a text; {question} is replaced.", _HOW),
+    top_logprobs=TOP_LOGPROBS,
+    **TEACHER,
+)
+def rescore(dry_run: DryRun = False):
     """Give chains that somebody wrote a teacher's log-probabilities.
 
     Example: cot-flax teach rescore human.jsonl --model MODEL
     --base-url http://localhost:8000/v1 --out scored.jsonl
     """
-    from cot_flax.chains.samples import read_samples
-    from cot_flax.teacher.rescoring import rescore as give_scores
+    from cot_flax import configuration
+    from cot_flax.teacher import teach
 
-    template = prompt.replace("\\n", "\n")
-
-    def prompt_of(question):
-        return template.replace("{question}", question)
-
-    if asking.dry_run:
-        first, *others = read_samples(samples)
-        typer.echo(f"{prompt_of(first.question)}{first.text}\n{'-' * 40}")
-        typer.echo(f"{1 + len(others):,} texts to score")
-        return
-    totals = give_scores(
-        samples,
-        out,
-        asking.open(),
-        prompt_of,
-        top_logprobs=top_logprobs,
-        concurrency=asking.concurrency,
-        prices=asking.prices,
-    )
-    typer.echo(teachers.done(totals, out))
+    typer.echo(configuration.call(teach.rescore, dry_run=dry_run))
 
 
 @app.command("import")
@@ -186,17 +225,3 @@ def merge(files: Annotated[list[str], typer.Argument(help="Samples files.")], ou
     from cot_flax.chains.samples import merge_samples
 
     typer.echo(f"{merge_samples(files, out):,} samples in {out}")
-
-
-def _given(samples, temperature, max_tokens, top_logprobs, shots=None) -> dict:
-    """The numbers that the user set; a recipe has its own for the others."""
-    numbers = {
-        "samples": samples,
-        "temperature": temperature,
-        "max_tokens": max_tokens,
-        "shots": shots,
-    }
-    given = {name: value for name, value in numbers.items() if value is not None}
-    if top_logprobs is not None:
-        given["top_logprobs"] = top_logprobs or None
-    return given

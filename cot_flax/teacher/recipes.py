@@ -123,6 +123,38 @@ class Numbers:
 
 
 @dataclass(frozen=True)
+class Overrides:
+    """Numbers in place of a recipe's own, fields as in `Numbers`; None leaves the recipe's.
+
+    Attributes:
+        top_logprobs: 0 asks for none.
+    """
+
+    samples: int | None = None
+    temperature: float | None = None
+    max_tokens: int | None = None
+    shots: int | None = None
+    top_p: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    stop: Sequence[str] | None = None
+    top_logprobs: int | None = None
+    per_request: int | None = None
+
+    def given(self) -> dict[str, Any]:
+        """The fields of `Numbers` to replace; in one form each, for requests are keyed by it."""
+        given = {name: value for name, value in vars(self).items() if value is not None}
+        for name in ("temperature", "top_p", "presence_penalty", "frequency_penalty"):
+            if name in given:
+                given[name] = float(given[name])
+        if "stop" in given:
+            given["stop"] = tuple(given["stop"])
+        if "top_logprobs" in given:
+            given["top_logprobs"] = given["top_logprobs"] or None
+        return given
+
+
+@dataclass(frozen=True)
 class Recipe:
     """One way to ask a teacher for chains.
 

@@ -101,6 +101,12 @@ def scenario_recipe(scenario: Scenario, *, chat: bool = False, **numbers: Any) -
         UserError: a number that cannot be. From the recipe's `first`: no exemplar is left, because
             the only one is the input itself.
     """
+    if "shots" in numbers:
+        raise UserError(
+            f"{numbers['shots']} shots of a scenario",
+            "none given: all its exemplars are shown",
+            "leave shots out, or take exemplars out of exemplars.jsonl",
+        )
     settings, exemplars = scenario.settings, worked(scenario.exemplars)
     given = {name: getattr(settings, name) for name in ("samples", "temperature", "max_tokens")}
     given |= {"stop": () if chat else ("\nQ:",), "shots": len(exemplars)}

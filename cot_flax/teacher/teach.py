@@ -1,0 +1,234 @@
+"""The stage `teach`: from questions, a scenario or given chains to a samples file."""
+
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from cot_flax.chains.samples import read_samples
+from cot_flax.errors import UserError
+from cot_flax.teacher import costs, dispatch, rescoring
+from cot_flax.teacher.costs import Plan, Prices, Totals
+from cot_flax.teacher.questions import read_questions
+from cot_flax.teacher.recipes import Overrides, Recipe, make_recipe
+from cot_flax.teacher.requests import Messages, Teacher
+from cot_flax.teacher.scenario import read_scenario, scenario_recipe
+
+PROMPT = "Q: {question}\nLet's think step by step\n"
+_RULE = "-" * 40
+
+
+@dataclass(frozen=True)
+class NamedTeacher:
+    """A teacher before it is loaded or connected; one of `model`, `checkpoint`, `huggingface`.
+
+    Attributes:
+        model: of an OpenAI-compatible server, by the name that the server knows it by.
+        base_url: of the server; None is OpenAI's.
+        key_variable: the environment variable that holds the server's key.
+        timeout: seconds to wait for an answer.
+        checkpoint: a T5 of cot-flax, Hugging Face or T5X.
+        tokenizer: the checkpoint's SentencePiece model, where none lies beside it.
+        huggingface: a causal LM's folder or hub name.
+        gguf_file: a GGUF file of `huggingface`.
+    """
+
+    model: str | None = None
+    base_url: str | None = None
+    key_variable: str = "OPENAI_API_KEY"
+    timeout: float = 300.0
+    checkpoint: str | None = None
+    tokenizer: str | None = None
+    huggingface: str | None = None
+    gguf_file: str | None = None
+
+    @property
+    def name(self) -> str:
+        """What answers are filed under; raises UserError unless exactly one teacher is named."""
+        named = [name for name in (self.model, self.checkpoint, self.huggingface) if name]
+        if len(named) != 1:
+            raise UserError(
+                f"{len(named)} teachers",
+                "one of --model, --checkpoint, --huggingface",
+                "name one",
+            )
+        return named[0]
+
+    def open(self) -> Teacher:
+        """Loads or connects the teacher; imports what only this one needs."""
+        if self.name == self.model:
+            from cot_flax.teacher.client import OpenAITeacher
+
+            return OpenAITeacher(
+                self.model,
+                base_url=self.base_url,
+                key_variable=self.key_variable,
+                timeout=self.timeout,
+            )
+        if self.name == self.huggingface:
+            from cot_flax.teacher.local.huggingface import HuggingFaceTeacher
+
+            return HuggingFaceTeacher(self.huggingface, gguf_file=self.gguf_file)
+        from cot_flax.teacher.local.checkpoint import JaxTeacher
+
+        return JaxTeacher(self.checkpoint, self.tokenizer)
+
+
+def sample(
+    *,
+    questions: str,
+    recipe: str,
+    dataset: str,
+    out: str,
+    teacher: NamedTeacher,
+    split: str = "train",
+    max_questions: int | None = None,
+    exemplars: str | None = None,
+    overrides: Overrides = Overrides(),  # noqa: B008 (frozen)
+    chat: bool = False,
+    concurrency: int = 16,
+    price_in: float | None = None,
+    price_out: float | None = None,
+    dry_run: bool = False,
+) -> str:
+    """Asks a teacher for chains, as one of the four papers did; says what it did.
+
+    Args:
+        questions: a file that `read_questions` knows.
+        recipe: the paper, a name of `recipes.PRESETS`.
+        dataset: its name.
+        out: the samples file.
+        split: its name.
+        max_questions: only so many of the first are asked.
+        exemplars: a file of worked questions to show; without it the recipe chooses among the
+            questions.
+        overrides: of the paper's numbers.
+        chat: by the chat API.
+        concurrency: requests in flight, at most.
+        price_in: $ per million prompt tokens.
+        price_out: $ per million written tokens.
+        dry_run: asks nothing; returns prompts, requests and cost.
+    """
+    pool = list(read_questions(questions, dataset=dataset, split=split))
+    shown = list(read_questions(exemplars, dataset=dataset, split="exemplars")) if exemplars else []
+    chosen = make_recipe(recipe, exemplars=shown, pool=pool, chat=chat, **overrides.given())
+    prices = _prices(price_in, price_out)
+    return _ask(pool[:max_questions], chosen, out, teacher, concurrency, prices, dry_run)
+
+
+def scenario(
+    *,
+    folder: str,
+    out: str,
+    teacher: NamedTeacher,
+    overrides: Overrides = Overrides(),  # noqa: B008 (frozen)
+    chat: bool = False,
+    concurrency: int = 16,
+    price_in: float | None = None,
+    price_out: float | None = None,
+    dry_run: bool = False,
+) -> str:
+    """Asks a teacher to reason as a scenario's exemplars do; says what it did.
+
+    Args:
+        folder: what `read_scenario` reads.
+        **others: as in `sample`.
+    """
+    read = read_scenario(folder)
+    chosen = scenario_recipe(read, chat=chat, **overrides.given())
+    prices = _prices(price_in, price_out)
+    return _ask(read.inputs, chosen, out, teacher, concurrency, prices, dry_run)
+
+
+def rescore(
+    *,
+    samples: str,
+    out: str,
+    teacher: NamedTeacher,
+    prompt: str = PROMPT,
+    top_logprobs: int = 5,
+    concurrency: int = 16,
+    price_in: float | None = None,
+    price_out: float | None = None,
+    dry_run: bool = False,
+) -> str:
+    """Gives chains that somebody wrote a teacher's log-probabilities; says what it did.
+
+    Args:
+        samples: a samples file.
+        prompt: what stands before a text; {question} is replaced, and a written `\\n` is a newline.
+        top_logprobs: of the likeliest tokens a position.
+        **others: as in `sample`.
+    """
+    template = prompt.replace("\\n", "\n")
+
+    def prompt_of(question: str) -> str:
+        return template.replace("{question}", question)
+
+    if dry_run:
+        return _scoring_shown(samples, prompt_of)
+    totals = rescoring.rescore(
+        samples,
+        out,
+        teacher.open(),
+        prompt_of,
+        top_logprobs=top_logprobs,
+        concurrency=concurrency,
+        prices=_prices(price_in, price_out),
+    )
+    return _done(totals, out)
+
+
+def _ask(questions, recipe: Recipe, out: str, teacher, concurrency, prices, dry_run) -> str:
+    plan = costs.plan(questions, recipe, teacher.name, out, prices=prices)
+    if dry_run:
+        return "\n".join([*(f"{_shown(p)}\n{_RULE}" for p in plan.prompts), _planned(plan)])
+    print(_planned(plan), file=sys.stderr)
+    totals = dispatch.sample(
+        questions, recipe, teacher.open(), out, concurrency=concurrency, prices=prices
+    )
+    return _done(totals, out)
+
+
+def _prices(price_in: float | None, price_out: float | None) -> Prices | None:
+    if (price_in is None) != (price_out is None):
+        raise UserError("one price", "--price-in and --price-out", "give both or none")
+    return None if price_in is None else Prices(price_in, price_out)
+
+
+def _scoring_shown(samples: str | os.PathLike, prompt_of: Callable[[str], str]) -> str:
+    first, *others = read_samples(samples)
+    shown = f"{prompt_of(first.question)}{first.text}\n{_RULE}"
+    return f"{shown}\n{1 + len(others):,} texts to score"
+
+
+def _done(totals: Totals, out: str) -> str:
+    """What a run did, in a line or two."""
+    lines = [
+        f"{totals.samples:,} samples in {out}: {totals.requests:,} requests, "
+        f"{totals.from_journal:,} answers from the journal; {_spent(totals)}"
+    ]
+    if totals.problems:
+        named = ", ".join(f"{name} {count:,}" for name, count in totals.problems.most_common())
+        lines.append(f"without log-probabilities: {named}")
+    return "\n".join(lines)
+
+
+def _planned(plan: Plan) -> str:
+    return (
+        f"{plan.questions:,} questions, {plan.requests:,} first requests, of which the journal "
+        f"answers {plan.answered:,}; at most {plan.most_requests:,} requests to send: "
+        f"{_spent(plan)} (prompt tokens are estimated as characters / 4, written ones are an upper "
+        "bound)"
+    )
+
+
+def _spent(counts: Plan | Totals) -> str:
+    cost = "" if counts.cost is None else f", ${counts.cost:,.2f}"
+    return f"{counts.prompt_tokens:,} prompt tokens, {counts.completion_tokens:,} written{cost}"
+
+
+def _shown(prompt: str | Messages) -> str:
+    if isinstance(prompt, str):
+        return prompt
+    return "\n".join(f"[{message['role']}] {message['content']}" for message in prompt)
