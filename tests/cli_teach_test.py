@@ -7,14 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.story_server import STORIES, TEACHER, StoryServer
 
 from cot_flax import cli
 from cot_flax.chains.samples import read_samples
 from cot_flax.lab.world.teacher import reference_rationale
 from cot_flax.text.scoring import score
-
-sys.path.insert(0, str(Path(__file__).parent / "teacher" / "sampling"))
-from support.story_server import STORIES, TEACHER, StoryServer
 
 TRIAGE = Path(__file__).parents[1] / "examples" / "triage"
 WORKED = [
@@ -84,6 +82,78 @@ def test_samples_are_asked_for_once_and_become_a_store(files, monkeypatch, capsy
     dropped = manifest["tally"]["fates"]
     assert manifest["kept"] == len(right) - dropped.get("repeated", 0) > 0
     assert manifest["read"] == 18
+
+
+DATA_HALF = """
+include 'runs/teach.gin'
+include 'runs/prepare.gin'
+QUESTIONS_FILE = '{folder}/questions.jsonl'
+EXEMPLARS_FILE = '{folder}/worked.jsonl'
+SAMPLES_FILE = '{folder}/from_gin.jsonl'
+RECIPE = 'fu2023'
+DATASET = 'stories'
+TEACHER_MODEL = 'story'
+TEACH_SHOTS = 2
+TEACH_SAMPLES = 3
+TEACH_TEMPERATURE = 1
+TEACHER_STORE = '{folder}/store'
+STORE_TASK = 'stories_teacher_zero_shot_cot'
+TEACHER_TOP_K = 4
+PER_QUESTION = 2
+PREPARE_WORKERS = 2
+"""
+
+
+def test_the_data_half_of_a_paper_is_a_file(files, monkeypatch, capsys):
+    """Its requests and samples are those of the options, its store has its settings."""
+    (files / "paper.gin").write_text(DATA_HALF.format(folder=files))
+    paper = f"--gin_file={files / 'paper.gin'}"
+    with StoryServer() as server:
+        assert call(monkeypatch, *sampling(files, server.url, "--temperature", 1)) == 0
+        first = files / "samples.jsonl.journal"
+        (files / "from_gin.jsonl.journal").write_bytes(first.read_bytes())
+        url = f"--gin.TEACHER_URL={server.url}"
+        assert call(monkeypatch, "teach", paper, url) == 0
+        assert server.answered.total() == 6  # the journal has them all
+    shown = capsys.readouterr()
+    assert f"18 samples in {files}/from_gin.jsonl: 0 requests" in shown.out
+    assert f"TEACHER_URL = '{server.url}'" in shown.err
+    assert (files / "from_gin.jsonl").read_bytes() == (files / "samples.jsonl").read_bytes()
+    assert call(monkeypatch, "prepare", paper, "--balance", 1) == 0
+    settings = json.loads((files / "store" / "manifest.json").read_text())["plan"]["settings"]
+    assert settings["top_k"] == 4
+    filters = settings["filters"]
+    assert (filters["per_question"], filters["balance"], filters["rules"]) == (2, 1, "default")
+
+
+def test_an_option_wins_over_the_file_and_a_flag_over_the_option(files, monkeypatch, capsys):
+    (files / "paper.gin").write_text(DATA_HALF.format(folder=files))
+    arguments = ["teach", "sample", f"--gin_file={files / 'paper.gin'}", "--dry-run"]
+    written = {}
+    for more in ([], ["--samples", "5"], ["--samples", "5", "--gin.TEACH_SAMPLES=7"]):
+        assert call(monkeypatch, *arguments, "--max-tokens", 10, *more) == 0
+        found = re.search(r"prompt tokens, ([\d,]+) written", capsys.readouterr().out)
+        written[len(more)] = int(found[1])
+    assert written == {0: 6 * 3 * 10, 2: 6 * 5 * 10, 3: 6 * 7 * 10}
+
+
+@pytest.mark.parametrize(
+    ("verb", "message"),
+    [
+        (["teach", "sample"], "no value for .*; expected one; pass .* or --gin"),
+        (["teach", "sample", "q", "--recipe", "x", "--dataset", "d"], "SAMPLES_FILE; .* --out or"),
+        (["teach", "scenario", "--out", "o"], "SCENARIO; .*pass FOLDER or --gin.SCENARIO=VALUE"),
+        (["teach", "rescore", "--out", "o"], "UNSCORED_FILE; .*pass SAMPLES or"),
+        (["teach", "scenario", str(TRIAGE), "--out", "o", "--gin.TEACH_SHOTS=2"], "2 shots of a"),
+        (["teach", "--gin.RECIPE=fu2023", "--gin.TEACH_SAMPLE=1"], "such as TEACH_SAMPLES"),
+        (["prepare", "s.jsonl", "--out", "o"], "STORE_TASK; .*pass --task or --gin.STORE_TASK"),
+    ],
+    ids=lambda value: " ".join(value[:2]) if isinstance(value, list) else None,
+)
+def test_what_is_missing_is_named_with_its_short_form(monkeypatch, capsys, verb, message):
+    assert call(monkeypatch, *verb) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.search(message, line), line
 
 
 def test_a_dry_run_asks_nothing_and_says_what_it_would_cost(files, monkeypatch, capsys):

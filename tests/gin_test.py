@@ -1,16 +1,22 @@
 """The gin files: every experiment runs as it stands, every other file in company."""
 
 import inspect
+import pickle
+import re
 from pathlib import Path
 
 import gin
 import pytest
 
 from cot_flax import configuration
+from cot_flax.chains.filtering import Filters
+from cot_flax.chains.preparation import Settings
 from cot_flax.data.features import pieces
 from cot_flax.evaluation import evaluate
 from cot_flax.objectives.losses import Objective
+from cot_flax.store import make
 from cot_flax.students.t5 import T5Config
+from cot_flax.teacher import teach
 from cot_flax.training import loop
 from cot_flax.training.optimizers import Optimizer
 
@@ -135,6 +141,86 @@ def test_the_demos_students_have_one_model_and_the_same_steps():
         names = ("model", "total_steps", "seed", "microbatches")
         found[experiment] = [bound[name] for name in names] + rates
     assert all(values == found["world_answer"] for values in found.values())
+
+
+# What a macro means where it is bound to more than one parameter; T5X's own stand in gin/t5x.
+MEANINGS = {
+    "EVAL_TASKS": "TaskBatches.mixture_or_task_name AccuracyEvaluator.mixture_or_task_name",
+    "LEARNING_RATE": "constant.peak fu2023_cosine.peak inverse_sqrt.peak warmup_cosine.peak",
+    "MICROBATCHES": "train.microbatches fu2023_cosine.accumulation",
+    "MIXTURE_OR_TASK_NAME": "TaskBatches.mixture_or_task_name evaluate.mixture_or_task_name",
+    "RANDOM_SEED": "TaskBatches.seed Decoding.seed train.seed",
+    "SAMPLES_FILE": "sample.out scenario.out rescore.out own_rules.samples store.samples",
+    "SCENARIO": "data.directory scenario.folder",
+    "SCHEDULE": "adafactor.schedule adamw.schedule",
+    "STORE_TASK": "answer_kind.task store.task",
+    "TEACHER_CONCURRENCY": "sample.concurrency scenario.concurrency rescore.concurrency",
+    "TEACHER_PRICE_IN": "sample.price_in scenario.price_in rescore.price_in",
+    "TEACHER_PRICE_OUT": "sample.price_out scenario.price_out rescore.price_out",
+    "TEACHER_STORE": "teacher_store.directory store.out",
+    "TEACH_CHAT": "sample.chat scenario.chat",
+    "TEACH_TOP_LOGPROBS": "Overrides.top_logprobs rescore.top_logprobs",
+    "TRAIN_STEPS": "train.total_steps fu2023_cosine.total_steps warmup_cosine.total_steps",
+    "WARMUP_STEPS": "constant.warmup_steps inverse_sqrt.warmup_steps warmup_cosine.warmup_steps",
+}
+
+
+def bound_to(text):
+    """(macro, Class.parameter) of every parameter that a file binds a macro to."""
+    block = ""
+    for line in text.splitlines():
+        if opened := re.fullmatch(r"([\w./]+):(?: *#.*)?", line):
+            block = f"{opened[1]}."
+        elif found := re.match(r"( *)([\w./]+) = %([A-Z]\w*)", line):
+            name = block + found[2] if found[1] else found[2]
+            if "." in name:
+                yield found[3], ".".join(name.rpartition("/")[2].split(".")[-2:])
+
+
+def test_a_macro_has_one_meaning():
+    """So that one file can hold all stages of a paper."""
+    meanings = {}
+    for path in ROOT.rglob("*.gin"):
+        for macro, parameter in bound_to("" if path.parent.name == "t5x" else path.read_text()):
+            meanings.setdefault(macro, set()).add(parameter)
+    assert len(meanings) > 80
+    several = {macro: found for macro, found in meanings.items() if len(found) > 1}
+    assert several == {macro: set(known.split()) for macro, known in MEANINGS.items()}
+
+
+@pytest.mark.parametrize(
+    ("run", "function"),
+    [
+        ("teach", teach.sample),
+        ("teach_scenario", teach.scenario),
+        ("rescore", teach.rescore),
+        ("prepare", make.store),
+    ],
+)
+def test_a_stage_of_the_data_half_has_all_that_it_takes(run, function):
+    names = ("SAMPLES_FILE", "QUESTIONS_FILE", "UNSCORED_FILE", "SCENARIO", "TEACHER_STORE")
+    defined = (ROOT / "runs" / f"{run}.gin").read_text() + (ROOT / "runs/teacher.gin").read_text()
+    values = dict.fromkeys(names, "a.jsonl") | {"DATASET": "d", "RECIPE": "ho2022"}
+    values["STORE_TASK"] = "gsm8k_teacher_zero_shot_cot"
+    required = {k: v for k, v in values.items() if f"\n{k} = %gin.REQUIRED" in defined}
+    configuration.parse([f"runs/{run}.gin"], [f"{k}={v!r}" for k, v in required.items()])
+    bound = gin.get_bindings(function)  # makes every object that is referred to
+    signature = inspect.signature(function)
+    assert signature.parameters.keys() - bound.keys() <= {"dry_run"}
+    for name, parameter in signature.parameters.items():  # the files' defaults are the function's
+        if parameter.default is not inspect.Parameter.empty and name != "dry_run":
+            assert bound[name] == parameter.default, name
+
+
+def test_the_data_half_does_by_default_what_its_functions_do():
+    values = "SAMPLES_FILE='a.jsonl'", "TEACHER_STORE='s'"
+    task = "STORE_TASK='stories_teacher_zero_shot_cot'"
+    configuration.parse(["runs/prepare.gin"], [*values, task])
+    assert gin.get_configurable("preparation.Settings")() == Settings()
+    configuration.parse(["runs/prepare.gin"], [*values, task, "SAMPLES_FILE='a.tsv'"])
+    settings = gin.get_configurable("preparation.Settings")()
+    assert settings == Settings(Filters(rules="none"))
+    assert pickle.loads(pickle.dumps(settings)) == settings  # it goes to other processes
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.rglob("*.gin")), ids=lambda path: path.stem)

@@ -120,8 +120,8 @@ def _short_bindings(context: typer.Context, shorts: Mapping[str, Short], values:
     bindings = {}
     for name, short in shorts.items():
         typed = values[name]
-        if short.type is tuple and typed:
-            words = _without_flags(context, typed)
+        if short.argument:
+            words = _words(context, typed)
             typed = words[0] if len(words) == 1 else tuple(words) or None
         if typed is None:
             continue
@@ -181,10 +181,15 @@ def _bindings(context: typer.Context) -> list[str]:
     return bindings
 
 
-def _without_flags(context: typer.Context, words: list[str]) -> list[str]:
-    """Takes --NAME=VALUE out of an argument that may be repeated, which swallows such flags."""
+def _words(context: typer.Context, typed: str | list[str] | None) -> list[str]:
+    """An argument's words without --NAME=VALUE, which an argument that may be missing swallows."""
+    words = [typed] if isinstance(typed, str) else list(typed or ())
+    several = not isinstance(typed, str)
+    words, context.args[:] = [*words, *context.args], []
+    texts = [word for word in words if not word.startswith("--")]
     context.args += [word for word in words if word.startswith("--")]
-    return [word for word in words if not word.startswith("--")]
+    context.args += [] if several else texts[1:]
+    return texts if several else texts[:1]
 
 
 def _take_other_flags(context: typer.Context) -> list[str]:

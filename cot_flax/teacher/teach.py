@@ -121,7 +121,7 @@ def scenario(
     folder: str,
     out: str,
     teacher: NamedTeacher,
-    overrides: Overrides = Overrides(),  # noqa: B008 (frozen)
+    overrides: Overrides = Overrides(top_logprobs=5),  # noqa: B008 (frozen)
     chat: bool = False,
     concurrency: int = 16,
     price_in: float | None = None,

@@ -7,7 +7,7 @@ import pytest
 from cot_flax.chains.samples import Logprobs
 from cot_flax.errors import UserError
 from cot_flax.teacher.questions import Question, read_questions
-from cot_flax.teacher.recipes import PRESETS, complex_exemplars, make_recipe
+from cot_flax.teacher.recipes import PRESETS, Overrides, complex_exemplars, make_recipe
 from cot_flax.teacher.requests import Completion, Request
 from cot_flax.text.prompts import FORMATS
 
@@ -337,3 +337,17 @@ def test_needs_no_framework():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
+
+
+def test_overrides_are_numbers_in_the_form_that_requests_are_keyed_by():
+    """An int, a list or a 0 of a configuration is the same request as what options give."""
+    assert Overrides().given() == {}
+    given = Overrides(2, temperature=1, stop=["a"], top_p=1, top_logprobs=0).given()
+    expected = {"samples": 2, "temperature": 1.0, "top_p": 1.0, "stop": ("a",)}
+    assert given == expected | {"top_logprobs": None}
+    assert type(given["temperature"]) is type(given["top_p"]) is float
+    asked = [
+        make_recipe("ho2022", **numbers).first(ASKED)[0].key("teacher")
+        for numbers in (given, expected)
+    ]
+    assert asked[0] == asked[1]
