@@ -198,7 +198,7 @@ def _types(name: str) -> Iterator[type]:
     """The types that a macro or parameter takes; none where nothing says so.
 
     A macro takes what the annotations of the parameters it is bound to say, and where there are
-    none, what it has now.
+    none, the type of its value.
     """
     if "." in name:
         selector, _, parameter = name.rpartition("/")[2].rpartition(".")

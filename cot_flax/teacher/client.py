@@ -33,9 +33,9 @@ RETRIES_IN_SILENCE = 3  # From this one on, a retry of the same request is a war
 _OPENAI = "api.openai.com"
 _LOCAL = ("localhost", "127.0.0.1", "::1", "0.0.0.0")
 _DEFAULTS = vars(Request(""))
-# How to get the log-probabilities of a given text: the plain way, for servers that must write at
+# How to get the log-probabilities of a given text: plainly, for servers that must write at
 # least one token, and for a vLLM that refuses `echo`.
-_WAYS_TO_SCORE = (
+_SCORING_OPTIONS = (
     {"echo": True, "max_tokens": 0},
     {"echo": True, "max_tokens": 1},
     {"max_tokens": 1},
@@ -88,7 +88,7 @@ class OpenAITeacher:
             wait_initial=wait_initial,
             wait_max=wait_max,
         )
-        self._ways_to_score: Sequence[Mapping[str, Any]] = _WAYS_TO_SCORE
+        self._scoring_options: Sequence[Mapping[str, Any]] = _SCORING_OPTIONS
         self._has_scored = False
 
     async def close(self) -> None:
@@ -120,10 +120,10 @@ class OpenAITeacher:
             RequestFailed: all attempts are used up.
             UserError: the server scores no given text, or refuses every request.
         """
-        for way in self._ways_to_score:
-            choice = await self._scored_choice(way, prompt + text, top_logprobs)
+        for options in self._scoring_options:
+            choice = await self._scored_choice(options, prompt + text, top_logprobs)
             if choice is not None:
-                self._ways_to_score, self._has_scored = (way,), True
+                self._scoring_options, self._has_scored = (options,), True
                 return _scores(choice, prompt, text)
         if self._has_scored:
             raise Unscorable("refused")
@@ -134,11 +134,11 @@ class OpenAITeacher:
         )
 
     async def _scored_choice(
-        self, way: Mapping[str, Any], whole: str, k: int
+        self, options: Mapping[str, Any], whole: str, k: int
     ) -> Mapping[str, Any] | None:
-        """None: the server refuses this way, or its answer shows that it does not know it."""
-        body = {"model": self.name, "prompt": whole, "temperature": 0.0, "logprobs": k, **way}
-        if "echo" not in way:
+        """None: the server refuses these options, or its answer shows that it knows them not."""
+        body = {"model": self.name, "prompt": whole, "temperature": 0.0, "logprobs": k, **options}
+        if "echo" not in options:
             body["extra_body"] = {"prompt_logprobs": k}
         try:
             (choice, *_) = (await self._connection.post(False, body))["choices"]
@@ -146,7 +146,7 @@ class OpenAITeacher:
             raise
         except RequestFailed:
             return None
-        if "echo" not in way:
+        if "echo" not in options:
             return choice if choice.get("prompt_logprobs") else None
         return choice if text_of(choice).startswith(whole) and choice.get("logprobs") else None
 
