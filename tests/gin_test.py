@@ -10,7 +10,7 @@ import pytest
 
 from cot_flax import configuration
 from cot_flax.chains.filtering import Filters
-from cot_flax.chains.preparation import Settings
+from cot_flax.chains.preparation import Preparation
 from cot_flax.data.features import pieces
 from cot_flax.evaluation import evaluate
 from cot_flax.objectives.losses import Objective
@@ -216,10 +216,10 @@ def test_the_data_half_does_by_default_what_its_functions_do():
     values = "SAMPLES_FILE='a.jsonl'", "TEACHER_STORE='s'"
     task = "STORE_TASK='stories_teacher_zero_shot_cot'"
     configuration.parse(["runs/prepare.gin"], [*values, task])
-    assert gin.get_configurable("preparation.Settings")() == Settings()
+    assert gin.get_configurable("preparation.Preparation")() == Preparation()
     configuration.parse(["runs/prepare.gin"], [*values, task, "SAMPLES_FILE='a.tsv'"])
-    settings = gin.get_configurable("preparation.Settings")()
-    assert settings == Settings(Filters(rules="none"))
+    settings = gin.get_configurable("preparation.Preparation")()
+    assert settings == Preparation(Filters(rules="none"))
     assert pickle.loads(pickle.dumps(settings)) == settings  # it goes to other processes
 
 
