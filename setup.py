@@ -1,11 +1,20 @@
 """Packaging: `tasks/` and `gin/` lie beside the package in a checkout, inside it when installed.
 
-The lower bounds are the versions that CI installs and tests.
+Alone it is the JAX core; what reads data, asks teachers or draws reports are extras. The lower
+bounds are the versions that CI installs and tests.
 """
 
 from setuptools import find_packages, setup
 
-BEAM = "apache-beam>=2.77.0"
+DATA = [  # the only home of TensorFlow, which has 1.9 of the 3.2 GB
+    "seqio>=0.0.20",
+    "tensorflow>=2.21.0",
+    "tensorflow-datasets>=4.9.10",
+    "tensorflow-text>=2.21.1",
+]
+TEACH = ["openai>=3.54.0", "stamina>=26.1.0"]
+REPORT = ["matplotlib>=3.11.2"]
+BEAM = ["apache-beam>=2.77.0"]
 TORCH = ["torch==2.13.0", "transformers>=4.57"]  # what parity and speed are measured against
 
 setup(
@@ -23,6 +32,8 @@ setup(
         "cot_flax.lab.world": ["*.model"],
         "cot_flax.reports": ["**/*.jinja", "**/*.css"],
     },
+    # The core: students, objectives, generation, training, weights and planning on JAX. What is
+    # small and used by several verbs (jinja2, rich, ijson) is in it, too.
     install_requires=[
         "etils[epath]>=1.15.0",
         "flax>=0.12.8",
@@ -31,40 +42,50 @@ setup(
         "ijson>=3.6.0",
         "jax>=0.10.2",
         "jinja2>=3.1.6",
-        "matplotlib>=3.11.2",
         "numpy>=2.4.6",
         "optax>=0.2.8",
         "orbax-checkpoint>=0.12.8",
-        "openai>=3.54.0",
         "protobuf>=6.33.6",
         "rich>=15.0.0",
         # From 0.2.3 on its generated code, which SeqIO imports, asks for protobuf 7; Beam has 6.
         "sentencepiece>=0.2.2,<0.2.3",
         "safetensors>=0.8.0",
-        "seqio>=0.0.20",
-        "stamina>=26.1.0",
         "tensorboardX>=2.6.5",
         "tensorstore>=0.1.86",
-        "tensorflow>=2.21.0",
-        "tensorflow-datasets>=4.9.10",
-        "tensorflow-text>=2.21.1",
         "tokenizers>=0.22.0",
         "typer>=0.29.2",
     ],
+    # errors.py knows which verb's libraries come with which of data, teach and report.
     extras_require={
+        "data": DATA,
+        "teach": TEACH,
+        "report": REPORT,
         "tpu": ["jax[tpu]>=0.10.2"],
         "gpu": ["jax[cuda13]>=0.10.2"],
-        "beam": [BEAM],
+        "beam": [*DATA, *BEAM],
+        # Beside checkouts of t5x, airio and jestimator, which are not on the package index.
+        "t5x": [
+            *DATA,
+            "cached-property>=2.0.1",
+            "fiddle>=0.3.1",
+            "grain>=0.2.18",
+            "tensorboard>=2.21.0",
+        ],
         "huggingface": ["gguf>=0.19.0", "torch>=2.13.0", "transformers>=5.0"],
         "dev": [
+            *DATA,
+            *TEACH,
+            *REPORT,
             *TORCH,
-            BEAM,
+            *BEAM,
             "gcp-storage-emulator>=2026.7.19",  # a bucket on the loopback, for the tests
             "gcsfs>=2026.10.1",
             "hypothesis>=6.170.15",
             "ipykernel>=7.4.0",
+            "mypy>=2.4.1,<2.5",
             "nbclient>=0.11.0",
             "nbformat>=5.11.1",
+            "pre-commit>=4.7.0",
             "pytest>=9.2.0",
             "pytest-xdist>=3.8.0",
             "ruff>=0.17.6,<0.18",

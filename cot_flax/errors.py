@@ -3,6 +3,13 @@
 import sys
 import traceback
 
+EXTRAS = {
+    "data": ("seqio", "tensorflow", "tensorflow_datasets", "tensorflow_text"),
+    "teach": ("openai", "stamina"),
+    "report": ("matplotlib",),
+}
+"""Libraries that only some verbs need, by the extra of setup.py that installs them."""
+
 
 class UserError(Exception):
     """Input that cot-flax cannot work with; the command line prints one line and exits with 2.
@@ -29,8 +36,20 @@ def _rebuild(kind: type[UserError], args: tuple, attributes: dict) -> UserError:
     return error
 
 
+def missing_extra(error: ModuleNotFoundError) -> UserError | ModuleNotFoundError:
+    """What to raise for an import that failed: it names the extra to install."""
+    library = (error.name or "").partition(".")[0]
+    for extra, libraries in EXTRAS.items():
+        if library in libraries:
+            remedy = f'run: pip install "cot-flax[{extra}]"'
+            return UserError(f"no {library}", f"the extra `{extra}`", remedy)
+    return error
+
+
 def report_error(error: BaseException) -> int:
     """Prints an error on standard error, a UserError in one line; returns the exit code."""
+    if isinstance(error, ModuleNotFoundError):
+        error = missing_extra(error)
     if not isinstance(error, UserError):
         traceback.print_exception(error)
         return 1

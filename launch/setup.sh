@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
-# Makes .venv and installs cot-flax into it, once; again only when setup.py has changed.
-#   bash launch/setup.sh [EXTRAS]        EXTRAS: none (default), dev, tpu, gpu, bench, ..., comma-separated
+# Makes .venv and installs cot-flax with what its commands need into it, once; again only when
+# setup.py has changed.
+#   bash launch/setup.sh [EXTRAS]        more EXTRAS of setup.py: none (default), dev, tpu, gpu, beam, ...,
+#                                        comma-separated
 # PYTHON chooses the interpreter (3.11 or newer); VENV another folder.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -16,6 +18,6 @@ stamp="$venv/installed-${extras:-alone}"
 if ! cmp -s setup.py "$stamp"; then
   [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
   "$venv/bin/python" -m pip install --quiet --upgrade pip setuptools wheel
-  "$venv/bin/python" -m pip install --quiet --editable ".${extras:+[$extras]}"
+  "$venv/bin/python" -m pip install --quiet --editable ".[data,teach,report${extras:+,$extras}]"
   cp setup.py "$stamp"
 fi

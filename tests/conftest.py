@@ -12,7 +12,17 @@ os.environ.setdefault(
     "--xla_cpu_use_fusion_emitters=false --xla_force_host_platform_device_count=8",
 )
 
+# Arrays of different ranks meet by a broadcast that is written out. Processes that tests start
+# inherit it, too: they run the same code.
+os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")
+
 import pytest
+
+
+@pytest.fixture(scope="session")
+def fixtures() -> Path:
+    """Tiny models that T5X and Hugging Face wrote, with their outputs; see README.md there."""
+    return Path(__file__).parent / "fixtures"
 
 
 @pytest.fixture(scope="session")
@@ -20,5 +30,5 @@ def shared_data() -> Path:
     """The folder of real data beside the repository; tests that need it skip on other clones."""
     path = Path(__file__).resolve().parents[2] / "shared" / "data"
     if not path.is_dir():
-        pytest.skip("no ../shared/data beside this checkout")
+        pytest.skip("no ../shared/data beside this checkout: real data sets, T5's vocabulary")
     return path

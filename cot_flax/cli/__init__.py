@@ -128,8 +128,11 @@ def report_command(
 
 
 def main() -> None:
-    """The entry point: UserError becomes one line on standard error and exit code 2."""
+    """The entry point: UserError becomes one line on standard error and exit code 2.
+
+    So does an extra that is not installed.
+    """
     try:
         app()
-    except UserError as error:
+    except (UserError, ModuleNotFoundError) as error:
         sys.exit(report_error(error))

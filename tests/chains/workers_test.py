@@ -58,8 +58,8 @@ def test_several_processes_give_what_one_gives_in_order(chunks):
 
 def test_other_processes_know_an_answer_kind_that_was_added(chunks):
     """Its find is one that every process can import."""
-    add_answer_kind("word", str.split)
-    job = dataclasses.replace(JOB, settings=Preparation(Filters(answer_kind="word")))
+    add_answer_kind("words", str.split)
+    job = dataclasses.replace(JOB, settings=Preparation(Filters(answer_kind="words")))
     one = flat(prepare_chunks(iter(chunks), job, workers=1))
     assert sum(len(kept) for _, _, kept, *_ in one) > 10
     assert flat(prepare_chunks(iter(chunks), job, workers=2)) == one

@@ -53,7 +53,7 @@ def ids(out):
 
 
 def rejected(out):
-    return [json.loads(line) for line in (out / "rejected.jsonl").open()]
+    return [json.loads(line) for line in (out / "rejected.jsonl").read_text().splitlines()]
 
 
 def dropped(out):

@@ -77,10 +77,8 @@ def assert_equal(one, other):
 
 
 @pytest.mark.parametrize("fixture", ["hf_tiny_v1_1", "hf_tiny_v1_0"])
-def test_logits_of_hugging_faces_own_files_here_and_after_a_round_trip(
-    shared_data, tmp_path, fixture
-):
-    place = shared_data / "fixtures" / fixture
+def test_logits_of_hugging_faces_own_files_here_and_after_a_round_trip(fixtures, tmp_path, fixture):
+    place = fixtures / fixture
     source = open_folder(place, Access())
     again = open_folder(write(source, tmp_path / "out"), Access())
     assert again.student.config == source.student.config

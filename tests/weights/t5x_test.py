@@ -79,8 +79,8 @@ def change_index(model, change):
 
 
 @pytest.fixture(scope="module")
-def fixture(shared_data):
-    return shared_data / "fixtures" / "t5x_legacy_tiny"
+def fixture(fixtures):
+    return fixtures / "t5x_legacy_tiny"
 
 
 @pytest.fixture(scope="module")

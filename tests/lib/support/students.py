@@ -62,16 +62,16 @@ def tiny(tiny_config):
 
 
 @pytest.fixture(scope="session")
-def from_t5x(shared_data):
+def from_t5x(fixtures):
     """Config, parameters and expected outputs of a checkpoint that T5X wrote."""
-    folder = shared_data / "fixtures" / "t5x_legacy_tiny"
+    folder = fixtures / "t5x_legacy_tiny"
     return RELEASED, _read(folder / "legacy"), np.load(folder / "expected.npz")
 
 
 @pytest.fixture(scope="session", params=["hf_tiny_v1_1", "hf_tiny_v1_0"])
-def from_hugging_face(request, shared_data):
+def from_hugging_face(request, fixtures):
     """The same of T5 1.1 and T5 1.0 as Hugging Face wrote them."""
-    folder = shared_data / "fixtures" / request.param
+    folder = fixtures / request.param
     config = RELEASED
     if request.param == "hf_tiny_v1_0":
         config = dataclasses.replace(RELEASED, mlp_activations=("relu",), logits_via_embedding=True)
