@@ -202,7 +202,7 @@ def _count(rule: Rule, open_B, ended_BK):
     """Which extensions may take a place among the finished continuations."""
     K = ended_BK.shape[1]
     allowed_K = jnp.arange(K) < (K if rule.backups_finish else K // 2)
-    return ended_BK & allowed_K & open_B[:, None]
+    return ended_BK & allowed_K[None] & open_B[:, None]
 
 
 def _take(x_BN, places_BK):

@@ -88,10 +88,10 @@ def logits_gradient(logits, targets, ids, statistics, cotangent, *, temperature=
         share = jnp.exp(logits / temperature - statistics.tempered_rest[..., None])
         gradient += share * cotangent.tempered_rest[..., None] / temperature
     for k in range(ids.shape[-1]):
-        here = ids[..., k, None] == vocab  # never where absent
+        here = _where(ids[..., k], vocab)  # never where absent
         gradient = jnp.where(here, cotangent.chosen[..., k, None], gradient)
     gradient += cotangent.total[..., None]
-    here = targets[..., None] == vocab
+    here = _where(targets, vocab)
     return gradient + jnp.where(here, cotangent.target[..., None], 0.0)
 
 
@@ -99,6 +99,11 @@ def _vocab(logits, axis):
     """The ids of this device's columns, int32 [V]."""
     columns = logits.shape[-1]
     return lax.axis_index(axis) * columns + jnp.arange(columns, dtype=jnp.int32)
+
+
+def _where(ids, vocab):
+    """Which column is the id's: [...] -> bool [..., V]."""
+    return ids[..., None] == jnp.expand_dims(vocab, tuple(range(ids.ndim)))
 
 
 def _pick(logits, ids, axis):
@@ -113,7 +118,7 @@ def _stored(ids, vocab):
     """Whether a token is one of the k, [..., V]; a loop, since a reduction may hold [..., K, V]."""
     stored = jnp.zeros((*ids.shape[:-1], vocab.size), bool)
     for k in range(ids.shape[-1]):
-        stored |= ids[..., k, None] == vocab
+        stored |= _where(ids[..., k], vocab)
     return stored
 
 

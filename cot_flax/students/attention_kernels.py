@@ -44,7 +44,7 @@ class Bias:
         """Returns float32 [B, 1, T, S]: 0 where a query may look, else MASKED."""
         allowed_BTS = same_segment(self.query_segments, self.key_segments)
         if self.causal:
-            allowed_BTS &= jnp.tril(jnp.ones(allowed_BTS.shape[1:], bool))
+            allowed_BTS &= jnp.tril(jnp.ones(allowed_BTS.shape[1:], bool))[None]
         return mask_bias(allowed_BTS)
 
     def dense(self) -> jax.Array:

@@ -36,10 +36,10 @@ def step(model: T5, params, tokens_BN, ages_B, head, prompts: Prompts, ring: Rin
     def run(t5: T5):
         decoder = t5.decoder
         L = ring.keys[0].shape[3]
-        seen_BL = (head - jnp.arange(L)) % L <= ages_B[:, None]
+        seen_BL = ((head - jnp.arange(L)) % L)[None] <= ages_B[:, None]
         # What the youngest token of a full row sees, rolled so that its last column is the head.
         row_HL = jnp.roll(decoder.relpos_bias.last_row(L), head + 1, axis=-1)
-        bias_B1HL = row_HL + jnp.where(seen_BL, 0.0, MASKED)[:, None, None]
+        bias_B1HL = row_HL[None, None] + jnp.where(seen_BL, 0.0, MASKED)[:, None, None]
         x_BND = t5.token_embedder(tokens_BN).astype(t5.config.residual_dtype)
         new = Ring([], [])
         for i, layer in enumerate(decoder.layers):

@@ -25,6 +25,7 @@ class LayerNorm(nn.Module):
         x = x.astype(jnp.float32)
         mean_square = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
         watch(self, mean_square)
+        scale = jnp.expand_dims(scale, tuple(range(x.ndim - 1)))
         return (x * jax.lax.rsqrt(mean_square + 1e-6) * scale).astype(self.dtype)
 
 
