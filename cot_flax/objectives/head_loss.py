@@ -114,11 +114,12 @@ _loss.defvjp(_loss_and_gradients, _scale_gradients, symbolic_zeros=True)
 
 def _mesh_axes(batch: int, vocab: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The mesh axes of batch and vocabulary; an axis that does not divide splits nothing."""
-    found = mesh_axes("batch"), mesh_axes("vocab")
-    return tuple(
-        axes if size % axis_size(*axes) == 0 else ()
-        for axes, size in zip(found, (batch, vocab), strict=True)
-    )
+
+    def fitting(name, size):
+        axes = mesh_axes(name)
+        return axes if size % axis_size(*axes) == 0 else ()
+
+    return fitting("batch", batch), fitting("vocab", vocab)
 
 
 def _split(job, hidden_BTD, head_DV, labels, wanted):

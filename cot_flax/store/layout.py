@@ -36,7 +36,7 @@ FORMAT, OLD_FORMAT = 2, 1  # of the records below; a store of another one has to
 MANIFEST, COMPLETED = "manifest.json", "COMPLETED"
 INFO, STATS = f"info.{SPLIT}.json", f"stats.{SPLIT}.json"
 DROPPED, REJECTED = "dropped.jsonl.gz", "rejected.jsonl"
-FEATURES = {
+FEATURES: dict[str, dict] = {
     "id": {"shape": [], "dtype": "string"},
     "question": {"shape": [], "dtype": "string"},
     "question_hash": {"shape": [], "dtype": "int64"},

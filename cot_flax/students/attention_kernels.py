@@ -153,10 +153,11 @@ def cudnn(query_BTHC, keys_BSHC, values_BSHC, bias: Bias, implementation="cudnn"
 
 def flash(query_BTHC, keys_BSHC, values_BSHC, bias: Bias) -> jax.Array:
     """The Pallas kernel of TPUs, a shard of batch and heads on every device of the mesh."""
-    spec = partitioning.logical_to_mesh_axes(("batch", "heads"))
+    spec = partitioning.logical_to_mesh_axes(("batch", "heads")) or P()
     batch, heads = spec if len(spec) == 2 else (None, None)
     rows, BTHC = P(batch), P(batch, None, heads)
-    places = Bias(None if bias.position is None else P(None, heads), rows, rows, bias.causal)
+    position = None if bias.position is None else P(None, heads)
+    places = Bias(position, rows, rows, bias.causal)  # type: ignore[arg-type]  # specs, not arrays
     if jax.sharding.get_abstract_mesh().empty:
         return _flash(query_BTHC, keys_BSHC, values_BSHC, bias)
     sharded = jax.shard_map(

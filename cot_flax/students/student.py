@@ -240,8 +240,9 @@ class Student(Protocol):
         ...
 
 
-_FAMILIES: dict[str, type[Student]] = {}
-_Family = TypeVar("_Family", bound=type)
+# Classes with the members of Student; a protocol has no constructor to call.
+_FAMILIES: dict[str, type[Any]] = {}
+_Family = TypeVar("_Family", bound=type[Any])
 
 
 def add_family(cls: _Family) -> _Family:
@@ -250,7 +251,7 @@ def add_family(cls: _Family) -> _Family:
     return cls
 
 
-def families() -> Mapping[str, type[Student]]:
+def families() -> Mapping[str, type[Any]]:
     """Every family by its name: those of the folders here, and what else was added."""
     for module in pkgutil.iter_modules(students.__path__):
         if module.ispkg:

@@ -182,7 +182,8 @@ def _first_choice(tail: str) -> str | None:
 
 
 def _last_choice(text: str) -> str | None:
-    return (_choices(text) or [None])[-1]
+    choices = _choices(text)
+    return choices[-1] if choices else None
 
 
 def _first_yes_no(tail: str) -> str | None:

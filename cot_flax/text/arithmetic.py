@@ -66,7 +66,7 @@ def evaluate(tokens: Sequence[Token]) -> Fraction | None:
 
 def _raw_tokens(text: str, start: int, end: int) -> Iterator[Token]:
     for match in _TOKEN.finditer(text, start, end):
-        kind, piece = match.lastgroup, match[0]
+        kind, piece = str(match.lastgroup), match[0]
         if kind == "space":
             continue
         value = read_literal(piece) if kind == "number" else None

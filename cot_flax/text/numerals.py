@@ -63,10 +63,10 @@ def _with_point(scaled: int, places: int) -> str:
 
 def _values(match: re.Match) -> list[Fraction | None]:
     value = _divide(read_literal(match["top"]), read_literal(match["bottom"] or "1"))
-    values = [value]
+    values: list[Fraction | None] = [value]
     if match["whole"]:
         whole = read_literal(match["whole"])
-        if None not in (whole, value) and value < 1:
+        if whole is not None and value is not None and value < 1:
             values = [bounded(whole + value)]
         else:  # `10 20/5` is two numbers, not a mixed one
             values = [whole, value]

@@ -1,7 +1,6 @@
 """Where a step that is not finite broke: flags made on the device, names given on the host."""
 
 import math
-import re
 from collections.abc import Sequence
 
 import jax
@@ -39,7 +38,7 @@ def locate_nonfinite(
         loss: the loss of that step.
     """
     if np.any(activations > 0):
-        return f"the first bad place is {places[np.argmax(activations > 0)]}"
+        return f"the first bad place is {places[int(np.argmax(activations > 0))]}"
     if not math.isfinite(loss):
         return "the logits are finite, the loss weights or the teacher's rows are not"
     # The backward pass reaches the last parameter first.
@@ -51,8 +50,9 @@ def _forward(student: Student, tree: dict) -> list[tuple[str, jax.Array]]:
     order = {module: place for place, module in enumerate(student.forward_order)}
 
     def place(named):
-        parts = [re.fullmatch(r"(.+?)(?:_(\d+))?", part).groups() for part in named[0].split(".")]
-        return [(order.get(part, len(order)), int(i or 0)) for part, i in parts]
+        parts = [part.rpartition("_") for part in named[0].split(".")]
+        split = [(head, i) if i.isdigit() else (head + _ + i, 0) for head, _, i in parts]
+        return [(order.get(part, len(order)), int(i)) for part, i in split]
 
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return sorted(((".".join(k.key for k in path), leaf) for path, leaf in leaves), key=place)

@@ -3,7 +3,7 @@
 import dataclasses
 import queue
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol
 
@@ -248,7 +248,9 @@ class _Window:
         self._sums, self._steps = {}, 0
 
 
-def prefetch(batches: Iterator[dict], place: Callable, depth: int = 2) -> Iterator[dict]:
+def prefetch(
+    batches: Iterator[dict], place: Callable, depth: int = 2
+) -> Generator[dict, None, None]:
     """Places batches on the devices (`place` does) from a thread, `depth` ahead of their use."""
     # Two deep: one batch is on its way while one waits. More would hold memory on the devices.
     ready: queue.Queue = queue.Queue(depth)

@@ -143,7 +143,7 @@ class Rows:
         places = by_process(mesh.devices) if fits else [0]
         row_at = np.arange(batch_size).reshape(len(places), -1)[np.argsort(places)].ravel()
         spans = self._place.addressable_devices_indices_map((batch_size,)).values()
-        here = {row for (span,) in spans for row in row_at[span]}
+        here = {row for index in spans if index for row in row_at[index[0]]}
         # Whole shards are read, even where only part of one's rows is used here.
         size = batch_size // shards
         self.shards = sorted({int(row) // size for row in here})
@@ -158,7 +158,9 @@ class Rows:
         def whole(array):
             shape = (len(self._where), *array.shape[1:])
             return jax.make_array_from_callback(
-                shape, self._place, lambda index: array[self._where[index[0]]]
+                shape,
+                self._place,
+                lambda index: array[self._where[index[0]]],  # type: ignore[index]
             )
 
         return {name: whole(array) for name, array in rows.items()}

@@ -76,7 +76,8 @@ def state_shardings(student, optimizer, abstract_state, mesh, rules) -> TrainSta
         optimizer.transform, abstract_state.opt_state, trainable, places, mesh
     )
     whole = sharding.replicated(mesh)
-    return TrainState(whole, params, opt_state, whole)
+    # Shardings where a state has arrays.
+    return TrainState(whole, params, opt_state, whole)  # type: ignore[arg-type]
 
 
 def _with_shardings(shapes, shardings):

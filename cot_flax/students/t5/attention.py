@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from flax.linen.partitioning import param_with_axes, with_sharding_constraint
+from jax.typing import DTypeLike
 
 from cot_flax.students.attention_kernels import MASKED, Bias, attend, mask_bias, same_segment
 from cot_flax.students.lora import Lora, adapt
@@ -59,7 +60,7 @@ class RelativePositionBias(nn.Module):
 
     num_heads: int
     bidirectional: bool
-    dtype: jnp.dtype
+    dtype: DTypeLike
 
     def setup(self):
         self.rel_embedding = param_with_axes(
@@ -95,7 +96,7 @@ class Dense(nn.Module):
 
     shape: tuple[int, ...]
     axes: tuple[str, str]
-    dtype: jnp.dtype
+    dtype: DTypeLike
     init_scale: float = 1.0
     lora: Lora | None = None
 
@@ -122,7 +123,7 @@ class Attention(nn.Module):
     head_dim: int
     features: int
     dropout_rate: float
-    dtype: jnp.dtype
+    dtype: DTypeLike
     lora: Lora | None = None
     implementation: str = "auto"
 
@@ -142,8 +143,8 @@ class Attention(nn.Module):
 
     def keys_values(self, x_BSD: jax.Array, deterministic=True) -> tuple[jax.Array, jax.Array]:
         """Returns keys and values, each [B, S, H, C]."""
-        projections = self.key(x_BSD, deterministic), self.value(x_BSD, deterministic)
-        return tuple(_constrain_heads(x_BSHC) for x_BSHC in projections)
+        keys_BSHC, values_BSHC = self.key(x_BSD, deterministic), self.value(x_BSD, deterministic)
+        return _constrain_heads(keys_BSHC), _constrain_heads(values_BSHC)
 
     def __call__(self, x_BTD, keys_BSHC, values_BSHC, bias: Bias, deterministic=True) -> jax.Array:
         """Attends from `x_BTD`; returns [B, T, D]."""

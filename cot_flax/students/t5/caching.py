@@ -4,6 +4,8 @@ None of them is transposed at a step. The decoder's own keys and values lie in a
 relative biases rolls with its head. Letters as in students/student.py.
 """
 
+from typing import cast
+
 import jax
 import jax.numpy as jnp
 
@@ -26,7 +28,7 @@ def prefill(model: T5, params, tokens_BS, special_ids: SpecialIds) -> Prompts:
     seen_BS = tokens_BS != special_ids.pad
     bias = jnp.where(seen_BS, 0.0, MASKED)[:, None, None].astype(jnp.float32)
     start_B = jnp.full(len(tokens_BS), special_ids.start, jnp.int32)
-    keys, values = model.apply({"params": params}, method=read)
+    keys, values = cast(tuple[list, list], model.apply({"params": params}, method=read))
     return Prompts(keys, values, bias, start_B, length_B=jnp.zeros_like(start_B))
 
 

@@ -6,7 +6,7 @@ own.
 
 import re
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -129,7 +129,9 @@ def from_hugging_face(name: str) -> tuple[str, bool] | None:
     if name in _OURS:
         return _OURS[name]
     block = re.match(r"(?:encoder|decoder)\.block\.(\d+)\.", name)
-    known = block and _OURS.get(name.replace(f".block.{block[1]}.", ".block.{i}.", 1))
+    if block is None:
+        return None
+    known = _OURS.get(name.replace(f".block.{block[1]}.", ".block.{i}.", 1))
     return (known[0].replace("{i}", block[1]), known[1]) if known else None
 
 
@@ -143,7 +145,7 @@ def model_config(config: Mapping, place: str) -> T5Config:
     for name, value in _FIXED.items():
         if (found := config.get(name, value)) != value:
             raise UserError(f"{name} {found} in {place}", f"{name} {value}", _REMEDY)
-    sizes = {ours: _size(config, theirs, place) for theirs, ours in _SIZES.items()}
+    sizes: dict[str, Any] = {ours: _size(config, theirs, place) for theirs, ours in _SIZES.items()}
     depth = config.get("num_decoder_layers")
     return T5Config(
         **sizes,
@@ -273,7 +275,7 @@ def _without_head(stored: Mapping[str, Tensor], place: str) -> dict[str, Tensor]
     rest = dict(stored)
     head = rest.pop(HUGGING_FACE_HEAD, None)
     embedding = next((rest[n] for n in ("shared.weight", *EMBEDDING_ALIASES) if n in rest), head)
-    if head is not None and not _equal(head, embedding):
+    if head is not None and not _equal(head, embedding):  # type: ignore[arg-type]
         raise UserError(
             f"{HUGGING_FACE_HEAD} different from shared.weight in {place}",
             "the same numbers, because config.json says that the head is the embedding",

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax.linen.partitioning import param_with_axes, with_sharding_constraint
+from jax.typing import DTypeLike
 
 from cot_flax.students.t5.attention import Attention, Dense
 from cot_flax.students.t5.config import T5Config
@@ -15,7 +16,7 @@ class LayerNorm(nn.Module):
     It also tells whether its input was finite (training/guard.py): the statistic is there anyway.
     """
 
-    dtype: jnp.dtype
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(self, x):

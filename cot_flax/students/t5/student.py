@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Mapping
 from functools import cache
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -111,9 +111,13 @@ class T5Student:
 
     @classmethod
     def config_from_json(cls, fields: Mapping) -> T5Config:
-        known = {name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()}
+        known: dict[str, Any] = {
+            name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()
+        }
         if adapters := known.get("lora"):
-            listed = {n: tuple(v) if n == "targets" else v for n, v in adapters.items()}
+            listed: dict[str, Any] = {
+                n: tuple(v) if n == "targets" else v for n, v in adapters.items()
+            }
             known["lora"] = lora.Lora(**listed)
         return T5Config(**known)
 

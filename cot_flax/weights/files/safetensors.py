@@ -58,7 +58,7 @@ def write_shards(folder: Path, tensors: Mapping[str, Tensor], dtype: np.dtype, l
     shards = _shards(tensors, dtype, limit)
     if len(shards) == 1:
         return write(folder / NAME, tensors, dtype)
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for i, shard in enumerate(shards):
         name = f"model-{i + 1:05}-of-{len(shards):05}.safetensors"
         write(folder / name, shard, dtype)
