@@ -85,7 +85,7 @@ class ToyStudent:
         positions = batch.get("decoder_positions", jnp.broadcast_to(places_T, tokens_BT.shape))
         segments_BT = batch.get("decoder_segment_ids", jnp.ones_like(tokens_BT))
         seen_BTT = segments_BT[:, :, None] == segments_BT[:, None, :]
-        seen_BTT &= places_T[:, None] >= places_T[None, :]
+        seen_BTT &= (places_T[:, None] >= places_T[None, :])[None]
         x_BTD = self._embed(params, tokens_BT, positions)
         keys, values = self._keys_values(params, x_BTD)
         q_BTHC = self._heads(_norm(x_BTD, params, 0) @ params["query"])
@@ -110,13 +110,13 @@ class ToyStudent:
         """All tokens but the last real one are read; that one is fed first."""
         places_S = jnp.arange(tokens_BS.shape[1])
         real_BS = tokens_BS != self.special_ids.pad
-        length_B = jnp.max(jnp.where(real_BS, places_S, 0), axis=1)
+        length_B = jnp.max(jnp.where(real_BS, places_S[None], 0), axis=1)
         positions_BS = jnp.broadcast_to(places_S, tokens_BS.shape)
         keys, values = self._keys_values(params, self._embed(params, tokens_BS, positions_BS))
         return Prompts(
             keys=[keys.transpose(0, 2, 3, 1)],
             values=[values.transpose(0, 2, 1, 3)],
-            bias=jnp.where(places_S < length_B[:, None], 0.0, MASKED)[:, None, None],
+            bias=jnp.where(places_S[None] < length_B[:, None], 0.0, MASKED)[:, None, None],
             start_B=jnp.take_along_axis(tokens_BS, length_B[:, None], axis=1)[:, 0],
             length_B=length_B,
         )
@@ -131,7 +131,7 @@ class ToyStudent:
             )
         ]
         L = new[0].shape[3]
-        seen_BL = (head - jnp.arange(L)) % L <= ages_B[:, None]
+        seen_BL = ((head - jnp.arange(L)) % L)[None] <= ages_B[:, None]
         q_BNHC = self._heads(_norm(x_BND, params, 0) @ params["query"])
         before = jnp.einsum("bnhc,bhcs->bnhs", q_BNHC, prompts.keys[0]) + prompts.bias
         own = jnp.einsum("bnhc,bnhlc->bnhl", q_BNHC, new[0])
@@ -193,5 +193,5 @@ class ToyStudent:
 
 
 def _norm(x, params, which):
-    scale = jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + 1e-6)
-    return scale * x * params["norms"][which]
+    scale = params["norms"][which][None, None]
+    return x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + 1e-6) * scale
