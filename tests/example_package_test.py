@@ -201,7 +201,9 @@ def test_the_mixture_is_trained(mixed):
 
 
 def test_its_answers_are_counted(evaluated):
-    rows = [json.loads(line) for line in (evaluated / "test" / PREDICTIONS).open()]
+    rows = [
+        json.loads(line) for line in (evaluated / "test" / PREDICTIONS).read_text().splitlines()
+    ]
     assert [row["extracted"] for row in rows] == [gold_time(row["gold"]) for row in rows]
     assert {"15:35", "10:55"} < {row["extracted"] for row in rows}  # of `3:35 pm` and `10:55 am`
     results = json.loads((evaluated / "test" / RESULTS).read_text())["tasks"]

@@ -86,7 +86,9 @@ def test_the_loss_falls_on_soft_targets(run):
 def test_fifty_test_questions_are_decoded_and_scored(run):
     results = json.loads((run / "test" / "results.json").read_text())
     assert results["tasks"]["gsm8k_zero_shot_cot"]["count"] == 50
-    rows = [json.loads(line) for line in (run / "test" / "predictions.jsonl").open()]
+    rows = [
+        json.loads(line) for line in (run / "test" / "predictions.jsonl").read_text().splitlines()
+    ]
     assert [row["id"] for row in rows] == [f"gsm8k-test-{i}" for i in range(50)]
     assert rows[0]["gold"] == "18"
     assert all(row["prompt"].startswith("Q: ") for row in rows)
