@@ -1,5 +1,6 @@
 """The one exception that a user is meant to read."""
 
+import re
 import sys
 import traceback
 
@@ -38,7 +39,9 @@ def _rebuild(kind: type[UserError], args: tuple, attributes: dict) -> UserError:
 
 def missing_extra(error: ModuleNotFoundError) -> UserError | ModuleNotFoundError:
     """What to raise for an import that failed: it names the extra to install."""
-    library = (error.name or "").partition(".")[0]
+    # gin raises what it augments anew, without its name; the message has it.
+    named = re.search(r"(?:No module named|import of) '?([\w.]+)", str(error))
+    library = (error.name or (named[1] if named else "")).partition(".")[0]
     for extra, libraries in EXTRAS.items():
         if library in libraries:
             remedy = f'run: pip install "cot-flax[{extra}]"'

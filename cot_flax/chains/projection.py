@@ -13,7 +13,7 @@ import numpy as np
 
 from cot_flax.chains.samples import Logprobs
 from cot_flax.errors import UserError
-from cot_flax.students.layouts import ABSENT_ID
+from cot_flax.text.pieces import ABSENT_ID
 from cot_flax.text.tokenizers import Tokenizer
 
 RULES = ("fu2023", "paths")

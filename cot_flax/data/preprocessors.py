@@ -13,7 +13,7 @@ import seqio
 import tensorflow as tf
 
 from cot_flax.data.features import special_ids
-from cot_flax.students.layouts import ABSENT_ID
+from cot_flax.text.pieces import ABSENT_ID
 from cot_flax.text.prompts import Exemplar, build_input, build_target, is_cot
 
 MOST_DROPPED = 10_000

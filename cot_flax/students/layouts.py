@@ -10,13 +10,10 @@ from typing import Protocol
 
 import numpy as np
 
-from cot_flax.text.tokenizers import SpecialIds
+from cot_flax.text.pieces import ABSENT_ID, SpecialIds
 
 Example = Mapping[str, np.ndarray]
 Shapes = dict[str, tuple[tuple[int, ...], str]]
-
-ABSENT_ID = -1
-"""In a teacher's row: no entry. No id of any vocabulary is negative."""
 
 
 class Layout(Protocol):

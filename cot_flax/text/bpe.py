@@ -65,7 +65,7 @@ class HuggingFaceTokenizer:
         named = json.dumps([special_ids, settings], sort_keys=True)
         self.fingerprint = hashlib.sha256(named.encode()).hexdigest()[:16]
         self.vocab_size = 1 + max(self._tokenizer.get_vocab().values())
-        self.unk_id = None
+        self.unk_id: int | None = None
         self._added = self._tokenizer.get_added_tokens_decoder()
         byte_level = "ByteLevel" in _types(settings.get("decoder"))
         self._spelled = byte_level_bytes if byte_level else fallback_bytes

@@ -12,6 +12,9 @@ from cot_flax.files import path_at
 SPACE = "\u2581"
 """The visible space of SentencePiece, and of BPE with byte fallback."""
 
+ABSENT_ID = -1
+"""In a teacher's row: no entry. No id of any vocabulary is negative."""
+
 MOST_REMEMBERED = 1 << 18
 """First pieces that a tokenizer remembers: some 50 MB."""
 

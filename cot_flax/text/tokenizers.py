@@ -6,7 +6,7 @@ byte as some letter, too. Callers see ids, texts and byte spans, never a library
 
 import hashlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property, lru_cache, partial
 from typing import Protocol
 
@@ -47,8 +47,10 @@ class Tokenizer(Protocol):
 
     vocab_size: int
     special_ids: SpecialIds
-    unk_id: int | None
     fingerprint: str
+
+    @property
+    def unk_id(self) -> int | None: ...
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text, without the end."""
@@ -246,10 +248,12 @@ def open_tokenizer(path: str | os.PathLike, fingerprint: str = "") -> Tokenizer:
             another vocabulary.
     """
     found, seen = _tokenizer_file(path_at(path)), []
+    readings: list[Callable[[], Tokenizer]]
     if found.suffix == ".json":
         readings = [partial(open_hugging_face, found)]
     else:
-        readings = [partial(SentencePieceTokenizer, found, extra_ids=n) for n in (0, T5_SENTINELS)]
+        counts = (0, T5_SENTINELS)
+        readings = [partial(SentencePieceTokenizer, found, extra_ids=count) for count in counts]
     for read in readings:
         tokenizer = read()
         if fingerprint in ("", tokenizer.fingerprint):

@@ -17,7 +17,7 @@ from cot_flax.errors import UserError
 from cot_flax.lab.world.stories import make_stories
 from cot_flax.lab.world.teacher import StoryTeacher, make_samples, tokenize
 from cot_flax.lab.world.vocabulary import VOCABULARY_PATH
-from cot_flax.students.layouts import ABSENT_ID
+from cot_flax.text.pieces import ABSENT_ID
 from cot_flax.text.tokenizers import open_tokenizer
 
 # Golden vectors: FranxYao/FlanT5-CoT-Specialization @ a8ffd51 (MIT), notebook

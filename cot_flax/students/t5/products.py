@@ -5,6 +5,7 @@ H heads, C width of a head.
 """
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -77,7 +78,11 @@ def _is_fused(config, platform, queries, keys, has_position) -> bool:
         )
         for length in (queries, keys)
     )
-    bias = attention_kernels.Bias(0 if has_position else None, None, None)
+    position = jax.ShapeDtypeStruct((1, config.num_heads, queries, keys), jnp.float32)
+    segments_BT, segments_BS = (jax.ShapeDtypeStruct((1, n), jnp.int32) for n in (queries, keys))
+    # Shapes stand for arrays: what is chosen depends on nothing else.
+    arrays: Any = position if has_position else None, segments_BT, segments_BS
+    bias = attention_kernels.Bias(*arrays)
     chosen = attention_kernels.choose(config.attention, platform, query_BTHC, keys_BSHC, bias)
     return chosen != "xla"
 
