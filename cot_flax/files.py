@@ -1,7 +1,10 @@
-"""Paths on this machine and in buckets, by one interface."""
+"""Paths on this machine and in buckets by one interface; what is there whole or not at all."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from etils import epath
 
@@ -28,3 +31,54 @@ def make_folder(path: str | os.PathLike) -> Path | epath.Path:
         remedy = "check its name and your permissions; for a bucket, the network and `gcloud auth`"
         raise UserError(f"{path} ({reason})", "a folder to write to", remedy) from error
     return folder
+
+
+@contextmanager
+def new_file(path: str | os.PathLike) -> Iterator[Path]:
+    """Yields a path to write to that becomes `path` when the block ends without an error.
+
+    Folders on the way are made. On this machine the file grows beside its final name and is
+    renamed over it. In a bucket, whose objects are there whole or not at all, it grows under a
+    temporary name on this machine and is uploaded at the end.
+
+    Raises:
+        UserError: its folder cannot be made.
+    """
+    path = path_at(path)
+    make_folder(path.parent)
+    if is_bucket(path):
+        with TemporaryDirectory() as draft:
+            partial = Path(draft) / path.name
+            yield partial
+            path.write_bytes(partial.read_bytes())
+        return
+    partial = path.with_name(path.name + ".partial")
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_whole(path: str | os.PathLike, content: str | bytes) -> None:
+    """Writes a file whole or not at all, text as UTF-8; see `new_file`."""
+    with new_file(path) as partial:
+        partial.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+@contextmanager
+def new_folder(out: str | os.PathLike) -> Iterator[Path]:
+    """Yields a folder beside `out` that becomes `out` when the block ends without an error.
+
+    Raises:
+        UserError: there is something at `out`.
+    """
+    out = Path(out).absolute()
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise UserError(f"{out}, which is not empty", "a new folder", "choose another --out")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as draft:
+        folder = Path(draft) / out.name
+        folder.mkdir()
+        yield folder
+        folder.rename(out)

@@ -19,7 +19,7 @@ import seqio
 
 from cot_flax import cli
 from cot_flax.configuration import gin_root
-from cot_flax.evaluation.outputs import PREDICTIONS, RESULTS
+from cot_flax.run_folder import PREDICTIONS, RESULTS
 from cot_flax.text.answers import extract_answer
 from cot_flax.training import logs
 

@@ -21,6 +21,7 @@ from typing import IO, Any, NoReturn
 from etils import epath
 
 from cot_flax.errors import UserError
+from cot_flax.files import new_file
 
 UNREADABLE = (FileNotFoundError, IsADirectoryError, PermissionError)
 CUT_OFF = (OSError, EOFError, zlib.error)
@@ -112,15 +113,10 @@ def write_samples(path: str | os.PathLike, samples: Iterable[Sample]) -> None:
 
     Folders on the way are made. The file grows beside its final name and is renamed at the end.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    try:
-        with gzip_writer(partial) if path.suffix == ".gz" else open(partial, "wb") as file:
+    with new_file(path) as partial:
+        zipped = Path(path).suffix == ".gz"
+        with gzip_writer(partial) if zipped else open(partial, "wb") as file:
             file.writelines(map(to_line, samples))
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -20,11 +20,11 @@ from cot_flax.data.batches import TaskBatches, find_task
 from cot_flax.data.features import fingerprint
 from cot_flax.data.registration import cot_task
 from cot_flax.errors import UserError
-from cot_flax.evaluation.outputs import PREDICTIONS, RESULTS
 from cot_flax.files import make_folder
 from cot_flax.generation.beam import RULES, beam_search
 from cot_flax.generation.sampling import Sampling
 from cot_flax.generation.slots import bucket, decode_all
+from cot_flax.run_folder import PREDICTIONS, RESULTS
 from cot_flax.students.student import Student
 from cot_flax.text import scoring
 from cot_flax.text.answers import MODES

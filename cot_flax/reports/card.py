@@ -8,8 +8,8 @@ from pathlib import Path
 
 import jinja2
 
+from cot_flax import run_folder
 from cot_flax.errors import UserError
-from cot_flax.evaluation import outputs
 from cot_flax.weights.opening import HUB_ID
 
 CONFIG = "config.gin"
@@ -80,16 +80,16 @@ def facts(name: str, parameters: int, folder: Path | None) -> Facts:
     """
     macros = read_macros(folder / CONFIG) if folder else {}
     has_results = folder is not None and any(
-        (folder / sub / outputs.RESULTS).is_file() for sub in outputs.FOLDERS
+        (folder / sub / run_folder.RESULTS).is_file() for sub in run_folder.FOLDERS
     )
-    predictions = outputs.read_predictions(folder) if has_results else []
+    predictions = run_folder.read_predictions(folder) if has_results else []
     return Facts(
         name=name,
         parameters=parameters,
         started_from=str(macros.get("INITIAL_CHECKPOINT_PATH") or ""),
         settings={label: macros[macro] for macro, label in _SETTINGS.items() if macros.get(macro)},
         objective=_objective(macros) if macros else "",
-        results=outputs.read_results(folder) if has_results else {},
+        results=run_folder.read_results(folder) if has_results else {},
         prompt=predictions[0]["prompt"] if predictions else "",
     )
 

@@ -24,6 +24,7 @@ from cot_flax.chains.tally import Tally
 from cot_flax.chains.workers import Chunk, Job, cores, prepare_chunks
 from cot_flax.data.features import fingerprint, tokenizer_of
 from cot_flax.errors import UserError
+from cot_flax.files import write_whole
 from cot_flax.store import layout
 
 PARTS, PLAN = "parts", "plan.json"
@@ -110,7 +111,7 @@ def _open_parts(folder: Path, plan: dict) -> Path:
         shutil.rmtree(parts, ignore_errors=True)
         layout.remove(folder)
         parts.mkdir(parents=True)
-        _write_whole(file, json.dumps(plan))
+        write_whole(file, json.dumps(plan))
     return parts
 
 
@@ -214,7 +215,7 @@ def _write_part(parts: Path, index: int, outcome: Outcome, stored: layout.Stored
     lines = [{"reason": e.reason, "error": str(e)} for e in outcome.rejected]
     text = "".join(json.dumps(line) + "\n" for line in lines)
     _part(parts, index, layout.REJECTED).write_text(text)
-    _write_whole(_part(parts, index, "json"), json.dumps(outcome.tally.to_json()))
+    write_whole(_part(parts, index, "json"), json.dumps(outcome.tally.to_json()))
 
 
 def _finish(folder: Path, parts_done: int, total: Tally, plan: dict) -> None:
@@ -234,9 +235,3 @@ def _finish(folder: Path, parts_done: int, total: Tally, plan: dict) -> None:
 
 def _part(parts: Path, index: int, suffix: str) -> Path:
     return parts / f"{index:05d}.{suffix}"
-
-
-def _write_whole(path: Path, text: str) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text)
-    os.replace(partial, path)

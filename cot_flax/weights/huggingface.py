@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 
 from cot_flax.errors import UserError
+from cot_flax.files import new_folder
 from cot_flax.students.parameters import Tensor
 from cot_flax.students.student import Student, families
 from cot_flax.weights import tokenizer_files
 from cot_flax.weights.files import safetensors, torch_pickle
-from cot_flax.weights.new_folder import new_folder
 from cot_flax.weights.source import Access, Source, check_tensors, reading_order
 
 CONFIG = "config.json"

@@ -10,10 +10,10 @@ import numpy as np
 from flax import serialization
 
 from cot_flax.errors import UserError
+from cot_flax.files import new_folder
 from cot_flax.students.parameters import Shapes, Tensor, dotted, nest
 from cot_flax.students.student import Student, families
 from cot_flax.weights.files import tensorstore as files
-from cot_flax.weights.new_folder import new_folder
 from cot_flax.weights.source import Source, check_tensors, reading_order
 
 INDEX = "checkpoint"

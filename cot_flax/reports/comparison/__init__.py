@@ -6,7 +6,7 @@ It reads what `train` and `evaluate` left behind and needs neither JAX nor Tenso
 from collections.abc import Mapping
 from pathlib import Path
 
-from cot_flax.evaluation import outputs
+from cot_flax import run_folder
 from cot_flax.reports.comparison import page
 from cot_flax.reports.comparison.terminal import print_results, print_table
 
@@ -24,7 +24,7 @@ def write(path: Path, runs: Mapping[str, Path]) -> None:
     Raises:
         UserError: a folder that is not there, a malformed file, or no results at all.
     """
-    found = outputs.read_runs(runs)
+    found = run_folder.read_runs(runs)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(page.render(found, path), encoding="utf-8")

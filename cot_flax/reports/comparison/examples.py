@@ -5,8 +5,8 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from cot_flax.evaluation.outputs import Run
 from cot_flax.reports.comparison import tables
+from cot_flax.run_folder import Run
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 import cot_flax
-from cot_flax.evaluation.outputs import Run, base_of
 from cot_flax.reports.comparison import cells, examples, panels, plots, tables
 from cot_flax.reports.comparison.cells import Cell
+from cot_flax.run_folder import Run, base_of
 
 TEMPLATE = "report.html.jinja"
 BLUE, RED = "0, 114, 178", "213, 94, 0"

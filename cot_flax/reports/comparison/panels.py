@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from cot_flax.evaluation.outputs import Run
 from cot_flax.reports.comparison import tables
 from cot_flax.reports.comparison.cells import Cell, from_summary
+from cot_flax.run_folder import Run
 
 MOST_POINTS = 200
 

@@ -11,8 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from cot_flax.evaluation.outputs import Run
 from cot_flax.reports.comparison.panels import Line, Panel
+from cot_flax.run_folder import Run
 
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#a8508a", "#8c6d00", "#3a3a3a")
 """Okabe and Ito's palette, its light members darkened to be seen as lines on white."""

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from cot_flax.evaluation import outputs
+from cot_flax import run_folder
 from cot_flax.reports.comparison import tables
 from cot_flax.reports.comparison.cells import (
     Cell,
@@ -60,9 +60,9 @@ def print_table(runs: Mapping[str, Path], console: Console | None = None) -> Non
     Raises:
         UserError: as `write`.
     """
-    found = outputs.read_runs(runs)
+    found = run_folder.read_runs(runs)
     console = console or Console()
-    columns = tables.compare([run.tasks for run in found], outputs.base_of(found))
+    columns = tables.compare([run.tasks for run in found], run_folder.base_of(found))
     labels = max(len(run.label) for run in found)
     console.print(
         "Right answers in %, below them the 95% interval; bold is the best of a column.\n"

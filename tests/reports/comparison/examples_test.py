@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from cot_flax.evaluation.outputs import Run
 from cot_flax.reports.comparison import examples
+from cot_flax.run_folder import Run
 from cot_flax.text.prompts import FORMATS, Exemplar, build_input, is_few_shot
 
 MARKS = {f"q{i}": (1 + i % 4, (i % 3 == 0, i % 2 == 0)) for i in range(40)}

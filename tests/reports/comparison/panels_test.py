@@ -5,9 +5,9 @@ from xml.etree import ElementTree
 
 import pytest
 
-from cot_flax.evaluation.outputs import Run
 from cot_flax.reports.comparison import panels, plots
 from cot_flax.reports.comparison.panels import Line, Panel
+from cot_flax.run_folder import Run
 
 
 def make_run(label, tasks=None, metrics=()):

@@ -8,10 +8,10 @@ from html.parser import HTMLParser
 import pytest
 
 from cot_flax.errors import UserError
-from cot_flax.evaluation.outputs import Run
 from cot_flax.reports import comparison
 from cot_flax.reports.comparison import page
 from cot_flax.reports.comparison.cells import Cell
+from cot_flax.run_folder import Run
 
 
 class Outline(HTMLParser):

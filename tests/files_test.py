@@ -1,9 +1,10 @@
-"""Tests of folders that are there whole or not at all."""
+"""Tests of files and folders that are there whole or not at all."""
 
 import pytest
 
+from cot_flax import files
 from cot_flax.errors import UserError
-from cot_flax.weights.new_folder import new_folder
+from cot_flax.files import new_folder
 
 
 def test_appears_when_the_block_ends(tmp_path):
@@ -31,3 +32,23 @@ def test_takes_an_empty_folder_and_nothing_else(tmp_path, monkeypatch):
     for taken in ("empty", "empty/file"):
         with pytest.raises(UserError, match="which is not empty"), new_folder(taken):
             pass
+
+
+@pytest.mark.parametrize("content", ["déjà", b"\x00\xff"])
+def test_a_file_is_written_whole(tmp_path, content):
+    path = tmp_path / "deep" / "file"
+    files.write_whole(path, content)
+    files.write_whole(path, content)
+    assert path.read_bytes() == (content.encode() if isinstance(content, str) else content)
+    assert [found.name for found in path.parent.iterdir()] == ["file"]
+
+
+def test_the_old_file_stays_after_an_error(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("old")
+    with pytest.raises(OSError, match="full"), files.new_file(path) as partial:
+        partial.write_text("half")
+        assert path.read_text() == "old"
+        raise OSError("full")
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]

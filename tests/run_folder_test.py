@@ -4,8 +4,8 @@ import json
 
 import pytest
 
+from cot_flax import run_folder
 from cot_flax.errors import UserError
-from cot_flax.evaluation import outputs
 
 
 @pytest.mark.parametrize("place", [".", "test"])
@@ -13,8 +13,8 @@ def test_results_directly_or_in_test(tmp_path, place):
     (tmp_path / place).mkdir(exist_ok=True)
     (tmp_path / place / "results.json").write_text('{"tasks": {"a": {}}}')
     (tmp_path / place / "predictions.jsonl").write_text('{"id": "1"}\n{"id": "2"}\n')
-    assert outputs.read_results(tmp_path) == {"tasks": {"a": {}}}
-    assert [row["id"] for row in outputs.read_predictions(tmp_path)] == ["1", "2"]
+    assert run_folder.read_results(tmp_path) == {"tasks": {"a": {}}}
+    assert [row["id"] for row in run_folder.read_predictions(tmp_path)] == ["1", "2"]
 
 
 def test_missing_parts_are_said(tmp_path):
@@ -23,7 +23,7 @@ def test_missing_parts_are_said(tmp_path):
     (tmp_path / "bare").mkdir()
     row = {"step": 7, "kind": "train"}
     (tmp_path / "bare" / "metrics.jsonl").write_text(json.dumps(row) + "\n")
-    full, bare = outputs.read_runs({"f": tmp_path / "full", "b": tmp_path / "bare"})
+    full, bare = run_folder.read_runs({"f": tmp_path / "full", "b": tmp_path / "bare"})
     assert [sentence.split(",")[0] for sentence in full.missing] == [
         "no predictions.jsonl",
         "no metrics.jsonl",
@@ -34,24 +34,24 @@ def test_missing_parts_are_said(tmp_path):
 
 def test_what_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"no results\.json in .*expected.*run cot-flax evaluate"):
-        outputs.read_results(tmp_path)
+        run_folder.read_results(tmp_path)
     with pytest.raises(UserError, match=r"no results\.json"):
-        outputs.read_runs({"a": tmp_path})
+        run_folder.read_runs({"a": tmp_path})
     with pytest.raises(UserError, match="no folders"):
-        outputs.read_runs({})
+        run_folder.read_runs({})
     with pytest.raises(UserError, match=r"no folder .*typo"):
-        outputs.read_runs({"a": tmp_path / "typo"})
+        run_folder.read_runs({"a": tmp_path / "typo"})
     (tmp_path / "results.json").write_text('{"accuracy": 1}')
     with pytest.raises(UserError, match="without tasks"):
-        outputs.read_runs({"a": tmp_path})
+        run_folder.read_runs({"a": tmp_path})
     (tmp_path / "results.json").write_text('{"tasks": {"a": {}}}')
     (tmp_path / "predictions.jsonl").write_text('{"id": 1}\n{"id"')
     with pytest.raises(UserError, match=r"predictions\.jsonl, line 2"):
-        outputs.read_runs({"a": tmp_path})
+        run_folder.read_runs({"a": tmp_path})
     (tmp_path / "predictions.jsonl").unlink()
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "kind": "train"}\n{"st')
     with pytest.raises(UserError, match=r"malformed line in .*metrics\.jsonl"):
-        outputs.read_runs({"a": tmp_path})
+        run_folder.read_runs({"a": tmp_path})
 
 
 @pytest.mark.parametrize(
@@ -59,4 +59,4 @@ def test_what_is_refused(tmp_path):
     [("base", True), ("Base model", True), ("kl_base", False), ("baseline", False), ("", False)],
 )
 def test_which_labels_call_a_run_the_base(tmp_path, label, expected):
-    assert outputs.Run(label, tmp_path, {}, [], []).is_base == expected
+    assert run_folder.Run(label, tmp_path, {}, [], []).is_base == expected
