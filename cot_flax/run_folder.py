@@ -25,6 +25,7 @@ class Run:
         predictions: the rows of predictions.jsonl.
         metrics: the rows of metrics.jsonl.
         missing: one sentence for each part that was not there.
+        is_base: whether the other runs are measured against this one.
     """
 
     label: str
@@ -33,6 +34,7 @@ class Run:
     predictions: list[dict]
     metrics: list[dict]
     missing: tuple[str, ...] = ()
+    is_base: bool = False
 
     @property
     def tasks(self) -> dict[str, dict]:
@@ -44,19 +46,18 @@ class Run:
         """The last step in metrics.jsonl."""
         return max((row["step"] for row in self.metrics), default=None)
 
-    @property
-    def is_base(self) -> bool:
-        """Whether the label calls this the base model ("base", "Base model")."""
-        return self.label.casefold().split()[:1] == ["base"]
 
-
-def read_runs(runs: Mapping[str, Path]) -> list[Run]:
+def read_runs(runs: Mapping[str, Path], base: str | None = None) -> list[Run]:
     """Reads runs by label; what one of them lacks stands in its `missing`.
+
+    Args:
+        runs: model directories by label.
+        base: the label of the one that the others are measured against.
 
     Raises:
         UserError: no runs, a folder that is not there, a malformed file, or no results at all.
     """
-    found = [_read_run(label, path_at(folder)) for label, folder in runs.items()]
+    found = [_read_run(label, path_at(folder), label == base) for label, folder in runs.items()]
     if not any(run.tasks for run in found):
         folders = ", ".join(map(str, runs.values())) or "no folders"
         raise _no_results(folders)
@@ -92,11 +93,11 @@ def read_predictions(folder: Path) -> list[dict]:
 
 
 def base_of(runs: Sequence[Run]) -> int | None:
-    """The place of the first run that is called the base, if there is one."""
+    """The place of the base run, if there is one."""
     return next((i for i, run in enumerate(runs) if run.is_base), None)
 
 
-def _read_run(label: str, folder: Path) -> Run:
+def _read_run(label: str, folder: Path, is_base: bool) -> Run:
     if not folder.is_dir():
         raise UserError(f"no folder {folder}", "a model directory", "correct the path")
     evaluated = _find(folder, RESULTS) is not None
@@ -109,7 +110,7 @@ def _read_run(label: str, folder: Path) -> Run:
         f"no {logs.METRICS}, so it has no learning curves": metrics,
     }
     missing = tuple(sentence for sentence, present in lacks.items() if not present)
-    return Run(label, folder, results, predictions, metrics, missing)
+    return Run(label, folder, results, predictions, metrics, missing, is_base)
 
 
 def _read_metrics(folder: Path) -> list[dict]:

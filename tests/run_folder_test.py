@@ -54,9 +54,10 @@ def test_what_is_refused(tmp_path):
         run_folder.read_runs({"a": tmp_path})
 
 
-@pytest.mark.parametrize(
-    ("label", "expected"),
-    [("base", True), ("Base model", True), ("kl_base", False), ("baseline", False), ("", False)],
-)
-def test_which_labels_call_a_run_the_base(tmp_path, label, expected):
-    assert run_folder.Run(label, tmp_path, {}, [], []).is_base == expected
+def test_the_base_is_the_run_that_is_named(tmp_path):
+    for name in ("base", "kl"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "results.json").write_text('{"tasks": {"a": {}}}')
+    runs = {name: tmp_path / name for name in ("base", "kl")}
+    assert run_folder.base_of(run_folder.read_runs(runs)) is None
+    assert run_folder.base_of(run_folder.read_runs(runs, base="kl")) == 1

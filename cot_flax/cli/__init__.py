@@ -109,21 +109,28 @@ app.command(context_settings=GIN_FLAGS)(plan)
 @app.command("report")
 def report_command(
     runs: Annotated[list[str], typer.Argument(help="Model directories that were evaluated.")],
+    base: Annotated[
+        str | None, typer.Option(help="The run among them that the price is measured against.")
+    ] = None,
     out: Out = "report.html",
 ):
     """Compare runs in one HTML page: accuracies, learning curves, sample chains.
 
-    Example: cot-flax report runs/demo/cot_ce runs/demo/cot_kl --out report.html
+    Example: cot-flax report runs/demo/base runs/demo/cot_kl --base runs/demo/base
     """
-    from cot_flax.files import is_bucket
+    from cot_flax.files import is_bucket, path_at
     from cot_flax.reports import comparison
 
-    if any(map(is_bucket, runs)):
+    if any(map(is_bucket, [*runs, out])):
         prepare_libraries()  # what reads buckets starts TensorFlow, which prints
     # Folders of one name keep their whole path, or the later one would hide the other.
     names = [Path(run).name for run in runs]
     labels = names if len(set(names)) == len(names) else runs
-    comparison.write(Path(out), dict(zip(labels, runs, strict=True)))
+    by_folder = {path_at(run): label for run, label in zip(runs, labels, strict=True)}
+    if base is not None and path_at(base) not in by_folder:
+        raise UserError(f"--base {base}", f"one of {', '.join(runs)}", "name it among the runs too")
+    base_label = by_folder[path_at(base)] if base is not None else None
+    comparison.write(out, dict(zip(labels, runs, strict=True)), base_label)
     typer.echo(out)
 
 

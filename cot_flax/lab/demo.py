@@ -57,8 +57,8 @@ def run(*, out: Path, seed: int, fast: bool) -> None:
     _say("3/3 Stories of held-out templates")
     for folder in runs.values():
         _evaluate(folder, seed, size)
-    comparison.write(out / "report.html", runs)
-    comparison.print_table(runs)
+    comparison.write(out / "report.html", runs, base="base")
+    comparison.print_table(runs, base="base")
     typer.echo(f"\nreport: {out / 'report.html'}")
 
 

@@ -7,24 +7,23 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from cot_flax import run_folder
+from cot_flax.files import write_whole
 from cot_flax.reports.comparison import page
 from cot_flax.reports.comparison.terminal import print_results, print_table
 
 __all__ = ["print_results", "print_table", "write"]
 
 
-def write(path: Path, runs: Mapping[str, Path]) -> None:
+def write(path: str | Path, runs: Mapping[str, Path], base: str | None = None) -> None:
     """Compares runs in one HTML file that needs nothing beside it.
 
     Args:
-        path: the file to write; its folder is made.
-        runs: model directories by label, in the order of the page. The price of specialising is
-            measured against the first one whose label begins with "base".
+        path: the file to write, on this machine or in a bucket; its folder is made.
+        runs: model directories by label, in the order of the page.
+        base: the label of the run that the price of specialising is measured against.
 
     Raises:
         UserError: a folder that is not there, a malformed file, or no results at all.
     """
-    found = run_folder.read_runs(runs)
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page.render(found, path), encoding="utf-8")
+    found = run_folder.read_runs(runs, base)
+    write_whole(path, page.render(found, path))

@@ -18,7 +18,7 @@ TEMPLATE = "report.html.jinja"
 BLUE, RED = "0, 114, 178", "213, 94, 0"
 
 
-def render(runs: Sequence[Run], path: Path) -> str:
+def render(runs: Sequence[Run], path: str | Path) -> str:
     """The page as text; `path` is where it will lie, for the command in its footer."""
     base = base_of(runs)
     columns = tables.compare([run.tasks for run in runs], base)
@@ -63,10 +63,11 @@ def decodings(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
     return list(found.items())
 
 
-def command(runs: Sequence[Run], path: Path) -> str:
+def command(runs: Sequence[Run], path: str | Path) -> str:
     """What makes the page again, with folders' names as labels."""
     folders = [str(run.folder) for run in runs]
-    return shlex.join(["cot-flax", "report", *folders, "--out", str(path)])
+    base = [part for run in runs if run.is_base for part in ("--base", str(run.folder))]
+    return shlex.join(["cot-flax", "report", *folders, *base, "--out", str(path)])
 
 
 def _figures(runs: Sequence[Run]) -> dict[str, list[tuple[panels.Panel, Markup]]]:

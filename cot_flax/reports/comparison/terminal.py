@@ -50,17 +50,20 @@ def print_results(results: dict, console: Console | None = None) -> None:
     console.print(table)
 
 
-def print_table(runs: Mapping[str, Path], console: Console | None = None) -> None:
+def print_table(
+    runs: Mapping[str, Path], console: Console | None = None, base: str | None = None
+) -> None:
     """Prints the comparison of runs: a row a run, the best of a column in bold.
 
     Args:
         runs: as in `write`.
         console: where to; by default standard output.
+        base: as in `write`.
 
     Raises:
         UserError: as `write`.
     """
-    found = run_folder.read_runs(runs)
+    found = run_folder.read_runs(runs, base)
     console = console or Console()
     columns = tables.compare([run.tasks for run in found], run_folder.base_of(found))
     labels = max(len(run.label) for run in found)

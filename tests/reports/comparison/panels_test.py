@@ -11,7 +11,9 @@ from cot_flax.run_folder import Run
 
 
 def make_run(label, tasks=None, metrics=()):
-    return Run(label, Path(label), {"tasks": tasks or {}}, [], list(metrics))
+    return Run(
+        label, Path(label), {"tasks": tasks or {}}, [], list(metrics), is_base=label == "base"
+    )
 
 
 def part(value):

@@ -48,7 +48,7 @@ class Outline(HTMLParser):
 
 
 def test_page_is_whole_and_needs_nothing_beside_it(demo_runs, tmp_path):
-    comparison.write(tmp_path / "new" / "report.html", demo_runs)
+    comparison.write(tmp_path / "new" / "report.html", demo_runs, base="base")
     html = Outline((tmp_path / "new" / "report.html").read_text())
     assert "script" not in html.tags and "link" not in html.tags
     assert {link[:1] for link in html.links} == {"#"}
@@ -59,6 +59,8 @@ def test_page_is_whole_and_needs_nothing_beside_it(demo_runs, tmp_path):
     for title in ("Accuracy", "Accuracy by number of steps", "Learning curves", "Sample chains"):
         assert title in html.words
     assert "cot-flax report" in html.text and str(demo_runs["cot_kl"]) in html.text
+    assert f"--base {demo_runs['base']}" in html.text
+    assert "percentage points against base" in html.text
     assert "max_tokens 80" in html.text
 
 
