@@ -1,14 +1,16 @@
 """What training and evaluation leave in a model directory, read back without a model."""
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from cot_flax.errors import UserError
-from cot_flax.files import path_at
+from cot_flax.files import path_at, write_whole
 from cot_flax.training import logs
 
+CONFIG, FACTS = "config.gin", "run.json"
 PREDICTIONS, RESULTS = "predictions.jsonl", "results.json"
 FOLDERS = (".", "test")
 """Where an evaluation may lie, seen from the model directory."""
@@ -45,6 +47,38 @@ class Run:
     def last_step(self) -> int | None:
         """The last step in metrics.jsonl."""
         return max((row["step"] for row in self.metrics), default=None)
+
+
+def write_facts(model_dir: str | os.PathLike, facts: Mapping) -> None:
+    """Writes run.json: what is known of a run when it starts, as data.
+
+    Args:
+        model_dir: the model directory, on this machine or in a bucket; it is made.
+        facts: JSON values by name. A reader must expect any of them to be absent:
+            `student` (family, config, parameters, vocabulary), `started_from` (the checkpoint, ""
+            for random parameters), `data` (mixture, store, lengths in tokens, fingerprints),
+            `objective`, `training` (optimizer, schedule, learning_rate, steps, batch, seed) and
+            `versions` (of cot-flax, jax and python).
+    """
+    write_whole(path_at(model_dir) / FACTS, json.dumps(facts, indent=1) + "\n")
+
+
+def read_facts(model_dir: str | os.PathLike) -> dict:
+    """Reads run.json; empty where there is none.
+
+    Raises:
+        UserError: it is not a JSON object.
+    """
+    path = path_at(model_dir) / FACTS
+    if not path.is_file():
+        return {}
+    try:
+        facts = json.loads(path.read_text())
+    except ValueError:
+        facts = None
+    if not isinstance(facts, dict):
+        raise UserError(str(path), "one JSON object", "restore the file, or delete it")
+    return facts
 
 
 def read_runs(runs: Mapping[str, Path], base: str | None = None) -> list[Run]:

@@ -61,3 +61,14 @@ def test_the_base_is_the_run_that_is_named(tmp_path):
     runs = {name: tmp_path / name for name in ("base", "kl")}
     assert run_folder.base_of(run_folder.read_runs(runs)) is None
     assert run_folder.base_of(run_folder.read_runs(runs, base="kl")) == 1
+
+
+def test_facts_are_read_back(tmp_path):
+    assert run_folder.read_facts(tmp_path) == {}
+    facts = {"started_from": "", "training": {"steps": 3, "learning_rate": 1e-3}}
+    run_folder.write_facts(tmp_path / "new", facts)
+    assert run_folder.read_facts(tmp_path / "new") == facts
+    for text in ("[1]", '{"half'):
+        (tmp_path / "run.json").write_text(text)
+        with pytest.raises(UserError, match=r"run\.json; expected one JSON object"):
+            run_folder.read_facts(tmp_path)

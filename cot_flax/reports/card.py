@@ -12,7 +12,6 @@ from cot_flax import run_folder
 from cot_flax.errors import UserError
 from cot_flax.weights.opening import HUB_ID
 
-CONFIG = "config.gin"
 _SETTINGS = {
     "MIXTURE_OR_TASK_NAME": "data (SeqIO task or mixture)",
     "TEACHER_STORE": "teacher's chains",
@@ -78,7 +77,7 @@ def facts(name: str, parameters: int, folder: Path | None) -> Facts:
     Raises:
         UserError: malformed files of the run.
     """
-    macros = read_macros(folder / CONFIG) if folder else {}
+    macros = read_macros(folder / run_folder.CONFIG) if folder else {}
     has_results = folder is not None and any(
         (folder / sub / run_folder.RESULTS).is_file() for sub in run_folder.FOLDERS
     )
