@@ -68,17 +68,37 @@ def write_whole(path: str | os.PathLike, content: str | bytes) -> None:
 
 @contextmanager
 def new_folder(out: str | os.PathLike) -> Iterator[Path]:
-    """Yields a folder beside `out` that becomes `out` when the block ends without an error.
+    """Yields a folder on this machine that becomes `out` when the block ends without an error.
+
+    It grows beside `out` and is renamed. For one in a bucket, where no folder can be renamed, it
+    grows under a temporary name and its files are uploaded at the end; if that fails, those that
+    were uploaded are deleted again, but a process that is killed meanwhile leaves them.
 
     Raises:
         UserError: there is something at `out`.
     """
-    out = Path(out).absolute()
+    out = path_at(out)
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UserError(f"{out}, which is not empty", "a new folder", "choose another --out")
+    if is_bucket(out):
+        with TemporaryDirectory() as draft:
+            yield Path(draft)
+            _upload(Path(draft), out)
+        return
     out.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as draft:
         folder = Path(draft) / out.name
         folder.mkdir()
         yield folder
         folder.rename(out)
+
+
+def _upload(folder: Path, out: epath.Path) -> None:
+    try:
+        for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+            place = out / path.relative_to(folder).as_posix()
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_bytes(path.read_bytes())
+    except BaseException:
+        out.rmtree(missing_ok=True)
+        raise
