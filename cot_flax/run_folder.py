@@ -8,9 +8,8 @@ from pathlib import Path
 
 from cot_flax.errors import UserError
 from cot_flax.files import path_at, write_whole
-from cot_flax.training import logs
 
-CONFIG, FACTS = "config.gin", "run.json"
+CONFIG, FACTS, METRICS = "config.gin", "run.json", "metrics.jsonl"
 PREDICTIONS, RESULTS = "predictions.jsonl", "results.json"
 FOLDERS = (".", "test")
 """Where an evaluation may lie, seen from the model directory."""
@@ -126,6 +125,24 @@ def read_predictions(folder: Path) -> list[dict]:
         return [_json(line, f"{path}, line {i}") for i, line in enumerate(file, 1)]
 
 
+def read_metrics(folder: str | os.PathLike) -> list[dict]:
+    """Reads metrics.jsonl, which may not be there; of a step that stands twice the later stays.
+
+    Raises:
+        UserError: a malformed line.
+    """
+    path = path_at(folder) / METRICS
+    try:
+        rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        return list({(row["step"], row["kind"]): row for row in rows}.values())
+    except (json.JSONDecodeError, KeyError) as error:
+        raise UserError(
+            f"a malformed line in {path} ({error})",
+            "one JSON object a line, with step and kind",
+            "delete the line; a run that was killed may have left half of one",
+        ) from error
+
+
 def base_of(runs: Sequence[Run]) -> int | None:
     """The place of the base run, if there is one."""
     return next((i for i, run in enumerate(runs) if run.is_base), None)
@@ -137,25 +154,14 @@ def _read_run(label: str, folder: Path, is_base: bool) -> Run:
     evaluated = _find(folder, RESULTS) is not None
     results = read_results(folder) if evaluated else {}
     predictions = read_predictions(folder) if evaluated else []
-    metrics = _read_metrics(folder)
+    metrics = read_metrics(folder)
     lacks = {
         f"no {RESULTS}, so it has no accuracies here (run cot-flax evaluate)": evaluated,
         f"no {PREDICTIONS}, so it has no sample chains": predictions or not evaluated,
-        f"no {logs.METRICS}, so it has no learning curves": metrics,
+        f"no {METRICS}, so it has no learning curves": metrics,
     }
     missing = tuple(sentence for sentence, present in lacks.items() if not present)
     return Run(label, folder, results, predictions, metrics, missing, is_base)
-
-
-def _read_metrics(folder: Path) -> list[dict]:
-    try:
-        return logs.read(str(folder))
-    except (json.JSONDecodeError, KeyError) as error:
-        raise UserError(
-            f"a malformed line in {folder / logs.METRICS} ({error})",
-            "one JSON object a line, with step and kind",
-            "delete the line; a run that was killed may have left half of one",
-        ) from error
 
 
 def _find(folder: Path, name: str) -> Path | None:

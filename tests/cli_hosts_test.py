@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from cot_flax.training import logs
+from cot_flax import run_folder
 
 TRAIN = ["train", "--gin_file=experiments/world_cot_ce.gin", "--gin.TRAIN_STEPS=3"]
 TRAIN += ["--gin.BATCH_SIZE=4", "--gin.LOG_PERIOD=1", "--gin.MESH_DATA=0", "--gin.DATA_SHARDS=2"]
@@ -69,7 +69,7 @@ def evaluated(trained, tmp_path_factory):
 
 
 def test_training_and_the_accuracy_in_its_middle_are_the_same(trained):
-    one, two = (logs.read(str(trained / name)) for name in ("one", "two"))
+    one, two = (run_folder.read_metrics(str(trained / name)) for name in ("one", "two"))
     assert [row["kind"] for row in two] == ["train"] * 3 + ["eval"]
     for row, other in zip(one[:3], two[:3], strict=True):
         for name in ("loss", "gradient_norm", "token_accuracy"):

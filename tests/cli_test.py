@@ -14,9 +14,8 @@ import jax
 import pytest
 import typer.testing
 
-from cot_flax import cli, configuration
+from cot_flax import cli, configuration, run_folder
 from cot_flax.chains.samples import read_samples, write_samples
-from cot_flax.training import logs
 from cot_flax.weights.native import find
 
 KL = "--gin_file=experiments/world_cot_kl.gin"
@@ -141,7 +140,7 @@ def test_prepares_flags_are_its_settings(folder, tmp_path):
 
 
 def test_train_leaves_metrics_a_checkpoint_and_its_configuration(folder):
-    rows = logs.read(str(folder / "student"))
+    rows = run_folder.read_metrics(str(folder / "student"))
     assert [row["step"] for row in rows] == [1, 2]
     assert all(row["kl"] > 0 for row in rows)
     assert find(str(folder / "student")).name == "2"

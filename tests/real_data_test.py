@@ -4,8 +4,7 @@ import json
 
 import pytest
 
-from cot_flax import cli
-from cot_flax.training import logs
+from cot_flax import cli, run_folder
 
 pytestmark = pytest.mark.slow
 
@@ -75,7 +74,7 @@ def test_the_store_keeps_the_chains_that_pass_the_gate_and_are_no_copies(run):
 
 
 def test_the_loss_falls_on_soft_targets(run):
-    rows = [row for row in logs.read(run / "run") if row["kind"] == "train"]
+    rows = [row for row in run_folder.read_metrics(run / "run") if row["kind"] == "train"]
     first, last = rows[0], rows[-1]
     assert last["step"] == STEPS
     assert last["loss"] < 0.7 * first["loss"]

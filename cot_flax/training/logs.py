@@ -15,8 +15,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from cot_flax.errors import UserError
 from cot_flax.files import is_bucket, make_folder, path_at
-
-METRICS = "metrics.jsonl"
+from cot_flax.run_folder import METRICS
 
 T = TypeVar("T")
 
@@ -144,13 +143,6 @@ def check_finite(
                 "a finite value",
                 f"lower the learning rate or inspect the batch; metrics are in {model_dir}",
             )
-
-
-def read(model_dir: str) -> list[dict]:
-    """Reads metrics.jsonl; of a step that was logged twice (a resumed run) the later stays."""
-    path = path_at(model_dir) / METRICS
-    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    return list({(row["step"], row["kind"]): row for row in rows}.values())
 
 
 def _line(step: int, metrics: dict[str, float]) -> str:

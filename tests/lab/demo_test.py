@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from cot_flax.training import logs
+from cot_flax import run_folder
 
 STUDENTS = ("world_answer", "world_cot_ce", "world_cot_kl", "world_mix_kl")
 
@@ -45,7 +45,7 @@ def test_the_report_shows_every_student(demo):
 @pytest.mark.parametrize("student", STUDENTS)
 def test_every_student_learns_and_is_evaluated(demo, student):
     folder = demo[0] / student
-    rows = [row for row in logs.read(folder) if row["kind"] == "train"]
+    rows = [row for row in run_folder.read_metrics(folder) if row["kind"] == "train"]
     assert rows[-1]["loss"] < rows[0]["loss"]
     tasks = json.loads((folder / "test" / "results.json").read_text())["tasks"]
     assert set(tasks["stories_zero_shot_cot"]["by_steps"]) == {"1", "2", "3", "4"}
@@ -55,7 +55,7 @@ def test_every_student_learns_and_is_evaluated(demo, student):
 
 def test_the_two_chain_students_see_the_same_chains_in_the_same_order(demo):
     first = [
-        next(row for row in logs.read(demo[0] / name) if row["kind"] == "train")
+        next(row for row in run_folder.read_metrics(demo[0] / name) if row["kind"] == "train")
         for name in ("world_cot_ce", "world_cot_kl")
     ]
     assert "kl" in first[1]

@@ -19,8 +19,9 @@ from gcp_storage_emulator.exceptions import NotFound
 from gcp_storage_emulator.handlers import objects
 from gcp_storage_emulator.server import create_server
 
+from cot_flax import run_folder
 from cot_flax.errors import UserError
-from cot_flax.training import hosts, logs
+from cot_flax.training import hosts
 from cot_flax.training.sharding import MeshConfig
 from cot_flax.weights.native import open_checkpoint
 
@@ -127,7 +128,7 @@ def four(bucket, tmp_path_factory):
 
 
 def rows_of(folder):
-    return rows((folder / logs.METRICS).read_text())
+    return rows((folder / run_folder.METRICS).read_text())
 
 
 def rows(text):
@@ -173,7 +174,9 @@ def test_one_process_goes_on_where_four_stopped(alone, four, tmp_path):
     losses = []
     for folder in (alone, four[0]):
         train(tmp_path / folder.name, 9, MeshConfig(data=2), Shards())
-        losses.append([row["loss"] for row in logs.read(str(tmp_path / folder.name))[-2:]])
+        losses.append(
+            [row["loss"] for row in run_folder.read_metrics(str(tmp_path / folder.name))[-2:]]
+        )
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
 
 

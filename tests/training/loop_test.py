@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from jax.sharding import SingleDeviceSharding
 
+from cot_flax import run_folder
 from cot_flax.errors import UserError
 from cot_flax.objectives.losses import Objective
 from cot_flax.students import lora
@@ -126,7 +127,7 @@ def finished(run, tmp_path_factory):
 
 def rows_of(folder, kind="train"):
     """What metrics.jsonl says, without the speed."""
-    rows = [row for row in logs.read(str(folder)) if row["kind"] == kind]
+    rows = [row for row in run_folder.read_metrics(str(folder)) if row["kind"] == kind]
     return [{k: v for k, v in row.items() if k not in SPEED} for row in rows]
 
 
@@ -142,7 +143,7 @@ def test_learns_to_copy(finished):
 
 
 def test_logs_a_row_every_period(finished):
-    lines = (finished[0] / logs.METRICS).read_text().splitlines()
+    lines = (finished[0] / run_folder.METRICS).read_text().splitlines()
     rows = [row for row in map(json.loads, lines) if row["kind"] == "train"]
     assert [row["step"] for row in rows] == list(range(5, STEPS + 1, 5))
     names = {"loss", "cross_entropy", "token_accuracy", "learning_rate", "gradient_norm"}
@@ -238,10 +239,10 @@ def test_resumes_a_run_that_was_to_be_shorter(finished, run, tmp_path):
 
 def test_a_finished_run_is_left_as_it_is(finished, run):
     folder, last, *_ = finished
-    before = (folder / logs.METRICS).read_text()
+    before = (folder / run_folder.METRICS).read_text()
     data = Copying()
     assert_same(run(folder, data), last)
-    assert (folder / logs.METRICS).read_text() == before
+    assert (folder / run_folder.METRICS).read_text() == before
     assert steps_in(folder) == [40, 50, 60]
 
 
