@@ -230,7 +230,8 @@ def check_command(words: list[str]) -> None:
         command, words = command.commands[words[0]], words[1:]
     context = command.make_context("cot-flax", list(words))
     options = context.params
-    others = [word for word in words if word.startswith("--gin.") or word in context.args]
+    known = {name for parameter in command.params for name in parameter.opts}
+    others = [w for w in words if w.startswith("--") and w.partition("=")[0] not in known]
     bindings = [word.removeprefix("--gin.") for word in others if word.startswith("--gin.")]
     assert len(bindings) == len(others) or options.get("runner"), others
     # A package that is not on the path here; a plan, which needs no value for MODEL_DIR.

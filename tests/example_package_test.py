@@ -25,7 +25,7 @@ from cot_flax.text.answers import extract_answer
 HOME = Path(__file__).with_name("example_package")
 PACKAGE = HOME / "river_tasks"
 ROOT = HOME.parents[1]
-# What the README names for a data set of one's own.
+# What docs/add_your_own.md names for a data set of one's own.
 PUBLIC = {
     "cot_flax.data.registration",
     "cot_flax.data.sources",
