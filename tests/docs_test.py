@@ -183,7 +183,7 @@ def noted(text: str, folder: Path) -> list[list[str]]:
 def small(arguments: list[str]) -> list[str]:
     flags = next((SMALL[key] for key in SMALL if tuple(arguments[: len(key)]) == key), [])
     if "--gin_file=experiments/world_evaluate.gin" in arguments:
-        flags = [TWO_TASKS, *flags]
+        arguments = [arguments[0], TWO_TASKS, *arguments[1:]]
     return [*arguments, *flags]
 
 
