@@ -24,7 +24,6 @@ import pytest
 import typer
 
 from cot_flax import cli, configuration
-from cot_flax.cli.common import import_tasks
 from cot_flax.data.batches import TaskBatches
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -53,6 +52,13 @@ SMALL = {
         "--gin.DECODE_BATCH_SIZE=2",
         "--gin.MESH_DATA=1",
     ],
+}
+# What a command reads before the files that it is given.
+OWN_FILE = {
+    "prepare": "runs/prepare.gin",
+    "sample": "runs/teach.gin",
+    "scenario": "runs/teach_scenario.gin",
+    "rescore": "runs/rescore.gin",
 }
 TWO_TASKS = "--gin.MIXTURE_OR_TASK_NAME=('stories_zero_shot_cot', 'word_sorting_zero_shot_answer')"
 
@@ -226,20 +232,21 @@ def check_command(words: list[str]) -> None:
     """Parses a command as its entry point does, without running it."""
     command = typer.main.get_command(cli.app)
     while hasattr(command, "commands"):
+        if words[0].startswith("--gin"):  # of `teach` alone
+            words = ["sample", *words]
         assert words[0] in command.commands, words
         command, words = command.commands[words[0]], words[1:]
-    context = command.make_context("cot-flax", list(words))
-    options = context.params
+    options = command.make_context("cot-flax", list(words)).params
     known = {name for parameter in command.params for name in parameter.opts}
     others = [w for w in words if w.startswith("--") and w.partition("=")[0] not in known]
     bindings = [word.removeprefix("--gin.") for word in others if word.startswith("--gin.")]
     assert len(bindings) == len(others) or options.get("runner"), others
-    # A package that is not on the path here; a plan, which needs no value for MODEL_DIR.
-    if options.get("gin_search_paths") or context.command.name == "plan":
-        check_macros(words)
-    elif options.get("gin_file") or bindings:
-        import_tasks()
+    # A plan needs no value for MODEL_DIR; a package of others is not on the path here.
+    if command.name in ("train", "evaluate") and not options["gin_search_paths"]:
         configuration.parse(options["gin_file"], bindings)
+    else:
+        own = OWN_FILE.get(command.name)
+        check_macros([*words, *([f"--gin_file={own}"] if own else [])])
 
 
 def check_macros(words: list[str]) -> None:
