@@ -228,6 +228,13 @@ def test_commands_have_the_options_and_macros_that_they_name(block, monkeypatch)
             check_macros(words)
 
 
+@pytest.mark.parametrize("block", named(b for b in BLOCKS if b.language == "gin"))
+def test_a_gin_file_binds_macros_of_what_it_includes(block):
+    included = re.findall(r"^include '(.*)'", block.text, re.M)
+    known = set().union(*(_macros(file, (ROOT / "gin",)) for file in included))
+    assert set(re.findall(r"^(\w+) *=", block.text, re.M)) <= known
+
+
 def check_command(words: list[str]) -> None:
     """Parses a command as its entry point does, without running it."""
     command = typer.main.get_command(cli.app)
@@ -277,7 +284,7 @@ def _macros(file: str, roots: tuple[Path, ...]) -> frozenset[str]:
 def test_a_block_says_its_language_and_its_needs():
     for page in PAGES:
         fences = re.findall(r"^```(.*)$", page.read_text(), re.M)
-        assert set(fences[::2]) <= {"bash", "python", "text"}, page.name
+        assert set(fences[::2]) <= {"bash", "gin", "python"}, page.name
         assert not any(fences[1::2]), page.name
     for block in BLOCKS:
         needs = [line for line in block.text.splitlines() if line.startswith(NEEDS)]

@@ -15,7 +15,7 @@ except ImportError as error:
     raise UserError(
         f"no T5X ({error})",
         "T5X at commit cc342d41 with airio and jestimator, all three from GitHub",
-        "install them as the README says, or use our own trainer (cot-flax train)",
+        "install them as docs/hosts.md says, or use our own trainer (cot-flax train)",
     ) from error
 
 import jax
