@@ -25,6 +25,7 @@ import typer
 
 from cot_flax import cli, configuration
 from cot_flax.data.batches import TaskBatches
+from cot_flax.students.layouts import EncoderDecoder
 
 ROOT = Path(__file__).resolve().parents[1]
 ORDER = ("README", "teach", "prepare", "train", "evaluate", "weights", "hosts", "plans")
@@ -211,7 +212,7 @@ def test_a_block_of_python_runs(block):
 def test_the_data_set_of_the_example_gives_batches():
     """After its block ran."""
     data = TaskBatches("triage_zero_shot_cot", {"inputs": 96, "targets": 96}, batch_size=1)
-    (batch,) = itertools.islice(data.batches(), 1)
+    (batch,) = itertools.islice(data.batches(EncoderDecoder()), 1)
     prompt = bytes(int(i) - 3 for i in batch["encoder_input_tokens"][0] if i > 1).decode()
     target = bytes(int(i) - 3 for i in batch["decoder_target_tokens"][0] if i > 1).decode()
     assert prompt == "Q: Is 7 + 5 more than 11?\nLet's think step by step"
