@@ -44,6 +44,8 @@ class MeshConfig:
             ("mlp", "model"),
             ("heads", "model"),
             ("joined_kv", "model"),
+            # Widths over `data` (ZeRO-3): parameters and optimizer shrink with the batch axis, and
+            # are gathered a layer at a time.
             ("embed", "data" if self.fsdp else None),
             ("kv", None),
             ("length", None),
@@ -63,6 +65,7 @@ def make_mesh(config: MeshConfig) -> Mesh:
             f"at most {len(devices)} devices",
             "lower MESH_DATA or MESH_MODEL",
         )
+    # A device left out would leave its process waiting in the first collective.
     if jax.process_count() > 1 and data * config.model < len(devices):
         raise UserError(
             f"a mesh of data={data} x model={config.model} over {jax.process_count()} processes",
@@ -86,6 +89,7 @@ def arrange(devices: Sequence, data: int, model: int) -> np.ndarray:
     slices = len({getattr(device, "slice_index", 0) for device in devices})
     if slices == 1:
         return mesh_utils.create_device_mesh((data, model), devices, allow_split_physical_axes=True)
+    # Gradients cross between slices once a step; heads would cross in every layer.
     if data % slices:
         raise UserError(
             f"a mesh of data={data} x model={model} over {slices} slices",
