@@ -5,6 +5,8 @@ here; whoever sums multiplies by the loss weights. A teacher entry with a negati
 (every id of a vocabulary is legal); a position whose entries are all absent has no teacher.
 `cross_entropy` and `topk_kl` read whole logits; what they compute, they compute from `Statistics`,
 which head_loss.py has without holding the logits of more than a tile of positions.
+
+Letters: B batch, T target tokens, V vocabulary, K entries of a teacher's row.
 """
 
 import dataclasses

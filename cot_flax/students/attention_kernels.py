@@ -3,6 +3,8 @@
 `xla` runs everywhere; `cudnn` is NVIDIA's fused kernel, `flash` the Pallas kernel of TPUs. All of
 them give the same up to rounding, the gradient of the learned position bias included. The two
 kernels know no dropout and serve only some shapes; XLA computes what they do not.
+
+Letters: B batch, T queries, S keys, H heads, C width of a head.
 """
 
 from collections.abc import Callable

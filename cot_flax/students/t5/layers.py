@@ -1,4 +1,7 @@
-"""What a T5 is built of: norm, feed-forward block, embedding, and a layer of each stack."""
+"""What a T5 is built of: norm, feed-forward block, embedding, and a layer of each stack.
+
+Letters as in students/student.py.
+"""
 
 import jax
 import jax.numpy as jnp

@@ -1,6 +1,7 @@
 """T5 1.0 and 1.1 (Flan-T5) in flax.linen, with T5X's parameter names and logical axes.
 
 Raffel et al. 2020 (T5 1.0: ReLU, tied head); Shazeer 2020 (T5 1.1: gated GELU, head of its own).
+Letters as in students/student.py.
 """
 
 import jax
