@@ -1,7 +1,7 @@
 """T5's attention: no 1/sqrt(C) scaling, a learned relative-position bias, float32 softmax.
 
-Letters: B batch, T queries, S keys, D width, H heads, C width of a head, X = H times C; Q queries of
-a position table.
+Letters: B batch, T queries, S keys, D width, H heads, C width of a head, X = H times C; Q
+queries of a position table.
 """
 
 import math
