@@ -1,6 +1,9 @@
 """How the mesh of `jax.set_mesh` splits logical axes, by flax's axis rules."""
 
 import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
 
 import jax
 from flax.linen import partitioning
@@ -24,3 +27,16 @@ def axis_size(*axes: str) -> int:
 def all_gather(array: jax.Array) -> jax.Array:
     """The array whole on every device of the mesh, so that every process can read it."""
     return with_sharding_constraint(array, (None,) * array.ndim)
+
+
+class MeshRules(NamedTuple):
+    """The devices, and which of their axes split a logical one."""
+
+    mesh: jax.sharding.Mesh
+    rules: Sequence[tuple[str, str | tuple[str, ...] | None]]
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """Within it, programs see the mesh and the rules."""
+        with jax.set_mesh(self.mesh), partitioning.axis_rules(self.rules):
+            yield

@@ -13,7 +13,7 @@ from cot_flax import run_folder
 TRAIN = ["train", "--gin_file=experiments/world_cot_ce.gin", "--gin.TRAIN_STEPS=3"]
 TRAIN += ["--gin.BATCH_SIZE=4", "--gin.LOG_PERIOD=1", "--gin.MESH_DATA=0", "--gin.DATA_SHARDS=2"]
 TRAIN += ["--gin.WARMUP_STEPS=0", "--gin.EVAL_PERIOD=3"]
-TRAIN += ["--gin.evaluation.AccuracyEvaluator.max_examples=4"]
+TRAIN += ["--gin.evaluators.AccuracyEvaluator.max_examples=4"]
 TRAIN += [f"--gin.t5.T5Config.num_{side}coder_layers=1" for side in ("en", "de")]
 TASK = "--gin.MIXTURE_OR_TASK_NAME='stories_zero_shot_cot'"
 EVALUATE = ["evaluate", "--gin_file=experiments/world_evaluate.gin", "--gin.MESH_DATA=0"]

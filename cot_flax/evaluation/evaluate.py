@@ -6,30 +6,26 @@
 import dataclasses
 import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import jax
-import jax.numpy as jnp
-import numpy as np
 import seqio
-from flax.linen import partitioning
 
-from cot_flax.axes import all_gather
-from cot_flax.data.batches import TaskBatches, find_task
-from cot_flax.data.features import fingerprint
+from cot_flax.axes import MeshRules
+from cot_flax.data.batches import find_task
+from cot_flax.data.cards import TaskCard
+from cot_flax.data.features import fingerprint, tokenizer_of
 from cot_flax.data.registration import cot_task
 from cot_flax.errors import UserError
-from cot_flax.files import make_folder
-from cot_flax.generation.beam import RULES, beam_search
+from cot_flax.files import make_folder, new_file, write_whole
+from cot_flax.generation.beam import RULES
+from cot_flax.generation.generator import Beams, Generator, place_keys
 from cot_flax.generation.sampling import Sampling
-from cot_flax.generation.slots import bucket, decode_all
 from cot_flax.run_folder import PREDICTIONS, RESULTS
 from cot_flax.students.student import Student
 from cot_flax.text import scoring
 from cot_flax.text.answers import MODES
-from cot_flax.text.tokenizers import SpecialIds
-from cot_flax.training import hosts, sharding, state, step
+from cot_flax.training import hosts, sharding, state
 from cot_flax.weights.opening import open_source
 from cot_flax.weights.source import Access, load
 
@@ -39,7 +35,7 @@ class Decoding:
     """How answers are made and read.
 
     Attributes:
-        max_tokens: of a chain with its answer.
+        max_tokens: of a chain with its answer; None takes the limit of each task's card.
         batch_size: prompts decoded at once.
         samples: chains a prompt.
         temperature: 0 is greedy.
@@ -52,7 +48,7 @@ class Decoding:
         mode: of answers.extract_answer: "flexible", "strict" or a paper's rule by name.
     """
 
-    max_tokens: int = 256
+    max_tokens: int | None = 256
     batch_size: int = 32
     samples: int = 1
     temperature: float = 0.0
@@ -112,14 +108,15 @@ def evaluate(
     source = open_source(checkpoint_path, access)
     student = source.student
     tasks = task_names(mixture_or_task_name)
-    for task in tasks:  # all before the first is decoded
-        cot_task(task)
+    cards = {task: cot_task(task) for task in tasks}  # all before the first is decoded
+    for task, card in cards.items():
+        _max_tokens(decoding, card)
         _check_split(task, split)
         _check_vocabulary(task, source)
     devices = sharding.make_mesh(mesh)
     if hosts.is_first():
         make_folder(output_dir)  # what cannot be written should not be decoded first
-    with jax.set_mesh(devices), partitioning.axis_rules(mesh.rules()):
+    with MeshRules(devices, mesh.rules()).active():
         params = load(source, state.abstract_params(student, devices, mesh.rules()))
         predictions = {
             task: predict(student, params, task, split, decoding, max_examples) for task in tasks
@@ -128,6 +125,7 @@ def evaluate(
         "checkpoint": source.place,
         "split": split,
         "decoding": dataclasses.asdict(decoding),
+        "cards": {task: card.to_json() for task, card in cards.items()},
         "tasks": {task: summarize(rows) for task, rows in predictions.items()},
     }
     if hosts.is_first():
@@ -146,23 +144,32 @@ def predict(
     """Decodes and scores a split of one task.
 
     Returns:
-        A dict a prediction, in the order of the data: task, format, id, prompt, gold, sample,
-        text, extracted, right, and steps where the data set has them.
+        A dict a prediction, in the order of the data: task, dataset, format, role, answer_kind,
+        id, question, prompt, gold, sample, text, extracted, right, and steps where the data set
+        has them.
+
+    Raises:
+        UserError: no limit of tokens, neither of the decoding nor of the task.
     """
-    about = cot_task(task)
+    card = cot_task(task)
+    max_tokens = _max_tokens(decoding, card)
     examples = read_examples(task, split, max_examples)
     vocabulary = seqio.get_mixture_or_task(task).output_features["targets"].vocabulary
-    texts = _decode_all(student, params, examples, vocabulary, decoding)
+    texts = _decode_all(student, params, examples, vocabulary, decoding, max_tokens)
     golds = [example["answer"].decode() for example in examples]
     rows = []
     for sample in range(decoding.samples):
         drawn = [samples[sample] for samples in texts]
-        scores = scoring.score(drawn, golds, kind=about.answer_kind, mode=decoding.mode)
+        scores = scoring.score(drawn, golds, kind=card.answer_kind, mode=decoding.mode)
         for example, gold, text, score in zip(examples, golds, drawn, scores, strict=True):
             row = {
                 "task": task,
-                "format": about.format,
+                "dataset": card.dataset,
+                "format": card.format,
+                "role": card.role,
+                "answer_kind": card.answer_kind,
                 "id": example["id"].decode(),
+                "question": example["question"].decode(),
                 "prompt": example["inputs_pretokenized"].decode(),
                 "gold": gold,
                 "sample": sample,
@@ -186,54 +193,12 @@ def summarize(rows: Sequence[Mapping]) -> dict:
 
 
 def write(output_dir: str, rows, results: dict) -> None:
-    """Writes predictions.jsonl and results.json."""
+    """Writes predictions.jsonl and results.json, each whole or not at all."""
     folder = make_folder(output_dir)
-    with (folder / PREDICTIONS).open("w") as file:
+    with new_file(folder / PREDICTIONS) as path, path.open("w", encoding="utf-8") as file:
         for row in rows:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
-    (folder / RESULTS).write_text(json.dumps(results, indent=2) + "\n")
-
-
-@dataclass(frozen=True)
-class AccuracyEvaluator:
-    """The accuracy on the first `max_examples` of a split, for the middle of a run."""
-
-    mixture_or_task_name: str
-    split: str = "validation"
-    max_examples: int = 100
-    decoding: Decoding = Decoding()
-
-    def __call__(self, student: Student, params: dict) -> dict[str, float]:
-        metrics = {}
-        for task in task_names(self.mixture_or_task_name):
-            rows = predict(student, params, task, self.split, self.decoding, self.max_examples)
-            summary = summarize(rows)
-            metrics[f"{task}/accuracy"] = summary["accuracy"]
-            metrics[f"{task}/parse_failure_rate"] = summary["parse_failure_rate"]
-        return metrics
-
-
-@dataclass(frozen=True)
-class LossEvaluator:
-    """The loss and its companions on the first `batches` of held-out data."""
-
-    data: TaskBatches
-    batches: int = 20
-
-    def __call__(self, student: Student, params: dict) -> dict[str, float]:
-        objective, mesh = step.Objective(), jax.tree.leaves(params)[0].sharding.mesh
-        rows = sharding.Rows(mesh, self.data.batch_size, self.data.shards)
-        sums = jax.jit(
-            lambda params, batch: step.loss_sums(student, objective, params, batch)[1],
-            out_shardings=sharding.replicated(mesh),
-        )
-        total: dict[str, float] = {}
-        for batch in itertools.islice(
-            self.data.batches(student.layout, 0, rows.shards), self.batches
-        ):
-            for name, value in jax.device_get(sums(params, rows.put(batch))).items():
-                total[name] = total.get(name, 0.0) + float(value)
-        return step.summarize(total)
+    write_whole(folder / RESULTS, json.dumps(results, indent=2) + "\n")
 
 
 def task_names(names: str | Sequence[str]) -> list[str]:
@@ -254,67 +219,31 @@ def read_examples(task: str, split: str, max_examples: int | None) -> list[dict]
     return list(itertools.islice(dataset.as_numpy_iterator(), max_examples))
 
 
-def _decode_all(student, params, examples, vocabulary, decoding) -> list[list[str]]:
+def _decode_all(student, params, examples, vocabulary, decoding, max_tokens) -> list[list[str]]:
     """Texts [examples][samples]."""
-    student, params = student.for_decoding(params)
-    ids = student.special_ids
-    prompts = [student.layout.prompt(example["inputs"].tolist(), ids) for example in examples]
-    search = _search if decoding.beams > 1 else _continue
-    return [
-        [vocabulary.decode(_until_end(ids_T, ids)) for ids_T in ids_NT]
-        for ids_NT in search(student, params, prompts, decoding)
-    ]
-
-
-def _continue(student, params, prompts, decoding) -> np.ndarray:
-    """Greedy or sampled: int32 [prompts, samples, max_tokens]."""
-    seed, places = jax.random.key(decoding.seed), jnp.arange(len(prompts))
-    return decode_all(
-        student,
-        params,
-        prompts,
-        jax.vmap(jax.random.fold_in, in_axes=(None, 0))(seed, places),
-        slots=decoding.batch_size,
-        max_tokens=decoding.max_tokens,
-        samples=decoding.samples,
+    beams = Beams(decoding.beams, decoding.length_penalty, decoding.beam_rule)
+    drawn = Generator(student, params, tokenizer_of(vocabulary)).generate(
+        [example["inputs"].tolist() for example in examples],
+        max_tokens=max_tokens,
         sampling=Sampling(decoding.temperature, decoding.top_k, decoding.top_p),
+        samples=decoding.samples,
+        beams=beams if decoding.beams > 1 else None,
+        slots=decoding.batch_size,
+        keys=place_keys(decoding.seed, len(examples)),
     )
+    return [[continuation.text for continuation in samples] for samples in drawn]
 
 
-def _search(student, params, prompts, decoding) -> np.ndarray:
-    """The best beam alone: int32 [prompts, 1, max_tokens]; prompts of like length go together."""
-    best = np.zeros((len(prompts), 1, decoding.max_tokens), np.int32)
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    for places in _groups(order, decoding.batch_size):
-        output_BNT, _ = beam_search(
-            student,
-            params,
-            _pad([prompts[i] for i in places], student.special_ids.pad),
-            max_tokens=decoding.max_tokens,
-            beams=decoding.beams,
-            length_penalty=decoding.length_penalty,
-            rule=decoding.beam_rule,
+def _max_tokens(decoding: Decoding, card: TaskCard) -> int:
+    if decoding.max_tokens is not None:
+        return decoding.max_tokens
+    if card.max_tokens is None:
+        raise UserError(
+            f"no max_tokens, neither of the decoding nor of {card.name}",
+            "one of the two",
+            "set MAX_DECODE_LENGTH",
         )
-        best[places] = all_gather(output_BNT)[:, :1]
-    return best
-
-
-def _groups(order: list[int], size: int) -> Iterator[list[int]]:
-    """Groups of exactly `size`; the last one repeats its last place, whose text is the same."""
-    for start in range(0, len(order), size):
-        group = order[start : start + size]
-        yield group + [group[-1]] * (size - len(group))
-
-
-def _pad(prompts: list[list[int]], pad: int) -> jax.Array:
-    tokens = np.full((len(prompts), bucket(max(map(len, prompts)))), pad, np.int32)
-    for row, ids in zip(tokens, prompts, strict=True):
-        row[: len(ids)] = ids
-    return jnp.asarray(tokens)
-
-
-def _until_end(ids_T: np.ndarray, ids: SpecialIds) -> list[int]:
-    return [int(i) for i in itertools.takewhile(lambda i: i not in (ids.pad, ids.end), ids_T)]
+    return card.max_tokens
 
 
 def _check_split(task, split):

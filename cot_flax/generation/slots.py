@@ -1,15 +1,20 @@
 """Decodes any number of prompts in a fixed number of slots: where one ends, the next one starts.
 
 The host looks at the slots after every block of steps. Prompts go longest first, so that the slots
-hold prompts of like length and their width shrinks with these. For each width two programs are
-compiled, however many prompts there are: one reads prompts into slots, one is a block of steps.
+hold prompts of like length and their width shrinks with these; a longer arrival widens them. For
+each width two programs are compiled, however many prompts there are: one reads prompts into slots,
+one is a block of steps.
+
+Shape letters are those of students/student.py, and G readers: prompts that enter at once.
 
 Over a mesh each device has as many slots as the others and reads one prompt at a time. The host's
 part is the same in every process, which all see the same prompts and outputs.
 """
 
-from collections.abc import Sequence
+import bisect
+from collections.abc import Iterator, Sequence
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +24,7 @@ from flax.linen.partitioning import with_sharding_constraint
 from cot_flax.axes import all_gather, axis_size, mesh_axes
 from cot_flax.generation.decoding import State, add_tokens, start
 from cot_flax.generation.sampling import Sampling
+from cot_flax.students.attention_kernels import MASKED
 from cot_flax.students.student import Prompts, Student
 
 SHORTEST_BUCKET = 64
@@ -32,10 +38,108 @@ def bucket(length: int) -> int:
     return -(-length // grain) * grain
 
 
+class Slots:
+    """Prompts that decode and prompts that wait for a slot; others may arrive meanwhile.
+
+    Of those that wait the longest enters first. A stream that never ends can so keep a short
+    prompt waiting; a closed list cannot.
+
+    Args:
+        student: with its parameters as `Student.for_decoding` gives them.
+        slots: B, prompts decoded at once; a few more where the mesh does not divide them.
+        max_tokens: T, of every output.
+        samples: N continuations a prompt.
+    """
+
+    def __init__(
+        self,
+        student: Student,
+        params,
+        *,
+        slots: int,
+        max_tokens: int,
+        samples: int = 1,
+        sampling: Sampling = Sampling(),  # noqa: B008 (immutable)
+    ):
+        self._student, self._params, self._sampling = student, params, sampling
+        self._shape = samples, max_tokens
+        self._readers = axis_size(*mesh_axes("batch"))
+        rounds = -(-slots // self._readers)
+        self._holders: list[_Arrival | None] = [None] * (rounds * self._readers)
+        self._waiting: list[_Arrival] = []  # the longest last
+        self._submitted = 0
+        self._width = 0
+        self._state: State | None = None
+
+    @property
+    def busy(self) -> bool:
+        """Whether a prompt decodes or waits."""
+        return bool(self._waiting) or any(self._holders)
+
+    def submit(self, prompt: Sequence[int], key) -> int:
+        """Lets a prompt wait for a slot.
+
+        Args:
+            prompt: ids as `student.layout.prompt` makes them, without padding.
+            key: a random key: the prompt's samples depend on no other prompt.
+
+        Returns:
+            A ticket, under which `advance` hands out what was decoded: 0, 1, 2, ...
+        """
+        arrival = _Arrival(self._submitted, prompt, key)
+        bisect.insort(self._waiting, arrival, key=lambda arrival: len(arrival.prompt))
+        self._submitted += 1
+        return arrival.ticket
+
+    def advance(self) -> Iterator[tuple[int, np.ndarray]]:
+        """Fills free slots and takes a block of steps.
+
+        Returns:
+            Of each prompt that has ended its ticket and int32 [N, T]; after the end id, which is
+            included, comes padding.
+        """
+        if not self.busy:
+            return iter(())
+        state, open_B = _advance(self._student, self._params, self._sampling, self._filled())
+        self._state, open_B = state, np.asarray(open_B)
+        ended = [b for b, holder in enumerate(self._holders) if holder and not open_B[b]]
+        if not ended:
+            return iter(())
+        output_BNT = np.asarray(all_gather(state.output_BNT))
+        tickets = [self._holders[slot].ticket for slot in ended]
+        for slot in ended:
+            self._holders[slot] = None
+        return zip(tickets, output_BNT[ended], strict=True)
+
+    def _filled(self) -> State:
+        """The state as wide as its longest prompt, with a prompt in every slot if enough wait."""
+        state = self._resized()
+        pad = self._student.special_ids.pad
+        free = [slot for slot, holder in enumerate(self._holders) if holder is None]
+        free = free[: len(self._waiting)]
+        for i in range(0, len(free), self._readers):
+            chosen = free[i : i + self._readers]
+            for slot in chosen:
+                self._holders[slot] = self._waiting.pop()
+            entering = _entering(self._holders, chosen, self._width, self._readers, pad)
+            state = _insert(self._student, self._params, state, *entering)
+        return state
+
+    def _resized(self) -> State:
+        present = [holder for holder in [*self._holders, *self._waiting[-1:]] if holder]
+        width, before = bucket(max(len(arrival.prompt) for arrival in present)), self._width
+        self._width = width
+        if self._state is None:
+            return _empty(self._student, len(self._holders), width, *self._shape)
+        if width < before:
+            return _narrow(self._state, width)
+        return _widen(self._state, width) if width > before else self._state
+
+
 def decode_all(
     student: Student,
     params,
-    prompts: Sequence[np.ndarray],
+    prompts: Sequence[Sequence[int]],
     keys,
     *,
     slots: int,
@@ -43,58 +147,48 @@ def decode_all(
     samples: int = 1,
     sampling: Sampling = Sampling(),  # noqa: B008 (immutable)
 ) -> np.ndarray:
-    """Continues all prompts, as `decode` does.
+    """Continues all prompts, as `decode` does; the arguments are those of `Slots`.
 
     Args:
-        student: with its parameters as `Student.for_decoding` gives them.
-        prompts: ids as `student.layout.prompt` makes them, without padding.
-        keys: a random key for each prompt: its samples depend on no other prompt.
-        slots: B, prompts decoded at once; a few more where the mesh does not divide them.
-        samples: N continuations a prompt.
+        keys: a random key for each prompt.
 
     Returns:
         int32 [prompts, N, max_tokens]; after the end id, which is included, comes padding.
     """
-    pad = student.special_ids.pad
-    outputs = np.full((len(prompts), samples, max_tokens), pad, np.int32)
-    waiting = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    if not waiting:
+    outputs = np.full((len(prompts), samples, max_tokens), student.special_ids.pad, np.int32)
+    if not len(prompts):
         return outputs
-    readers = axis_size(*mesh_axes("batch"))
-    rounds = -(-min(slots, len(prompts)) // readers)
-    holders: list[int | None] = [None] * (rounds * readers)
-    width = bucket(len(prompts[waiting[-1]]))
-    state = _empty(student, len(holders), width, samples, max_tokens)
-    while waiting or any(i is not None for i in holders):
-        free = [slot for slot, holder in enumerate(holders) if holder is None]
-        free = free[: len(waiting)]
-        for chosen in (free[i : i + readers] for i in range(0, len(free), readers)):
-            for slot in chosen:
-                holders[slot] = waiting.pop()
-            entering = _entering(prompts, keys, holders, chosen, width, readers, pad)
-            state = _insert(student, params, state, *entering)
-        state, open_B = _advance(student, params, sampling, state)
-        open_B = np.asarray(open_B)
-        ended = [b for b, i in enumerate(holders) if i is not None and not open_B[b]]
-        if ended:
-            output_BNT = np.asarray(all_gather(state.output_BNT))
-        for slot in ended:
-            outputs[holders[slot]] = output_BNT[slot]
-            holders[slot] = None
-        left = [len(prompts[i]) for i in [*holders, *waiting[-1:]] if i is not None]
-        if left and bucket(max(left)) < width:
-            width = bucket(max(left))
-            state = _narrow(state, width)
+    decoding = Slots(
+        student,
+        params,
+        slots=min(slots, len(prompts)),
+        max_tokens=max_tokens,
+        samples=samples,
+        sampling=sampling,
+    )
+    for prompt, key in zip(prompts, keys, strict=True):
+        decoding.submit(prompt, key)
+    while decoding.busy:
+        for ticket, output_NT in decoding.advance():
+            outputs[ticket] = output_NT
     return outputs
 
 
-def _entering(prompts, keys, holders, chosen, width, readers, pad):
+class _Arrival(NamedTuple):
+    ticket: int
+    prompt: Sequence[int]
+    key: jax.Array
+
+
+def _entering(holders, chosen, width, readers, pad):
     """Tokens, keys and slots of the prompts that enter; nobody enters a slot beyond the last."""
     tokens_GS = np.full((readers, width), pad, np.int32)
     slots_G = np.full(readers, len(holders), np.int32)
-    keys_G = keys[np.array([holders[slot] for slot in chosen] + [0] * (readers - len(chosen)))]
+    # Every reader needs some key; those without a prompt repeat the first.
+    entering = [holders[slot] for slot in chosen + chosen[:1] * (readers - len(chosen))]
+    keys_G = jnp.stack([arrival.key for arrival in entering])
     for g, slot in enumerate(chosen):
-        ids, slots_G[g] = prompts[holders[slot]], slot
+        ids, slots_G[g] = holders[slot].prompt, slot
         tokens_GS[g, : len(ids)] = ids
     return tokens_GS, keys_G, slots_G
 
@@ -176,5 +270,22 @@ def _narrow(state: State, width: int) -> State:
         keys=[keys_BHCS[..., :width] for keys_BHCS in state.prompts.keys],
         values=[values_BHSC[:, :, :width] for values_BHSC in state.prompts.values],
         bias=state.prompts.bias[..., :width],
+    )
+    return _spread(state._replace(prompts=prompts))
+
+
+@partial(jax.jit, static_argnames="width")
+def _widen(state: State, width: int) -> State:
+    """Makes room for a longer prompt; of those that are here the new columns are padding."""
+    added = width - state.prompts.bias.shape[-1]
+
+    def pad(array, axis, value=0.0):
+        sizes = [(0, added if i == axis else 0) for i in range(array.ndim)]
+        return jnp.pad(array, sizes, constant_values=value)
+
+    prompts = state.prompts._replace(
+        keys=[pad(keys_BHCS, 3) for keys_BHCS in state.prompts.keys],
+        values=[pad(values_BHSC, 2) for values_BHSC in state.prompts.values],
+        bias=pad(state.prompts.bias, 3, MASKED),
     )
     return _spread(state._replace(prompts=prompts))

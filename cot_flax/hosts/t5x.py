@@ -3,7 +3,6 @@
 What T5X's gin files need beside it is here too; gin/t5x/ puts it together.
 """
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -31,7 +30,7 @@ from cot_flax.data.features import special_ids
 from cot_flax.evaluation.evaluate import Decoding
 from cot_flax.generation.beam import beam_search
 from cot_flax.generation.decoding import decode
-from cot_flax.objectives.losses import Objective
+from cot_flax.objectives.losses import Objective, without_teacher
 from cot_flax.students.student import build
 from cot_flax.training import sharding
 from cot_flax.training.optimizers import Optimizer
@@ -53,7 +52,8 @@ class DistillationModel(models.EncoderDecoderModel):
         microbatches: T5X's, which adds up the gradients of their means: each counts as much.
 
     Raises:
-        UserError: adapters, or several samples a prompt, of which T5X knows nothing.
+        UserError: adapters, several samples a prompt or limits of cards, of which T5X knows
+            nothing.
     """
 
     FEATURE_CONVERTER_CLS = DistillationFeatureConverter
@@ -77,6 +77,8 @@ class DistillationModel(models.EncoderDecoderModel):
             raise UserError(
                 f"{decoding.samples} samples a prompt under T5X", "1", "use cot-flax evaluate"
             )
+        if decoding.max_tokens is None:
+            raise UserError("no max_tokens under T5X", "a number", "set MAX_DECODE_LENGTH")
         self.objective, self._decoding, self._microbatches = objective, decoding, microbatches
         super().__init__(
             module=student,
@@ -102,7 +104,7 @@ class DistillationModel(models.EncoderDecoderModel):
         """Continues the prompts of a batch.
 
         Returns:
-            int32 [B, max_tokens], zeros after the end; and {"scores": float32 [B]}: the
+            int32 [B, max_tokens], padding after the end; and {"scores": float32 [B]}: the
             log-likelihood (nats), or a beam's score by its rule.
         """
         tokens_BS, params, chosen = batch["encoder_input_tokens"], unfreeze(params), self._decoding
@@ -121,7 +123,19 @@ class DistillationModel(models.EncoderDecoderModel):
         settings = {name: getattr(chosen, name) for name in ("temperature", "top_k", "top_p")}
         output_BT = decode(*student, tokens_BS, max_tokens=length, rng=keys_B, **settings)[:, 0]
         # Nothing is computed for the scores where T5X asks for predictions alone.
-        return output_BT, {"scores": self.score_batch(params, _as_targets(tokens_BS, output_BT))}
+        return output_BT, {
+            "scores": self.score_batch(params, self._as_targets(tokens_BS, output_BT))
+        }
+
+    def _as_targets(self, tokens_BS, output_BT) -> dict[str, jax.Array]:
+        ids = self.module.special_ids
+        shifted_BT = jnp.pad(output_BT, ((0, 0), (1, 0)), constant_values=ids.start)[:, :-1]
+        return {
+            "encoder_input_tokens": tokens_BS,
+            "decoder_input_tokens": shifted_BT,
+            "decoder_target_tokens": output_BT,
+            "decoder_loss_weights": output_BT != ids.pad,
+        }
 
     def _compute_logits(self, params, batch, dropout_rng=None, mutable=False):
         """For T5X's `score_batch`."""
@@ -153,11 +167,6 @@ class OptaxOptimizer(optimizers.OptaxWrapper):
         )
         state = optimizers.OptimizerState(step=None, param_states=states)
         return optimizer.replace(target=param_logical_axes, state=state)
-
-
-def without_teacher(objective: Objective) -> Objective:
-    """The same with cross entropy alone."""
-    return dataclasses.replace(objective, kl_weight=0.0)
 
 
 def check_data(cfg: utils.DatasetConfig, model: DistillationModel) -> None:
@@ -220,12 +229,3 @@ def _metrics(sums: Mapping[str, jax.Array]) -> dict[str, Average]:
         means |= {n[5:]: Average(total, soft) for n, total in sums.items() if n[:5] == "soft/"}
         means["teacher_fraction"] = Average(soft, tokens)
     return means
-
-
-def _as_targets(tokens_BS, output_BT) -> dict[str, jax.Array]:
-    return {
-        "encoder_input_tokens": tokens_BS,
-        "decoder_input_tokens": jnp.pad(output_BT, ((0, 0), (1, 0)))[:, :-1],
-        "decoder_target_tokens": output_BT,
-        "decoder_loss_weights": output_BT > 0,
-    }

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import math
 
 import gin
 import jax
@@ -11,11 +10,13 @@ import numpy as np
 import pytest
 
 from cot_flax import configuration
-from cot_flax.data.batches import TaskBatches
 from cot_flax.data.features import fingerprint
+from cot_flax.data.registration import cot_task
 from cot_flax.errors import UserError
 from cot_flax.evaluation import evaluate
-from cot_flax.evaluation.evaluate import AccuracyEvaluator, Decoding, LossEvaluator
+from cot_flax.evaluation.evaluate import Decoding
+from cot_flax.evaluation.evaluators import AccuracyEvaluator
+from cot_flax.generation import generator
 from cot_flax.generation.beam import beam_search
 from cot_flax.generation.decoding import decode
 from cot_flax.students.t5 import T5Config, T5Student
@@ -24,7 +25,7 @@ from cot_flax.tasks.stories import VOCABULARY
 from cot_flax.text.prompts import FORMATS
 from cot_flax.text.scoring import wilson_interval
 from cot_flax.training.checkpoints import Checkpointer, Metadata
-from cot_flax.training.sharding import MeshConfig, make_mesh, replicated
+from cot_flax.training.sharding import MeshConfig
 from cot_flax.training.state import TrainState
 
 CONFIG = T5Config(
@@ -37,6 +38,8 @@ CONFIG = T5Config(
     mlp_dim=32,
 )
 COT, ANSWER = "stories_zero_shot_cot", "stories_zero_shot_answer"
+TASKS = COT, "word_sorting_zero_shot_answer"
+CARD = cot_task(COT)
 STORIES = 10
 SAMPLED = Decoding(max_tokens=5, batch_size=4, samples=2, temperature=1.0, seed=3)
 
@@ -103,10 +106,12 @@ def test_predictions_have_the_promised_fields(evaluated):
     rows = rows_of(evaluated, COT)
     for row, e in zip(rows, examples * 2, strict=True):
         assert row.keys() == {
-            *("task", "format", "id", "prompt", "gold", "sample", "text", "extracted", "right"),
-            "steps",
+            *("task", "dataset", "format", "role", "answer_kind", "id", "question", "prompt"),
+            *("gold", "sample", "text", "extracted", "right", "steps"),
         }
-        assert row["format"] == "zero_shot_cot"
+        assert (row["dataset"], row["format"]) == ("stories", "zero_shot_cot")
+        assert (row["role"], row["answer_kind"]) == (CARD.role, CARD.answer_kind)
+        assert row["question"] == e["question"].decode()
         assert row["id"] == e["id"].decode()
         assert row["prompt"] == e["inputs_pretokenized"].decode()
         assert row["gold"] == e["answer"].decode()
@@ -130,7 +135,8 @@ def test_results_are_what_is_in_the_predictions(evaluated, checkpoint):
     assert results["split"] == "test"
     assert results["decoding"] == dataclasses.asdict(SAMPLED)
     assert results["checkpoint"] == f"{checkpoint}/checkpoints/7"
-    assert list(results["tasks"]) == [COT, "word_sorting_zero_shot_answer"]
+    assert results["cards"][COT] == CARD.to_json()
+    assert list(results["cards"]) == list(results["tasks"]) == list(TASKS)
     for task, found in results["tasks"].items():
         rows = rows_of(evaluated, task)
         assert found["count"] == len(rows) == 12
@@ -259,7 +265,7 @@ def fake(monkeypatch, task, choose, split="test"):
     examples = evaluate.read_examples(task, split, None)
     answers = {tuple(e["inputs"].tolist()): choose(i, e) for i, e in enumerate(examples)}
     decoding = FakeDecoding(answers)
-    monkeypatch.setattr(evaluate, "decode_all", decoding)
+    monkeypatch.setattr(generator, "decode_all", decoding)
     return examples, decoding
 
 
@@ -309,20 +315,6 @@ def test_the_accuracy_evaluator_takes_the_first_of_the_validation_split(monkeypa
     assert [len(prompts) for prompts in decoding.calls] == [5]
 
 
-def test_the_loss_evaluator_of_a_student_that_knows_nothing(student):
-    """With all parameters 0 every one of the 256 tokens is as likely as any."""
-    module, params = student
-    blank = jax.tree.map(jnp.zeros_like, params)
-    lengths = {"inputs": 96, "targets": 72}
-    data = TaskBatches(COT, lengths, batch_size=2, split="validation", shuffle=False)
-    mesh = make_mesh(MeshConfig(data=2))
-    with jax.set_mesh(mesh):
-        found = LossEvaluator(data, batches=3)(module, jax.device_put(blank, replicated(mesh)))
-    assert found == pytest.approx(
-        {"loss": math.log(256), "cross_entropy": math.log(256), "token_accuracy": 0.0}
-    )
-
-
 def test_mixtures_are_their_tasks_and_no_task_comes_twice():
     names = evaluate.task_names(("stories_cot_mix", COT, "word_sorting_zero_shot_answer"))
     assert names == [*dict.fromkeys(names)]
@@ -353,7 +345,7 @@ def test_a_checkpoint_of_another_vocabulary_is_refused(student, tmp_path):
     ],
 )
 def test_what_cannot_be_evaluated_is_named(checkpoint, tmp_path, monkeypatch, settings, message):
-    monkeypatch.setattr(evaluate, "decode_all", None)  # found out before anything is decoded
+    monkeypatch.setattr(generator, "decode_all", None)  # found out before anything is decoded
     with pytest.raises(UserError, match=message):
         evaluate_checkpoint(checkpoint, tmp_path, **settings)
 
@@ -361,6 +353,19 @@ def test_what_cannot_be_evaluated_is_named(checkpoint, tmp_path, monkeypatch, se
 def test_an_unknown_answer_mode_is_named():
     with pytest.raises(UserError, match="extraction mode 'loose'; expected one of"):
         Decoding(mode="loose")
+
+
+def test_without_a_limit_of_tokens_the_card_has_it(student, monkeypatch):
+    limited = dataclasses.replace(CARD, max_tokens=3)
+    monkeypatch.setattr(evaluate, "cot_task", lambda task: limited)
+    texts = {}
+    for length in (None, 3):
+        rows = evaluate.predict(*student, COT, "test", Decoding(max_tokens=length), 2)
+        texts[length] = [row["text"] for row in rows]
+    assert texts[None] == texts[3]
+    monkeypatch.setattr(evaluate, "cot_task", lambda task: CARD)
+    with pytest.raises(UserError, match=f"no max_tokens.*{COT}.*MAX_DECODE_LENGTH"):
+        evaluate.predict(*student, COT, "test", Decoding(max_tokens=None), 2)
 
 
 def test_a_folder_without_checkpoints_is_named(tmp_path):

@@ -8,7 +8,7 @@ from flax.linen import partitioning
 from cot_flax.generation import slots
 from cot_flax.generation.decoding import decode
 from cot_flax.generation.sampling import Sampling
-from cot_flax.generation.slots import bucket, decode_all
+from cot_flax.generation.slots import Slots, bucket, decode_all
 from cot_flax.training.sharding import MeshConfig, make_mesh, param_shardings
 from cot_flax.training.state import abstract_variables
 
@@ -90,6 +90,35 @@ def test_a_prompts_samples_depend_on_no_other_prompt(lively, prompts, plain):
         sampling=DRAW,
     )
     np.testing.assert_array_equal(output, plain(3, DRAW)[chosen])
+
+
+def test_arrivals_amid_decoding_say_the_same(lively, prompts, plain):
+    """Short ones first, so that the later and longer ones widen the slots of those that decode."""
+    decoding = Slots(*lively, slots=3, max_tokens=LENGTH, samples=3, sampling=DRAW)
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    found, widths, waiting = {}, [], list(order)
+    assert not decoding.busy and list(decoding.advance()) == []
+    while waiting or decoding.busy:
+        for i in waiting[:2]:
+            assert decoding.submit(prompts[i], KEYS[i]) == order.index(i)
+        waiting = waiting[2:]
+        found |= dict(decoding.advance())
+        widths.append(decoding._width)
+    assert {64, 128, 192} <= {*widths} and widths != sorted(widths, reverse=True)
+    output = np.stack([found[ticket] for ticket in range(len(prompts))])
+    np.testing.assert_array_equal(output, plain(3, DRAW)[order])
+
+
+def test_who_decodes_does_not_see_that_the_slots_widen(lively, prompts, plain):
+    decoding = Slots(*lively, slots=2, max_tokens=LENGTH, samples=3, sampling=DRAW)
+    place, long = max(range(13), key=lambda i: (plain(3, DRAW)[i] > 0).sum()), 15
+    decoding.submit(prompts[place], KEYS[place])
+    assert list(decoding.advance()) == []
+    decoding.submit(prompts[long], KEYS[long])
+    found = {}
+    while decoding.busy:
+        found |= dict(decoding.advance())
+    np.testing.assert_array_equal([found[0], found[1]], plain(3, DRAW)[[place, long]])
 
 
 def test_programs_do_not_grow_with_the_prompts(lively, prompts):

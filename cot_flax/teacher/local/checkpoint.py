@@ -1,33 +1,27 @@
 """A checkpoint of our own as the teacher, decoded on this machine's devices."""
 
 import asyncio
-import itertools
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
 from cot_flax.chains.samples import Logprobs
 from cot_flax.errors import UserError
-from cot_flax.generation.decoding import decode
-from cot_flax.students.student import Student
+from cot_flax.generation.generator import Generator, Scores
+from cot_flax.generation.sampling import Sampling
 from cot_flax.teacher.local import cut_at_stop, refuse_settings, seed_of
 from cot_flax.teacher.requests import Completion, Reply, Request, RequestFailed, Unscorable
-from cot_flax.text.tokenizers import Tokenizer, open_tokenizer
+from cot_flax.text.tokenizers import open_tokenizer
 from cot_flax.training.state import abstract_variables
 from cot_flax.weights import tokenizer_files
 from cot_flax.weights.opening import open_source
 from cot_flax.weights.source import load
 
-_SMALLEST_BUCKET = 64
-
 
 class JaxTeacher:
-    """Answers requests with an encoder-decoder of cot-flax.
+    """Answers requests with a student of cot-flax.
 
     Tokens are SentencePiece pieces with their spaces; a text does not begin with one, so neither
     does its first token. The end of the text is not a token. Log-probabilities are those of the
@@ -58,8 +52,7 @@ class JaxTeacher:
         self._max_input_tokens = max_input_tokens
         student = source.student
         params = load(source, abstract_variables(student)["params"])
-        self._student, self._params = student.for_decoding(params)
-        self._writable_V = _writable(self._tokenizer, student.config.vocab_size)
+        self._generator = Generator(student, params, self._tokenizer)
         self._worker = ThreadPoolExecutor(max_workers=1)  # one device, one request at a time
 
     async def complete(self, request: Request) -> Reply:
@@ -96,30 +89,27 @@ class JaxTeacher:
             )
         refuse_settings(request, {"presence_penalty": 0.0, "frequency_penalty": 0.0})
         prompt_ids = self._encode(request.prompt)
-        inputs_S = _padded(prompt_ids)
-        drawn_1NT = decode(
-            self._student,
-            self._params,
-            inputs_S[None],
+        (drawn,) = self._generator.generate(
+            [prompt_ids],
             max_tokens=request.max_tokens,
+            sampling=Sampling(request.temperature, top_p=request.top_p),
             samples=request.n,
-            temperature=request.temperature,
-            top_p=request.top_p,
-            rng=jax.random.key(seed_of(request))[None],
+            slots=1,
+            keys=jax.random.key(seed_of(request))[None],
         )
-        drawn_NT = np.asarray(drawn_1NT[0])
-        completions = self._completions(request, inputs_S, drawn_NT)
-        return Reply(completions, len(prompt_ids), int(np.count_nonzero(drawn_NT > 1)))
+        drawn_ids = [continuation.ids for continuation in drawn]
+        completions = self._completions(request, prompt_ids, drawn_ids)
+        return Reply(completions, len(prompt_ids), sum(map(len, drawn_ids)))
 
-    def _completions(self, request, inputs_S, drawn_NT) -> list[Completion]:
-        unscored = [None] * request.n
-        k = request.top_logprobs
-        scores = unscored if k is None else self._scores(inputs_S, drawn_NT, k)
+    def _completions(self, request, prompt_ids, drawn_ids) -> list[Completion]:
+        scores: Sequence[Scores | None] = [None] * request.n
+        if request.top_logprobs is not None:
+            prompts = [prompt_ids] * request.n
+            scores = self._generator.score(prompts, drawn_ids, request.top_logprobs)
         completions = []
-        for ids_T, score in zip(drawn_NT.tolist(), scores, strict=True):
-            ids = list(itertools.takewhile(lambda i: i > 1, ids_T))
+        for ids, score in zip(drawn_ids, scores, strict=True):
             tokens = self._tokenizer.surfaces(ids)
-            logprobs = score and self._logprobs(tokens, *score)
+            logprobs = score and self._logprobs(tokens, score)
             reason = "stop" if len(ids) < request.max_tokens else "length"
             completion = Completion("".join(tokens), logprobs, reason)
             completions.append(cut_at_stop(completion, request.stop))
@@ -135,14 +125,14 @@ class JaxTeacher:
         tokens[0] = before + tokens[0]
         tokens[-1] += after
         try:
-            inputs_S = _padded(self._encode(prompt))
+            prompt_ids = self._encode(prompt)
         except RequestFailed:
             raise Unscorable("prompt_too_long") from None
-        targets_1T = _padded(pieces.ids)[None]
-        return self._logprobs(tokens, *self._scores(inputs_S, targets_1T, top_logprobs)[0])
+        (scores,) = self._generator.score([prompt_ids], [pieces.ids], top_logprobs)
+        return self._logprobs(tokens, scores)
 
     def _encode(self, prompt: str) -> list[int]:
-        ids = [*self._tokenizer.encode(prompt), self._tokenizer.special_ids.end]
+        ids = self._generator.encode(prompt)
         if len(ids) > self._max_input_tokens:
             raise RequestFailed(
                 f"a prompt of {len(ids)} tokens",
@@ -151,19 +141,13 @@ class JaxTeacher:
             )
         return ids
 
-    def _scores(self, inputs_S, targets_NT, k: int) -> list[tuple[np.ndarray, ...]]:
-        """For each of N: log-probabilities [T], and those [T, K] and ids [T, K] of the top k."""
-        scores = _teacher_forced(
-            self._student, self._params, inputs_S, targets_NT, self._writable_V, k=k
-        )
-        return list(zip(*jax.device_get(scores), strict=True))
-
-    def _logprobs(self, tokens: Sequence[str], chosen_T, top_TK, ids_TK) -> Logprobs:
+    def _logprobs(self, tokens: Sequence[str], scores: Scores) -> Logprobs:
         top, text = [], ""
-        for token, values_K, ids_K in zip(tokens, top_TK.tolist(), ids_TK.tolist(), strict=False):
-            top.append(self._top(ids_K, values_K, at_start=not text))
+        rows = zip(scores.top_ids_TK.tolist(), scores.top_logprobs_TK.tolist(), strict=True)
+        for token, (ids, logprobs) in zip(tokens, rows, strict=True):
+            top.append(self._top(ids, logprobs, at_start=not text))
             text += token
-        return Logprobs(tuple(tokens), tuple(chosen_T[: len(tokens)].tolist()), tuple(top))
+        return Logprobs(tuple(tokens), tuple(scores.logprobs_T.tolist()), tuple(top))
 
     def _top(self, ids: Sequence[int], logprobs: Sequence[float], at_start: bool):
         """{token: log-probability}; of two pieces of one string the likelier stays."""
@@ -172,34 +156,3 @@ class JaxTeacher:
             tokens = [token.lstrip(" ") for token in tokens]
         likeliest_last = reversed(list(zip(tokens, logprobs, strict=True)))
         return dict(sorted(dict(likeliest_last).items(), key=lambda entry: -entry[1]))
-
-
-@partial(jax.jit, static_argnames=("student", "k"))
-def _teacher_forced(student: Student, params, inputs_S, targets_NT, writable_V, *, k: int):
-    """Teacher-forced log-probabilities, one of N after the other: [T, V] is the largest array.
-
-    Returns:
-        Those of the targets, float32 [N, T], of the k likeliest writable tokens, float32
-        [N, T, K], and the ids of these, int32 [N, T, K].
-    """
-
-    def score(targets_T):
-        previous_T = jnp.roll(targets_T, 1).at[0].set(0)
-        rows = (row[None] for row in (inputs_S, previous_T, targets_T))
-        logprobs_TV = jax.nn.log_softmax(student.module.apply({"params": params}, *rows)[0])
-        chosen_T = jnp.take_along_axis(logprobs_TV, targets_T[:, None], axis=1)[:, 0]
-        return chosen_T, *jax.lax.top_k(jnp.where(writable_V, logprobs_TV, -jnp.inf), k)
-
-    return jax.lax.map(score, targets_NT)
-
-
-def _padded(ids: Sequence[int]) -> np.ndarray:
-    """int32 [S]; S is a power of two, so that few shapes are compiled."""
-    length = max(_SMALLEST_BUCKET, 1 << (len(ids) - 1).bit_length())
-    return np.array([*ids, *[0] * (length - len(ids))], np.int32)
-
-
-def _writable(tokenizer: Tokenizer, size: int) -> np.ndarray:
-    """bool [V]: the pieces that are a text by themselves."""
-    writable = tokenizer.writable
-    return np.array([*writable, *[False] * (size - len(writable))])

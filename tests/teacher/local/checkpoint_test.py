@@ -14,7 +14,7 @@ import sentencepiece
 from sentencepiece.sentencepiece_model_pb2 import ModelProto
 
 from cot_flax.errors import UserError
-from cot_flax.generation.decoding import decode
+from cot_flax.generation import slots
 from cot_flax.lab.world.vocabulary import VOCABULARY_PATH
 from cot_flax.students.t5 import T5Config, T5Student
 from cot_flax.teacher.local.checkpoint import JaxTeacher
@@ -243,9 +243,9 @@ def test_a_stop_string_ends_the_text(teacher):
 
 
 def test_prompts_of_like_length_share_a_program(teacher, reply):
-    before = decode._cache_size()
+    before = slots._insert._cache_size()
     complete(teacher, dataclasses.replace(REQUEST, prompt=PROMPT + " Tom has 3 apples."))
-    assert decode._cache_size() == before > 0
+    assert slots._insert._cache_size() == before > 0
 
 
 @pytest.mark.parametrize(

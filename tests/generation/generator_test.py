@@ -1,0 +1,106 @@
+"""Tests of texts and scores against the plain decoder and NumPy's log-softmax."""
+
+import jax
+import numpy as np
+import pytest
+
+from cot_flax.axes import MeshRules
+from cot_flax.generation.beam import beam_search
+from cot_flax.generation.decoding import decode
+from cot_flax.generation.generator import Beams, Generator, place_keys
+from cot_flax.generation.sampling import Sampling
+from cot_flax.lab.world.vocabulary import VOCABULARY_PATH
+from cot_flax.students.student import build
+from cot_flax.students.t5 import T5Config
+from cot_flax.text.tokenizers import open_tokenizer
+from cot_flax.training.sharding import MeshConfig, make_mesh, replicated
+
+TOKENIZER = open_tokenizer(VOCABULARY_PATH)
+CONFIG = T5Config(
+    vocab_size=256,
+    emb_dim=16,
+    num_heads=2,
+    num_encoder_layers=1,
+    num_decoder_layers=1,
+    head_dim=4,
+    mlp_dim=32,
+)
+PROMPTS = ["Tom has 3 apples.", "How many apples has Tom?", "Tom"]
+IDS = [[*TOKENIZER.encode(prompt), 1] for prompt in PROMPTS]
+DRAW = Sampling(temperature=1.0, top_k=20)
+LENGTH = 6
+
+
+@pytest.fixture(scope="module")
+def student():
+    student = build(CONFIG)
+    params = jax.jit(student.init)(jax.random.key(0))["params"]
+    return student, jax.tree.map(lambda leaf: leaf * 2.0, params)
+
+
+@pytest.fixture(scope="module")
+def batch():
+    rows = np.zeros((3, 64), np.int32)
+    for row, ids in zip(rows, IDS, strict=True):
+        row[: len(ids)] = ids
+    return rows
+
+
+@pytest.mark.parametrize("prompts", [PROMPTS, IDS], ids=["texts", "ids"])
+def test_texts_are_those_of_the_plain_decoder(prompts, student, batch):
+    settings = {"max_tokens": LENGTH, "samples": 2}
+    found = Generator(*student, TOKENIZER).generate(prompts, sampling=DRAW, slots=2, **settings)
+    keys = place_keys(0, 3)
+    expected = np.asarray(decode(*student, batch, rng=keys, **settings, **DRAW._asdict()))
+    for samples, ids_NT in zip(found, expected.tolist(), strict=True):
+        for continuation, ids in zip(samples, ids_NT, strict=True):
+            assert continuation.ids == (ids[: ids.index(1)] if 1 in ids else ids)
+            assert continuation.text == TOKENIZER.decode(continuation.ids)
+
+
+def test_the_best_beam_alone(student, batch):
+    beams = Beams(3, 0.6, "t5x")
+    found = Generator(*student, TOKENIZER).generate(IDS, max_tokens=LENGTH, beams=beams, slots=2)
+    expected, _ = beam_search(*student, batch, max_tokens=LENGTH, **beams._asdict())
+    for (continuation,), ids in zip(found, expected[:, 0].tolist(), strict=True):
+        assert continuation.ids == (ids[: ids.index(1)] if 1 in ids else ids)
+
+
+def test_scores_are_the_log_softmax(student):
+    """Rows of several lengths together, against each alone without padding."""
+    model, params = student
+    texts = ["The answer is 72.", "Tom", "apples has Tom"]
+    for i, scores in enumerate(Generator(*student, TOKENIZER).score(PROMPTS, texts, 4)):
+        ids = TOKENIZER.encode(texts[i])
+        rows = {
+            "encoder_input_tokens": np.array([IDS[i]]),
+            "decoder_input_tokens": np.array([[0, *ids[:-1]]]),
+            "decoder_target_tokens": np.array([ids]),
+        }
+        logits = np.asarray(model.hidden(params, rows)[0] @ model.head(params), np.float64)
+        expected = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+        assert scores.ids_T.tolist() == ids
+        np.testing.assert_allclose(scores.logprobs_T, expected[np.arange(len(ids)), ids], atol=1e-5)
+        mute = np.array([*TOKENIZER.writable, *[False] * (256 - TOKENIZER.vocab_size)])
+        expected[:, ~mute] = -np.inf
+        assert scores.top_ids_TK.tolist() == np.argsort(-expected)[:, :4].tolist()
+        np.testing.assert_allclose(scores.top_logprobs_TK, -np.sort(-expected)[:, :4], atol=1e-5)
+
+
+def test_a_mesh_of_its_own(student):
+    model, params = student
+    config = MeshConfig(data=2)
+    devices = MeshRules(make_mesh(config), config.rules())
+    placed = jax.device_put(params, replicated(devices.mesh))
+    on_two = Generator(model, placed, TOKENIZER, devices)
+    alone = Generator(*student, TOKENIZER)
+    settings = {"max_tokens": LENGTH, "sampling": DRAW, "samples": 2}
+    assert on_two.generate(PROMPTS, **settings) == alone.generate(PROMPTS, **settings)
+    pairs = zip(on_two.score(PROMPTS, PROMPTS, 2), alone.score(PROMPTS, PROMPTS, 2), strict=True)
+    for ours, theirs in pairs:
+        np.testing.assert_allclose(ours.logprobs_T, theirs.logprobs_T, atol=1e-5)
+
+
+def test_nothing_to_do(student):
+    writer = Generator(*student, TOKENIZER)
+    assert writer.generate([], max_tokens=3) == writer.score([], [], 3) == []
