@@ -78,7 +78,7 @@ def test_cross_entropy_of_tasks(blank):
 
 def test_the_kl_of_held_out_teacher_rows(blank):
     """The rest of the teacher's mass, 1/8, is one more outcome, to the student (V - 3) / V."""
-    objective = Objective(kl_weight=1.0, ce_weight=0.0, tail="bucket")
+    objective = Objective(kl_weight=1.0, tail="bucket")
     found = evaluated(LossEvaluator(Held(), objective=objective), *blank)
     theirs, ours = np.append(PROBABILITIES, 0.125), np.array([1 / V] * 3 + [(V - 3) / V])
     assert found["loss"] == pytest.approx((theirs * np.log(theirs / ours)).sum(), rel=1e-5)
