@@ -3,6 +3,7 @@
 What T5X's gin files need beside it is here too; gin/t5x/ puts it together.
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -30,7 +31,7 @@ from cot_flax.data.features import special_ids
 from cot_flax.evaluation.evaluate import Decoding
 from cot_flax.generation.beam import beam_search
 from cot_flax.generation.decoding import decode
-from cot_flax.objectives.losses import Objective, without_teacher
+from cot_flax.objectives.losses import Objective
 from cot_flax.students.student import build
 from cot_flax.training import sharding
 from cot_flax.training.optimizers import Optimizer
@@ -167,6 +168,11 @@ class OptaxOptimizer(optimizers.OptaxWrapper):
         )
         state = optimizers.OptimizerState(step=None, param_states=states)
         return optimizer.replace(target=param_logical_axes, state=state)
+
+
+def without_teacher(objective: Objective) -> Objective:
+    """The same with cross entropy alone."""
+    return dataclasses.replace(objective, kl_weight=0.0)
 
 
 def check_data(cfg: utils.DatasetConfig, model: DistillationModel) -> None:

@@ -171,11 +171,6 @@ class Objective:
         return hard | {f"soft/{name}": value for name, value in soft.items()}
 
 
-def without_teacher(objective: Objective) -> Objective:
-    """The same with cross entropy alone."""
-    return dataclasses.replace(objective, kl_weight=0.0)
-
-
 def teacher_metrics(student: Statistics, ids, logprobs) -> dict[str, jax.Array]:
     """What a run logs about teacher and student at temperature 1.
 

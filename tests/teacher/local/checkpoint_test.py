@@ -86,8 +86,12 @@ def dense_logprobs(student):
     def logprobs(prompt, ids):
         inputs = np.array([[*VOCABULARY.encode(prompt), 1]], np.int32)
         previous = np.array([[0, *ids[:-1]]], np.int32)
-        arrays = (inputs, previous, np.array([ids], np.int32))
-        logits = np.asarray(module.module.apply({"params": params}, *arrays)[0], np.float64)
+        batch = {
+            "encoder_input_tokens": inputs,
+            "decoder_input_tokens": previous,
+            "decoder_target_tokens": np.array([ids], np.int32),
+        }
+        logits = np.asarray(module.hidden(params, batch)[0] @ module.head(params), np.float64)
         return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
 
     return logprobs
