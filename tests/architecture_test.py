@@ -29,7 +29,9 @@ ROOMS = {
     "teacher": {"text", "chains", "students", "generation", "weights", "training"},
     "planning": {"text", "students", "objectives", "weights", "training"},
     "data": {"text", "chains", "students", "objectives", "weights"},
-    "evaluation": {"text", "students", "generation", "weights", "training", "data"},
+    "evaluation": {
+        *("text", "students", "objectives", "generation", "weights", "training", "data"),
+    },
     "reports": {"text", "chains", "students", "weights", "planning", "evaluation"},
     "store": {"text", "chains", "students", "data", "reports"},
     "hosts": {"text", "students", "objectives", "generation", "training", "data", "evaluation"},

@@ -1,6 +1,5 @@
 """What is measured in the middle of a run: functions of a student with its parameters."""
 
-import dataclasses
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ import jax
 
 from cot_flax.data.batches import TaskBatches
 from cot_flax.evaluation.evaluate import Decoding, predict, summarize, task_names
+from cot_flax.objectives.losses import Objective
 from cot_flax.students.student import Student
 from cot_flax.training import sharding, step
 
@@ -46,12 +46,12 @@ class LossEvaluator:
 
     data: TaskBatches
     batches: int = 20
-    objective: step.Objective = step.Objective()  # noqa: RUF009 (frozen)
+    objective: Objective = Objective()  # noqa: RUF009 (frozen)
 
     def __call__(self, student: Student, params: dict) -> dict[str, float]:
         objective = self.objective
         if not self.data.has_teacher:
-            objective = dataclasses.replace(objective, kl_weight=0.0)
+            objective = objective.without_teacher()
         mesh = jax.sharding.get_mesh()
         rows = sharding.Rows(mesh, self.data.batch_size, self.data.shards)
         sums = _loss_sums(student, objective, mesh)
@@ -65,7 +65,7 @@ class LossEvaluator:
 
 
 @lru_cache(maxsize=8)
-def _loss_sums(student: Student, objective: step.Objective, mesh: jax.sharding.Mesh) -> Callable:
+def _loss_sums(student: Student, objective: Objective, mesh: jax.sharding.Mesh) -> Callable:
     """The compiled function of a run: a new one would compile again at every evaluation."""
     return jax.jit(
         lambda params, batch: step.loss_sums(student, objective, params, batch)[1],

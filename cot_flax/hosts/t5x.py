@@ -3,7 +3,6 @@
 What T5X's gin files need beside it is here too; gin/t5x/ puts it together.
 """
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -96,7 +95,7 @@ class DistillationModel(models.EncoderDecoderModel):
         """Returns the mean loss of a real target token (nats), and the sums behind the metrics."""
         objective = self.objective
         if "teacher_top_ids" not in batch:
-            objective = without_teacher(objective)
+            objective = objective.without_teacher()
         rng = dropout_rng if self.module.uses_dropout else None
         total, sums = loss_sums(self.module, objective, params, batch, rng)
         return total / jnp.maximum(sums["tokens"], 1.0) / self._microbatches, _metrics(sums)
@@ -168,11 +167,6 @@ class OptaxOptimizer(optimizers.OptaxWrapper):
         )
         state = optimizers.OptimizerState(step=None, param_states=states)
         return optimizer.replace(target=param_logical_axes, state=state)
-
-
-def without_teacher(objective: Objective) -> Objective:
-    """The same with cross entropy alone."""
-    return dataclasses.replace(objective, kl_weight=0.0)
 
 
 def check_data(cfg: utils.DatasetConfig, model: DistillationModel) -> None:

@@ -129,6 +129,10 @@ class Objective:
     def uses_teacher(self) -> bool:
         return self.kl_weight > 0.0
 
+    def without_teacher(self) -> "Objective":
+        """The same with cross entropy alone, for data without a teacher's rows."""
+        return dataclasses.replace(self, kl_weight=0.0)
+
     @property
     def vocabulary_temperature(self) -> float:
         """Of the student's whole softmax; "bucket" tempers its k + 1 classes alone."""
