@@ -102,14 +102,14 @@ class Slots:
             return iter(())
         state, open_B = _advance(self._student, self._params, self._sampling, self._filled())
         self._state, open_B = state, np.asarray(open_B)
-        ended = [b for b, holder in enumerate(self._holders) if holder and not open_B[b]]
+        tickets = {b: at.ticket for b, at in enumerate(self._holders) if at and not open_B[b]}
+        ended = list(tickets)
         if not ended:
             return iter(())
         output_BNT = np.asarray(all_gather(state.output_BNT))
-        tickets = [self._holders[slot].ticket for slot in ended]
         for slot in ended:
             self._holders[slot] = None
-        return zip(tickets, output_BNT[ended], strict=True)
+        return zip(tickets.values(), output_BNT[ended], strict=True)
 
     def _filled(self) -> State:
         """The state as wide as its longest prompt, with a prompt in every slot if enough wait."""

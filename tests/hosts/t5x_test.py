@@ -15,6 +15,7 @@ import optax
 import pytest
 import tensorflow as tf
 from flax.core import freeze, unfreeze
+from support.t5x import LEAVES_LOOPS, _beside_t5x  # noqa: F401
 
 reason = "T5X is not on PyPI: it, airio and jestimator must be on PYTHONPATH"
 pytest.importorskip("t5x.models", reason=reason, exc_type=ImportError)
@@ -48,6 +49,8 @@ from cot_flax.training.state import TrainState, abstract_variables  # noqa: E402
 from cot_flax.weights.export import export  # noqa: E402
 from cot_flax.weights.opening import open_source  # noqa: E402
 from cot_flax.weights.source import load  # noqa: E402
+
+pytestmark = LEAVES_LOOPS
 
 CONFIG = T5Config(
     vocab_size=256,

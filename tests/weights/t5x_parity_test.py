@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from flax import serialization
 from flax.core import freeze, unfreeze
+from support.t5x import LEAVES_LOOPS, _beside_t5x  # noqa: F401
 
 from cot_flax.errors import UserError
 from cot_flax.generation.decoding import decode
@@ -25,6 +26,8 @@ checkpoints = pytest.importorskip("t5x.checkpoints", reason=reason)
 from t5x import adafactor, decoding, models, partitioning, utils  # noqa: E402
 from t5x.examples.scalable_t5 import network as scalable_network  # noqa: E402
 from t5x.examples.t5 import layers, network  # noqa: E402
+
+pytestmark = LEAVES_LOOPS
 
 seqio = pytest.importorskip("seqio", reason="T5X needs it")
 
