@@ -97,9 +97,10 @@ def load(place: str, _):
 
 def export(format: str):
     def prepared(place: str, out: Path):
+        from cot_flax.reports import card
         from cot_flax.weights.export import export
 
-        return lambda: export(place, out, format=format, tokenizer=VOCABULARY)
+        return lambda: export(place, out, format=format, card=card.write, tokenizer=VOCABULARY)
 
     return prepared
 

@@ -18,8 +18,21 @@ import gin
 import cot_flax
 from cot_flax.errors import UserError
 from cot_flax.files import make_folder
+from cot_flax.run_folder import CONFIG
 
 _MALFORMED = (ValueError, SyntaxError, tokenize.TokenError)
+_RUN_FACTS = {
+    "data": {
+        "mixture": "MIXTURE_OR_TASK_NAME",
+        "lengths": "TASK_FEATURE_LENGTHS",
+        "store": "TEACHER_STORE",
+    },
+    "training": {
+        "optimizer": "OPTIMIZER",
+        "schedule": "SCHEDULE",
+        "learning_rate": "LEARNING_RATE",
+    },
+}
 _OPENING, _CLOSING = tuple("([{'\"@%"), tuple(")]}'\"")
 
 
@@ -125,13 +138,41 @@ def bound(name: str, arguments: Sequence[str]) -> dict[str, Any]:
     return {argument: copy.deepcopy(found[argument]) for argument in arguments if argument in found}
 
 
+def run_facts(fingerprint_of_store: Callable[[str], str]) -> dict[str, dict[str, Any]]:
+    """What only the configuration knows of a training run, for its run.json (see run_folder).
+
+    Args:
+        fingerprint_of_store: of the store in a folder; "" where there is none.
+    """
+    known = {
+        section: {name: value for name, key in macros.items() if (value := _plain(key)) is not None}
+        for section, macros in _RUN_FACTS.items()
+    }
+    store = known["data"].get("store")
+    if store and (fingerprint := fingerprint_of_store(store)):
+        known["data"]["fingerprint"] = fingerprint
+    return known
+
+
 def save(model_dir: str | os.PathLike) -> None:
     """Writes the whole configuration to config.gin, so that the run can be repeated from it.
 
     Raises:
         UserError: a folder that cannot be written to.
     """
-    (make_folder(model_dir) / "config.gin").write_text(gin.config_str())
+    (make_folder(model_dir) / CONFIG).write_text(gin.config_str())
+
+
+def _plain(name: str) -> Any:
+    """The value of a macro as JSON holds it, of a reference the name; None where it has none."""
+    try:
+        value = macro(name, None)
+    except NoValue:
+        return None
+    text = str(value)
+    if text.startswith("%"):
+        return _plain(text[1:])
+    return text.partition("(")[0].rpartition(".")[2] if text.startswith("@") else value
 
 
 def _raise_if_macro_is_missing(error: BaseException) -> None:

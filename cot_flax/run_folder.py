@@ -53,11 +53,18 @@ def write_facts(model_dir: str | os.PathLike, facts: Mapping) -> None:
 
     Args:
         model_dir: the model directory, on this machine or in a bucket; it is made.
-        facts: JSON values by name. A reader must expect any of them to be absent:
-            `student` (family, config, parameters, vocabulary), `started_from` (the checkpoint, ""
-            for random parameters), `data` (mixture, store, lengths in tokens, fingerprints),
-            `objective`, `training` (optimizer, schedule, learning_rate, steps, batch, seed) and
-            `versions` (of cot-flax, jax and python).
+        facts: JSON values by name, of which a reader must expect any to be absent:
+
+            - `student`: `family`, `special_ids`, `config` (its fields), `parameters` (how many,
+              adapters included) and `vocabulary` (its fingerprint).
+            - `started_from`: the checkpoint; "" for random parameters.
+            - `data`: `mixture` (or task), `lengths` (tokens, by feature), `store` (of the teacher's
+              chains), `fingerprint` (SHA-256 of the store's manifest, which holds those of its
+              files), `shards`.
+            - `objective`: the fields of `objectives.losses.Objective`.
+            - `training`: `optimizer` and `schedule` (names), `learning_rate` (the peak), `steps`,
+              `batch_size`, `microbatches`, `mesh` (devices by axis, and `fsdp`), `seed`.
+            - `versions`: of `cot_flax`, `jax` and `python`.
     """
     write_whole(path_at(model_dir) / FACTS, json.dumps(facts, indent=1) + "\n")
 

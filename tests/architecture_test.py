@@ -45,7 +45,6 @@ TENSORFLOW = {"tensorflow", "tensorflow_datasets", "tensorflow_text", "seqio"}
 LIBRARIES = {library: {"data", "store", "tasks"} for library in TENSORFLOW} | {"t5x": {"hosts"}}
 # (file, what it imports): why it may.
 EXCEPTIONS = {
-    ("cot_flax/weights/export.py", "reports"): "an export leaves a model card beside its files",
     ("cot_flax/data/registration.py", "store"): "a task may be read from its store",
     ("cot_flax/lab/demo.py", "tasks"): "the demo registers its tasks; they read lab/world",
     ("cot_flax/evaluation/evaluate.py", "seqio"): "tasks and mixtures are SeqIO's",

@@ -2,6 +2,7 @@
 
 import dataclasses
 import gzip
+import hashlib
 import json
 import logging
 import os
@@ -147,6 +148,21 @@ def test_train_leaves_metrics_a_checkpoint_and_its_configuration(folder):
     configuration.parse([str(folder / "student" / "config.gin")], [])
     assert configuration.macro("TRAIN_STEPS") == 2
     assert configuration.macro("MODEL_DIR") == str(folder / "student")
+
+
+def test_train_leaves_what_the_run_is_as_data(folder):
+    facts = run_folder.read_facts(folder / "student")
+    assert facts["data"] == {
+        "shards": 1,
+        "mixture": "stories_teacher_zero_shot_cot",
+        "lengths": {"inputs": 96, "targets": 72},
+        "store": str(folder / "store"),
+        "fingerprint": hashlib.sha256((folder / "store/manifest.json").read_bytes()).hexdigest(),
+    }
+    training = facts["training"]
+    assert (training["optimizer"], training["schedule"]) == ("adamw", "warmup_cosine")
+    assert training["learning_rate"] == 1e-2
+    assert training["steps"] == 2 and facts["objective"]["kl_weight"] == 1.0
 
 
 def test_evaluate_leaves_results_and_predictions(folder):

@@ -15,6 +15,7 @@ from cot_flax.data.batches import TaskBatches
 from cot_flax.evaluation.evaluate import Decoding, evaluate
 from cot_flax.generation.decoding import decode
 from cot_flax.objectives.losses import Objective
+from cot_flax.reports import card
 from cot_flax.training import loop, optimizers
 from cot_flax.training.sharding import MeshConfig
 from cot_flax.weights.export import export
@@ -94,7 +95,7 @@ def test_it_is_evaluated_and_exported(trained, tmp_path):
         mesh=MeshConfig(data=2),
     )
     assert results["tasks"][ASKED]["count"] == 8
-    export(str(folder), tmp_path / "out", format="huggingface")
+    export(str(folder), tmp_path / "out", format="huggingface", card=card.write)
     settings = json.loads((tmp_path / "out" / "config.json").read_text())
     assert settings["model_type"] == "toy"
     source = open_source(str(tmp_path / "out"))

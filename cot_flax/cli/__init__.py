@@ -67,12 +67,13 @@ def train(
     from cot_flax import configuration
 
     parse_gin(context, gin_file, gin_search_paths)
+    from cot_flax.store import layout
     from cot_flax.training import hosts
 
     with hosts.initialize_distributed(coordinator_address, process_count, process_index):
         if hosts.is_first():
             configuration.save(configuration.macro("MODEL_DIR"))
-        configuration.call("loop.train")
+        configuration.call("loop.train", facts=configuration.run_facts(layout.fingerprint))
 
 
 @app.command(context_settings=GIN_FLAGS)

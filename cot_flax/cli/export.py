@@ -34,6 +34,7 @@ def export(
 
     Example: cot-flax export --checkpoint runs/demo/world_cot_kl --format huggingface --out student
     """
+    from cot_flax.reports import card
     from cot_flax.weights.export import export
     from cot_flax.weights.source import Access
 
@@ -42,6 +43,7 @@ def export(
         checkpoint,
         out,
         format=format,
+        card=card.write,
         dtype=dtype,
         tokenizer=tokenizer,
         access=Access(allow_pickle, local_files_only),

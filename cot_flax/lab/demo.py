@@ -14,6 +14,7 @@ from cot_flax.chains.samples import write_samples
 from cot_flax.lab.world.stories import make_stories
 from cot_flax.lab.world.teacher import make_samples
 from cot_flax.reports import comparison
+from cot_flax.store import layout
 from cot_flax.store.prepare import prepare
 
 
@@ -81,7 +82,7 @@ def _train(experiment: str, folder: Path, seed: int, macros: dict) -> None:
     }
     configuration.parse([f"experiments/{experiment}.gin"], _bindings(macros))
     configuration.save(folder)
-    configuration.call("loop.train")
+    configuration.call("loop.train", facts=configuration.run_facts(layout.fingerprint))
 
 
 def _evaluate(folder: Path, seed: int, size: Size) -> None:

@@ -1,30 +1,28 @@
 """The model card of an export: what the student was taught, how, and what it can do."""
 
-import ast
-import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import jinja2
 
 from cot_flax import run_folder
-from cot_flax.errors import UserError
 from cot_flax.weights.opening import HUB_ID
 
 _SETTINGS = {
-    "MIXTURE_OR_TASK_NAME": "data (SeqIO task or mixture)",
-    "TEACHER_STORE": "teacher's chains",
-    "TASK_FEATURE_LENGTHS": "longest example (tokens)",
-    "TRAIN_STEPS": "optimizer steps",
-    "BATCH_SIZE": "batch size",
-    "OPTIMIZER": "optimizer",
-    "SCHEDULE": "schedule",
-    "LEARNING_RATE": "peak learning rate",
-    "DROPOUT_RATE": "dropout",
-    "LORA_RANK": "LoRA rank (merged here)",
-    "RANDOM_SEED": "seed",
+    "data (SeqIO task or mixture)": ("data", "mixture"),
+    "teacher's chains": ("data", "store"),
+    "longest example (tokens)": ("data", "lengths"),
+    "optimizer steps": ("training", "steps"),
+    "batch size": ("training", "batch_size"),
+    "optimizer": ("training", "optimizer"),
+    "schedule": ("training", "schedule"),
+    "peak learning rate": ("training", "learning_rate"),
+    "dropout": ("student", "config", "dropout_rate"),
+    "LoRA rank (merged here)": ("student", "config", "lora", "rank"),
+    "seed": ("training", "seed"),
 }
+"""What the card says of a run, and where that stands in run.json."""
 _TAILS = {
     "bucket": "the rest of the mass as one class",
     "ignore": "the rest of the mass left out",
@@ -40,7 +38,7 @@ class Facts:
         name: of the model.
         parameters: how many.
         started_from: the checkpoint that the run began with, "" for random parameters.
-        settings: label and value of what the run was bound to; empty without a run.
+        settings: label and value of what the run was set to; empty without a run.
         objective: a sentence; "" without a run.
         results: results.json; empty without an evaluation.
         prompt: one that the student was evaluated on; "" without predictions.
@@ -77,7 +75,8 @@ def facts(name: str, parameters: int, folder: Path | None) -> Facts:
     Raises:
         UserError: malformed files of the run.
     """
-    macros = read_macros(folder / run_folder.CONFIG) if folder else {}
+    run = run_folder.read_facts(folder) if folder else {}
+    settings = {label: _value(run, path) for label, path in _SETTINGS.items()}
     has_results = folder is not None and any(
         (folder / sub / run_folder.RESULTS).is_file() for sub in run_folder.FOLDERS
     )
@@ -85,12 +84,17 @@ def facts(name: str, parameters: int, folder: Path | None) -> Facts:
     return Facts(
         name=name,
         parameters=parameters,
-        started_from=str(macros.get("INITIAL_CHECKPOINT_PATH") or ""),
-        settings={label: macros[macro] for macro, label in _SETTINGS.items() if macros.get(macro)},
-        objective=_objective(macros) if macros else "",
+        started_from=run.get("started_from", ""),
+        settings={label: value for label, value in settings.items() if value is not None},
+        objective=_objective(run["objective"]) if "objective" in run else "",
         results=run_folder.read_results(folder) if has_results else {},
         prompt=predictions[0]["prompt"] if predictions else "",
     )
+
+
+def write(name: str, parameters: int, folder: Path | None) -> str:
+    """The card of a model; arguments and errors as `facts`."""
+    return render(facts(name, parameters, folder))
 
 
 def render(facts: Facts) -> str:
@@ -105,33 +109,20 @@ def render(facts: Facts) -> str:
     return environment.get_template("card.md.jinja").render(facts=facts)
 
 
-def read_macros(path: Path) -> dict[str, object]:
-    """The macros of a saved configuration; values that are no Python literal stay text.
-
-    A file that is not there has none: a checkpoint may be of a run outside the command line.
-    """
-    if not path.is_file():
-        return {}
-    try:
-        text = path.read_text()
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: {error}", "a gin file", "export from the whole run") from error
-    found = re.findall(r"^([A-Z][A-Z0-9_]*) = (?:\\\n\s+)?(.+)$", text, re.MULTILINE)
-    return {name: _value(value) for name, value in found}
+def _value(run: Mapping, path: Sequence[str]):
+    """What stands at a path of names in run.json; None where one of them is missing or null."""
+    value = run
+    for name in path:
+        value = (value or {}).get(name)
+    return value
 
 
-def _value(text: str):
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return re.sub(r"^@(?:\w+\.)*(\w+)(?:\(\))?$", r"\1", text)
-
-
-def _objective(macros) -> str:
-    weight = macros.get("KL_WEIGHT", 0.0)
+def _objective(objective: Mapping) -> str:
+    weight = objective.get("kl_weight", 0.0)
     if not weight:
         return "token cross entropy on the chains"
-    tail = _TAILS.get(str(macros.get("TAIL", "bucket")), macros.get("TAIL"))
-    kl = f"KL from the teacher's top-k token distribution ({tail}"
-    kl += f"; temperature {macros['KL_TEMPERATURE']})" if "KL_TEMPERATURE" in macros else ")"
+    tail = _TAILS.get(objective["tail"], objective["tail"])
+    temperature = objective["temperature"]
+    kl = "KL from the teacher's top-k token distribution "
+    kl += f"({tail}; temperature {temperature})"
     return kl if weight == 1.0 else f"{weight} x {kl} + {1 - weight:g} x token cross entropy"

@@ -172,6 +172,14 @@ def checksum(path: str | Path) -> str:
     return digest.hexdigest()
 
 
+def fingerprint(path: str) -> str:
+    """SHA-256 of a store's manifest, which holds those of its files; "" where there is none."""
+    try:
+        return checksum(f"{path}/{MANIFEST}")
+    except tf.errors.OpError:
+        return ""
+
+
 def read_manifest(path: str) -> dict:
     """Reads a store's manifest; raises UserError where there is none or it is not whole."""
     try:

@@ -1,6 +1,8 @@
 """The trainer. One function, readable from top to bottom."""
 
 import dataclasses
+import math
+import platform
 import queue
 import threading
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -11,13 +13,15 @@ import jax
 import numpy as np
 from flax.linen import partitioning
 
+import cot_flax
+from cot_flax import run_folder
 from cot_flax.errors import UserError
 from cot_flax.objectives.losses import Objective
 from cot_flax.students import lora
 from cot_flax.students.layouts import Layout
 from cot_flax.students.student import Student, build, to_json
 from cot_flax.text.tokenizers import SpecialIds
-from cot_flax.training import checkpoints, guard, logs, sharding, state, step
+from cot_flax.training import checkpoints, guard, hosts, logs, sharding, state, step
 from cot_flax.training.optimizers import Optimizer
 from cot_flax.weights.source import Access
 
@@ -78,11 +82,12 @@ def train(
     log_period: int = 10,
     eval_period: int = 0,
     evaluators: Sequence[Evaluator] = (),
+    facts: Mapping[str, Mapping] | None = None,
 ) -> state.TrainState:
     """Trains a student, or resumes the run that `model_dir` holds.
 
     Args:
-        model_dir: gets checkpoints, metrics.jsonl, TensorBoard files and the vocabulary.
+        model_dir: gets checkpoints, run.json, metrics.jsonl, TensorBoard files, the vocabulary.
         model: the config of a family of students.
         total_steps: optimizer steps from the start of the run, resumed ones included.
         microbatches: gradient accumulation: parts of a batch that go through the model in turn.
@@ -91,6 +96,8 @@ def train(
         access: what reading that checkpoint may do.
         log_period: metrics are means over so many steps.
         eval_period: 0 evaluates at the end only.
+        facts: what the caller knows of the run, by the sections of run.json, which a fresh run
+            writes; see `run_folder.write_facts`.
 
     Returns:
         The state after the last step.
@@ -129,6 +136,27 @@ def train(
             train_state = state.create(student, optimizer, seed, abstract, base)
         else:
             train_state = state.create(student, optimizer, seed, abstract)
+        if checkpointer.latest_step is None and hosts.is_first():
+            known = {
+                "student": _student_facts(student, abstract.params, data),
+                "started_from": initial_checkpoint_path or "",
+                "data": {"shards": data.shards},
+                "objective": dataclasses.asdict(objective),
+                "training": {
+                    "steps": total_steps,
+                    "batch_size": data.batch_size,
+                    "microbatches": microbatches,
+                    "mesh": {**devices.shape, "fsdp": mesh.fsdp},
+                    "seed": seed,
+                },
+                "versions": {
+                    "cot_flax": cot_flax.__version__,
+                    "jax": jax.__version__,
+                    "python": platform.python_version(),
+                },
+            }
+            added = {name: {**known.get(name, {}), **more} for name, more in (facts or {}).items()}
+            run_folder.write_facts(model_dir, known | added)
         train_step = jax.jit(
             step.make_train_step(student, optimizer, objective, microbatches),
             in_shardings=(shardings, sharding.batch_sharding(devices)),
@@ -179,6 +207,16 @@ def train(
             log.close()
             checkpointer.close()
     return train_state
+
+
+def _student_facts(student: Student, params, data: Data) -> dict[str, Any]:
+    return {
+        "family": student.family,
+        "special_ids": student.special_ids._asdict(),
+        "config": dataclasses.asdict(student.config),
+        "parameters": sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params)),
+        "vocabulary": data.vocabulary,
+    }
 
 
 def _check(name: str, number: int | None, *, least: int) -> None:

@@ -2,11 +2,11 @@
 
 import math
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from cot_flax.errors import UserError
-from cot_flax.reports import card
 from cot_flax.weights import huggingface, t5x, tokenizer_files
 from cot_flax.weights.opening import open_source
 from cot_flax.weights.source import Access
@@ -29,6 +29,7 @@ def export(
     out: str | os.PathLike,
     *,
     format: str,
+    card: Callable[[str, int, Path | None], str],
     dtype: str = "float32",
     tokenizer: str | os.PathLike | None = None,
     access: Access = Access(),  # noqa: B008 (frozen)
@@ -39,6 +40,8 @@ def export(
         checkpoint: anything that INITIAL_CHECKPOINT_PATH takes.
         out: a folder that does not exist or is empty.
         format: of FORMATS.
+        card: makes Hugging Face's README.md of a name, the number of parameters, and the folder of
+            the run or of Hugging Face's files that the checkpoint is part of, if it is of any.
         dtype: of the parameters, of DTYPES.
         tokenizer: the SentencePiece model file, where none lies beside the checkpoint.
 
@@ -59,7 +62,7 @@ def export(
             out,
             dtype=dtype,
             tokenizer=tokenizer_files.find(source, tokenizer).read_bytes(),
-            card=card.render(card.facts(out.name, parameters, source.folder)),
+            card=card(out.name, parameters, source.folder),
         )
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     return Exported(source.place, parameters, size)

@@ -37,6 +37,7 @@ from cot_flax.hosts.t5x import DistillationModel  # noqa: E402
 from cot_flax.lab.world.stories import make_stories  # noqa: E402
 from cot_flax.lab.world.teacher import make_samples  # noqa: E402
 from cot_flax.objectives.losses import Objective  # noqa: E402
+from cot_flax.reports import card  # noqa: E402
 from cot_flax.store.prepare import prepare  # noqa: E402
 from cot_flax.students.lora import Lora  # noqa: E402
 from cot_flax.students.parameters import flatten  # noqa: E402
@@ -369,7 +370,7 @@ def test_we_open_what_t5x_saved(trained):
 
 def test_t5x_starts_from_what_we_export(trained, store, tmp_path):
     """Without a step's effect: parameters are ours, the count begins at zero."""
-    export(str(trained[0]), str(tmp_path / "exported"), format="t5x")
+    export(str(trained[0]), str(tmp_path / "exported"), format="t5x", card=card.write)
     (exported,) = (tmp_path / "exported").glob("checkpoint_*")
     initial = {"INITIAL_CHECKPOINT_PATH": str(exported), "LEARNING_RATE": 0.0}
     last_step, state = train(tmp_path / "run", store, TRAIN_STEPS=1, **initial)

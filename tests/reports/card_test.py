@@ -2,13 +2,24 @@
 
 import json
 
-import gin
 import pytest
 import yaml
 
-from cot_flax import configuration
+from cot_flax import run_folder
 from cot_flax.errors import UserError
-from cot_flax.reports.card import facts, read_macros, render
+from cot_flax.reports.card import facts, render, write
+
+RUN = {
+    "student": {"family": "t5", "config": {"dropout_rate": 0.05, "lora": {"rank": 4}}},
+    "started_from": "google/flan-t5-small",
+    "data": {
+        "mixture": "stories_teacher_zero_shot_cot",
+        "store": "store",
+        "lengths": {"inputs": 128, "targets": 160},
+    },
+    "objective": {"kl_weight": 0.75, "tail": "bucket", "temperature": 1.0},
+    "training": {"optimizer": "adamw", "learning_rate": 0.001, "steps": 600, "seed": 0},
+}
 
 RESULTS = {
     "checkpoint": "run/checkpoints/600",
@@ -30,11 +41,7 @@ PROMPT = 'Q: Who said "four"?\nLet\'s think step by step'
 @pytest.fixture
 def run(tmp_path):
     """What train and evaluate leave behind, without the arrays."""
-    bindings = ["MODEL_DIR='run'", "TEACHER_STORE='store'", "TRAIN_STEPS=600", "KL_WEIGHT=0.75"]
-    bindings.append("INITIAL_CHECKPOINT_PATH='google/flan-t5-small'")
-    configuration.parse(["experiments/world_cot_kl.gin"], bindings)
-    configuration.save(tmp_path)
-    gin.clear_config()
+    run_folder.write_facts(tmp_path, RUN)
     (tmp_path / "test").mkdir()
     (tmp_path / "test" / "results.json").write_text(json.dumps(RESULTS))
     (tmp_path / "test" / "predictions.jsonl").write_text(json.dumps({"prompt": PROMPT}) + "\n")
@@ -58,9 +65,13 @@ def test_a_card_says_what_the_run_was(run):
         "| optimizer steps | `600` |",
         "| data (SeqIO task or mixture) | `stories_teacher_zero_shot_cot` |",
         "| teacher's chains | `store` |",
+        "| longest example (tokens) | `{'inputs': 128, 'targets': 160}` |",
         "| optimizer | `adamw` |",
-        "0.75 x KL from the teacher's top-k token distribution (the rest of the mass as one class;",
-        " + 0.25 x token cross entropy |",
+        "| dropout | `0.05` |",
+        "| LoRA rank (merged here) | `4` |",
+        "| seed | `0` |",
+        "0.75 x KL from the teacher's top-k token distribution (the rest of the mass as one class;"
+        " temperature 1.0) + 0.25 x token cross entropy |",
         "| stories_zero_shot_cot | 75.0 (70.5-79.0) | 2.0 | 400 |",
         "(greedy, 1 sample a question, answers read by the rule `flexible`)",
         "Flan-T5 itself was trained on rationales of GSM8K",
@@ -83,22 +94,21 @@ def test_a_card_without_a_run_says_so():
 
 
 def test_a_start_from_a_folder_is_no_base_model_of_the_hub(run):
-    text = (run / "config.gin").read_text().replace("google/flan-t5-small", "/runs/base")
-    (run / "config.gin").write_text(text)
+    run_folder.write_facts(run, RUN | {"started_from": "/runs/base"})
     header, body = header_and_body(render(facts("student", 1, run)))
     assert "base_model" not in header
     assert "| started from | /runs/base |" in body
 
 
-def test_read_macros(tmp_path):
-    path = tmp_path / "config.gin"
-    path.write_text(
-        "A_LONG_ONE = \\\n    {'inputs': 8}\nRATE = 1e-3\nMODEL = @t5.T5Config()\n"
-        "t5.T5Config.emb_dim = 8\n"
-    )
-    expected = {"A_LONG_ONE": {"inputs": 8}, "RATE": 1e-3, "MODEL": "T5Config"}
-    assert read_macros(path) == expected
-    assert read_macros(tmp_path / "none.gin") == {}
+def test_a_card_says_no_more_than_the_run_does(tmp_path):
+    run_folder.write_facts(tmp_path, {"student": {"config": {"lora": None}}, "started_from": ""})
+    body = write("student", 1, tmp_path)
+    assert "| started from |" not in body and "LoRA" not in body
+    run_folder.write_facts(tmp_path, {"training": {"steps": 5}, "objective": {"kl_weight": 0.0}})
+    body = write("student", 1, tmp_path)
+    assert "| started from | random parameters |" in body
+    assert "| objective | token cross entropy on the chains |" in body
+    assert "| optimizer steps | `5` |" in body and "optimizer |" not in body
 
 
 def test_malformed_results_stop_the_card(run):

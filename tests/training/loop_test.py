@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import math
 import threading
 import time
 from functools import partial
@@ -123,6 +124,43 @@ def finished(run, tmp_path_factory):
     """An uninterrupted run: its folder, its last state, its evaluator, its data."""
     folder, evaluator, data = tmp_path_factory.mktemp("finished"), Evaluator(), Copying()
     return folder, run(folder, data, evaluators=[evaluator]), evaluator, data
+
+
+def test_a_run_writes_what_it_is(run, config, tmp_path):
+    known = {"data": {"mixture": "copying_task"}, "training": {"learning_rate": 0.02}}
+    objective = Objective(label_smoothing=0.1)
+    run(tmp_path, objective=objective, total_steps=1, seed=3, facts=known)
+    student = T5Student(dataclasses.replace(config, dropout_rate=0.05))
+    written = run_folder.read_facts(tmp_path)
+    versions = written.pop("versions")
+    assert versions.keys() == {"cot_flax", "jax", "python"} and versions["jax"] == jax.__version__
+    assert written == {
+        "student": {
+            "family": "t5",
+            "special_ids": {"pad": 0, "end": 1, "start": 0},
+            "config": json.loads(json.dumps(dataclasses.asdict(student.config))),
+            "parameters": sum(map(math.prod, student.parameter_shapes().values())),
+            "vocabulary": "copying",
+        },
+        "started_from": "",
+        "data": {"mixture": "copying_task", "shards": 1},
+        "objective": dataclasses.asdict(objective),
+        "training": {
+            "learning_rate": 0.02,
+            "steps": 1,
+            "batch_size": 8,
+            "microbatches": 1,
+            "mesh": {"data": 1, "model": 1, "fsdp": False},
+            "seed": 3,
+        },
+    }
+
+
+def test_a_run_that_goes_on_stays_what_it_was(run, tmp_path):
+    run(tmp_path, total_steps=1)
+    before = run_folder.read_facts(tmp_path)
+    run(tmp_path, total_steps=2, seed=4)
+    assert run_folder.read_facts(tmp_path) == before
 
 
 def rows_of(folder, kind="train"):

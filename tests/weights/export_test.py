@@ -1,6 +1,7 @@
 """Tests of exporting: a run leaves with what it learnt, as a folder that stands alone."""
 
 import dataclasses
+from functools import partial
 
 import jax.numpy as jnp
 import numpy as np
@@ -15,7 +16,7 @@ from cot_flax.students.t5.config import T5Config
 from cot_flax.text.tokenizers import SentencePieceTokenizer
 from cot_flax.training.checkpoints import Checkpointer, Metadata, save_vocabulary
 from cot_flax.training.state import TrainState
-from cot_flax.weights.export import export
+from cot_flax.weights import export as exporting
 from cot_flax.weights.opening import open_source
 
 CONFIG = T5Config(
@@ -28,6 +29,13 @@ CONFIG = T5Config(
     mlp_dim=32,
 )
 FINGERPRINT = SentencePieceTokenizer(VOCABULARY_PATH, extra_ids=0).fingerprint
+
+
+def card(name, parameters, folder):
+    return f"{name} of {parameters}, from {folder}"
+
+
+export = partial(exporting.export, card=card)
 
 
 def drawn(seed=0):
@@ -76,6 +84,8 @@ def test_a_folder_for_hugging_face_stands_alone(run, tmp_path):
     assert names >= {"config.json", "model.safetensors", "README.md", "tokenizer_config.json"}
     assert (tmp_path / "out" / "spiece.model").read_bytes() == VOCABULARY_PATH.read_bytes()
     assert open_source(str(tmp_path / "out")).vocabulary == FINGERPRINT
+    count = sum(map(np.prod, T5Student(CONFIG).parameter_shapes().values()))
+    assert (tmp_path / "out" / "README.md").read_text() == card("out", count, run)
     # bfloat16 keeps 8 bits.
     assert_holds(tmp_path / "out", drawn(), rtol=2**-8, atol=0)
 
