@@ -11,6 +11,8 @@ from cot_flax.files import path_at, write_whole
 
 CONFIG, FACTS, METRICS = "config.gin", "run.json", "metrics.jsonl"
 PREDICTIONS, RESULTS = "predictions.jsonl", "results.json"
+CHECKPOINTS = "checkpoints"
+"""The folder of the steps."""
 FOLDERS = (".", "test")
 """Where an evaluation may lie, seen from the model directory."""
 
@@ -117,7 +119,7 @@ def read_results(folder: Path) -> dict:
     if not isinstance(results, dict) or not isinstance(results.get("tasks"), dict):
         raise UserError(
             f"{path} without tasks",
-            "the results.json of cot-flax evaluate",
+            f"the {RESULTS} of cot-flax evaluate",
             "evaluate the run again",
         )
     return results

@@ -18,7 +18,7 @@ def export(
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
     tokenizer: Annotated[
         str | None,
-        typer.Option(help="The SentencePiece model, where none lies beside the checkpoint."),
+        typer.Option(help="A spiece.model or tokenizer.json; by default the checkpoint's."),
     ] = None,
     allow_pickle: Annotated[
         bool, typer.Option("--allow-pickle", "--allow_pickle", help="Read PyTorch's .bin files.")

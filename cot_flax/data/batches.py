@@ -16,6 +16,7 @@ from jax.experimental import multihost_utils
 from cot_flax.data import packing
 from cot_flax.data.features import (
     TEACHER_FEATURES,
+    TokenizerVocabulary,
     fingerprint,
     sentencepiece_model,
     special_ids,
@@ -23,8 +24,7 @@ from cot_flax.data.features import (
 from cot_flax.errors import UserError
 from cot_flax.objectives.losses import Objective
 from cot_flax.students.layouts import Layout
-from cot_flax.text.tokenizers import SpecialIds
-from cot_flax.weights.tokenizer_files import SENTENCEPIECE
+from cot_flax.text.tokenizers import SENTENCEPIECE, SpecialIds
 
 BLOCK = 64
 _ENOUGH = 1000  # examples of which none fits
@@ -95,7 +95,10 @@ class TaskBatches:
 
     @property
     def vocabulary_files(self) -> dict[str, bytes]:
-        model = sentencepiece_model(self._provider.output_features["targets"].vocabulary)
+        vocabulary = self._provider.output_features["targets"].vocabulary
+        if isinstance(vocabulary, TokenizerVocabulary):
+            return vocabulary.tokenizer.files
+        model = sentencepiece_model(vocabulary)
         return {} if model is None else {SENTENCEPIECE: model}
 
     @property

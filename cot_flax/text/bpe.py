@@ -24,6 +24,8 @@ from cot_flax.text.pieces import (
 )
 
 HUGGING_FACE = "tokenizer.json"
+SETTINGS, SPECIAL_TOKENS = "tokenizer_config.json", "special_tokens_map.json"
+_ROLES = {"pad_token": "pad", "eos_token": "end", "bos_token": "start"}
 
 _BROKEN = "\ufffd"  # what decoders write for bytes that are no character
 _BYTE_PIECE = re.compile("<0x([0-9A-F]{2})>")  # of BPE with byte fallback
@@ -75,6 +77,14 @@ class HuggingFaceTokenizer:
 
     def __reduce__(self):
         return HuggingFaceTokenizer, (self.model, self.special_ids)
+
+    @property
+    def files(self) -> dict[str, bytes]:
+        """Both files of a folder that `open_tokenizer` opens as this tokenizer."""
+        ids = self.special_ids._asdict()
+        tokens = {name: self._tokenizer.id_to_token(ids[role]) for name, role in _ROLES.items()}
+        settings = {"tokenizer_class": "PreTrainedTokenizerFast", **tokens}
+        return {HUGGING_FACE: self.model, SETTINGS: json.dumps(settings, indent=2).encode() + b"\n"}
 
     def encode(self, text: str) -> list[int]:
         return self._encoding(text).ids
@@ -202,16 +212,16 @@ def open_hugging_face(path: Path | epath.Path) -> HuggingFaceTokenizer:
     if end is None:
         raise UserError(
             f"no end of a text beside {path}",
-            "an eos_token in tokenizer_config.json or special_tokens_map.json, or an eos_token_id "
+            f"an eos_token in {SETTINGS} or {SPECIAL_TOKENS}, or an eos_token_id "
             "in generation_config.json",
-            "download the model's tokenizer_config.json into the folder",
+            f"download the model's {SETTINGS} into the folder",
         )
     pad, start = (end if id is None else id for id in (pad, start))
     return HuggingFaceTokenizer(model, SpecialIds(pad, end, start), place=str(path))
 
 
 def _special_id(folder, role: str, ids: Mapping[str, int]) -> int | None:
-    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+    for name in (SETTINGS, SPECIAL_TOKENS):
         token = _settings(folder / name).get(f"{role}_token")
         token = token["content"] if isinstance(token, dict) else token
         if token is not None:

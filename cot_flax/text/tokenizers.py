@@ -52,6 +52,11 @@ class Tokenizer(Protocol):
     @property
     def unk_id(self) -> int | None: ...
 
+    @property
+    def files(self) -> dict[str, bytes]:
+        """The files, by name, of a folder that `open_tokenizer` opens as this tokenizer."""
+        ...
+
     def encode(self, text: str) -> list[int]:
         """Ids of a text, without the end."""
         ...
@@ -160,6 +165,11 @@ class SentencePieceTokenizer:
 
     def __reduce__(self):
         return partial(SentencePieceTokenizer, extra_ids=self.extra_ids), (self.model,)
+
+    @property
+    def files(self) -> dict[str, bytes]:
+        """The model alone: which of its two vocabularies is meant, the fingerprint says."""
+        return {SENTENCEPIECE: self.model}
 
     def encode(self, text: str) -> list[int]:
         return self._processor.EncodeAsIds(text)

@@ -8,10 +8,11 @@ import orbax.checkpoint as ocp
 
 from cot_flax.errors import UserError
 from cot_flax.files import make_folder, path_at
+from cot_flax.run_folder import CHECKPOINTS
 from cot_flax.students.student import from_json, to_json
 from cot_flax.training import hosts
 from cot_flax.training.state import TrainState
-from cot_flax.weights.native import FOLDER, Metadata
+from cot_flax.weights.native import Metadata
 from cot_flax.weights.opening import open_source
 from cot_flax.weights.source import Access, load
 
@@ -24,7 +25,7 @@ class Checkpointer:
         policies = ocp.checkpoint_managers
         due = [policies.FixedIntervalPolicy(period), policies.PreemptionCheckpointingPolicy()]
         self._manager = ocp.CheckpointManager(
-            path_at(model_dir) / FOLDER,
+            path_at(model_dir) / CHECKPOINTS,
             options=ocp.CheckpointManagerOptions(
                 save_decision_policy=policies.AnySavePolicy(due), max_to_keep=keep
             ),

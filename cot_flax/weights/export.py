@@ -43,7 +43,8 @@ def export(
         card: makes Hugging Face's README.md of a name, the number of parameters, and the folder of
             the run or of Hugging Face's files that the checkpoint is part of, if it is of any.
         dtype: of the parameters, of DTYPES.
-        tokenizer: the SentencePiece model file, where none lies beside the checkpoint.
+        tokenizer: its file (see `text.tokenizers.open_tokenizer`), where none lies beside the
+            checkpoint.
 
     Raises:
         UserError: an unknown format or dtype, a checkpoint that cannot be read, a vocabulary that
@@ -61,7 +62,7 @@ def export(
             source,
             out,
             dtype=dtype,
-            tokenizer=tokenizer_files.find(source, tokenizer).read_bytes(),
+            tokenizer=tokenizer_files.read(source, tokenizer),
             card=card(out.name, parameters, source.folder),
         )
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())

@@ -11,15 +11,18 @@ from huggingface_hub.errors import (
 )
 
 from cot_flax.errors import UserError
+from cot_flax.text.bpe import HUGGING_FACE, SETTINGS, SPECIAL_TOKENS
+from cot_flax.text.tokenizers import SENTENCEPIECE
 from cot_flax.weights.source import Access
 
 _SAFETENSORS = "model*.safetensors"
 _NEEDED = (
     "config.json",
     "generation_config.json",
-    "spiece.model",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
+    SENTENCEPIECE,
+    HUGGING_FACE,
+    SETTINGS,
+    SPECIAL_TOKENS,
     "model.safetensors.index.json",
     _SAFETENSORS,
 )

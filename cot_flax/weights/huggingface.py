@@ -10,6 +10,7 @@ from cot_flax.errors import UserError
 from cot_flax.files import new_folder
 from cot_flax.students.parameters import Tensor
 from cot_flax.students.student import Student, families
+from cot_flax.text.tokenizers import Tokenizer
 from cot_flax.weights import tokenizer_files
 from cot_flax.weights.files import safetensors, torch_pickle
 from cot_flax.weights.source import Access, Source, check_tensors, reading_order
@@ -39,7 +40,7 @@ def write_folder(
     out: Path,
     *,
     dtype,
-    tokenizer: bytes | None,
+    tokenizer: Tokenizer | None,
     card: str,
     shard_bytes: int = 5_000_000_000,
 ) -> None:
@@ -48,7 +49,7 @@ def write_folder(
     Args:
         out: appears when everything is written; a killed export leaves no half of it.
         dtype: of the tensors, "float32" or "bfloat16" (rounded to nearest even).
-        tokenizer: the serialized SentencePiece model without sentinels.
+        tokenizer: the model's, for the folder to stand alone.
         card: README.md.
         shard_bytes: how large one safetensors file may be.
 
@@ -58,12 +59,13 @@ def write_folder(
     found = {name: tensor.shape for name, tensor in source.tensors.items()}
     check_tensors(found, source.student.parameter_shapes(), source.place)
     ordered = {name: source.tensors[name] for name in reading_order(source.tensors)}
+    if tokenizer is not None:
+        tokenizer_files.check(tokenizer, source)
     settings, tensors = source.student.to_hugging_face(ordered)
 
     with new_folder(out) as folder:
         if tokenizer is not None:
-            count = tokenizer_files.sentinels(tokenizer, source.vocabulary, source.student)
-            tokenizer_files.write(folder, tokenizer, count)
+            tokenizer_files.write(folder, tokenizer)
         _write_json(folder / CONFIG, settings | {"dtype": str(np.dtype(dtype))})
         special_ids = {name: id for name, id in settings.items() if name.endswith("_token_id")}
         _write_json(folder / "generation_config.json", special_ids | _GENERATION)

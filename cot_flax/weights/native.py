@@ -10,13 +10,13 @@ from etils import epath
 
 from cot_flax.errors import UserError
 from cot_flax.files import is_bucket, path_at
+from cot_flax.run_folder import CHECKPOINTS
 from cot_flax.students.lora import Lora, is_adapter
 from cot_flax.students.parameters import Index, Tensor, is_stacked, layer_names
 from cot_flax.students.student import from_json
 from cot_flax.weights.files import tensorstore as files
 from cot_flax.weights.source import Source
 
-FOLDER = "checkpoints"
 _KERNEL = "kernel"
 
 
@@ -83,13 +83,13 @@ def open_checkpoint(path: str) -> Source:
         student=student.for_decoding({})[0],
         tensors=_unrolled(tensors),
         vocabulary=metadata.vocabulary,
-        folder=folder.parent.parent if folder.parent.name == FOLDER else None,
+        folder=folder.parent.parent if folder.parent.name == CHECKPOINTS else None,
         stacks={name: tensor for name, tensor in tensors.items() if is_stacked(name)},
     )
 
 
 def _latest(path: str) -> str | None:
-    for place in (path, f"{path}/{FOLDER}"):
+    for place in (path, f"{path}/{CHECKPOINTS}"):
         names = files.entries(place)
         if "metadata" in names:
             return place

@@ -1,4 +1,4 @@
-"""The files of Hugging Face's T5 tokenizer around a SentencePiece model."""
+"""The files of a tokenizer: in a folder of Hugging Face's, and beside our checkpoints."""
 
 import json
 import os
@@ -6,79 +6,112 @@ from pathlib import Path
 
 from cot_flax.errors import UserError
 from cot_flax.files import path_at
-from cot_flax.students.student import Student
-from cot_flax.text.tokenizers import SentencePieceTokenizer
+from cot_flax.text.bpe import HUGGING_FACE, SETTINGS, SPECIAL_TOKENS
+from cot_flax.text.tokenizers import (
+    SENTENCEPIECE,
+    T5_SENTINELS,
+    SentencePieceTokenizer,
+    Tokenizer,
+    open_tokenizer,
+)
 from cot_flax.weights.source import Source
-
-SENTENCEPIECE = "spiece.model"
-_SETTINGS = "tokenizer_config.json"
-_T5_SENTINELS = 100
 
 
 def fingerprint(folder: Path) -> str:
-    """Of a folder's vocabulary; "" where it has none. Raises UserError where it is broken."""
-    if not (folder / SENTENCEPIECE).exists():
+    """Of a folder's vocabulary; "" where it has none that we read.
+
+    Raises:
+        UserError: a broken SentencePiece model.
+    """
+    if (folder / SENTENCEPIECE).exists():
+        sentinels = _sentinels_of(folder)
+        return SentencePieceTokenizer(folder / SENTENCEPIECE, extra_ids=sentinels).fingerprint
+    try:
+        return open_tokenizer(folder).fingerprint
+    except UserError:  # none, or of a kind that we do not know: the weights are read all the same
         return ""
-    return SentencePieceTokenizer(
-        folder / SENTENCEPIECE, extra_ids=_sentinels_of(folder)
-    ).fingerprint
 
 
 def find(source: Source, path: str | os.PathLike | None) -> Path:
-    """The SentencePiece file at `path`, or else the one that lies beside a checkpoint.
+    """The file of the tokenizer at `path`, or else the one that lies beside a checkpoint.
 
     Raises:
         UserError: there is none.
     """
-    looked_for = path_at(path or (source.folder or path_at(source.place)) / SENTENCEPIECE)
-    if not looked_for.is_file():
+    folder = source.folder or path_at(source.place)
+    named = [path_at(path)] if path else [folder / name for name in (SENTENCEPIECE, HUGGING_FACE)]
+    found = next((file for file in named if file.is_file()), None)
+    if found is None:
         raise UserError(
-            f"no {looked_for}",
-            "the SentencePiece model that the checkpoint was trained with",
+            f"no {named[0]}" + (f", nor {HUGGING_FACE}" if not path else ""),
+            "the tokenizer that the checkpoint was trained with",
             "name the file (--tokenizer FILE)",
         )
-    return looked_for
+    return found
 
 
-def sentinels(model: bytes, vocabulary: str, student: Student) -> int:
-    """How many sentinels stand behind the pieces of a model's vocabulary: T5's 100, or none.
+def read(source: Source, path: str | os.PathLike | None = None) -> Tokenizer:
+    """The tokenizer of a checkpoint, from where `find` finds it.
 
-    Args:
-        vocabulary: its fingerprint, which tells; where unknown (""), T5's if they fit in.
+    A SentencePiece model gets as many sentinels as the checkpoint's vocabulary has, T5's 100 or
+    none; where the fingerprint is unknown, T5's if they fit into the model.
 
     Raises:
-        UserError: the model was trained with another vocabulary.
+        UserError: there is none, or the model was trained with another vocabulary.
     """
-    for count in (_T5_SENTINELS, 0):
-        tokenizer = SentencePieceTokenizer(model, extra_ids=count)
-        fits = tokenizer.vocab_size <= student.config.vocab_size
-        if fits and vocabulary in ("", tokenizer.fingerprint):
-            return count
-    raise UserError(
-        f"a tokenizer of {tokenizer.vocab_size:,} pieces (fingerprint {tokenizer.fingerprint})",
-        f"at most {student.config.vocab_size:,} pieces, fingerprint {vocabulary or 'unknown'}",
-        "give the vocabulary that the model was trained with",
-    )
+    found = find(source, path)
+    if found.suffix == ".json":
+        tokenizer = open_tokenizer(found)
+    else:
+        model = found.read_bytes()
+        tokenizer = SentencePieceTokenizer(model)
+        if not _is_of(tokenizer, source):
+            tokenizer = SentencePieceTokenizer(model, extra_ids=0)
+    check(tokenizer, source)
+    return tokenizer
 
 
-def write(folder: Path, model: bytes, extra_ids: int) -> None:
+def check(tokenizer: Tokenizer, source: Source) -> None:
+    """Raises UserError where the model was trained with another vocabulary."""
+    if not _is_of(tokenizer, source):
+        rows = source.student.config.vocab_size
+        raise UserError(
+            f"a tokenizer of {tokenizer.vocab_size:,} pieces (fingerprint {tokenizer.fingerprint})",
+            f"at most {rows:,} pieces, fingerprint {source.vocabulary or 'unknown'}",
+            "give the vocabulary that the model was trained with",
+        )
+
+
+def write(folder: Path, tokenizer: Tokenizer) -> None:
     """Writes what AutoTokenizer of transformers 4.5x and 5.x reads; ids as in our tokenizer."""
+    files = tokenizer.files
+    if isinstance(tokenizer, SentencePieceTokenizer):
+        files |= _t5_settings(tokenizer.extra_ids)
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+
+
+def _is_of(tokenizer: Tokenizer, source: Source) -> bool:
+    fits = tokenizer.vocab_size <= source.student.config.vocab_size
+    return fits and source.vocabulary in ("", tokenizer.fingerprint)
+
+
+def _t5_settings(extra_ids: int) -> dict[str, bytes]:
     names = {"eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
     special = names | {"additional_special_tokens": [f"<extra_id_{i}>" for i in range(extra_ids)]}
     # "legacy" is how T5's own tokenizers do it; unset, transformers 4 warns about it.
     settings = {"tokenizer_class": "T5Tokenizer", "extra_ids": extra_ids, "legacy": True, **special}
-    (folder / SENTENCEPIECE).write_bytes(model)
-    (folder / "special_tokens_map.json").write_text(json.dumps(special, indent=2) + "\n")
-    (folder / _SETTINGS).write_text(json.dumps(settings, indent=2) + "\n")
+    contents = {SPECIAL_TOKENS: special, SETTINGS: settings}
+    return {name: (json.dumps(c, indent=2) + "\n").encode() for name, c in contents.items()}
 
 
 def _sentinels_of(folder: Path) -> int:
     try:
-        settings = json.loads((folder / _SETTINGS).read_text())
-        return int(settings.get("extra_ids", _T5_SENTINELS))
+        settings = json.loads((folder / SETTINGS).read_text())
+        return int(settings.get("extra_ids", T5_SENTINELS))
     except FileNotFoundError:
-        return _T5_SENTINELS
+        return T5_SENTINELS
     except (ValueError, TypeError, AttributeError) as error:
         raise UserError(
-            f"{folder / _SETTINGS} ({error})", "the settings of a tokenizer", "download it again"
+            f"{folder / SETTINGS} ({error})", "the settings of a tokenizer", "download it again"
         ) from error

@@ -10,14 +10,17 @@ import numpy as np
 import pytest
 import seqio
 from seqio import ShardInfo
+from support.tokenizers import byte_level
 
 from cot_flax.data.batches import TaskBatches, find_task
-from cot_flax.data.features import fingerprint
+from cot_flax.data.features import TokenizerVocabulary, fingerprint
 from cot_flax.data.registration import add_cot_task
 from cot_flax.data.sources import records_source
 from cot_flax.errors import UserError
+from cot_flax.lab.world.vocabulary import VOCABULARY_PATH
 from cot_flax.objectives.losses import Objective
 from cot_flax.students.layouts import EncoderDecoder
+from cot_flax.text.tokenizers import open_tokenizer
 
 LAYOUT = EncoderDecoder()
 WIDE = {"inputs": 240, "targets": 90}
@@ -235,6 +238,18 @@ def test_lengths_must_be_given_for_both_sides():
 
 def test_the_vocabulary_is_the_tasks(vocabulary):
     assert make().vocabulary == fingerprint(vocabulary)
+
+
+def test_the_files_of_the_vocabulary_are_its_tokenizers(tmp_path):
+    assert make().vocabulary_files == {"spiece.model": VOCABULARY_PATH.read_bytes()}
+    tokenizer = open_tokenizer(byte_level(tmp_path))
+    records = [{"id": "1", "question": "1?", "rationale": "1", "answer": "1"}]
+    source = records_source(lambda split: records, ["train"])
+    vocabulary = TokenizerVocabulary(lambda: tokenizer)
+    add_cot_task("bpe", source, formats=("zero_shot_cot",), vocabulary=vocabulary)
+    for name, content in make("bpe_zero_shot_cot").vocabulary_files.items():
+        (tmp_path / name).write_bytes(content)
+    assert open_tokenizer(tmp_path).fingerprint == make("bpe_zero_shot_cot").vocabulary
 
 
 def test_other_splits_and_no_shuffling():

@@ -346,3 +346,13 @@ def test_other_files_are_named(tmp_path, content, message):
 def test_a_folder_without_a_tokenizer_is_named(tmp_path):
     with pytest.raises(UserError, match=f"no tokenizer in {tmp_path}"):
         open_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("make", [byte_level, byte_fallback])
+def test_its_files_open_as_the_same_tokenizer(make, tmp_path):
+    tokenizer = open_tokenizer(make(tmp_path / "one"))
+    (tmp_path / "other").mkdir()
+    for name, content in tokenizer.files.items():
+        (tmp_path / "other" / name).write_bytes(content)
+    other = open_tokenizer(tmp_path / "other")
+    assert (other.fingerprint, other.special_ids) == (tokenizer.fingerprint, tokenizer.special_ids)

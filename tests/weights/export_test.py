@@ -6,6 +6,7 @@ from functools import partial
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from support.tokenizers import END, byte_level
 
 from cot_flax.errors import UserError
 from cot_flax.lab.world.vocabulary import VOCABULARY_PATH
@@ -13,7 +14,7 @@ from cot_flax.students.lora import Lora, merge
 from cot_flax.students.parameters import flatten, nest, stack_layers
 from cot_flax.students.t5 import T5Student
 from cot_flax.students.t5.config import T5Config
-from cot_flax.text.tokenizers import SentencePieceTokenizer
+from cot_flax.text.tokenizers import SentencePieceTokenizer, open_tokenizer
 from cot_flax.training.checkpoints import Checkpointer, Metadata, save_vocabulary
 from cot_flax.training.state import TrainState
 from cot_flax.weights import export as exporting
@@ -90,6 +91,30 @@ def test_a_folder_for_hugging_face_stands_alone(run, tmp_path):
     assert_holds(tmp_path / "out", drawn(), rtol=2**-8, atol=0)
 
 
+def test_a_vocabulary_of_another_kind_leaves_with_the_run(tmp_path):
+    tokenizer = open_tokenizer(byte_level(tmp_path / "bpe", special=("<|pad|>", END)))
+    config = dataclasses.replace(CONFIG, vocab_size=320)
+    shapes = T5Student(config).parameter_shapes().items()
+    params = nest({name: np.ones(shape, np.float32) for name, shape in shapes})
+    save(tmp_path / "run", config, params, tokenizer.fingerprint)
+    save_vocabulary(str(tmp_path / "run"), tokenizer.files)
+    export(str(tmp_path / "run"), tmp_path / "out", format="huggingface")
+    assert open_source(str(tmp_path / "out")).vocabulary == tokenizer.fingerprint
+    # The special ids stand in the file beside it; without them it is another vocabulary.
+    assert open_tokenizer(tmp_path / "out").special_ids == tokenizer.special_ids
+    other = open_tokenizer(byte_level(tmp_path / "other", corpus=["a b"]))
+    save_vocabulary(str(tmp_path / "run"), other.files)
+    with pytest.raises(UserError, match=f"a tokenizer of .*fingerprint {tokenizer.fingerprint}"):
+        export(str(tmp_path / "run"), tmp_path / "again", format="huggingface")
+
+
+def test_weights_are_read_beside_a_tokenizer_that_we_do_not_know(run, tmp_path):
+    export(str(run), tmp_path / "out", format="huggingface")
+    (tmp_path / "out" / "spiece.model").unlink()
+    (tmp_path / "out" / "tokenizer.json").write_text('{"model": {"type": "Unigram"}}')
+    assert open_source(str(tmp_path / "out")).vocabulary == ""
+
+
 def test_round_and_round(run, tmp_path):
     export(str(run), tmp_path / "a", format="t5x")
     export(str(tmp_path / "a"), tmp_path / "b", format="huggingface", tokenizer=VOCABULARY_PATH)
@@ -122,7 +147,7 @@ def test_wrong_input(run, tmp_path):
     with pytest.raises(UserError, match=f"no folder {tmp_path}/none"):
         export(str(tmp_path / "none"), out, format="t5x")
     save(tmp_path / "bare", CONFIG, drawn())
-    with pytest.raises(UserError, match=r"no .*bare/spiece.model; .*--tokenizer FILE"):
+    with pytest.raises(UserError, match=r"no .*bare/spiece.model, nor tokenizer.json; .*--tok"):
         export(str(tmp_path / "bare"), out, format="huggingface")
     save(tmp_path / "other", CONFIG, drawn(), "0123456789abcdef")
     with pytest.raises(UserError, match="fingerprint 0123456789abcdef"):

@@ -253,7 +253,7 @@ TEXTS = (
 def tokenizer_of(out, tokenizer, vocab_size):
     config = replace(SHAPES["1.0"], vocab_size=vocab_size)
     source = in_memory(random_arrays(config), config, tokenizer.fingerprint)
-    write_folder(source, out, dtype="bfloat16", tokenizer=tokenizer.model, card="")
+    write_folder(source, out, dtype="bfloat16", tokenizer=tokenizer, card="")
     return transformers.AutoTokenizer.from_pretrained(out)
 
 

@@ -373,7 +373,7 @@ def test_a_vocabulary_without_sentinels_keeps_its_fingerprint(tmp_path, world, k
     tokenizer, source = world
     source = replace(source, vocabulary=tokenizer.fingerprint if known else "")
     out = tmp_path / "out"
-    write_folder(source, out, dtype="float32", tokenizer=tokenizer.model, card="")
+    write_folder(source, out, dtype="float32", tokenizer=tokenizer, card="")
     assert open_folder(out, Access()).vocabulary == tokenizer.fingerprint
     assert (out / "spiece.model").read_bytes() == tokenizer.model
 
@@ -382,9 +382,7 @@ def test_another_vocabulary_than_the_models_is_refused(tmp_path, world):
     tokenizer, source = world
     for changed in (replace(source, vocabulary="0" * 16), random_source(TINY)):
         with pytest.raises(UserError, match=r"a tokenizer of [\d,]+ pieces"):
-            write_folder(
-                changed, tmp_path / "out", dtype="float32", tokenizer=tokenizer.model, card=""
-            )
+            write_folder(changed, tmp_path / "out", dtype="float32", tokenizer=tokenizer, card="")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -276,7 +276,7 @@ def test_only_the_vocabulary_of_the_checkpoint_will_do(student, tmp_path):
     with pytest.raises(UserError, match=f"the checkpoint's vocabulary {fingerprint}"):
         JaxTeacher(checkpoint, tmp_path / "other.model")
     for path in (tmp_path / "missing.model", None):
-        with pytest.raises(UserError, match=r"no .*\.model; .*name the file"):
+        with pytest.raises(UserError, match=r"no .*\.model[;,] .*name the file"):
             JaxTeacher(checkpoint, path)
     with pytest.raises(UserError, match="a SentencePiece model file"):
         JaxTeacher(checkpoint, __file__)
