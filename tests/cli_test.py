@@ -17,7 +17,7 @@ import typer.testing
 
 from cot_flax import cli, configuration, run_folder
 from cot_flax.chains.samples import read_samples, write_samples
-from cot_flax.weights.native import find
+from cot_flax.weights.opening import open_source
 
 KL = "--gin_file=experiments/world_cot_kl.gin"
 QUICK = ["--gin.BATCH_SIZE=2", "--gin.PACK=False", "--gin.WARMUP_STEPS=0", "--gin.EVALUATORS=()"]
@@ -144,7 +144,7 @@ def test_train_leaves_metrics_a_checkpoint_and_its_configuration(folder):
     rows = run_folder.read_metrics(str(folder / "student"))
     assert [row["step"] for row in rows] == [1, 2]
     assert all(row["kl"] > 0 for row in rows)
-    assert find(str(folder / "student")).name == "2"
+    assert open_source(str(folder / "student")).place == str(folder / "student/checkpoints/2")
     configuration.parse([str(folder / "student" / "config.gin")], [])
     assert configuration.macro("TRAIN_STEPS") == 2
     assert configuration.macro("MODEL_DIR") == str(folder / "student")

@@ -3,10 +3,8 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
-from etils import epath
 
 from cot_flax.errors import UserError
 from cot_flax.files import is_bucket, path_at
@@ -15,6 +13,7 @@ from cot_flax.students.lora import Lora, is_adapter
 from cot_flax.students.parameters import Index, Tensor, is_stacked, layer_names
 from cot_flax.students.student import from_json
 from cot_flax.weights.files import tensorstore as files
+from cot_flax.weights.files.tensorstore import Listing
 from cot_flax.weights.source import Source
 
 _KERNEL = "kernel"
@@ -37,43 +36,42 @@ class Metadata:
     shards: int = 1
 
 
-def looks_like_one(path: str) -> bool:
-    """Whether a folder is a model directory of cot-flax or a step of one."""
-    return _latest(path) is not None
+def find(found: Listing) -> str | None:
+    """The folder of the step that is listed, or of the latest whole one; None where there is none.
+
+    Args:
+        found: of a step, of a model directory or of its folder of steps.
+    """
+    if "metadata" in found.names:
+        return found.place
+    for folder in ("", f"{CHECKPOINTS}/"):
+        names = [name.removeprefix(folder) for name in found.names if name.startswith(folder)]
+        steps = [int(name) for name in names if name.isdigit() and _is_whole(found, folder + name)]
+        if steps:
+            return found.path(f"{folder}{max(steps)}")
+    return None
 
 
-def find(path: str) -> Path | epath.Path:
-    """Returns the folder of one step, from it or from a model directory (then the latest step).
+def read_metadata(step: str) -> Metadata:
+    """Reads what the checkpoint in the folder of a step was trained with.
 
     Raises:
-        UserError: there is no checkpoint.
+        UserError: it does not say.
     """
-    found = _latest(files.absolute(path))
-    if found is None:
-        raise UserError(
-            f"no checkpoint at {path}",
-            "a model directory of cot-flax, or one step of its checkpoints",
-            "check INITIAL_CHECKPOINT_PATH or CHECKPOINT_PATH",
-        )
-    return path_at(found)
-
-
-def read_metadata(path: str) -> Metadata:
-    """Reads what the checkpoint at `path` (as in `find`) was trained with."""
-    text = files.read(str(find(path)), "metadata/metadata")
+    text = files.read(step, "metadata/metadata")
     if text is None:
-        raise UserError(f"no metadata in {path}", "a checkpoint of cot-flax", "train again")
+        raise UserError(f"no metadata in {step}", "a checkpoint of cot-flax", "train again")
     return Metadata(**json.loads(text))
 
 
-def open_checkpoint(path: str) -> Source:
-    """Opens a checkpoint at `path` (as in `find`): layers unrolled, adapters merged when read.
+def open_step(step: str) -> Source:
+    """Opens the checkpoint in the folder of a step: layers unrolled, adapters merged when read.
 
     Raises:
-        UserError: there is none, or it is broken.
+        UserError: it is broken.
     """
-    folder = find(path)
-    metadata = read_metadata(path)
+    folder = path_at(step)
+    metadata = read_metadata(step)
     student = from_json(metadata.model, str(folder))
     tensors = files.orbax(str(folder / "state"), "params.")
     if student.lora:
@@ -88,20 +86,9 @@ def open_checkpoint(path: str) -> Source:
     )
 
 
-def _latest(path: str) -> str | None:
-    for place in (path, f"{path}/{CHECKPOINTS}"):
-        names = files.entries(place)
-        if "metadata" in names:
-            return place
-        steps = [int(name) for name in names if name.isdigit() and _is_whole(f"{place}/{name}")]
-        if steps:
-            return f"{place}/{max(steps)}"
-    return None
-
-
-def _is_whole(step: str) -> bool:
-    """Whether orbax has finished it: in a bucket a mark says so, elsewhere its name."""
-    return not is_bucket(step) or files.read(step, "commit_success.txt") is not None
+def _is_whole(found: Listing, step: str) -> bool:
+    """Whether it is a step that orbax has finished: in a bucket a mark says so."""
+    return f"{step}/{'commit_success.txt' if is_bucket(found.place) else 'metadata'}" in found.names
 
 
 def _merged(stored: Mapping[str, Tensor], lora: Lora) -> dict[str, Tensor]:

@@ -14,6 +14,7 @@ from cot_flax.files import new_folder
 from cot_flax.students.parameters import Shapes, Tensor, dotted, nest
 from cot_flax.students.student import Student, families
 from cot_flax.weights.files import tensorstore as files
+from cot_flax.weights.files.tensorstore import Listing
 from cot_flax.weights.source import Source, check_tensors, reading_order
 
 INDEX = "checkpoint"
@@ -23,34 +24,29 @@ _FACTORED_FROM = 128  # Adafactor factors a matrix with at least that many rows 
 _STEP = re.compile(r"checkpoint_(\d+)")
 
 
-def looks_like_legacy(place: str) -> bool:
-    """Whether `place` (local or `gs://`) is a step of T5X's legacy format, or holds some."""
-    return files.read(latest(place), INDEX) is not None
+def find_legacy(found: Listing) -> str | None:
+    """The folder of the step that is listed, or of the last `checkpoint_<N>`; None without index.
+
+    Args:
+        found: of a step or of a model directory.
+    """
+    return _find(found, INDEX)
 
 
-def looks_like_orbax(place: str) -> bool:
-    """Whether `place` is a step of T5X's orbax format, or holds some."""
-    return files.read(latest(place), _STATE) is not None
+def find_orbax(found: Listing) -> str | None:
+    """The same for T5X's orbax format."""
+    return _find(found, _STATE)
 
 
-def latest(place: str) -> str:
-    """The folder of one step: `place` itself, or the last `checkpoint_<N>` in it."""
-    place = files.absolute(place)
-    found = map(_STEP.fullmatch, files.entries(place, "checkpoint_"))
-    steps = [int(match[1]) for match in found if match]
-    return f"{place}/checkpoint_{max(steps)}" if steps else place
-
-
-def open_legacy(place: str) -> Source:
+def open_legacy(folder: str) -> Source:
     """Opens a checkpoint of a msgpack index and one zarr array a parameter.
 
     Args:
-        place: a step or a model directory (then the latest step), local or `gs://bucket/path`.
+        folder: of the step, local or `gs://bucket/path`.
 
     Raises:
         UserError: it cannot be reached, is broken, or is of another kind of model.
     """
-    folder = latest(place)
     target = _target(folder)
     leaves = jax.tree_util.tree_leaves_with_path(target, is_leaf=_is_spec)
     try:
@@ -60,9 +56,8 @@ def open_legacy(place: str) -> Source:
     return _source(folder, tensors)
 
 
-def open_orbax(place: str) -> Source:
+def open_orbax(folder: str) -> Source:
     """Opens a checkpoint that T5X wrote through orbax; arguments and errors as `open_legacy`."""
-    folder = latest(place)
     return _source(folder, files.orbax(f"{folder}/state", "target."))
 
 
@@ -112,6 +107,12 @@ def _fresh_slots(shape: tuple[int, ...]) -> dict[str, np.ndarray]:
     return slots | {"v": zeros(*shape)}
 
 
+def _find(found: Listing, file: str) -> str | None:
+    steps = [int(match[1]) for match in map(_STEP.fullmatch, found.names) if match]
+    step = f"checkpoint_{max(steps)}" if steps else ""
+    return found.path(step) if (f"{step}/{file}" if step else file) in found.names else None
+
+
 def _source(folder: str, tensors: Mapping[str, Tensor]) -> Source:
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
     return Source(folder, _student(shapes, folder), tensors)
@@ -128,7 +129,7 @@ def _target(folder: str) -> dict:
     if raw is None:
         raise UserError(
             f"no T5X checkpoint at {folder}",
-            "a folder with the file `checkpoint`, or one with folders checkpoint_<N>",
+            "a folder with the file `checkpoint`",
             "check the path",
         )
     if raw.startswith(b"model_checkpoint_path"):

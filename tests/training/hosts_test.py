@@ -23,7 +23,7 @@ from cot_flax import run_folder
 from cot_flax.errors import UserError
 from cot_flax.training import hosts
 from cot_flax.training.sharding import MeshConfig
-from cot_flax.weights.native import open_checkpoint
+from cot_flax.weights.opening import open_source
 
 sys.path.insert(0, str(Path(__file__).parent))
 import one_host
@@ -144,7 +144,7 @@ def test_four_processes_have_the_losses_of_one(alone, four):
 
 
 def test_their_checkpoints_are_those_of_one(alone, four):
-    one, other = (open_checkpoint(str(folder)) for folder in (alone, four[0]))
+    one, other = (open_source(str(folder)) for folder in (alone, four[0]))
     assert other.place.endswith(f"/{one_host.STEPS[-1]}")
     assert one.tensors.keys() == other.tensors.keys()
     for name, tensor in one.tensors.items():
@@ -201,7 +201,7 @@ def test_the_run_is_read_where_it_lies(four, bucket):
     boards, place, scale = out.splitlines()
     assert boards == "2"  # of the start and of going on
     assert place == "gs://runs/a/b/checkpoints/7 numbers b'numbers'"
-    expected = open_checkpoint(str(four[0])).tensors["encoder.encoder_norm.scale"].whole()
+    expected = open_source(str(four[0])).tensors["encoder.encoder_norm.scale"].whole()
     np.testing.assert_array_equal(json.loads(scale), expected)
 
 

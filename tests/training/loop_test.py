@@ -249,7 +249,7 @@ def test_evaluates_every_period_and_at_the_end(finished, config):
 def test_saves_every_period_and_at_the_end(finished):
     folder, last, _, data = finished
     assert steps_in(folder) == [40, 50, 60]  # keep_checkpoints is 3
-    assert read_metadata(str(folder)).batches == int(last.step) == STEPS
+    assert read_metadata(f"{folder}/checkpoints/{STEPS}").batches == int(last.step) == STEPS
     assert data.skipped == [0]
 
 
@@ -348,7 +348,8 @@ def test_the_error_names_the_first_bad_place(finished, run, tmp_path):
     poisoned = jax.tree.map(np.array, last.params)
     poisoned["decoder"]["layers_0"]["encoder_decoder_attention"]["out"]["kernel"][0, 0] = np.nan
     checkpointer = Checkpointer(str(tmp_path / "poisoned"), period=1, keep=None)
-    checkpointer.save(last.replace(params=poisoned), read_metadata(str(folder)), step=1)
+    metadata = read_metadata(f"{folder}/checkpoints/{STEPS}")
+    checkpointer.save(last.replace(params=poisoned), metadata, step=1)
     checkpointer.close()
     place = "decoder.layers_0.encoder_decoder_attention"
     with pytest.raises(UserError, match=rf"got loss nan at step 1 \(.* {place}\); expected"):

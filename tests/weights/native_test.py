@@ -20,6 +20,8 @@ from cot_flax.text.tokenizers import SpecialIds
 from cot_flax.training.checkpoints import Checkpointer
 from cot_flax.training.state import TrainState
 from cot_flax.weights import native
+from cot_flax.weights.files.tensorstore import listing
+from cot_flax.weights.opening import open_source
 from cot_flax.weights.source import load
 
 PLAIN = T5Config(
@@ -46,6 +48,10 @@ def drawn(config):
     return jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), shapes)
 
 
+def find(place):
+    return native.find(listing(str(place)))
+
+
 def save(folder, config, params, step=3):
     checkpointer = Checkpointer(str(folder), period=1, keep=None)
     state = TrainState(jnp.int32(step), params, (jnp.zeros(3),), jax.random.PRNGKey(0))
@@ -66,7 +72,7 @@ def saved(request, tmp_path_factory):
 
 def test_whoever_opens_it_sees_a_plain_model(saved):
     folder, expected = saved
-    source = native.open_checkpoint(str(folder))
+    source = open_source(str(folder))
     assert source.student.config == PLAIN
     assert source.vocabulary == "abc"
     assert source.folder == folder
@@ -81,14 +87,14 @@ def test_whoever_opens_it_sees_a_plain_model(saved):
 
 def test_what_has_no_adapter_is_read_bit_for_bit(saved):
     folder, expected = saved
-    source = native.open_checkpoint(str(folder))
+    source = open_source(str(folder))
     for name, array in expected.items():
         if not name.endswith(("query.kernel", "out.kernel")):
             np.testing.assert_array_equal(source.tensors[name].whole(), array, strict=True)
 
 
 def test_a_slice_is_that_slice_of_the_whole(saved):
-    source = native.open_checkpoint(str(saved[0]))
+    source = open_source(str(saved[0]))
     for tensor in source.tensors.values():
         if len(tensor.shape) == 2:
             part = tensor.read((slice(1, 30), slice(2, 6, None)))
@@ -99,7 +105,7 @@ def test_a_slice_is_that_slice_of_the_whole(saved):
 def test_loads_into_both_forms(saved, scan_layers):
     folder, expected = saved
     wanted = drawn(dataclasses.replace(PLAIN, scan_layers=scan_layers))
-    params = load(native.open_checkpoint(str(folder)), wanted)
+    params = load(open_source(str(folder)), wanted)
     jax.tree.map(
         partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-6),
         flatten(unstack_layers(params)),
@@ -124,7 +130,7 @@ def test_layers_in_a_row_read_their_stack_once(tmp_path, monkeypatch):
 
     orbax = native.files.orbax
     monkeypatch.setattr(native.files, "orbax", counted)
-    source = native.open_checkpoint(str(tmp_path))
+    source = open_source(str(tmp_path))
     names = [f"encoder.layers_{i}.mlp.wo.kernel" for i in range(3)]
     arrays = [source.tensors[name].whole() for name in names]
     assert read == ["encoder.layers.mlp.wo.kernel"]
@@ -133,9 +139,9 @@ def test_layers_in_a_row_read_their_stack_once(tmp_path, monkeypatch):
 
 def test_the_folder_of_a_step_that_stands_alone_is_no_model_directory(saved, tmp_path):
     step = saved[0] / "checkpoints" / "3"
-    assert native.open_checkpoint(str(step)).folder == saved[0]
+    assert open_source(str(step)).folder == saved[0]
     (tmp_path / "copied").symlink_to(step)
-    assert native.open_checkpoint(str(tmp_path / "copied")).folder is None
+    assert open_source(str(tmp_path / "copied")).folder is None
 
 
 # Metadata -----------------------------------------------------------------------------------------
@@ -153,27 +159,27 @@ def test_a_student_of_a_checkpoint_from_before_families_and_adapters():
     assert from_json(old, "here") == T5Student(PLAIN)
 
 
-def test_looks_like_one(saved, tmp_path):
+def test_the_step_is_found_from_wherever_one_looks(saved, tmp_path):
     folder = saved[0]
     for place in (folder, folder / "checkpoints", folder / "checkpoints" / "3"):
-        assert native.looks_like_one(place)
-    assert not native.looks_like_one(tmp_path)
+        assert find(place) == str(folder / "checkpoints" / "3")
+    assert find(tmp_path) is None
 
 
 def test_broken_ones(tmp_path):
     with pytest.raises(UserError, match="no checkpoint at"):
-        native.open_checkpoint(str(tmp_path))
+        open_source(str(tmp_path))
     save(tmp_path, PLAIN, drawn(PLAIN))
-    step = Path(native.find(str(tmp_path)))
+    step = Path(find(tmp_path))
     for chunk in (step / "state").rglob("d/*"):
         chunk.write_bytes(chunk.read_bytes()[:100])
     with pytest.raises(UserError, match=r"checkpoints/3/state, which cannot be read") as raised:
-        source = native.open_checkpoint(str(tmp_path))
+        source = open_source(str(tmp_path))
         source.tensors["decoder.logits_dense.kernel"].whole()
     assert "\n" not in str(raised.value)
     (step / "metadata" / "metadata").unlink()
     with pytest.raises(UserError, match="no metadata in"):
-        native.open_checkpoint(str(tmp_path))
+        open_source(str(tmp_path))
 
 
 def test_find(tmp_path):
@@ -181,9 +187,8 @@ def test_find(tmp_path):
     for step in (9, 10):
         save(tmp_path, PLAIN, drawn(PLAIN), step)
     # By number: "9" comes after "10" as a word.
-    assert native.find(str(tmp_path)) == native.find(str(steps)) == steps / "10"
-    assert native.find(str(steps / "9")) == steps / "9"
-    with pytest.raises(UserError, match=rf"no checkpoint at {tmp_path}/none;.*model directory"):
-        native.find(str(tmp_path / "none"))
-    metadata = native.read_metadata(str(tmp_path))
+    assert find(tmp_path) == find(steps) == str(steps / "10")
+    assert find(steps / "9") == str(steps / "9")
+    assert find(tmp_path / "none") is None
+    metadata = native.read_metadata(find(tmp_path))
     assert (metadata.vocabulary, metadata.batches) == ("abc", 7)

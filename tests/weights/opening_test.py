@@ -1,5 +1,7 @@
 """Tests of the one way in: every kind of checkpoint is known by its files."""
 
+import os
+
 import jax
 import numpy as np
 import pytest
@@ -57,6 +59,18 @@ def test_opens_every_kind(kind, places, arrays):
     assert source.tensors.keys() == arrays.keys()
     for name, tensor in source.tensors.items():
         np.testing.assert_array_equal(tensor.whole(), arrays[name])
+
+
+@pytest.mark.parametrize("kind", ["huggingface", "t5x", "native"])
+def test_no_folder_is_listed_twice(kind, places, monkeypatch):
+    listed = []
+    for name in ("listdir", "scandir"):
+        real = getattr(os, name)
+        monkeypatch.setattr(os, name, lambda at=".", real=real: listed.append(str(at)) or real(at))
+    open_source(str(places / kind))
+    ours = [place for place in listed if place.startswith(str(places))]
+    assert len(ours) == len(set(ours))
+    assert bool(ours) == (kind != "huggingface")
 
 
 def test_a_step_and_a_home_are_found(places, monkeypatch):

@@ -21,6 +21,7 @@ from cot_flax.students.t5.config import T5Config
 from cot_flax.training.sharding import MeshConfig, make_mesh
 from cot_flax.weights import t5x
 from cot_flax.weights.files import tensorstore as files
+from cot_flax.weights.opening import open_source
 from cot_flax.weights.source import Source, load
 
 CONFIG = T5Config(
@@ -86,7 +87,7 @@ def fixture(fixtures):
 @pytest.fixture(scope="module")
 def released(fixture):
     """The fixture's model, parameters and expected outputs."""
-    source = t5x.open_legacy(str(fixture / "legacy"))
+    source = open_source(str(fixture / "legacy"))
     shapes = source.student.parameter_shapes()
     params = nest({name: jax.ShapeDtypeStruct(s, jnp.float32) for name, s in shapes.items()})
     return T5Student(source.student.config), load(source, params), np.load(fixture / "expected.npz")
@@ -112,7 +113,7 @@ def test_greedy_tokens_are_those_of_t5x(released):
 def test_we_write_the_index_that_t5x_writes(fixture, tmp_path):
     """Names, kinds and shapes of everything, slots too; compressor and chunks are free."""
     theirs = fixture / "legacy" / "checkpoint_0"
-    t5x.write(t5x.open_legacy(str(theirs)), tmp_path / "ours", dtype="float32")
+    t5x.write(open_source(str(theirs)), tmp_path / "ours", dtype="float32")
     indices = [
         serialization.msgpack_restore((folder / "checkpoint").read_bytes())
         for folder in (theirs, tmp_path / "ours" / "checkpoint_0")
@@ -142,7 +143,7 @@ def test_we_write_the_index_that_t5x_writes(fixture, tmp_path):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_reads_what_was_written_bit_for_bit(dtype, source, tmp_path):
     t5x.write(source, tmp_path / "model", dtype=dtype)
-    read = t5x.open_legacy(str(tmp_path / "model"))
+    read = open_source(str(tmp_path / "model"))
     assert read.place == str(tmp_path / "model" / "checkpoint_0")
     assert read.student.config == CONFIG
     assert_equal(source, read, jnp.dtype(dtype))
@@ -177,15 +178,15 @@ def test_the_latest_step_is_read(source, tmp_path):
     (tmp_path / "checkpoint_11.tmp-1700000000").mkdir()
     (tmp_path / "checkpoint_11.tmp-1700000000" / "checkpoint").touch()
     for place in (tmp_path, f"{tmp_path}/", tmp_path / "checkpoint_10"):
-        assert_equal(drawn(CONFIG, 10), t5x.open_legacy(str(place)))
-    assert_equal(drawn(CONFIG, 9), t5x.open_legacy(str(tmp_path / "checkpoint_9")))
+        assert_equal(drawn(CONFIG, 10), open_source(str(place)))
+    assert_equal(drawn(CONFIG, 9), open_source(str(tmp_path / "checkpoint_9")))
 
 
 def test_a_place_stays_where_it_was_when_it_was_opened(source, written, tmp_path, monkeypatch):
     (tmp_path / "linked").mkdir()
     (tmp_path / "linked" / "checkpoint_5").symlink_to(written / "checkpoint_5")
     monkeypatch.chdir(tmp_path)
-    opened = t5x.open_legacy("linked")
+    opened = open_source("linked")
     monkeypatch.chdir("/")
     assert_equal(source, opened)
 
@@ -194,7 +195,7 @@ def test_writes_into_the_folder_one_works_in(source, tmp_path, monkeypatch):
     (tmp_path / "new").mkdir()
     monkeypatch.chdir(tmp_path / "new")
     t5x.write(source, Path("."), dtype="float32")
-    assert_equal(source, t5x.open_legacy(str(tmp_path / "new")))
+    assert_equal(source, open_source(str(tmp_path / "new")))
 
 
 def test_out_must_be_new(source, written, tmp_path):
@@ -205,7 +206,7 @@ def test_out_must_be_new(source, written, tmp_path):
         t5x.write(source, tmp_path / "file", dtype="float32")
     (tmp_path / "empty").mkdir()
     t5x.write(source, tmp_path / "empty", dtype="float32")
-    assert_equal(source, t5x.open_legacy(str(tmp_path / "empty")))
+    assert_equal(source, open_source(str(tmp_path / "empty")))
 
 
 def test_a_source_that_breaks_leaves_nothing(source, tmp_path):
@@ -217,13 +218,6 @@ def test_a_source_that_breaks_leaves_nothing(source, tmp_path):
     with pytest.raises(UserError, match="a broken file"):
         t5x.write(broken_source, tmp_path / "model", dtype="float32")
     assert list(tmp_path.iterdir()) == []
-
-
-def test_looks(written, tmp_path):
-    assert t5x.looks_like_legacy(str(written))
-    assert t5x.looks_like_legacy(str(written / "checkpoint_5"))
-    assert not t5x.looks_like_orbax(str(written))
-    assert not t5x.looks_like_legacy(str(tmp_path))
 
 
 # What an index may say ----------------------------------------------------------------------------
@@ -242,7 +236,7 @@ def kernel_of(target):
 )
 def test_arrays_lie_beside_the_index_whoever_wrote_it(kvstore, source, written):
     change_index(written, lambda target: kernel_of(target).update(kvstore=kvstore))
-    assert_equal(source, t5x.open_legacy(str(written)))
+    assert_equal(source, open_source(str(written)))
 
 
 def test_the_form_of_old_specs(source, written):
@@ -255,7 +249,7 @@ def test_the_form_of_old_specs(source, written):
         del spec["dtype"]
 
     change_index(written, old)
-    assert_equal(source, t5x.open_legacy(str(written)))
+    assert_equal(source, open_source(str(written)))
 
 
 def test_small_arrays_may_lie_in_the_index(source, written):
@@ -266,7 +260,7 @@ def test_small_arrays_may_lie_in_the_index(source, written):
 
     change_index(written, inline)
     shutil.rmtree(written / "checkpoint_5" / f"target.{KERNEL}")
-    assert_equal(source, t5x.open_legacy(str(written)))
+    assert_equal(source, open_source(str(written)))
 
 
 @pytest.mark.parametrize("inline", [False, True])
@@ -280,7 +274,7 @@ def test_bfloat16_may_be_stored_as_uint16(inline, written):
         target["decoder"]["layers_1"]["mlp"]["wo"]["kernel"] = bits if inline else spec
 
     change_index(written, change)
-    tensor = t5x.open_legacy(str(written)).tensors[KERNEL]
+    tensor = open_source(str(written)).tensors[KERNEL]
     expected = np.where(bits == 0x3F80, 1.0, -2.5).astype(jnp.bfloat16)
     assert tensor.dtype == jnp.bfloat16
     np.testing.assert_array_equal(tensor.whole(), expected, strict=True)
@@ -312,13 +306,13 @@ def test_a_broken_index(damage, written):
     path = written / "checkpoint_5" / "checkpoint"
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(UserError, match=r"broken index .*checkpoint_5/checkpoint; .*copy") as error:
-        t5x.open_legacy(str(written))
+        open_source(str(written))
     assert "\n" not in str(error.value)
 
 
 def test_a_missing_array_shows_when_it_is_read(written):
     shutil.rmtree(written / "checkpoint_5" / f"target.{KERNEL}")
-    source = t5x.open_legacy(str(written))
+    source = open_source(str(written))
     source.tensors["decoder.decoder_norm.scale"].whole()
     with pytest.raises(UserError, match=rf"target.{KERNEL}/.zarray\" does not exist"):
         source.tensors[KERNEL].whole()
@@ -332,13 +326,13 @@ def test_nothing_there(tmp_path):
 def test_a_tensorflow_checkpoint(tmp_path):
     (tmp_path / "checkpoint").write_text('model_checkpoint_path: "model.ckpt-1000000"\n')
     with pytest.raises(UserError, match="a TensorFlow checkpoint at"):
-        t5x.open_legacy(str(tmp_path))
+        open_source(str(tmp_path))
 
 
 def test_a_decoder_alone(written):
     change_index(written, lambda target: target.pop("encoder"))
     with pytest.raises(UserError, match=r"not a T5 at .*checkpoint_5: decoder\.decoder_norm"):
-        t5x.open_legacy(str(written))
+        open_source(str(written))
 
 
 # Many devices -------------------------------------------------------------------------------------
@@ -346,7 +340,7 @@ def test_a_decoder_alone(written):
 
 @pytest.mark.skipif(jax.device_count() < 8, reason="needs 8 (simulated) devices")
 def test_every_device_s_part_is_read_by_itself(source, written):
-    opened = t5x.open_legacy(str(written))
+    opened = open_source(str(written))
     read = []
 
     def counted(name, tensor):

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import tensorstore as ts
 
 from cot_flax.errors import UserError
 from cot_flax.files import is_bucket, path_at
+from cot_flax.run_folder import CHECKPOINTS
 from cot_flax.students.parameters import Index, Tensor
 
 _BUCKET = "gs://"
@@ -24,8 +26,27 @@ _THEN = ts.Context(_RETRIES)
 # Devices that split an array ask for parts of the same chunks: these are unpacked once.
 _PARTS = ts.Context(_RETRIES | {"cache_pool": {"total_bytes_limit": 2**28}})
 _CHUNK = 64 * 2**20  # bytes, at most
+_HOLDS_STEPS = re.compile(rf"{CHECKPOINTS}|(checkpoint_)?\d+|state")
+_DEPTH = 4  # parts of a name in a listing: checkpoints, a step, state, a file
 _ZARR = "/.zarray"  # ends the name of the file that tells an array's shape
 _NOISE = re.compile(r"\s*\[(source locations|tensorstore_spec)=.*", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What lay in a folder when it was listed.
+
+    Attributes:
+        place: the folder, absolute, on this machine or in a bucket.
+        names: of its files and folders, and of those in its steps as `checkpoints/3/metadata`.
+    """
+
+    place: str
+    names: frozenset[str]
+
+    def path(self, name: str) -> str:
+        """The path of one of the names; of "" the place."""
+        return f"{self.place}/{name}" if name else self.place
 
 
 def read(place: str, name: str) -> bytes | None:
@@ -43,12 +64,32 @@ def read(place: str, name: str) -> bytes | None:
     return found.value if found.state == "value" else None
 
 
-def entries(place: str, prefix: str = "") -> set[str]:
-    """Lists what lies directly in a folder by names that begin with `prefix`; raises as `read`."""
+def listing(place: str) -> Listing:
+    """Lists a folder that may hold checkpoints, and of those within it what tells their kind.
+
+    A bucket is asked once for all names; on this machine no folder of a tensor is looked into.
+
+    Args:
+        place: a local folder or `gs://bucket/path`; one that is not there holds nothing.
+
+    Raises:
+        UserError: the place cannot be reached.
+    """
+    place = absolute(place)
     if not is_bucket(place):
-        return {path.name for path in Path(place).glob(f"{prefix}*")}
+        return Listing(place, frozenset(_local_names(Path(place))))
     with explained(place):
-        return {key.partition("/")[0] for key in _keys(_store(place), prefix)}
+        keys = [key.split("/")[:_DEPTH] for key in _keys(_store(place), "")]
+    return Listing(
+        place, frozenset("/".join(key[:n]) for key in keys for n in range(1, len(key) + 1))
+    )
+
+
+def _local_names(folder: Path, prefix: str = "") -> Iterator[str]:
+    for path in folder.iterdir() if folder.is_dir() else ():
+        yield prefix + path.name
+        if _HOLDS_STEPS.fullmatch(path.name):
+            yield from _local_names(path, f"{prefix}{path.name}/")
 
 
 def zarr(place: str, name: str, shape: tuple[int, ...], dtype: np.dtype) -> Tensor:

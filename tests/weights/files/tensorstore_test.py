@@ -16,6 +16,7 @@ from cot_flax.students.t5 import T5Student
 from cot_flax.students.t5.config import T5Config
 from cot_flax.weights import t5x
 from cot_flax.weights.files import tensorstore as files
+from cot_flax.weights.opening import open_source
 from cot_flax.weights.source import Source
 
 ALL = (slice(None), slice(None))
@@ -92,8 +93,19 @@ def test_files_of_a_folder(tmp_path):
     assert files.read(str(tmp_path), "c") is None
     (tmp_path / "a_3").symlink_to(tmp_path / "a_1")
     assert files.read(str(tmp_path), "a_1") is None
-    assert files.entries(str(tmp_path), "a_") == {"a_1", "a_2", "a_3"}
-    assert files.entries(str(tmp_path / "no such folder"), "a_") == set()
+    assert files.listing(str(tmp_path)).names == {"a_1", "a_2", "a_3", "b"}
+    assert files.listing(str(tmp_path / "no such folder")).names == frozenset()
+
+
+def test_a_listing_looks_into_steps_and_no_further(tmp_path):
+    names = {"checkpoints/3/state/manifest.ocdbt", "checkpoint_5/checkpoint"}
+    for name in names | {"checkpoints/3/state/d/1", "checkpoint_5/target.w/0.0", "other/1"}:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    found = files.listing(f"{tmp_path}/")
+    between = {"checkpoints", "checkpoints/3", "checkpoints/3/state", "checkpoint_5", "other"}
+    assert found.names == names | between | {"checkpoints/3/state/d", "checkpoint_5/target.w"}
+    assert found.path("other") == f"{tmp_path}/other" and found.path("") == str(tmp_path)
 
 
 # Buckets ------------------------------------------------------------------------------------------
@@ -126,7 +138,9 @@ def bucket(root, asked):
 
     def listing(query):
         names = (str(path.relative_to(root)) for path in root.rglob("*") if path.is_file())
-        inside = [n for n in names if query["startOffset"] <= n < query["endOffset"]]
+        inside = [
+            n for n in names if query.get("startOffset", "") <= n < query.get("endOffset", "~")
+        ]
         return json.dumps({"items": [{"name": name} for name in sorted(inside)]}).encode()
 
     return ThreadingHTTPServer(("127.0.0.1", 0), Handler)
@@ -151,8 +165,9 @@ def test_a_bucket_reads_as_a_folder_does(asked, array, tmp_path):
         part = stored(place).read((slice(2, 3), slice(1, 3)))
         np.testing.assert_array_equal(part, array[2:3, 1:3])
     assert [name for name in asked if "/.z" not in name] == ["w/1.0", "deep/w/1.0"]
-    assert files.entries("gs://ours/deep", "w") == {"w"}
-    assert files.entries("gs://ours/deep/w", "3") == {"3.0"}
+    assert files.listing("gs://ours").names >= {"deep", "deep/w", "deep/w/3.0"}
+    assert files.listing("gs://ours/deep/w/").names >= {".zarray", "3.0"}
+    assert files.listing("gs://ours/nothing").names == frozenset()
     assert files.read("gs://ours", "no such file") is None
 
 
@@ -175,8 +190,8 @@ def test_a_t5x_checkpoint_in_a_bucket(asked, tmp_path):
     t5x.write(
         Source("memory", T5Student(config), tensors), tmp_path / "run", dtype="float32", step=3
     )
-    assert t5x.looks_like_legacy("gs://ours/run")
-    opened = t5x.open_legacy("gs://ours/run/")
+    opened = open_source("gs://ours/run/")
+    assert asked.count("") == 1  # the names, once
     assert (opened.place, opened.student.config) == ("gs://ours/run/checkpoint_3", config)
     assert not [name for name in asked if "target" in name]
     name = "decoder.layers_1.mlp.wo.kernel"
