@@ -1,6 +1,7 @@
 """Paths on this machine and in buckets by one interface; what is there whole or not at all."""
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,15 +11,36 @@ from etils import epath
 
 from cot_flax.errors import UserError
 
+_BUCKET = "gs://"
+
 
 def is_bucket(path: str | os.PathLike) -> bool:
     """Whether it is a path as `gs://bucket/path`."""
-    return os.fspath(path).startswith("gs://")
+    return os.fspath(path).startswith(_BUCKET)
 
 
 def path_at(path: str | os.PathLike) -> Path | epath.Path:
     """The path, absolute; for one in a bucket, epath's Path, which has pathlib's methods."""
     return epath.Path(path) if is_bucket(path) else Path(path).expanduser().absolute()
+
+
+def cache() -> Path:
+    """COT_FLAX_CACHE, or else a folder of ours among the user's caches."""
+    return Path(os.environ.get("COT_FLAX_CACHE", Path.home() / ".cache" / "cot-flax"))
+
+
+def work_path(path: str | os.PathLike) -> Path:
+    """Where what becomes `path` grows on this machine and survives a kill: `path`, if it is here.
+
+    What becomes `gs://bucket/path` grows at `buckets/bucket/path` in the cache.
+    """
+    text = os.fspath(path)
+    return cache() / "buckets" / text.removeprefix(_BUCKET) if is_bucket(path) else Path(text)
+
+
+def size_of(folder: Path) -> int:
+    """The bytes of all files in a folder and those below it."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def make_folder(path: str | os.PathLike) -> Path | epath.Path:
@@ -83,7 +105,7 @@ def new_folder(out: str | os.PathLike) -> Iterator[Path]:
     if is_bucket(out):
         with TemporaryDirectory() as draft:
             yield Path(draft)
-            _upload(Path(draft), out)
+            upload(Path(draft), out)
         return
     out.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as draft:
@@ -93,12 +115,22 @@ def new_folder(out: str | os.PathLike) -> Iterator[Path]:
         folder.rename(out)
 
 
-def _upload(folder: Path, out: epath.Path) -> None:
+def upload(folder: Path, out: epath.Path, last: str = "") -> None:
+    """Copies a folder's files into a bucket; if that fails, deletes those that it copied.
+
+    Args:
+        last: the name of the file that says that all are there.
+    """
+    files = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    copied = []
     try:
-        for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-            place = out / path.relative_to(folder).as_posix()
+        for name in sorted(files, key=lambda name: (name.name == last, name)):
+            place = out / name.as_posix()
             place.parent.mkdir(parents=True, exist_ok=True)
-            place.write_bytes(path.read_bytes())
+            copied.append(place)
+            with (folder / name).open("rb") as source, place.open("wb") as target:
+                shutil.copyfileobj(source, target, 2**24)
     except BaseException:
-        out.rmtree(missing_ok=True)
+        for place in copied:
+            place.unlink(missing_ok=True)
         raise

@@ -52,3 +52,34 @@ def test_the_old_file_stays_after_an_error(tmp_path):
         raise OSError("full")
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_an_upload_ends_with_the_file_that_says_so(tmp_path, monkeypatch):
+    (tmp_path / "from" / "deep").mkdir(parents=True)
+    for name in ("DONE", "a", "deep/b"):
+        (tmp_path / "from" / name).write_text(name)
+    (tmp_path / "to").mkdir()
+    (tmp_path / "to" / "other").touch()
+    copied = []
+
+    def copy(source, target, _):
+        copied.append(source.name.removeprefix(f"{tmp_path}/from/"))
+        target.write(source.read())
+        if stop_at == copied[-1]:
+            raise OSError("full")
+
+    monkeypatch.setattr(files.shutil, "copyfileobj", copy)
+    stop_at = "deep/b"
+    with pytest.raises(OSError, match="full"):
+        files.upload(tmp_path / "from", tmp_path / "to", last="DONE")
+    assert [path.name for path in (tmp_path / "to").rglob("*") if path.is_file()] == ["other"]
+    stop_at = None
+    copied.clear()
+    files.upload(tmp_path / "from", tmp_path / "to", last="DONE")
+    assert copied == ["a", "deep/b", "DONE"]
+
+
+def test_what_becomes_an_object_of_a_bucket_grows_in_the_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("COT_FLAX_CACHE", str(tmp_path))
+    assert files.work_path("gs://bucket/a/b") == tmp_path / "buckets" / "bucket" / "a" / "b"
+    assert files.work_path("runs/b").as_posix() == "runs/b"

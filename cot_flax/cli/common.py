@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from cot_flax.errors import UserError
+from cot_flax.files import cache
 
 GIN_FLAGS = {"allow_extra_args": True, "ignore_unknown_options": True}
 GinFile = Annotated[list[str], typer.Option("--gin_file", help="A gin file; may be repeated.")]
@@ -221,6 +222,5 @@ def prepare_libraries() -> None:
     import jax
 
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # what stops a run is raised too
-    cache = os.environ.get("COT_FLAX_CACHE", str(Path.home() / ".cache" / "cot-flax"))
-    jax.config.update("jax_compilation_cache_dir", f"{cache}/compiled")
+    jax.config.update("jax_compilation_cache_dir", str(cache() / "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

@@ -14,7 +14,7 @@ def export(
         ),
     ],
     format: Annotated[str, typer.Option(help="huggingface or t5x.")],
-    out: Annotated[str, typer.Option(help="A folder that is not there yet.")],
+    out: Annotated[str, typer.Option(help="A folder that is not there yet, here or gs://.")],
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
     tokenizer: Annotated[
         str | None,

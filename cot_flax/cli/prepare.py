@@ -1,7 +1,5 @@
 """`cot-flax prepare`: from samples to a store."""
 
-from pathlib import Path
-
 import typer
 
 from cot_flax.cli.common import Short, bound
@@ -20,7 +18,11 @@ _RUN = "How it runs"
         "Samples files (.jsonl), FLAN's .tsv or the CoT Collection's .json.",
         argument=True,
     ),
-    out=Short("TEACHER_STORE", str, "Where to write the store."),
+    out=Short(
+        "TEACHER_STORE",
+        str,
+        "Where to write the store; one in a bucket grows in COT_FLAX_CACHE/buckets first.",
+    ),
     task=Short("STORE_TASK", str, "A task of the student: it has the vocabulary."),
     rules=Short(
         "FILTER_RULES",
@@ -72,8 +74,10 @@ def prepare():
     Example: cot-flax prepare samples.jsonl --out store --task stories_teacher_zero_shot_cot
     """
     from cot_flax import configuration
+    from cot_flax.files import path_at
+    from cot_flax.reports import preparation
     from cot_flax.store import make
 
     typer.echo(configuration.call(make.store))
     out = configuration.macro("TEACHER_STORE")
-    typer.echo(f"store in {out}; see {Path(out) / 'prepare_report.html'}")
+    typer.echo(f"store in {out}; see {path_at(out) / preparation.HTML}")

@@ -26,7 +26,11 @@ _WHO = "The teacher"
 _HOW = "What it is asked for"
 _RUN = "How it runs"
 
-OUT = Short("SAMPLES_FILE", str, "Where to write.")
+OUT = Short(
+    "SAMPLES_FILE",
+    str,
+    "Where to write; answers stand in a .journal beside it, of a bucket in COT_FLAX_CACHE/buckets.",
+)
 DryRun = Annotated[
     bool,
     typer.Option(

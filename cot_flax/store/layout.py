@@ -27,6 +27,7 @@ import tensorflow as tf
 from cot_flax.chains.preparation import Record
 from cot_flax.chains.tally import Tally
 from cot_flax.errors import UserError
+from cot_flax.files import path_at
 from cot_flax.reports import preparation
 from cot_flax.text.pieces import ABSENT_ID
 from cot_flax.text.prompts import normalize_question
@@ -183,9 +184,8 @@ def fingerprint(path: str) -> str:
 def read_manifest(path: str) -> dict:
     """Reads a store's manifest; raises UserError where there is none or it is not whole."""
     try:
-        with tf.io.gfile.GFile(f"{path}/{MANIFEST}") as file:
-            return json.load(file)
-    except (tf.errors.OpError, ValueError) as error:
+        return json.loads((path_at(path) / MANIFEST).read_text())
+    except (OSError, tf.errors.OpError, ValueError) as error:
         raise UserError(
             f"no readable {MANIFEST} in {path}",
             "a folder that `cot-flax prepare` finished",

@@ -24,7 +24,7 @@ from cot_flax.chains.tally import Tally
 from cot_flax.chains.workers import Chunk, Job, cores, prepare_chunks
 from cot_flax.data.features import fingerprint, tokenizer_of
 from cot_flax.errors import UserError
-from cot_flax.files import write_whole
+from cot_flax.files import is_bucket, path_at, upload, work_path, write_whole
 from cot_flax.store import layout
 
 PARTS, PLAN = "parts", "plan.json"
@@ -49,7 +49,8 @@ def prepare(
     Args:
         inputs: files that `chains.readers` knows. The chains of a question stand together in one.
         out: the store's folder. An unfinished one of the same inputs and settings is gone on with,
-            a finished one is left as it is, and any other store there is replaced.
+            a finished one is left as it is, and any other store there is replaced. One in a bucket
+            grows at `files.work_path` until it is uploaded whole.
         vocabulary: the student's.
         settings: what is kept and how it is aligned.
         workers: processes; by default one a core.
@@ -65,20 +66,27 @@ def prepare(
             rejected records, or nothing kept.
     """
     job = Job(tokenizer_of(vocabulary), settings)
-    folder, plan = Path(out), _plan(inputs, vocabulary, settings, records_per_shard)
-    if tally := layout.finished(folder, plan):
+    final, plan = path_at(out), _plan(inputs, vocabulary, settings, records_per_shard)
+    if tally := layout.finished(final, plan):
         return tally
-    parts = _open_parts(folder, plan)
-    total, done = Tally(), 0
-    chunks = _chunks(inputs, records_per_shard)
-    stored = layout.ids_of(plan)
-    for tally in _prepared(chunks, parts, job, stored, workers or cores()):
-        total.add(tally)
-        done += 1
-        stop_if_too_many_rejected(total, max_rejected, str(parts))
-        progress(total)
-    stop_if_nothing_kept(total, str(parts))
-    _finish(folder, done, total, plan)
+    folder = work_path(out)
+    total = layout.finished(folder, plan)  # where a kill came between the last part and the bucket
+    if total is None:
+        parts = _open_parts(folder, plan)
+        total, done = Tally(), 0
+        chunks = _chunks(inputs, records_per_shard)
+        stored = layout.ids_of(plan)
+        for tally in _prepared(chunks, parts, job, stored, workers or cores()):
+            total.add(tally)
+            done += 1
+            stop_if_too_many_rejected(total, max_rejected, str(parts))
+            progress(total)
+        stop_if_nothing_kept(total, str(parts))
+        _finish(folder, done, total, plan)
+    if is_bucket(out):
+        layout.remove(final)
+        upload(folder, final, last=layout.COMPLETED)
+        shutil.rmtree(folder)
     return total
 
 

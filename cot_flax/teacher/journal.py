@@ -17,14 +17,15 @@ from typing import Any, BinaryIO
 
 from cot_flax.chains.samples import Logprobs
 from cot_flax.errors import UserError
+from cot_flax.files import work_path
 from cot_flax.teacher.requests import Completion, Reply
 
 SYNC_SECONDS = 1.0
 
 
 def journal_path(out: str | os.PathLike) -> Path:
-    """The journal beside the samples file `out`."""
-    return Path(f"{os.fspath(out)}.journal")
+    """The journal beside the samples file `out`; of one in a bucket, see `files.work_path`."""
+    return work_path(f"{os.fspath(out)}.journal")
 
 
 class Answers:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cot_flax.errors import UserError
+from cot_flax.files import path_at
 from cot_flax.weights import huggingface, t5x, tokenizer_files
 from cot_flax.weights.opening import open_source
 from cot_flax.weights.source import Access
@@ -38,7 +39,7 @@ def export(
 
     Args:
         checkpoint: anything that INITIAL_CHECKPOINT_PATH takes.
-        out: a folder that does not exist or is empty.
+        out: a folder that does not exist or is empty, on this machine or in a bucket.
         format: of FORMATS.
         card: makes Hugging Face's README.md of a name, the number of parameters, and the folder of
             the run or of Hugging Face's files that the checkpoint is part of, if it is of any.
@@ -54,18 +55,17 @@ def export(
     _check_choice("--dtype", dtype, DTYPES)
     source = open_source(checkpoint, access)
     parameters = sum(math.prod(tensor.shape) for tensor in source.tensors.values())
-    out = Path(out)
+    out = path_at(out)
     if format == "t5x":
-        t5x.write(source, out, dtype=dtype)
+        size = t5x.write(source, out, dtype=dtype)
     else:
-        huggingface.write_folder(
+        size = huggingface.write_folder(
             source,
             out,
             dtype=dtype,
             tokenizer=tokenizer_files.read(source, tokenizer),
             card=card(out.name, parameters, source.folder),
         )
-    size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     return Exported(source.place, parameters, size)
 
 

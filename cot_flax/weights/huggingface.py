@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from cot_flax.errors import UserError
-from cot_flax.files import new_folder
+from cot_flax.files import new_folder, size_of
 from cot_flax.students.parameters import Tensor
 from cot_flax.students.student import Student, families
 from cot_flax.text.tokenizers import Tokenizer
@@ -43,7 +43,7 @@ def write_folder(
     tokenizer: Tokenizer | None,
     card: str,
     shard_bytes: int = 5_000_000_000,
-) -> None:
+) -> int:
     """Writes what transformers 4.5x and 5.x load; one tensor is in memory at a time.
 
     Args:
@@ -52,6 +52,9 @@ def write_folder(
         tokenizer: the model's, for the folder to stand alone.
         card: README.md.
         shard_bytes: how large one safetensors file may be.
+
+    Returns:
+        The bytes of the files.
 
     Raises:
         UserError: `out` is not empty, or the parameters or tokenizer are not the model's.
@@ -71,6 +74,7 @@ def write_folder(
         _write_json(folder / "generation_config.json", special_ids | _GENERATION)
         (folder / "README.md").write_text(card)
         safetensors.write_shards(folder, tensors, np.dtype(dtype), shard_bytes)
+        return size_of(folder)
 
 
 def _read_weights(folder: Path, access: Access) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ import numpy as np
 from flax import serialization
 
 from cot_flax.errors import UserError
-from cot_flax.files import new_folder
+from cot_flax.files import new_folder, size_of
 from cot_flax.students.parameters import Shapes, Tensor, dotted, nest
 from cot_flax.students.student import Student, families
 from cot_flax.weights.files import tensorstore as files
@@ -61,7 +61,7 @@ def open_orbax(folder: str) -> Source:
     return _source(folder, files.orbax(f"{folder}/state", "target."))
 
 
-def write(source: Source, out: Path, *, dtype, step: int = 0) -> None:
+def write(source: Source, out: Path, *, dtype, step: int = 0) -> int:
     """Writes `out/checkpoint_<step>` in the legacy format, which every T5X restores.
 
     T5X restores a checkpoint to train on only with its optimizer's state. So Adafactor's, as it is
@@ -72,6 +72,9 @@ def write(source: Source, out: Path, *, dtype, step: int = 0) -> None:
         out: a folder that does not exist, or an empty one.
         dtype: of the parameters, float32 or bfloat16.
         step: the optimizer step from which T5X counts on.
+
+    Returns:
+        The bytes of the files.
 
     Raises:
         UserError: `out` holds something, or the source cannot be read. Nothing is left at `out`.
@@ -86,6 +89,7 @@ def write(source: Source, out: Path, *, dtype, step: int = 0) -> None:
         state = {"step": np.int32(step), "param_states": nest(slots)}
         content = {"version": _VERSION, "optimizer": {"target": nest(index), "state": state}}
         (folder / INDEX).write_bytes(serialization.msgpack_serialize(content))
+        return size_of(growing)
 
 
 def _write_arrays(source: Source, folder: Path, dtype: np.dtype) -> dict[str, dict]:

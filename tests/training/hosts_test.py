@@ -1,11 +1,9 @@
 """Runs of several real processes, which speak over the loopback, against one process alone."""
 
-import contextlib
 import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -15,9 +13,7 @@ from urllib.parse import quote
 
 import numpy as np
 import pytest
-from gcp_storage_emulator.exceptions import NotFound
-from gcp_storage_emulator.handlers import objects
-from gcp_storage_emulator.server import create_server
+from support.buckets import free_port, serve_bucket
 
 from cot_flax import run_folder
 from cot_flax.errors import UserError
@@ -60,12 +56,6 @@ def start_all(folder, count, **environment):
     return [start(*command, str(i), devices=4 // count, **environment) for i in range(count)]
 
 
-def free_port():
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
-
-
 def finish(process):
     out, err = process.communicate(timeout=200)
     assert process.returncode == 0, err
@@ -81,28 +71,9 @@ def alone(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def bucket():
-    """Serves gs://runs on the loopback; gives the environment that leads there."""
-    download = objects.download
-
-    def with_generation(request, response, storage, *arguments, **named):
-        """The emulator leaves out a header by which tensorstore tells that nothing has changed."""
-        download(request, response, storage, *arguments, **named)
-        with contextlib.suppress(NotFound):
-            name = request.params["bucket_name"], request.params["object_id"]
-            response["x-goog-generation"] = storage.get_file_obj(*name)["generation"]
-
-    port = free_port()
-    server = create_server("127.0.0.1", port, in_memory=True, default_bucket="runs")
-    url = f"http://127.0.0.1:{port}"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(objects, "download", with_generation)
-        server.start()
-        yield {
-            "STORAGE_EMULATOR_HOST": url,
-            "TENSORSTORE_GCS_HTTP_URL": url,
-            "EPATH_USE_TF": "false",
-        }
-        server.stop()
+    """Serves gs://runs; gives the environment that leads there."""
+    with serve_bucket() as environment:
+        yield environment
 
 
 def copy(bucket, folder):

@@ -1,0 +1,109 @@
+"""What `export`, `teach` and `prepare` write to a bucket is what they write to a folder."""
+
+import json
+
+import numpy as np
+import pytest
+from support.buckets import serve_bucket
+from support.story_server import STORIES, StoryServer
+
+from cot_flax.chains.preparation import Preparation
+from cot_flax.chains.samples import read_samples, write_samples
+from cot_flax.files import path_at, work_path
+from cot_flax.lab.world.teacher import make_samples
+from cot_flax.store import layout
+from cot_flax.store.prepare import prepare
+from cot_flax.students.parameters import Tensor
+from cot_flax.students.t5 import T5Student
+from cot_flax.students.t5.config import T5Config
+from cot_flax.tasks.stories import VOCABULARY
+from cot_flax.teacher.recipes import Overrides
+from cot_flax.teacher.teach import NamedTeacher, sample
+from cot_flax.weights.export import export
+from cot_flax.weights.opening import open_source
+from cot_flax.weights.source import Source
+from cot_flax.weights.t5x import write
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _bucket(tmp_path_factory):
+    with serve_bucket() as environment, pytest.MonkeyPatch.context() as patch:
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        patch.setenv("COT_FLAX_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+def test_export(tmp_path):
+    sizes = {"vocab_size": 24, "emb_dim": 16, "num_heads": 2, "head_dim": 4, "mlp_dim": 32}
+    student = T5Student(T5Config(**sizes, num_encoder_layers=1, num_decoder_layers=1))
+    rng = np.random.default_rng(0)
+    arrays = {n: rng.normal(size=s).astype("f4") for n, s in student.parameter_shapes().items()}
+    tensors = {name: Tensor(a.shape, a.dtype, a.__getitem__) for name, a in arrays.items()}
+    write(Source("memory", student, tensors), tmp_path / "from", dtype="float32")
+    written = export(str(tmp_path / "from"), "gs://runs/a/out", format="t5x", card=lambda *_: "")
+    assert written.bytes > 4 * written.parameters
+    found = open_source("gs://runs/a/out")
+    assert found.place == "gs://runs/a/out/checkpoint_0"
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(found.tensors[name].whole(), array)
+
+
+def test_teach(tmp_path):
+    records = [{"question": s.question, "answer": str(s.answer)} for s in STORIES[:3]]
+    for name in ("questions", "worked"):
+        lines = (json.dumps(r | {"id": str(i), "rationale": "2"}) for i, r in enumerate(records))
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
+
+    def ask(out):
+        return sample(
+            questions=str(tmp_path / "questions.jsonl"),
+            recipe="fu2023",
+            dataset="stories",
+            out=out,
+            exemplars=str(tmp_path / "worked.jsonl"),
+            overrides=Overrides(shots=1, samples=2),
+            teacher=NamedTeacher(model="story", base_url=server.url),
+        )
+
+    with StoryServer() as server:
+        ask(str(tmp_path / "samples.jsonl"))
+        asked = server.answered.total()
+        ask("gs://runs/samples.jsonl")
+        assert server.answered.total() == 2 * asked
+        ask("gs://runs/samples.jsonl")  # from the journal on this machine
+        assert server.answered.total() == 2 * asked
+    assert work_path("gs://runs/samples.jsonl.journal").is_file()
+    (tmp_path / "fetched.jsonl").write_bytes(path_at("gs://runs/samples.jsonl").read_bytes())
+    found = [list(read_samples(tmp_path / f"{name}.jsonl")) for name in ("samples", "fetched")]
+    assert found[0] == found[1] != []
+
+
+def test_prepare_goes_on_after_a_kill(tmp_path):
+    samples = tmp_path / "samples.jsonl"
+    write_samples(samples, make_samples(STORIES[:20], samples=1, seed=0))
+
+    def run(out, progress=lambda tally: None):
+        settings = {"vocabulary": VOCABULARY, "settings": Preparation(), "records_per_shard": 8}
+        return prepare([str(samples)], out, workers=1, progress=progress, **settings)
+
+    def killed(tally):
+        raise KeyboardInterrupt
+
+    expected = run(str(tmp_path / "store"))
+    with pytest.raises(KeyboardInterrupt):
+        run("gs://runs/store", killed)
+    assert not path_at("gs://runs/store").exists()
+    (done,) = work_path("gs://runs/store").glob("parts/00000.json")
+    time = done.stat().st_mtime_ns
+    seen = []
+    assert run("gs://runs/store", lambda tally: seen.append(done.stat().st_mtime_ns)) == expected
+    assert set(seen) == {time}  # what was prepared before the kill was not prepared again
+    assert not work_path("gs://runs/store").exists()
+    names = {path.name for path in (tmp_path / "store").iterdir()}
+    assert {path.name for path in path_at("gs://runs/store").iterdir()} == names
+    for name in names:
+        found = (path_at("gs://runs/store") / name).read_bytes()
+        assert found == (tmp_path / "store" / name).read_bytes(), name
+    assert run("gs://runs/store", killed) == expected  # a finished one is left as it is
+    assert layout.read_manifest("gs://runs/store")["kept"] == expected.kept
