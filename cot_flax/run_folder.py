@@ -45,6 +45,11 @@ class Run:
         return self.results.get("tasks", {})
 
     @property
+    def cards(self) -> dict[str, dict]:
+        """The task cards by task, as JSON; empty where the run was not evaluated."""
+        return self.results.get("cards", {})
+
+    @property
     def last_step(self) -> int | None:
         """The last step in metrics.jsonl."""
         return max((row["step"] for row in self.metrics), default=None)
@@ -110,7 +115,7 @@ def read_results(folder: Path) -> dict:
     """Reads the results.json of a model directory or of its evaluation folder.
 
     Raises:
-        UserError: it is not there or not what `cot-flax evaluate` writes.
+        UserError: it is not there, not what `cot-flax evaluate` writes, or lacks a task's card.
     """
     path = _find(folder, RESULTS)
     if path is None:
@@ -121,6 +126,10 @@ def read_results(folder: Path) -> dict:
             f"{path} without tasks",
             f"the {RESULTS} of cot-flax evaluate",
             "evaluate the run again",
+        )
+    if not results["tasks"].keys() <= results.get("cards", {}).keys():
+        raise UserError(
+            f"results without cards at {path}", "those of this version", "evaluate the run again"
         )
     return results
 

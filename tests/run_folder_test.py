@@ -7,19 +7,21 @@ import pytest
 from cot_flax import run_folder
 from cot_flax.errors import UserError
 
+RESULTS = '{"cards": {"a": {}}, "tasks": {"a": {}}}'
+
 
 @pytest.mark.parametrize("place", [".", "test"])
 def test_results_directly_or_in_test(tmp_path, place):
     (tmp_path / place).mkdir(exist_ok=True)
-    (tmp_path / place / "results.json").write_text('{"tasks": {"a": {}}}')
+    (tmp_path / place / "results.json").write_text(RESULTS)
     (tmp_path / place / "predictions.jsonl").write_text('{"id": "1"}\n{"id": "2"}\n')
-    assert run_folder.read_results(tmp_path) == {"tasks": {"a": {}}}
+    assert run_folder.read_results(tmp_path) == json.loads(RESULTS)
     assert [row["id"] for row in run_folder.read_predictions(tmp_path)] == ["1", "2"]
 
 
 def test_missing_parts_are_said(tmp_path):
     (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "results.json").write_text('{"tasks": {"a": {}}}')
+    (tmp_path / "full" / "results.json").write_text(RESULTS)
     (tmp_path / "bare").mkdir()
     row = {"step": 7, "kind": "train"}
     (tmp_path / "bare" / "metrics.jsonl").write_text(json.dumps(row) + "\n")
@@ -44,7 +46,11 @@ def test_what_is_refused(tmp_path):
     (tmp_path / "results.json").write_text('{"accuracy": 1}')
     with pytest.raises(UserError, match="without tasks"):
         run_folder.read_runs({"a": tmp_path})
-    (tmp_path / "results.json").write_text('{"tasks": {"a": {}}}')
+    for cards in ("{}", '{"b": {}}'):
+        (tmp_path / "results.json").write_text(f'{{"cards": {cards}, "tasks": {{"a": {{}}}}}}')
+        with pytest.raises(UserError, match=r"got results without cards at .*results\.json; exp"):
+            run_folder.read_runs({"a": tmp_path})
+    (tmp_path / "results.json").write_text(RESULTS)
     (tmp_path / "predictions.jsonl").write_text('{"id": 1}\n{"id"')
     with pytest.raises(UserError, match=r"predictions\.jsonl, line 2"):
         run_folder.read_runs({"a": tmp_path})
@@ -57,7 +63,7 @@ def test_what_is_refused(tmp_path):
 def test_the_base_is_the_run_that_is_named(tmp_path):
     for name in ("base", "kl"):
         (tmp_path / name).mkdir()
-        (tmp_path / name / "results.json").write_text('{"tasks": {"a": {}}}')
+        (tmp_path / name / "results.json").write_text(RESULTS)
     runs = {name: tmp_path / name for name in ("base", "kl")}
     assert run_folder.base_of(run_folder.read_runs(runs)) is None
     assert run_folder.base_of(run_folder.read_runs(runs, base="kl")) == 1

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import yaml
+from support.reports import task_card
 
 from cot_flax import run_folder
 from cot_flax.errors import UserError
@@ -25,6 +26,7 @@ RESULTS = {
     "checkpoint": "run/checkpoints/600",
     "split": "test",
     "decoding": {"samples": 1, "temperature": 0.0, "mode": "flexible"},
+    "cards": {"stories_zero_shot_cot": task_card("stories", "zero_shot_cot")},
     "tasks": {
         "stories_zero_shot_cot": {
             "accuracy": 0.75,

@@ -27,8 +27,8 @@ def examples(runs: Sequence[Run], count: int = 6) -> list[Example]:
     predictions have answered.
     """
     found = []
-    for dataset in tables.reasoning_datasets(run.tasks for run in runs):
-        rows = [_rows(run, tables.best_task(run.tasks, dataset)) for run in runs]
+    for dataset in tables.datasets([run.results for run in runs], tables.REASONING):
+        rows = [_rows(run, tables.best_task(run.results, dataset)) for run in runs]
         present = [by_id for by_id in rows if by_id]
         common = set.intersection(*map(set, present)) if present else set()
         marks = {
@@ -65,21 +65,13 @@ def pick(marks: Mapping[str, tuple[int | None, tuple]], count: int) -> list[str]
     return sorted(chosen, key=lambda id: _level(marks[id][0]))
 
 
-def question_of(prompt: str) -> str:
-    """The last question of a prompt that prompts.build_input made; any other prompt as it is."""
-    question = prompt.rpartition("Q: ")[2]
-    for ending in ("\nLet's think step by step", "\nA:", " A:"):
-        question = question.removesuffix(ending)
-    return question.strip()
-
-
 def _rows(run: Run, task: str | None) -> dict[str, dict]:
     return {r["id"]: r for r in run.predictions if r["task"] == task and not r["sample"]}
 
 
 def _example(id: str, rows: list[dict | None]) -> Example:
     first = next(row for row in rows if row)
-    return Example(id, question_of(first["prompt"]), first["gold"], first.get("steps"), rows)
+    return Example(id, first["question"], first["gold"], first.get("steps"), rows)
 
 
 def _level(steps: int | None) -> int:

@@ -21,7 +21,7 @@ BLUE, RED = "0, 114, 178", "213, 94, 0"
 def render(runs: Sequence[Run], path: str | Path) -> str:
     """The page as text; `path` is where it will lie, for the command in its footer."""
     base = base_of(runs)
-    columns = tables.compare([run.tasks for run in runs], base)
+    columns = tables.compare([run.results for run in runs], base)
     groups = itertools.groupby(column.group for column in columns)
     return (
         _environment()

@@ -1,6 +1,6 @@
 """What the figures of a comparison show: points by run and panel, without drawing any."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from cot_flax.reports.comparison import tables
@@ -45,17 +45,17 @@ class Panel:
 
 
 def steps_panels(runs: Sequence[Run]) -> list[Panel]:
-    """Accuracy by number of steps, one panel a reasoning task."""
-    tasks = [run.tasks for run in runs]
-    datasets = tables.reasoning_datasets(tasks)
-    names = [task for dataset in datasets for task in tables.dataset_tasks(tasks, dataset)]
+    """Accuracy by number of steps, one panel a reasoning task whose questions have them."""
+    results = [run.results for run in runs]
+    cards = tables.cards(results)
     panels = []
-    for name in names:
-        counted = [(i, run.get(name, {}).get("by_steps")) for i, run in enumerate(tasks)]
-        lines = [_steps_line(i, by_steps) for i, by_steps in counted if by_steps]
-        x_label = "steps that the question needs"
-        panels.append(Panel(_title(name), x_label, "right answers, %", "percent", lines))
-    return panels
+    for dataset in tables.datasets(results, tables.REASONING):
+        for task in tables.dataset_tasks(results, dataset):
+            counted = [(i, run.tasks.get(task, {}).get("by_steps")) for i, run in enumerate(runs)]
+            lines = [_steps_line(i, by_steps) for i, by_steps in counted if by_steps]
+            labels = ("steps that the question needs", "right answers, %")
+            panels.append(Panel(_title(cards[task]), *labels, "percent", lines))
+    return [panel for panel in panels if panel.lines]
 
 
 def loss_panels(runs: Sequence[Run]) -> list[Panel]:
@@ -76,11 +76,12 @@ def accuracy_panels(runs: Sequence[Run]) -> list[Panel]:
         for name in row
         if name.endswith("/accuracy")
     ]
-    panels = []
+    cards, panels = tables.cards([run.results for run in runs]), []
     for name in dict.fromkeys(names):
         curves = [(i, _curve(run, "eval", name)) for i, run in enumerate(runs)]
         lines = [Line(i, *curve) for i, curve in curves if curve[0]]
-        title = f"Accuracy: {_title(name.removesuffix('/accuracy'))}"
+        task = name.removesuffix("/accuracy")  # one that is only watched in training has no card
+        title = f"Accuracy: {_title(cards[task]) if task in cards else task}"
         panels.append(Panel(title, "optimizer step", "right answers, %", "percent", lines))
     return panels
 
@@ -115,5 +116,5 @@ def _steps_line(run: int, by_steps: dict) -> Line:
     )
 
 
-def _title(task: str) -> str:
-    return ", ".join(part for part in tables.task_title(task) if part)
+def _title(card: Mapping) -> str:
+    return ", ".join(tables.task_title(card))

@@ -1,7 +1,7 @@
 """The numbers of a comparison: one column a task and format, one cell a run.
 
-Reasoning tasks are those whose data set is counted by steps; all others are general ability, the
-price of specialising.
+A task's card says where it stands: the skill that students are taught, and the same skill on other
+data, are reasoning; general ability is the price of specialising.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,11 +18,10 @@ FORMAT_TITLES = {
     "few_shot_cot": "few-shot CoT",
     "zero_shot_answer": "zero-shot answer",
     "few_shot_answer": "few-shot answer",
-    "": "",
 }
 
-Tasks = Mapping[str, Mapping]
-"""The `tasks` of a results.json: summaries by task; empty for a run without results."""
+Results = Mapping[str, Mapping]
+"""A results.json, of which `tasks` and `cards` are read; empty for a run without results."""
 
 
 @dataclass(frozen=True)
@@ -61,26 +60,24 @@ class Column:
         return cell is not None and min(values) < cell.value == max(values)
 
 
-def compare(runs: Sequence[Tasks], base: int | None = None) -> list[Column]:
+def compare(runs: Sequence[Results], base: int | None = None) -> list[Column]:
     """Returns the columns of the main table; what sums up a group stands first in it.
 
     Args:
-        runs: each run's summaries by task.
+        runs: each run's results.
         base: the place of the run that the price is measured against, if there is one.
     """
-    reasoning = reasoning_datasets(runs)
     columns: list[Column] = []
-    for dataset in reasoning:
+    for dataset in datasets(runs, REASONING):
         columns += many_steps_column(runs, dataset)
         columns += _task_columns(runs, dataset, REASONING)
     general: list[Column] = []
-    for dataset in _datasets(runs):
-        if dataset not in reasoning:
-            general += _task_columns(runs, dataset, GENERAL)
+    for dataset in datasets(runs, GENERAL):
+        general += _task_columns(runs, dataset, GENERAL)
     return columns + _price(general, base) + general
 
 
-def many_steps_column(runs: Sequence[Tasks], dataset: str) -> list[Column]:
+def many_steps_column(runs: Sequence[Results], dataset: str) -> list[Column]:
     """Accuracy on questions of at least MANY_STEPS steps, each run in its best format overall.
 
     Returns:
@@ -89,10 +86,11 @@ def many_steps_column(runs: Sequence[Tasks], dataset: str) -> list[Column]:
     cells, longest = [], 0
     for run in runs:
         task = best_task(run, dataset)
-        by_steps = run[task].get("by_steps", {}) if task else {}
+        by_steps = run["tasks"][task].get("by_steps", {}) if task else {}
         many = [steps for steps in by_steps if int(steps) >= MANY_STEPS]
         longest = max([longest, *map(int, many)])
-        cells.append(pool((by_steps[steps] for steps in many), task and task_title(task)[1]))
+        note = task_title(run["cards"][task])[1] if task else ""
+        cells.append(pool((by_steps[steps] for steps in many), note))
     title = steps_title(MANY_STEPS, longest)
     return [Column(REASONING, _plain(dataset), title, cells, "many steps")] if any(cells) else []
 
@@ -114,34 +112,41 @@ def change_column(column: Column, base: int) -> Column:
     return Column(column.group, "against base", "change", cells, "change")
 
 
-def reasoning_datasets(runs: Iterable[Tasks]) -> list[str]:
-    """The data sets that some run has counted by steps, in order of appearance."""
-    names = [split_name(task)[0] for run in runs for task in run if run[task].get("by_steps")]
-    return list(dict.fromkeys(names))
+def cards(runs: Iterable[Results]) -> dict[str, Mapping]:
+    """The cards of all tasks that some run has, in order of appearance."""
+    found: dict[str, Mapping] = {}
+    for run in runs:
+        for task in run.get("tasks", {}):
+            found.setdefault(task, run["cards"][task])
+    return found
 
 
-def dataset_tasks(runs: Iterable[Tasks], dataset: str) -> list[str]:
+def datasets(runs: Iterable[Results], group: str) -> list[str]:
+    """The data sets of REASONING or of GENERAL that some run has, in order of appearance."""
+    found = [card["dataset"] for card in cards(runs).values() if group_of(card) == group]
+    return list(dict.fromkeys(found))
+
+
+def group_of(card: Mapping) -> str:
+    """Where a task stands, by its role."""
+    return GENERAL if card["role"] == "general" else REASONING
+
+
+def dataset_tasks(runs: Iterable[Results], dataset: str) -> list[str]:
     """The tasks of a data set that some run has, in the order of FORMATS."""
-    tasks = {task for run in runs for task in run if split_name(task)[0] == dataset}
-    return sorted(tasks, key=lambda task: (*FORMATS, "").index(split_name(task)[1]))
+    found = {task: card for task, card in cards(runs).items() if card["dataset"] == dataset}
+    return sorted(found, key=lambda task: FORMATS.index(found[task]["format"]))
 
 
-def best_task(run: Tasks, dataset: str) -> str | None:
+def best_task(run: Results, dataset: str) -> str | None:
     """The task of a data set with the run's highest accuracy; of equals the first in FORMATS."""
     tasks = dataset_tasks([run], dataset)
-    return max(tasks, key=lambda task: run[task]["accuracy"], default=None)
+    return max(tasks, key=lambda task: run["tasks"][task]["accuracy"], default=None)
 
 
-def split_name(task: str) -> tuple[str, str]:
-    """A task's name as (data set, format); the format is "" where the name does not end in one."""
-    format = next((name for name in FORMATS if task.endswith(f"_{name}")), "")
-    return (task.removesuffix(f"_{format}"), format) if format else (task, "")
-
-
-def task_title(task: str) -> tuple[str, str]:
-    """The same for readers: ("word sorting", "zero-shot answer")."""
-    dataset, format = split_name(task)
-    return _plain(dataset), FORMAT_TITLES[format]
+def task_title(card: Mapping) -> tuple[str, str]:
+    """Data set and format for readers: ("word sorting", "zero-shot answer")."""
+    return _plain(card["dataset"]), FORMAT_TITLES[card["format"]]
 
 
 def steps_title(first: int, last: int) -> str:
@@ -160,15 +165,13 @@ def _price(general: list[Column], base: int | None) -> list[Column]:
     return added
 
 
-def _task_columns(runs: Sequence[Tasks], dataset: str, group: str) -> list[Column]:
-    def cells(task):
-        return [from_summary(run[task]) if task in run else None for run in runs]
-
-    return [Column(group, *task_title(task), cells(task)) for task in dataset_tasks(runs, dataset)]
-
-
-def _datasets(runs: Sequence[Tasks]) -> list[str]:
-    return list(dict.fromkeys(split_name(task)[0] for run in runs for task in run))
+def _task_columns(runs: Sequence[Results], dataset: str, group: str) -> list[Column]:
+    columns = []
+    for task in dataset_tasks(runs, dataset):
+        summaries = [run.get("tasks", {}).get(task) for run in runs]
+        cells = [from_summary(summary) if summary else None for summary in summaries]
+        columns.append(Column(group, *task_title(cards(runs)[task]), cells))
+    return columns
 
 
 def _plain(name: str) -> str:

@@ -46,7 +46,8 @@ def print_results(results: dict, console: Console | None = None) -> None:
         header = tables.steps_title(half[0], half[-1]).replace(" ", "\n")
         table.add_column(header, justify="right", no_wrap=True)
     for task, summary in tasks.items():
-        table.add_row(Text(" ".join(tables.task_title(task))), *_result_row(summary, halves))
+        title = " ".join(tables.task_title(results["cards"][task]))
+        table.add_row(Text(title), *_result_row(summary, halves))
     console.print(table)
 
 
@@ -65,7 +66,7 @@ def print_table(
     """
     found = run_folder.read_runs(runs, base)
     console = console or Console()
-    columns = tables.compare([run.tasks for run in found], run_folder.base_of(found))
+    columns = tables.compare([run.results for run in found], run_folder.base_of(found))
     labels = max(len(run.label) for run in found)
     console.print(
         "Right answers in %, below them the 95% interval; bold is the best of a column.\n"
@@ -121,7 +122,7 @@ def _table(first: str) -> Table:
     return table
 
 
-def _halves(tasks: tables.Tasks) -> list[list[int]]:
+def _halves(tasks: Mapping[str, Mapping]) -> list[list[int]]:
     """The step counts that occur: the few, then the many; without an empty half."""
     numbers = sorted({int(n) for summary in tasks.values() for n in summary.get("by_steps", {})})
     few = [n for n in numbers if n < tables.MANY_STEPS]

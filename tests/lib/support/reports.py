@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from cot_flax.data.cards import TaskCard
 from cot_flax.lab.world.abilities import ABILITIES, make_items
 from cot_flax.lab.world.stories import make_stories
 from cot_flax.lab.world.teacher import StoryTeacher
@@ -29,8 +30,10 @@ def story_rows(task_format: str, skill: float, seed: int) -> list[dict]:
         prompt = f"Q: {story.question}\nLet's think step by step"
         if task_format.startswith("few_shot"):
             prompt = f"Q: One and one?\nLet's think step by step\nThe answer is 2 ### {prompt}"
-        about = {"id": f"stories-test-{i}", "prompt": prompt, "gold": str(story.answer)}
-        rows.append(_row("stories", task_format, about, text, "number", len(story.steps)))
+        about = {"id": f"stories-test-{i}", "question": story.question, "prompt": prompt}
+        about["gold"] = str(story.answer)
+        card = task_card("stories", task_format)
+        rows.append(_row(card, about, text) | {"steps": len(story.steps)})
     return rows
 
 
@@ -40,16 +43,27 @@ def ability_rows(ability: str, skill: float, seed: int) -> list[dict]:
     rows = []
     for i, (question, answer) in enumerate(make_items(ability, 60, split="test")):
         text = f"The answer is {answer if rng.random() < skill else 'amber'}"
-        about = {"id": f"{ability}-test-{i}", "prompt": f"Q: {question} A:", "gold": answer}
-        rows.append(_row(ability, "zero_shot_answer", about, text, "text", None))
+        about = {"id": f"{ability}-test-{i}", "question": question, "prompt": f"Q: {question} A:"}
+        card = task_card(ability, "zero_shot_answer", role="general", answer_kind="text")
+        rows.append(_row(card, about | {"gold": answer}, text))
     return rows
 
 
-def _row(dataset, task_format, about, text, kind, steps):
-    mark = scoring.score([text], [about["gold"]], kind=kind, mode="flexible")[0]
-    row = {"task": f"{dataset}_{task_format}", "format": task_format, **about, "sample": 0}
-    row |= {"text": text, "extracted": mark.extracted, "right": mark.right}
-    return row | ({} if steps is None else {"steps": steps})
+def task_card(dataset: str, task_format: str, role="train", answer_kind="number") -> dict:
+    """A task's card as results.json holds it, without exemplars."""
+    kinds = {"role": role, "answer_kind": answer_kind}
+    rest = {"exemplars": None, "shots": 0, "seed": None, "style": None, "max_tokens": None}
+    return TaskCard(
+        f"{dataset}_{task_format}", dataset, task_format, **kinds, **rest, seen_by_flan=False
+    ).to_json()
+
+
+def _row(card, about, text):
+    mark = scoring.score([text], [about["gold"]], kind=card["answer_kind"], mode="flexible")[0]
+    row = {"task": card["name"]}
+    row |= {key: card[key] for key in ("dataset", "format", "role", "answer_kind")}
+    row |= {**about, "sample": 0, "text": text}
+    return row | {"extracted": mark.extracted, "right": mark.right}
 
 
 def summary(rows: list[dict]) -> dict:
@@ -59,15 +73,20 @@ def summary(rows: list[dict]) -> dict:
 def write_run(folder: Path, rows: list[dict], metrics: list[dict], subfolder: str = "test") -> None:
     """Writes what `train` and `evaluate` write."""
     (folder / subfolder).mkdir(parents=True)
-    tasks = {}
+    tasks, cards = {}, {}
     for task in dict.fromkeys(row["task"] for row in rows):
         of_task = [row for row in rows if row["task"] == task]
         steps = sorted({row["steps"] for row in of_task if "steps" in row})
         by_steps = {str(n): summary([r for r in of_task if r["steps"] == n]) for n in steps}
         tasks[task] = summary(of_task) | {"by_steps": by_steps}
+        first = of_task[0]
+        cards[task] = task_card(
+            first["dataset"], first["format"], first["role"], first["answer_kind"]
+        )
     decoding = {"max_tokens": 80, "samples": 1, "temperature": 0.0, "seed": 0, "mode": "flexible"}
     checkpoint = str(folder / "checkpoints" / "400")
-    results = {"checkpoint": checkpoint, "split": "test", "decoding": decoding, "tasks": tasks}
+    results = {"checkpoint": checkpoint, "split": "test", "decoding": decoding}
+    results |= {"cards": cards, "tasks": tasks}
     (folder / subfolder / "results.json").write_text(json.dumps(results))
     write_lines(folder / subfolder / "predictions.jsonl", rows)
     write_lines(folder / "metrics.jsonl", metrics)

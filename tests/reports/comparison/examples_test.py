@@ -2,11 +2,10 @@
 
 from pathlib import Path
 
-import pytest
+from support.reports import task_card
 
 from cot_flax.reports.comparison import examples
 from cot_flax.run_folder import Run
-from cot_flax.text.prompts import FORMATS, Exemplar, build_input, is_few_shot
 
 MARKS = {f"q{i}": (1 + i % 4, (i % 3 == 0, i % 2 == 0)) for i in range(40)}
 
@@ -30,26 +29,16 @@ def test_pick_spreads_over_many_step_counts_and_takes_what_there_is():
     assert examples.pick({}, 5) == []
 
 
-@pytest.mark.parametrize("task_format", FORMATS)
-def test_question_of_undoes_build_input(task_format):
-    exemplars = [Exemplar("One and one?", "1 + 1 = 2.", "2")] * 2 * is_few_shot(task_format)
-    prompt = build_input("Is A: 3 more than 2?", task_format, exemplars)
-    assert examples.question_of(prompt) == "Is A: 3 more than 2?"
-
-
-def test_question_of_another_prompt():
-    assert examples.question_of("Translate: ein") == "Translate: ein"
-
-
 def run(label, accuracies, rows):
     by_steps = {"by_steps": {"1": {}}}
     tasks = {f"math_{name}": {"accuracy": a} | by_steps for name, a in accuracies.items()}
+    cards = {f"math_{name}": task_card("math", name) for name in accuracies}
     predictions = [
         {"task": f"math_{name}", "id": id, "sample": sample, "right": right, "text": text}
-        | {"prompt": f"Q: {id}? A:", "gold": "1", "steps": 1}
+        | {"question": f"Is Q: {id} A: {id}?", "gold": "1", "steps": 1}
         for name, id, sample, right, text in rows
     ]
-    return Run(label, Path(label), {"tasks": tasks}, predictions, [])
+    return Run(label, Path(label), {"tasks": tasks, "cards": cards}, predictions, [])
 
 
 def test_examples_show_the_first_sample_of_the_best_format():
@@ -66,5 +55,6 @@ def test_examples_show_the_first_sample_of_the_best_format():
     two = run("two", {"zero_shot_cot": 0.5}, [("zero_shot_cot", "a", 0, False, "other")])
     without = Run("three", Path("three"), {}, [], [])
     (example,) = examples.examples([one, two, without])
-    assert (example.id, example.question, example.gold, example.steps) == ("a", "a?", "1", 1)
+    assert (example.id, example.question) == ("a", "Is Q: a A: a?")
+    assert (example.gold, example.steps) == ("1", 1)
     assert [row and row["text"] for row in example.rows] == ["shown", "other", None]

@@ -4,6 +4,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from support.reports import task_card
 
 from cot_flax.reports.comparison import panels, plots
 from cot_flax.reports.comparison.panels import Line, Panel
@@ -11,9 +12,9 @@ from cot_flax.run_folder import Run
 
 
 def make_run(label, tasks=None, metrics=()):
-    return Run(
-        label, Path(label), {"tasks": tasks or {}}, [], list(metrics), is_base=label == "base"
-    )
+    cards = {task: task_card(*task.split("_", 1)) for task in tasks or {}}
+    results = {"tasks": tasks or {}, "cards": cards}
+    return Run(label, Path(label), results, [], list(metrics), is_base=label == "base")
 
 
 def part(value):
@@ -38,11 +39,14 @@ def test_curves_keep_train_and_eval_apart():
         {"step": 10, "kind": "eval", "math_zero_shot_cot/accuracy": 0.25, "cross_entropy": 9.0},
         {"step": 20, "kind": "train", "cross_entropy": 1.0},
     ]
-    runs = [make_run("silent"), make_run("told", metrics=rows)]
+    tasks = {"math_zero_shot_cot": {}}
+    runs = [make_run("silent"), make_run("told", tasks, rows)]
     (loss,), (accuracy,) = panels.loss_panels(runs), panels.accuracy_panels(runs)
     assert loss.lines == [Line(1, [10, 20], [2.0, 1.0])]
     assert accuracy.lines == [Line(1, [10], [0.25])]
     assert accuracy.title == "Accuracy: math, zero-shot CoT"
+    (unknown,) = panels.accuracy_panels([make_run("told", metrics=rows)])
+    assert unknown.title == "Accuracy: math_zero_shot_cot"
     assert panels.loss_panels(runs[:1]) == panels.accuracy_panels(runs[:1]) == []
 
 

@@ -1,6 +1,7 @@
 """Tests of the comparison's columns."""
 
 import pytest
+from support.reports import task_card
 
 from cot_flax.reports.comparison import tables
 from cot_flax.reports.comparison.cells import Cell
@@ -19,18 +20,28 @@ def summary(right, count, by_steps=()):
     }
 
 
-BASE = {
-    "sorting_zero_shot_answer": summary(9, 10),
-    "math_few_shot_cot": summary(2, 10, [(2, 2, 4), (3, 0, 4), (4, 0, 2)]),
-    "math_zero_shot_cot": summary(1, 10, [(2, 1, 4), (3, 0, 4), (4, 0, 2)]),
-    "logic_zero_shot_answer": summary(7, 10),
-}
-STUDENT = {
-    "math_few_shot_cot": summary(3, 10, [(2, 1, 4), (3, 1, 4), (4, 1, 2)]),
-    "math_zero_shot_cot": summary(6, 10, [(2, 3, 4), (3, 2, 4), (4, 1, 2)]),
-    "sorting_zero_shot_answer": summary(5, 10),
-    "logic_zero_shot_answer": summary(6, 10),
-}
+def results(**tasks):
+    """A results.json; math is the skill that is taught, all else is general ability."""
+    cards = {}
+    for task in tasks:
+        dataset, task_format = task.split("_", 1)
+        role = "train" if dataset == "math" else "general"
+        cards[task] = task_card(dataset, task_format, role)
+    return {"tasks": tasks, "cards": cards}
+
+
+BASE = results(
+    sorting_zero_shot_answer=summary(9, 10),
+    math_few_shot_cot=summary(2, 10, [(2, 2, 4), (3, 0, 4), (4, 0, 2)]),
+    math_zero_shot_cot=summary(1, 10, [(2, 1, 4), (3, 0, 4), (4, 0, 2)]),
+    logic_zero_shot_answer=summary(7, 10),
+)
+STUDENT = results(
+    math_few_shot_cot=summary(3, 10, [(2, 1, 4), (3, 1, 4), (4, 1, 2)]),
+    math_zero_shot_cot=summary(6, 10, [(2, 3, 4), (3, 2, 4), (4, 1, 2)]),
+    sorting_zero_shot_answer=summary(5, 10),
+    logic_zero_shot_answer=summary(6, 10),
+)
 
 
 def test_columns_in_order_with_what_sums_up_first():
@@ -60,13 +71,13 @@ def test_many_steps_pools_three_and_four_of_the_best_format():
 
 
 def test_no_column_of_many_steps_without_such_questions():
-    runs = [{"math_zero_shot_cot": summary(1, 4, [(1, 0, 2), (2, 1, 2)])}]
+    runs = [results(math_zero_shot_cot=summary(1, 4, [(1, 0, 2), (2, 1, 2)]))]
     assert tables.many_steps_column(runs, "math") == []
     assert [c.subtitle for c in tables.compare(runs)] == ["zero-shot CoT"]
 
 
 def test_a_run_that_lacks_a_general_task_has_no_mean():
-    lacking = {"logic_zero_shot_answer": BASE["logic_zero_shot_answer"]}
+    lacking = results(logic_zero_shot_answer=summary(7, 10))
     columns = tables.compare([BASE, lacking, {}], base=0)
     mean, change = (c for c in columns if c.kind in ("mean", "change"))
     assert mean.cells[0] and mean.cells[1:] == [None, None]
@@ -74,7 +85,7 @@ def test_a_run_that_lacks_a_general_task_has_no_mean():
 
 
 def test_one_general_task_is_its_own_mean():
-    runs = [{"sorting_zero_shot_answer": summary(n, 10)} for n in (8, 6)]
+    runs = [results(sorting_zero_shot_answer=summary(n, 10)) for n in (8, 6)]
     columns = tables.compare(runs, base=0)
     assert [c.kind for c in columns] == ["change", "accuracy"]
     assert columns[0].cells[1].value == pytest.approx(-0.2)
@@ -94,9 +105,22 @@ def test_count_of_a_column_only_if_it_is_one():
     assert Column("", "", "", [*cells, Cell(0.3, 0, 1, 6)]).count is None
 
 
-def test_names():
-    assert tables.split_name("word_sorting_few_shot_answer") == ("word_sorting", "few_shot_answer")
-    assert tables.split_name("mmlu") == ("mmlu", "")
-    assert tables.task_title("word_sorting_zero_shot_cot") == ("word sorting", "zero-shot CoT")
+@pytest.mark.parametrize(
+    "role, group",
+    [("train", "Reasoning"), ("transfer", "Reasoning"), ("general", "General ability")],
+)
+@pytest.mark.parametrize("by_steps", [(), [(1, 2, 5), (2, 3, 5)]])
+def test_the_role_says_where_a_task_stands_and_not_its_steps(role, group, by_steps):
+    # The format's name stands in the data set's, too: nothing is read off names.
+    card = task_card("my_zero_shot_cot", "few_shot_cot", role)
+    run = {"tasks": {"x": summary(5, 10, by_steps)}, "cards": {"x": card}}
+    (column,) = tables.compare([run, {}])
+    assert (column.group, column.title) == (group, "my zero shot cot")
+    assert (column.subtitle, column.cells[1]) == ("few-shot CoT", None)
+
+
+def test_titles():
+    card = task_card("word_sorting", "zero_shot_cot")
+    assert tables.task_title(card) == ("word sorting", "zero-shot CoT")
     titles = [tables.steps_title(*ends) for ends in ((3, 4), (3, 3), (1, 1))]
     assert titles == ["3–4 steps", "3 steps", "1 step"]

@@ -4,6 +4,7 @@ import io
 import json
 
 from rich.console import Console
+from support.reports import task_card
 
 from cot_flax.reports import comparison
 from cot_flax.text.prompts import FORMATS
@@ -34,9 +35,9 @@ def test_results_show_few_and_many_steps_apart():
         for n, right in ((1, 20), (2, 15), (3, 8), (4, 5))
     }
     summary = part | {"accuracy": 0.6, "count": 80, "by_steps": by_steps}
-    text = printed(
-        comparison.print_results, {"split": "test", "tasks": {"s_few_shot_cot": summary}}
-    )
+    results = {"split": "test", "tasks": {"x": summary}}
+    results["cards"] = {"x": task_card("s", "few_shot_cot")}
+    text = printed(comparison.print_results, results)
     assert "split test" in text
     (row,) = [line.split() for line in text.splitlines() if "few-shot" in line]
     # (20 + 15) of 40 and (8 + 5) of 40.
