@@ -4,9 +4,7 @@ import contextlib
 import itertools
 from collections.abc import Iterable
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from cot_flax.planning import collectives, formula
@@ -14,6 +12,7 @@ from cot_flax.planning.experiment import Experiment, resolve_mesh
 from cot_flax.planning.plan import Plan, compiled
 from cot_flax.planning.search import Option, fastest, remedies, smallest
 from cot_flax.planning.targets import GIB, Target
+from cot_flax.reports import terminal
 
 
 def plan_run(
@@ -54,18 +53,20 @@ def plan_run(
 def print_plan(plan: Plan, console: Console | None = None) -> None:
     """Prints what a plan knows: memory, speed, collectives, the bill."""
     console = console or Console()
-    console.print(Text(title(plan), style="bold"))
+    terminal.heading(console, title(plan))
+    console.print()
     for heading, rows in _sections(plan):
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        table = terminal.new_table()
         table.add_column(heading, no_wrap=True)
         table.add_column("", justify="right", no_wrap=True)
         table.add_column("")
         for row in rows:
             table.add_row(*row)
         console.print(table)
+        console.print()
     for line in assumptions(plan):
         console.print(Text(f"- {line}"))
-    console.print(Text(verdict(plan), style="bold"))
+    terminal.heading(console, verdict(plan))
 
 
 def print_options(
@@ -73,7 +74,7 @@ def print_options(
 ) -> Option | None:
     """Prints other settings as they are tried, a line each; returns the fastest that fits."""
     console, fitting = console or Console(), []
-    console.print(Text(heading, style="bold"))
+    terminal.heading(console, heading)
     for option in options:
         console.print(Text(line(option)), soft_wrap=True)
         fitting += [option] if option.plan.memory.fits else []

@@ -10,7 +10,7 @@ import pytest
 import cot_flax
 from cot_flax.chains import filtering, projection
 from cot_flax.chains.preparation import Outcome, Preparation, prepare_question
-from cot_flax.reports.preparation import HTML, JSON, histogram, meanings, page, write
+from cot_flax.reports.preparation import HTML, JSON, figures, page, write
 from cot_flax.reports.preparation.figures import summarize
 from cot_flax.text.tokenizers import SentencePieceTokenizer
 
@@ -157,7 +157,7 @@ def test_figures_of_a_real_preparation_add_up(samples, vocabulary):
 def test_page_and_json_say_the_same(report, tmp_path):
     html = report(manifest())
     assert "12 read = 6 kept + 4 dropped + 2 rejected" in html.text
-    assert f"wrong_answer 3 25.0% {meanings.REASONS['wrong_answer']}" in html.text
+    assert f"wrong_answer 3 25.0% {page.REASONS['wrong_answer']}" in html.text
     assert "30 of 50 target positions (60.0%) are soft" in html.text
     assert "1 of 6 chains have no log-probabilities" in html.text
     assert "Mean 0.900:" in html.text and "the tail, is 0.100 on average" in html.text
@@ -239,20 +239,20 @@ def test_every_reason_and_kind_has_a_meaning():
         named |= set(re.findall(r'(?:(?:reject|BadRecord)\(\s*|reason = |return )"(\w+)"', source))
     assert {"repeated", "too_long", "columns", "lengths_differ"} <= named
     named |= {"kim2023_f5_repeated", "unbalanced", "over_limit"}
-    assert named <= meanings.REASONS.keys()
-    assert set(projection.KINDS) < meanings.KINDS.keys()
+    assert named <= page.REASONS.keys()
+    assert set(projection.KINDS) < page.KINDS.keys()
 
 
 def test_histogram_of_numbers():
-    found = histogram.of_numbers({"3": 8, "0": 2})
+    found = figures.of_numbers({"3": 8, "0": 2})
     assert [bar.label for bar in found.bars] == ["0", "1", "2", "3"]
     assert [bar.height for bar in found.bars] == [0.25, 0.0, 0.0, 1.0]
     assert found.ticks == [(0.5, "0"), (1.5, "1"), (2.5, "2"), (3.5, "3")]
-    assert len(histogram.of_numbers({}).bars) == 1
+    assert len(figures.of_numbers({}).bars) == 1
 
 
 def test_histogram_of_ranges():
-    found = histogram.of_ranges({"16": 3, "32": 1}, 16, str)
+    found = figures.of_ranges({"16": 3, "32": 1}, 16, str)
     assert [bar.label for bar in found.bars] == [
         "0 to below 16",
         "16 to below 32",
@@ -262,7 +262,7 @@ def test_histogram_of_ranges():
 
 
 def test_histogram_of_many_numbers_is_coarser():
-    found = histogram.of_numbers({str(i): 1 for i in range(100)} | {"99": 5})
+    found = figures.of_numbers({str(i): 1 for i in range(100)} | {"99": 5})
     assert [bar.count for bar in found.bars] == [2] * 49 + [6]
     assert found.bars[-1].label == "98 to below 100"
     assert [bar.written for bar in found.bars] == [False] * 49 + [True]

@@ -1,4 +1,4 @@
-"""The HTML page of a report, made of report.html.jinja and report.css."""
+"""The HTML page of a report, made of page.html.jinja and style.css."""
 
 import itertools
 import shlex
@@ -6,15 +6,15 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 import cot_flax
-from cot_flax.reports.comparison import cells, examples, panels, plots, tables
+from cot_flax.reports.comparison import cells, examples, figures, tables
 from cot_flax.reports.comparison.cells import Cell
+from cot_flax.reports.pages import template
 from cot_flax.run_folder import Run, base_of
 
-TEMPLATE = "report.html.jinja"
+TEMPLATE = Path(__file__).parent / "page.html.jinja"
 BLUE, RED = "0, 114, 178", "213, 94, 0"
 
 
@@ -23,23 +23,20 @@ def render(runs: Sequence[Run], path: str | Path) -> str:
     base = base_of(runs)
     columns = tables.compare([run.results for run in runs], base)
     groups = itertools.groupby(column.group for column in columns)
-    return (
-        _environment()
-        .get_template(TEMPLATE)
-        .render(
-            runs=runs,
-            looks=plots.looks(runs),
-            base=base,
-            columns=columns,
-            groups=[(name, len(list(part))) for name, part in groups],
-            figures=_figures(runs),
-            examples=examples.examples(runs),
-            titles=tables.FORMAT_TITLES,
-            decodings=decodings(runs),
-            command=command(runs, path),
-            made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-            version=cot_flax.__version__,
-        )
+    named = (cells.percent, cells.signed, cells.interval, cells.signed_interval, shade)
+    return template(TEMPLATE, named).render(
+        runs=runs,
+        looks=figures.looks(runs),
+        base=base,
+        columns=columns,
+        groups=[(name, len(list(part))) for name, part in groups],
+        figures=_drawn(runs),
+        examples=examples.examples(runs),
+        titles=tables.FORMAT_TITLES,
+        decodings=decodings(runs),
+        command=command(runs, path),
+        made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        version=cot_flax.__version__,
     )
 
 
@@ -70,27 +67,14 @@ def command(runs: Sequence[Run], path: str | Path) -> str:
     return shlex.join(["cot-flax", "report", *folders, *base, "--out", str(path)])
 
 
-def _figures(runs: Sequence[Run]) -> dict[str, list[tuple[panels.Panel, Markup]]]:
-    looks, labels = plots.looks(runs), [run.label for run in runs]
+def _drawn(runs: Sequence[Run]) -> dict[str, list[tuple[figures.Panel, Markup]]]:
+    looks, labels = figures.looks(runs), [run.label for run in runs]
     groups = {
-        "steps": panels.steps_panels(runs),
-        "loss": panels.loss_panels(runs),
-        "accuracy": panels.accuracy_panels(runs),
+        "steps": figures.steps_panels(runs),
+        "loss": figures.loss_panels(runs),
+        "accuracy": figures.accuracy_panels(runs),
     }
     return {
-        name: [(panel, Markup(plots.draw(panel, looks, labels))) for panel in group]
+        name: [(panel, Markup(figures.draw(panel, looks, labels))) for panel in group]
         for name, group in groups.items()
     }
-
-
-def _environment() -> Environment:
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    named = (cells.percent, cells.signed, cells.interval, cells.signed_interval, shade)
-    environment.filters.update({function.__name__: function for function in named})
-    return environment

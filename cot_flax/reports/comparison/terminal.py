@@ -4,7 +4,6 @@ import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -21,6 +20,7 @@ from cot_flax.reports.comparison.cells import (
     signed_interval,
 )
 from cot_flax.reports.comparison.tables import Column
+from cot_flax.reports.terminal import heading, new_table
 
 LABEL_WIDTH = 16
 """Longer labels are folded."""
@@ -37,7 +37,7 @@ def print_results(results: dict, console: Console | None = None) -> None:
     """
     tasks = results["tasks"]
     console = console or Console()
-    console.print(Text(f"Right answers in %, split {results['split']}", style="bold"))
+    heading(console, f"Right answers in %, split {results['split']}")
     table = _table("task")
     for name in ("all", "95%\ninterval", "n", "unparsed"):
         table.add_column(name, justify="right", no_wrap=True)
@@ -72,7 +72,7 @@ def print_table(
         "Right answers in %, below them the 95% interval; bold is the best of a column.\n"
     )
     for title, part in parts(columns, console.width - min(labels, LABEL_WIDTH) - GAP):
-        console.print(Text(title, style="bold"))
+        heading(console, title)
         table = _table("run")
         for column in part:
             table.add_column(_header(column), justify="right", no_wrap=True)
@@ -117,7 +117,7 @@ def _width(column: Column) -> int:
 
 
 def _table(first: str) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, caption_justify="left", show_edge=False)
+    table = new_table()
     table.add_column(first, overflow="fold")
     return table
 

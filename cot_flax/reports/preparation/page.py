@@ -1,42 +1,114 @@
-"""The HTML page of a preparation's report, made of page.html.jinja and page.css."""
+"""The HTML page of a preparation's report, made of page.html.jinja and style.css."""
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
-
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from typing import Any, NamedTuple
 
 import cot_flax
 from cot_flax.chains.tally import MASS_BINS
-from cot_flax.reports.preparation import histogram, meanings
-from cot_flax.reports.preparation.histogram import Histogram
+from cot_flax.reports.pages import template
+from cot_flax.reports.preparation.figures import Histogram, of_numbers, of_ranges
 
-TEMPLATE = "page.html.jinja"
-# The evaluation's report lends its style sheet, which page.css adds to.
-_FOLDERS = (Path(__file__).parent, Path(__file__).parent.parent / "comparison")
+TEMPLATE = Path(__file__).parent / "page.html.jinja"
 _VISIBLE = {code: 0x2400 + code for code in range(32)} | {
     ord(" "): "▁", ord("\n"): "⏎", ord("\t"): "⇥",
 }  # fmt: skip
 _UNITS = ("bytes", "kB", "MB", "GB", "TB")
+REASONS = {  # what they mean to a reader
+    # dropped: filtering, selection and preparation
+    "malformed": "Its reader marked it as broken.",
+    "empty": "The teacher wrote nothing.",
+    "truncated": "The teacher was cut off at its token limit.",
+    "no_answer": "The chain states no answer of the kind asked for.",
+    "wrong_answer": "The chain's answer is not the gold answer.",
+    "unlabelled": "There is no gold answer, which these rules need.",
+    "unreadable_gold_answer": "The gold answer holds none of the kind asked for.",
+    "fu2023_wrong_answer": "Fu et al. 2023: the last number is not the gold answer's.",
+    "ho2022_wrong_answer": "Ho et al. 2022: the cleansed answer is not the cleansed gold one.",
+    "kim2023_f1_answer_first": "Kim et al. 2023, f1: the first sentence gives the answer away.",
+    "kim2023_f2_no_answer": "Kim et al. 2023, f2: the gold answer is not in the rationale.",
+    "kim2023_f3_unfinished": "Kim et al. 2023, f3: the rationale ends without punctuation.",
+    "kim2023_f5_repeated": "Kim et al. 2023, f5: the rationale was written more than once.",
+    "no_logprobs": "It has no log-probabilities, and they were required.",
+    "inconsistent_step": "An equation in the chain does not hold.",
+    "repeated": "The same words in the same order as another chain of the question.",
+    "near_identical": "Its wording is too similar to another chain of the question.",
+    "unbalanced": "Enough chains of the question have the same equations.",
+    "over_limit": "The question has as many chains as are wanted.",
+    "too_long": "The chain or its question has more tokens than allowed.",
+    # rejected: records and samples that cannot be read
+    "bad_json": "The line is no JSON object.",
+    "bad_text": "The line is not UTF-8.",
+    "columns": "The line has not the three columns of the format.",
+    "truncated_file": "The file breaks off here; what comes after could not be read.",
+    "missing_field": "A field that every record needs is missing.",
+    "unknown_field": "It has a field that the format does not know.",
+    "wrong_type": "A field is of another type than the format says.",
+    "lengths_differ": "Not as many log-probabilities as tokens.",
+    "tokens_do_not_join": "The tokens do not join to the text.",
+    "nan_or_infinite": "A log-probability is not finite.",
+    "probability_above_1": "A log-probability is above 0.",
+}
+
+
+class Kind(NamedTuple):
+    """How a kind of position is shown: its title, what marks it beside colour, what it means."""
+
+    title: str
+    mark: str
+    meaning: str
+
+
+KINDS = {
+    "soft": Kind(
+        "soft",
+        "",
+        "It has the teacher's row: the likeliest next pieces with their probabilities.",
+    ),
+    "end": Kind(
+        "end", "■", "The end of the sequence; the teacher's log-probabilities stop before."
+    ),
+    "no_token": Kind(
+        "no token",
+        "∅",
+        "No teacher token lies here: the words were added to the chain, or the teacher wrote them "
+        "otherwise.",
+    ),
+    "inside_token": Kind(
+        "inside a token",
+        "⊂",
+        "The piece starts inside a teacher token, where the teacher had nothing to choose.",
+    ),
+    "several_tokens": Kind(
+        "several tokens",
+        "+",
+        "Several teacher tokens lie on the piece, so that no single row of theirs fits.",
+    ),
+    "other_string": Kind(
+        "other string",
+        "≠",
+        "The teacher's token is another string than the piece, or the piece is unknown.",
+    ),
+    "no_logprobs": Kind(
+        "no log-probabilities", "", "The whole chain came without log-probabilities."
+    ),
+}
 
 
 def render(manifest: Mapping[str, Any], figures: Mapping[str, Any]) -> str:
     """The page as text; `figures` is what `figures.summarize` gave for the manifest."""
-    return (
-        _environment()
-        .get_template(TEMPLATE)
-        .render(
-            **figures,
-            manifest=manifest,
-            settings=manifest["plan"]["settings"],
-            histograms=_histograms(figures),
-            worst=manifest["tally"]["worst"],
-            shown_kinds=shown_kinds(manifest["tally"]["worst"]),
-            reasons=meanings.REASONS,
-            kinds=meanings.KINDS,
-            version=cot_flax.__version__,
-        )
+    named = (visible, percent, decimal, grouped, size, moment, setting)
+    return template(TEMPLATE, named).render(
+        **figures,
+        manifest=manifest,
+        settings=manifest["plan"]["settings"],
+        histograms=_histograms(figures),
+        worst=manifest["tally"]["worst"],
+        shown_kinds=shown_kinds(manifest["tally"]["worst"]),
+        reasons=REASONS,
+        kinds=KINDS,
+        version=cot_flax.__version__,
     )
 
 
@@ -86,28 +158,15 @@ def setting(value: Any) -> str:
 def shown_kinds(worst: Sequence[Mapping[str, Any]]) -> list[str]:
     """The kinds that occur in the examples, in the order of the table."""
     found = {kind for example in worst for _, _, kind in example["positions"]}
-    return [kind for kind in meanings.KINDS if kind in found]
+    return [kind for kind in KINDS if kind in found]
 
 
 def _histograms(figures: Mapping[str, Any]) -> dict[str, Histogram]:
     bins = {str(i): n for i, n in enumerate(figures["kept_mass"]["bins"])}
     questions, targets = figures["questions"], figures["targets"]
     return {
-        "kept_mass": histogram.of_ranges(bins, 1, lambda i: f"{i / MASS_BINS:.2f}"),
-        "kept_chains": histogram.of_numbers(questions["kept_chains"]["counts"]),
-        "distinct_chains": histogram.of_numbers(questions["distinct_chains"]["counts"]),
-        "target_tokens": histogram.of_ranges(targets["counts"], targets["bin_tokens"], str),
+        "kept_mass": of_ranges(bins, 1, lambda i: f"{i / MASS_BINS:.2f}"),
+        "kept_chains": of_numbers(questions["kept_chains"]["counts"]),
+        "distinct_chains": of_numbers(questions["distinct_chains"]["counts"]),
+        "target_tokens": of_ranges(targets["counts"], targets["bin_tokens"], str),
     }
-
-
-def _environment() -> Environment:
-    environment = Environment(
-        loader=FileSystemLoader(_FOLDERS),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    named = (visible, percent, decimal, grouped, size, moment, setting)
-    environment.filters.update({function.__name__: function for function in named})
-    return environment

@@ -6,8 +6,8 @@ from xml.etree import ElementTree
 import pytest
 from support.reports import task_card
 
-from cot_flax.reports.comparison import panels, plots
-from cot_flax.reports.comparison.panels import Line, Panel
+from cot_flax.reports.comparison import figures
+from cot_flax.reports.comparison.figures import Line, Panel
 from cot_flax.run_folder import Run
 
 
@@ -25,7 +25,7 @@ def part(value):
 def test_steps_are_numbers_in_order_with_their_intervals():
     by_steps = {"10": part(0.3), "2": part(0.5)}
     runs = [make_run("none"), make_run("a", {"math_zero_shot_cot": {"by_steps": by_steps}})]
-    (panel,) = panels.steps_panels(runs)
+    (panel,) = figures.steps_panels(runs)
     assert panel.title == "math, zero-shot CoT"
     assert panel.lines == [Line(1, [2, 10], [0.5, 0.3], [0.4, 0.3 - 0.1], [0.7, 0.5])]
     assert panel.all_x == [2, 10]
@@ -41,26 +41,26 @@ def test_curves_keep_train_and_eval_apart():
     ]
     tasks = {"math_zero_shot_cot": {}}
     runs = [make_run("silent"), make_run("told", tasks, rows)]
-    (loss,), (accuracy,) = panels.loss_panels(runs), panels.accuracy_panels(runs)
+    (loss,), (accuracy,) = figures.loss_panels(runs), figures.accuracy_panels(runs)
     assert loss.lines == [Line(1, [10, 20], [2.0, 1.0])]
     assert accuracy.lines == [Line(1, [10], [0.25])]
     assert accuracy.title == "Accuracy: math, zero-shot CoT"
-    (unknown,) = panels.accuracy_panels([make_run("told", metrics=rows)])
+    (unknown,) = figures.accuracy_panels([make_run("told", metrics=rows)])
     assert unknown.title == "Accuracy: math_zero_shot_cot"
-    assert panels.loss_panels(runs[:1]) == panels.accuracy_panels(runs[:1]) == []
+    assert figures.loss_panels(runs[:1]) == figures.accuracy_panels(runs[:1]) == []
 
 
 def test_thin_takes_means_of_neighbours(monkeypatch):
-    monkeypatch.setattr(panels, "MOST_POINTS", 3)
-    x, y = panels.thin([1, 2, 3, 4, 5], [10, 20, 30, 50, 7])
+    monkeypatch.setattr(figures, "MOST_POINTS", 3)
+    x, y = figures.thin([1, 2, 3, 4, 5], [10, 20, 30, 50, 7])
     assert (x, y) == ([2, 4, 5], [15, 40, 7])
-    assert panels.thin([1, 2, 3], [4, 5, 6]) == ([1, 2, 3], [4, 5, 6])
+    assert figures.thin([1, 2, 3], [4, 5, 6]) == ([1, 2, 3], [4, 5, 6])
 
 
 def test_looks_differ_and_the_base_is_grey():
     runs = [make_run(label) for label in ("a", "base", "b", "c", "d", "e")]
-    found = plots.looks(runs)
-    assert found[1].color == plots.BASE_COLOR
+    found = figures.looks(runs)
+    assert found[1].color == figures.BASE_COLOR
     assert len({look.color for look in found}) == 6
 
 
@@ -69,7 +69,7 @@ def test_drawn_points_lie_where_they_should(whiskers):
     y = [0.2, 0.6, 0.4]
     ends = ([0.1, 0.5, 0.3], [0.3, 0.7, 0.5]) if whiskers else ()
     panel = Panel("t & u", "steps", "%", "percent", [Line(0, [1, 2, 3], y, *ends)])
-    svg = plots.draw(panel, [plots.Look("#123456", "o")], ["<run>"])
+    svg = figures.draw(panel, [figures.Look("#123456", "o")], ["<run>"])
     root = ElementTree.fromstring(svg)
     assert root.get("aria-label") == "t & u: % by steps; <run>"
     space = {"svg": "http://www.w3.org/2000/svg"}
