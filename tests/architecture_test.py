@@ -33,7 +33,7 @@ ROOMS = {
         *("text", "students", "objectives", "generation", "weights", "training", "data"),
     },
     "reports": {"text", "chains", "students", "weights", "planning", "evaluation"},
-    "store": {"text", "chains", "students", "data", "reports"},
+    "store": {"text", "chains", "students", "data"},
     "hosts": {"text", "students", "objectives", "generation", "training", "data", "evaluation"},
     "lab": {"text", "chains", "store", "reports"},
     "tasks": {"text", "teacher", "data", "store", "lab"},
@@ -49,7 +49,6 @@ EXCEPTIONS = {
     ("cot_flax/lab/demo.py", "tasks"): "the demo registers its tasks; they read lab/world",
     ("cot_flax/evaluation/evaluate.py", "seqio"): "tasks and mixtures are SeqIO's",
     ("cot_flax/hosts/t5x.py", "seqio"): "T5X hands a model SeqIO's feature converter",
-    ("cot_flax/reports/preparation/__init__.py", "tensorflow"): "reads the records of a store",
 }
 
 

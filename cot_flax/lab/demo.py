@@ -70,6 +70,7 @@ def _prepare(out: Path, size: Size, seed: int) -> Path:
     from cot_flax.tasks.stories import VOCABULARY
 
     prepare([str(samples)], str(out / "store"), vocabulary=VOCABULARY, settings=Preparation())
+    preparation.write(out / "store", layout.read_manifest(str(out / "store")))
     return out / "store"
 
 

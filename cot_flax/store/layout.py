@@ -4,7 +4,7 @@
     info.train.json, stats.train.json, COMPLETED    what SeqIO reads
     manifest.json                   teachers, settings, vocabulary, k, counts, checksums
     dropped.jsonl.gz, rejected.jsonl    every record that is not in it, with the reason
-    prepare_report.html, .json
+    prepare_report.html, .json      what reports.preparation makes of the manifest
 
 A teacher's row takes 4 bytes an entry: a uint16 id and a uint16 for its probability; 6 where the
 vocabulary has ids beyond 16 bits. The tail is what the entries leave of 1. An absent entry has the
@@ -37,6 +37,7 @@ FORMAT, OLD_FORMAT = 2, 1  # of the records below; a store of another one has to
 MANIFEST, COMPLETED = "manifest.json", "COMPLETED"
 INFO, STATS = f"info.{SPLIT}.json", f"stats.{SPLIT}.json"
 DROPPED, REJECTED = "dropped.jsonl.gz", "rejected.jsonl"
+REPORTS = "prepare_report.*"
 FEATURES: dict[str, dict] = {
     "id": {"shape": [], "dtype": "string"},
     "question": {"shape": [], "dtype": "string"},
@@ -129,7 +130,7 @@ def shard_name(index: int, count: int) -> str:
 
 
 def write_layout(folder: Path, *, shards: int, tally: Tally, plan: dict) -> None:
-    """Writes SeqIO's files, the manifest and the report beside the shards; COMPLETED comes last."""
+    """Writes SeqIO's files and the manifest beside the shards; COMPLETED comes last."""
     info = {"num_shards": shards, "features": FEATURES, "seqio_version": seqio.__version__}
     stats = {"examples": tally.kept, "targets_tokens": tally.tokens}
     _write_json(folder / INFO, info)
@@ -151,15 +152,13 @@ def write_layout(folder: Path, *, shards: int, tally: Tally, plan: dict) -> None
         "files": {name: checksum(folder / name) for name in names},
     }
     _write_json(folder / MANIFEST, manifest)
-    preparation.write(folder, manifest)
     (folder / COMPLETED).touch()
 
 
 def remove(folder: Path) -> None:
     """Removes a store's files from a folder, and nothing else."""
     (folder / COMPLETED).unlink(missing_ok=True)
-    reports = (preparation.HTML, preparation.JSON)
-    for pattern in (f"{SPLIT}.tfrecord-*", INFO, STATS, MANIFEST, DROPPED, REJECTED, *reports):
+    for pattern in (f"{SPLIT}.tfrecord-*", INFO, STATS, MANIFEST, DROPPED, REJECTED, REPORTS):
         for file in folder.glob(pattern):
             file.unlink()
 

@@ -124,6 +124,7 @@ def test_shades():
 
 def test_import_is_light():
     heavy = "{'jax', 'flax', 'tensorflow', 'seqio', 't5x'}"
-    code = f"import sys; from cot_flax.reports import comparison; print({heavy} & set(sys.modules))"
+    code = "import sys; from cot_flax.reports import comparison, preparation; "
+    code += f"print({heavy} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
