@@ -189,13 +189,14 @@ def draw(panel: Panel, styles: Sequence[Look], labels: Sequence[str]) -> str:
 def _draw_line(axes: Axes, line: Line, look: Look, shift: float) -> None:
     x = [value + shift for value in line.x]
     style = {"color": look.color, "linewidth": 1.6, "marker": look.marker, "markersize": 4.5}
+    style["clip_on"] = False  # a marker at 0 or 100% is whole
     if line.low:
         below = [y - low for y, low in zip(line.y, line.low, strict=True)]
         above = [high - y for y, high in zip(line.y, line.high, strict=True)]
         axes.errorbar(x, line.y, (below, above), elinewidth=0.9, capsize=0, **style)
     else:
         every = max(1, len(x) // 8)
-        axes.plot(x, line.y, markevery=(line.run % every, every), clip_on=False, **style)
+        axes.plot(x, line.y, markevery=(line.run % every, every), **style)
 
 
 def _scale_x(axes: Axes, panel: Panel) -> None:

@@ -50,12 +50,13 @@ def shade(cell: Cell | None, kind: str) -> str:
 
 
 def decodings(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
-    """The different evaluation settings in words, each with the labels of its runs."""
+    """The different evaluation settings in words, with its runs' labels; without unset ones."""
     found: dict[str, list[str]] = {}
     for run in runs:
         if run.results:
             settings = {"split": run.results.get("split"), **run.results.get("decoding", {})}
-            words = ", ".join(f"{name} {value}" for name, value in settings.items())
+            given = {name: value for name, value in settings.items() if value is not None}
+            words = ", ".join(f"{name} {value}" for name, value in given.items())
             found.setdefault(words, []).append(run.label)
     return list(found.items())
 

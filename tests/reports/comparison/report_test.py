@@ -106,7 +106,11 @@ def test_missing_parts_are_said(demo_runs, tmp_path):
 def test_runs_decoded_differently_are_told_apart(tmp_path):
     def run(label, temperature):
         return Run(
-            label, tmp_path, {"split": "test", "decoding": {"temperature": temperature}}, [], []
+            label,
+            tmp_path,
+            {"split": "test", "decoding": {"temperature": temperature, "length_penalty": None}},
+            [],
+            [],
         )
 
     runs = [run("a", 0), run("b", 0.7), run("c", 0), Run("d", tmp_path, {}, [], [])]
