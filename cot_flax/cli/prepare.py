@@ -76,8 +76,9 @@ def prepare():
     from cot_flax import configuration
     from cot_flax.files import path_at
     from cot_flax.reports import preparation
-    from cot_flax.store import make
+    from cot_flax.store import layout, make
 
     typer.echo(configuration.call(make.store))
     out = configuration.macro("TEACHER_STORE")
+    preparation.write(out, layout.read_manifest(out))
     typer.echo(f"store in {out}; see {path_at(out) / preparation.HTML}")

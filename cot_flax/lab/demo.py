@@ -13,7 +13,7 @@ from cot_flax.chains.preparation import Preparation
 from cot_flax.chains.samples import write_samples
 from cot_flax.lab.world.stories import make_stories
 from cot_flax.lab.world.teacher import make_samples
-from cot_flax.reports import comparison
+from cot_flax.reports import comparison, preparation
 from cot_flax.store import layout
 from cot_flax.store.prepare import prepare
 

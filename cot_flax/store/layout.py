@@ -28,7 +28,6 @@ from cot_flax.chains.preparation import Record
 from cot_flax.chains.tally import Tally
 from cot_flax.errors import UserError
 from cot_flax.files import path_at
-from cot_flax.reports import preparation
 from cot_flax.text.pieces import ABSENT_ID
 from cot_flax.text.prompts import normalize_question
 

@@ -137,7 +137,7 @@ def train(
         else:
             train_state = state.create(student, optimizer, seed, abstract)
         if checkpointer.latest_step is None and hosts.is_first():
-            known = {
+            known: dict[str, Any] = {
                 "student": _student_facts(student, abstract.params, data),
                 "started_from": initial_checkpoint_path or "",
                 "data": {"shards": data.shards},

@@ -19,7 +19,7 @@ _KINDS = (
 
 
 def open_source(path: str, access: Access = Access()) -> Source:  # noqa: B008 (frozen)
-    """Opens the parameters of a T5 wherever they lie; reads none of them yet.
+    """Opens the parameters of a student wherever they lie; reads none of them yet.
 
     Args:
         path: a model directory of cot-flax or a step in it; a checkpoint of T5X, in the legacy or
