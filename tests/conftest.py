@@ -16,6 +16,10 @@ os.environ.setdefault(
 # inherit it, too: they run the same code.
 os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")
 
+# Buckets are read through gcsfs: TensorFlow's client, which epath takes at its first path where it
+# is there, cannot be led to the emulator.
+os.environ.setdefault("EPATH_USE_TF", "false")
+
 import pytest
 
 
