@@ -34,6 +34,8 @@ def choose(logits_BNV, sampling: Sampling, keys_B, positions_B) -> jax.Array:
     N alone; probabilities are resolved to 2^-23.
     """
 
+    # A draw is compiled in any case; greedy decoding skips it at run time, so that one program
+    # serves both.
     def drawn():
         uniforms_BN = _uniforms(keys_B, positions_B, logits_BNV.shape[1])
         weights_BNV = _weights(logits_BNV, sampling)
@@ -59,6 +61,7 @@ def _uniforms(keys_B, positions_B, samples: int):
 
 def _weights(logits_BNV, sampling: Sampling):
     """Unnormalised probabilities, at most 1; what is cut off has none."""
+    # Less the highest: no exponential overflows, however low the temperature.
     highest_BN1 = logits_BNV.max(axis=-1, keepdims=True)
     weights = jnp.exp((logits_BNV - highest_BN1) / jnp.maximum(sampling.temperature, 1e-6))
     weights = jax.lax.cond(
@@ -80,6 +83,7 @@ def _cut(weights_BNV, measure, amount):
 
     Positive floats are ordered as their bits are, so that bisecting these is exact.
     """
+    # 30 halvings of the bits find the threshold without sorting the vocabulary.
     sizes_BNV = measure(weights_BNV)
 
     def halve(_, bounds):

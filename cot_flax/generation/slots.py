@@ -87,6 +87,7 @@ class Slots:
             A ticket, under which `advance` hands out what was decoded: 0, 1, 2, ...
         """
         arrival = _Arrival(self._submitted, prompt, key)
+        # Longest first: the slots then hold prompts of like length, and their width only shrinks.
         bisect.insort(self._waiting, arrival, key=lambda arrival: len(arrival.prompt))
         self._submitted += 1
         return arrival.ticket
@@ -106,6 +107,7 @@ class Slots:
         ended = list(tickets)
         if not ended:
             return iter(())
+        # Fetched only when somebody has ended: over a mesh it is a collective.
         output_BNT = np.asarray(all_gather(state.output_BNT))
         for slot in ended:
             self._holders[slot] = None
@@ -116,6 +118,7 @@ class Slots:
         state = self._resized()
         pad = self._student.special_ids.pad
         free = [slot for slot, holder in enumerate(self._holders) if holder is None]
+        # As many at a time as devices read in parallel: one prompt each, in one program.
         free = free[: len(self._waiting)]
         for i in range(0, len(free), self._readers):
             chosen = free[i : i + self._readers]
@@ -129,6 +132,7 @@ class Slots:
         present = [holder for holder in [*self._holders, *self._waiting[-1:]] if holder]
         width, before = bucket(max(len(arrival.prompt) for arrival in present)), self._width
         self._width = width
+        # A width is a compiled program: `bucket` lets only few of them come up.
         if self._state is None:
             return _empty(self._student, len(self._holders), width, *self._shape)
         if width < before:
@@ -183,7 +187,7 @@ class _Arrival(NamedTuple):
 def _entering(holders, chosen, width, readers, pad):
     """Tokens, keys and slots of the prompts that enter; nobody enters a slot beyond the last."""
     tokens_GS = np.full((readers, width), pad, np.int32)
-    slots_G = np.full(readers, len(holders), np.int32)
+    slots_G = np.full(readers, len(holders), np.int32)  # past the end: written nowhere
     # Every reader needs some key; those without a prompt repeat the first.
     entering = [holders[slot] for slot in chosen + chosen[:1] * (readers - len(chosen))]
     keys_G = jnp.stack([arrival.key for arrival in entering])
@@ -214,6 +218,7 @@ def _spread(state: State) -> State:
 @partial(jax.jit, static_argnames=("student", "slots", "width", "samples", "max_tokens"))
 def _empty(student: Student, slots: int, width: int, samples: int, max_tokens: int) -> State:
     """Slots of which all have ended."""
+    # Nothing that is drawn for them is ever seen; keys are there for their shape.
     layers, heads, head_dim, dtype = student.cache_shape
     prompts = Prompts(
         keys=[jnp.zeros((slots, heads, head_dim, width), dtype) for _ in range(layers)],

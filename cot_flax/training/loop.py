@@ -137,11 +137,8 @@ def train(
         else:
             train_state = state.create(student, optimizer, seed, abstract)
         if checkpointer.latest_step is None and hosts.is_first():
-            known: dict[str, Any] = {
-                "student": _student_facts(student, abstract.params, data),
+            known = _facts(student, abstract.params, data, objective) | {
                 "started_from": initial_checkpoint_path or "",
-                "data": {"shards": data.shards},
-                "objective": dataclasses.asdict(objective),
                 "training": {
                     "steps": total_steps,
                     "batch_size": data.batch_size,
@@ -149,14 +146,8 @@ def train(
                     "mesh": {**devices.shape, "fsdp": mesh.fsdp},
                     "seed": seed,
                 },
-                "versions": {
-                    "cot_flax": cot_flax.__version__,
-                    "jax": jax.__version__,
-                    "python": platform.python_version(),
-                },
             }
-            added = {name: {**known.get(name, {}), **more} for name, more in (facts or {}).items()}
-            run_folder.write_facts(model_dir, known | added)
+            run_folder.write_facts(model_dir, _merged(known, facts or {}))
         train_step = jax.jit(
             step.make_train_step(student, optimizer, objective, microbatches),
             in_shardings=(shardings, sharding.batch_sharding(devices)),
@@ -209,14 +200,29 @@ def train(
     return train_state
 
 
-def _student_facts(student: Student, params, data: Data) -> dict[str, Any]:
+def _facts(student: Student, params, data: Data, objective: Objective) -> dict[str, Any]:
+    """What run.json says of what is trained, on what, and with which versions."""
     return {
-        "family": student.family,
-        "special_ids": student.special_ids._asdict(),
-        "config": dataclasses.asdict(student.config),
-        "parameters": sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params)),
-        "vocabulary": data.vocabulary,
+        "student": {
+            "family": student.family,
+            "special_ids": student.special_ids._asdict(),
+            "config": dataclasses.asdict(student.config),
+            "parameters": sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params)),
+            "vocabulary": data.vocabulary,
+        },
+        "data": {"shards": data.shards},
+        "objective": dataclasses.asdict(objective),
+        "versions": {
+            "cot_flax": cot_flax.__version__,
+            "jax": jax.__version__,
+            "python": platform.python_version(),
+        },
     }
+
+
+def _merged(known: dict[str, Any], added: Mapping[str, Mapping]) -> dict[str, Any]:
+    """Sections of facts, each with what was added to it."""
+    return known | {name: {**known.get(name, {}), **more} for name, more in added.items()}
 
 
 def _check(name: str, number: int | None, *, least: int) -> None:

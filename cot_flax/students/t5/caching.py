@@ -21,6 +21,7 @@ def prefill(model: T5, params, tokens_BS, special_ids: SpecialIds) -> Prompts:
     def read(t5: T5):
         encoded_BSD = t5.encode(tokens_BS)
         pairs = [layer.cross_keys_values(encoded_BSD) for layer in t5.decoder.layers]
+        # Once a prompt, so that no step transposes: keys as [C, S] matrices, values as [S, C].
         keys = [key_BSHC.transpose(0, 2, 3, 1) for key_BSHC, _ in pairs]
         values = [value_BSHC.transpose(0, 2, 1, 3) for _, value_BSHC in pairs]
         return keys, values
@@ -41,6 +42,7 @@ def step(model: T5, params, tokens_BN, ages_B, head, prompts: Prompts, ring: Rin
         seen_BL = ((head - jnp.arange(L)) % L)[None] <= ages_B[:, None]
         # What the youngest token of a full row sees, rolled so that its last column is the head.
         row_HL = jnp.roll(decoder.relpos_bias.last_row(L), head + 1, axis=-1)
+        # In float32 with the logits: a masked key must lose against any learned bias.
         bias_B1HL = row_HL[None, None] + jnp.where(seen_BL, 0.0, MASKED)[:, None, None]
         x_BND = t5.token_embedder(tokens_BN).astype(t5.config.residual_dtype)
         new = Ring([], [])
