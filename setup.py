@@ -20,7 +20,7 @@ TORCH = ["torch==2.13.0", "transformers>=4.57"]  # what parity and speed are mea
 setup(
     name="cot-flax",
     version="0.1.0",
-    description="Teach small encoder-decoders to reason step by step, in JAX and Flax",
+    description="Teach small models to reason step by step, in JAX and Flax",
     long_description=open("README.md").read(),  # noqa: SIM115
     long_description_content_type="text/markdown",
     license="Apache-2.0",

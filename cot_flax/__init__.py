@@ -1,4 +1,4 @@
-"""cot-flax: teach small encoder-decoders to reason step by step.
+"""cot-flax: teach small models to reason step by step.
 
 Shape letters, used as suffixes of array names all over the package:
   B batch    S encoder length    T decoder length    V vocabulary

@@ -24,7 +24,7 @@ from cot_flax.cli.prepare import prepare
 from cot_flax.errors import UserError, report_error
 
 app = typer.Typer(
-    help="Teach small encoder-decoders to reason step by step.",
+    help="Teach small models to reason step by step.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
