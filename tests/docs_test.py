@@ -21,11 +21,14 @@ from pathlib import Path
 import gin
 import jax
 import pytest
+import seqio
 import typer
 
 from cot_flax import cli, configuration
+from cot_flax.data import registration
 from cot_flax.data.batches import TaskBatches
 from cot_flax.students.layouts import EncoderDecoder
+from cot_flax.text import answers
 
 ROOT = Path(__file__).resolve().parents[1]
 ORDER = ("README", "teach", "prepare", "train", "evaluate", "weights", "hosts", "plans")
@@ -136,9 +139,22 @@ def _leave_the_process_as_found(tmp_path_factory):
     os.environ.clear()
     os.environ.update(environment)
     sys.path[:] = path
+    _forget_the_example_package()
     logging.getLogger().filters[:] = filters
     logging.getLogger("absl").setLevel(level)
     gin.clear_config()
+
+
+def _forget_the_example_package():
+    """A page's commands import it; its own tests want to see gin find it."""
+    for registry in (seqio.TaskRegistry, seqio.MixtureRegistry):
+        for name in [name for name in registry.names() if name.startswith(("ferries", "river"))]:
+            registry.remove(name)
+            registration._REGISTERED.pop(name, None)
+    answers.ADDED.pop("time", None)
+    answers.KINDS[:] = [kind for kind in answers.KINDS if kind != "time"]
+    for name in [name for name in sys.modules if name.partition(".")[0] == "river_tasks"]:
+        del sys.modules[name]
 
 
 @pytest.fixture(scope="module")

@@ -214,7 +214,9 @@ def test_its_task_is_in_the_report(evaluated, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["cot-flax", "report", str(evaluated), "--out", str(out)])
     with pytest.raises(SystemExit, match="0"):
         cli.main()
-    assert "<span>ferries</span>" in out.read_text()
+    page = out.read_text()
+    # The card's role is "train": it stands under reasoning, and not under what that cost.
+    assert ">Reasoning<" in page and ">ferries<" in page and "General ability" not in page
 
 
 # T5X ----------------------------------------------------------------------------------------------
