@@ -6,13 +6,16 @@ bounds are the versions that CI installs and tests.
 
 from setuptools import find_packages, setup
 
+TABLES = ["pyarrow>=25.0.1"]  # Parquet, and CSV of any size
 DATA = [  # the only home of TensorFlow, which has 1.9 of the 3.2 GB
+    *TABLES,
+    "importlib-resources>=7.1.0",  # TFDS imports it without asking for it (etils 1.15.0)
     "seqio>=0.0.20",
     "tensorflow>=2.21.0",
     "tensorflow-datasets>=4.9.10",
     "tensorflow-text>=2.21.1",
 ]
-TEACH = ["openai>=3.54.0", "stamina>=26.1.0"]
+TEACH = [*TABLES, "openai>=3.54.0", "stamina>=26.1.0"]
 REPORT = ["matplotlib>=3.11.2"]
 BEAM = ["apache-beam>=2.77.0"]
 TORCH = ["torch==2.13.0", "transformers>=4.57"]  # what parity and speed are measured against
@@ -42,6 +45,7 @@ setup(
         "ijson>=3.6.0",
         "jax>=0.10.2",
         "jinja2>=3.1.6",
+        "math-verify>=0.9.0",  # answers written in LaTeX
         "numpy>=2.4.6",
         "optax>=0.2.8",
         "orbax-checkpoint>=0.12.8",
@@ -54,6 +58,7 @@ setup(
         "tensorstore>=0.1.86",
         "tokenizers>=0.22.0",
         "typer>=0.29.2",
+        "zstandard>=0.25.0",  # the standard library has it from 3.14 on
     ],
     # errors.py knows which verb's libraries come with which of data, teach and report.
     extras_require={
