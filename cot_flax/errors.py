@@ -5,8 +5,10 @@ import sys
 import traceback
 
 EXTRAS = {
-    "data": ("seqio", "tensorflow", "tensorflow_datasets", "tensorflow_text"),
-    "teach": ("openai", "stamina"),
+    "data": (
+        *("importlib_resources", "seqio", "tensorflow", "tensorflow_datasets", "tensorflow_text"),
+    ),
+    "teach": ("openai", "pyarrow", "stamina"),
     "report": ("matplotlib",),
 }
 """Libraries that only some verbs need, by the extra of setup.py that installs them."""

@@ -1,17 +1,27 @@
 """Paths on this machine and in buckets by one interface; what is there whole or not at all."""
 
+import bz2
+import gzip
+import io
+import lzma
 import os
 import shutil
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import IO
 
+import zstandard
 from etils import epath
 
 from cot_flax.errors import UserError
 
 _BUCKET = "gs://"
+
+CUT_OFF = (OSError, EOFError, zlib.error, lzma.LZMAError, zstandard.ZstdError)
+"""What reading a packed file raises where it is broken or ends too early."""
 
 
 def is_bucket(path: str | os.PathLike) -> bool:
@@ -20,7 +30,10 @@ def is_bucket(path: str | os.PathLike) -> bool:
 
 
 def path_at(path: str | os.PathLike) -> Path | epath.Path:
-    """The path, absolute; for one in a bucket, epath's Path, which has pathlib's methods."""
+    """A path that a user gave, absolute, `~` being the home folder.
+
+    For one in a bucket it is epath's Path, which has pathlib's methods.
+    """
     return epath.Path(path) if is_bucket(path) else Path(path).expanduser().absolute()
 
 
@@ -34,8 +47,92 @@ def work_path(path: str | os.PathLike) -> Path:
 
     What becomes `gs://bucket/path` grows at `buckets/bucket/path` in the cache.
     """
-    text = os.fspath(path)
-    return cache() / "buckets" / text.removeprefix(_BUCKET) if is_bucket(path) else Path(text)
+    if is_bucket(path):
+        return cache() / "buckets" / os.fspath(path).removeprefix(_BUCKET)
+    return Path(path).expanduser()
+
+
+@contextmanager
+def open_unpacked(path: str | os.PathLike) -> Iterator[IO[bytes]]:
+    """Opens a file for reading, unpacked if its first bytes are those of gzip, bzip2, xz or zstd.
+
+    What breaks off raises one of `CUT_OFF` where it does, when what comes before has been read.
+    """
+    with path_at(path).open("rb") as file:
+        unpack = _unpacker(file)
+        if unpack is None:
+            yield file
+            return
+        with unpack(file) as unpacked:
+            yield unpacked
+
+
+def head(path: str | os.PathLike, size: int) -> bytes:
+    """About the first `size` bytes of a file, unpacked; of one that breaks off, what there is."""
+    found = b""
+    with path_at(path).open("rb") as file:
+        unpack = _unpacker(file)
+        if unpack is None:
+            return file.read(size)
+        with unpack(file) as unpacked:
+            try:
+                # By lines, for a larger read loses what was unpacked before an error.
+                while len(found) < size and (line := unpacked.readline(size)):
+                    found += line
+            except CUT_OFF:
+                if not found:
+                    raise
+    return found
+
+
+def _unpacker(file: IO[bytes]) -> Callable[[IO[bytes]], IO[bytes]] | None:
+    start = file.read(6)
+    file.seek(0)
+    return next((unpack for magic, unpack in _UNPACK.items() if start.startswith(magic)), None)
+
+
+class _Zstd(io.RawIOBase):
+    """Unpacks frames; says so where the last one breaks off, as the library's reader does not."""
+
+    def __init__(self, file: IO[bytes]):
+        self._file, self._rest, self._unpacked = file, b"", memoryview(b"")
+        self._frame = None
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer) -> int:
+        while not self._unpacked:
+            block, self._rest = self._rest or self._file.read(2**17), b""
+            if not block:
+                if self._frame:
+                    raise EOFError("zstd data that ends before its end mark")
+                return 0
+            self._frame = self._frame or zstandard.ZstdDecompressor().decompressobj()
+            self._unpacked = memoryview(self._frame.decompress(block))
+            if self._frame.eof:
+                self._rest, self._frame = self._frame.unused_data, None
+        size = min(len(buffer), len(self._unpacked))
+        buffer[:size] = self._unpacked[:size]
+        self._unpacked = self._unpacked[size:]
+        return size
+
+
+_UNPACK: dict[bytes, Callable[[IO[bytes]], IO[bytes]]] = {
+    b"\x1f\x8b": gzip.open,
+    b"BZh": bz2.open,
+    b"\xfd7zXZ\0": lzma.open,
+    b"\x28\xb5\x2f\xfd": lambda file: io.BufferedReader(_Zstd(file)),
+}
+
+
+def file_version(path: str | os.PathLike) -> tuple[str, int, int]:
+    """Path, bytes and time of the last change, which stay the same while a file does."""
+    if is_bucket(path):
+        status = path_at(path).stat()
+        return os.fspath(path), status.length, status.mtime
+    status = path_at(path).stat()
+    return str(path_at(path).resolve()), status.st_size, status.st_mtime_ns
 
 
 def size_of(folder: Path) -> int:

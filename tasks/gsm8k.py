@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from cot_flax.data.features import T5Vocabulary
 from cot_flax.data.registration import add_cot_task
-from cot_flax.data.sources import questions, read_jsonl, records_source
+from cot_flax.data.sources import questions, read_fields, records_source
 from cot_flax.errors import UserError
 from cot_flax.store.tasks import StoreSource
 from cot_flax.text.calculator import strip_marks
@@ -44,7 +44,7 @@ def _records(split):
 
 
 def _from_jsonl(file):
-    return read_jsonl(data(), f"{file}.jsonl", ("question", "answer"))
+    return read_fields(data(), file, ("question", "answer"))
 
 
 @functools.cache

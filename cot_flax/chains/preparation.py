@@ -4,7 +4,7 @@ The same function runs in the processes of `prepare` and in the Beam pipeline.
 """
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 
@@ -12,7 +12,8 @@ from cot_flax.chains.alignment import METHODS, align, align_by_bytes
 from cot_flax.chains.filtering import KEPT, Filters, rejection
 from cot_flax.chains.projection import KINDS, RULES, Projection, project_top_k
 from cot_flax.chains.readers import Format, Raw
-from cot_flax.chains.samples import BadRecord, Logprobs, Sample
+from cot_flax.chains.records import BadRecord
+from cot_flax.chains.samples import Logprobs, Sample
 from cot_flax.chains.selection import distinct_chains, select
 from cot_flax.chains.tally import LENGTH_BIN, Tally
 from cot_flax.errors import UserError
@@ -35,6 +36,7 @@ class Preparation:
         projection: "paths", or "fu2023" for the paper's rule; see `project_top_k`.
         max_target_tokens: longer chains, end included, are dropped as "too_long"; None keeps all.
         max_question_tokens: likewise for questions.
+        columns: how chains of one's own call what `readers.NAMES` lists.
 
     Raises:
         UserError: an unknown name, or top_k below 1.
@@ -46,6 +48,7 @@ class Preparation:
     projection: str = "paths"
     max_target_tokens: int | None = None
     max_question_tokens: int | None = None
+    columns: Mapping[str, str] | None = None
 
     def __post_init__(self):
         if self.top_k < 1:

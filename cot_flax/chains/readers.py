@@ -1,34 +1,60 @@
-"""Reads what `prepare` takes, a record at a time: samples files, FLAN's TSV, the CoT Collection.
+"""Reads what `prepare` and `teach import` take, a record at a time, and makes samples of it.
+
+Samples files, FLAN's TSV, and chains of one's own, the CoT Collection among them: records in any
+file that `chains.records` reads, whose fields have names of `NAMES` or names that the user gives.
 
 Reading and parsing are two steps, so that one process can hand out records while others parse.
 `read_codex_dump` reads one more file, which `teach` makes a samples file.
 """
 
+import contextlib
+import itertools
 import math
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from functools import partial
 from typing import Any
 
-import ijson
-
-from cot_flax.chains.samples import (
-    CUT_OFF,
-    UNREADABLE,
+from cot_flax.chains.records import (
+    ENTRIES,
+    LINES,
+    TABLE,
     BadRecord,
-    Logprobs,
-    Sample,
-    json_lines,
+    Container,
+    divided_name,
+    find_container,
     json_object,
-    open_text,
     raw_lines,
+    records,
     reject,
     require,
-    sample_from_record,
 )
+from cot_flax.chains.samples import Logprobs, Sample, sample_from_record
 from cot_flax.errors import UserError
+from cot_flax.text.answers import extract_answer
+from cot_flax.text.calculator import strip_marks
+
+NAMES = {
+    "question": ("question", "problem", "instruction", "prompt", "input", "inputs", "source"),
+    "text": (
+        *("text", "rationale", "reasoning", "chain_of_thought"),
+        *("solution", "completion", "response", "output"),
+    ),
+    "gold_answer": ("gold_answer", "answer", "target", "targets", "label"),
+    "messages": ("messages", "conversations"),
+    "id": ("id",),
+    "dataset": ("dataset", "task"),
+    "split": ("split",),
+    "teacher": ("teacher", "model"),
+}
+"""What is read of a chain of one's own, and under which names; of several, the first counts."""
+
+_SAMPLES_ONLY = ("prompt_hash", "finish_reason", "logprobs")  # fields that say: a samples file
+_ROLES = {"human": "user", "gpt": "assistant", "model": "assistant"}
+_COLUMN_NAME = re.compile(r"[\w-]{1,40}")
+_LOOKED_AT = 20  # records by which a file's fields and rules are found
 
 _ID_FIRST = re.compile(rb'\s*\{\s*"id"\s*:\s*"((?:[^"\\]|\\.)*)"')
 _ROUNDED_AWAY = 5e-5  # Of the Codex dump's four decimals: less was written as 0.0.
@@ -60,33 +86,85 @@ class Format:
         rules: the filter rules by default, a name of `filtering`'s table.
     """
 
-    read: Callable[[Path], Iterator[Raw]]
+    read: Callable[[str | os.PathLike], Iterator[Raw]]
     parse: Callable[[Raw], Sample]
     rules: str
 
 
-def find_format(path: str | os.PathLike) -> Format:
-    """The format of a file, by its name; raises UserError where the name says none."""
-    name = Path(path).name.removesuffix(".gz")
-    for suffix, found in FORMATS.items():
-        if name.endswith(suffix):
-            return found
-    raise UserError(
-        f"{path}, a file of unknown format",
-        f"a name that ends in {', '.join(FORMATS)} (.gz may follow)",
-        "rename or convert it",
-    )
+@dataclass(frozen=True)
+class _Origin:
+    """What is said of chains whose records do not say it."""
+
+    dataset: str
+    teacher: str = "unknown"
 
 
-def parsed(path: str | os.PathLike) -> Iterator[Sample]:
-    """The samples of a file in order, holding one at a time.
+def find_format(path: str | os.PathLike, columns: Mapping[str, str] | None = None) -> Format:
+    """The format of a file, by its first records.
+
+    Args:
+        path: any file that `chains.records` reads.
+        columns: how the file calls some of the `NAMES`; see `columns_of`.
+
+    Raises:
+        UserError: the file cannot be used, or its fields make no chain; the message lists them.
+    """
+    container = find_container(path)
+    if container is TABLE and not columns and _is_flan(path):
+        return FLAN
+    looked_at = itertools.islice(container.read(path), _LOOKED_AT)
+    first = [record for _, record in looked_at if isinstance(record, dict)]
+    named = bool(columns) and bool(first) and set(columns.values()) <= first[0].keys()
+    if container is LINES and not first and not columns:
+        return SAMPLES
+    if first and not named and not first[0].keys().isdisjoint(_SAMPLES_ONLY):
+        if container is LINES:
+            return SAMPLES
+        raise UserError(f"{path}, samples in {container.name}", "JSON Lines", "write one a line")
+    names = _names(first[0], columns or {}, path) if first else {}
+    if container is ENTRIES:
+        return _chains(container, names, _Origin("cot_collection", "given rationales"), "none")
+    return _chains(container, names, _Origin(divided_name(path)[0]), _rules(first, names))
+
+
+def columns_of(text: str) -> dict[str, str]:
+    """Reads `question=ticket,text=reasoning`: a name of `NAMES`, and the file's.
+
+    Raises:
+        UserError: a name that is none of `NAMES`, or no such pairs.
+    """
+    pairs = [[part.strip() for part in pair.split("=", 1)] for pair in text.split(",")]
+    if not all(len(pair) == 2 and pair[0] in NAMES and pair[1] for pair in pairs):
+        wanted = f"NAME=FIELD, divided by commas, with names of {', '.join(NAMES)}"
+        raise UserError(f"--columns {text}", wanted, "correct it")
+    return dict(pairs)
+
+
+def parsed(path: str | os.PathLike, columns: Mapping[str, str] | None = None) -> Iterator[Sample]:
+    """The samples of a file in order, holding one at a time; arguments as of `find_format`.
 
     Raises:
         UserError: the file cannot be used; BadRecord at the first record that cannot.
     """
-    format = find_format(path)
-    for raw in format.read(Path(path)):
+    format = find_format(path, columns)
+    for raw in format.read(path):
         yield format.parse(raw)
+
+
+def written(value: Any, name: str, place: str) -> str:
+    """A text or a number as a text; PAL writes the answer 51 as 51.0.
+
+    Raises:
+        BadRecord: it is neither, or not finite.
+    """
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        got = f"{name!r} of type {type(value).__name__}"
+        reject("wrong_type", place, got, f"a text or a number in {name!r}")
+    if not isinstance(value, float):
+        return str(value)
+    if not math.isfinite(value):
+        reject("no_answer", place, f"the {name} {value}", "a finite number")
+    return str(int(value)) if value.is_integer() else repr(value)
 
 
 def read_codex_dump(path: str | os.PathLike) -> Iterator[Sample]:
@@ -109,19 +187,19 @@ def read_codex_dump(path: str | os.PathLike) -> Iterator[Sample]:
 
     Source: Fu et al. 2023, their notebook `dev_align_codex_to_flan_t5_dtw`, cell 32.
     """
-    for place, record in json_lines(path):
+    for place, record in records(path):
         yield _without_echo(sample_from_record(_codex_record(record, place), place))
 
 
-def _lines(path: Path) -> Iterator[tuple[str, bytes | BadRecord]]:
+def _lines(path: str | os.PathLike) -> Iterator[tuple[str, bytes | BadRecord]]:
     """Lines with their places; what cannot be read to its end closes with the error."""
     try:
         yield from raw_lines(path)
     except BadRecord as error:
-        yield str(path), error
+        yield os.fspath(path), error
 
 
-def _read_samples(path: Path) -> Iterator[Raw]:
+def _read_samples(path: str | os.PathLike) -> Iterator[Raw]:
     question = b""
     for place, line in _lines(path):
         # A line that does not say goes with the one before it: it must not divide a question.
@@ -157,12 +235,20 @@ def _writable(sample: Sample, place: str) -> Sample:
     return sample
 
 
-def _read_tsv(path: Path) -> Iterator[Raw]:
+def _is_flan(path: str | os.PathLike) -> bool:
+    """Whether the first row is three texts and not three names; FLAN's files name no columns."""
+    first = next(raw_lines(path))[1].decode(errors="replace")
+    cells = first.rstrip("\r\n").split("\t")
+    divided = len(cells) > 1 or divided_name(path)[1] == ".tsv"
+    return divided and not all(map(_COLUMN_NAME.fullmatch, cells))
+
+
+def _read_flan(path: str | os.PathLike) -> Iterator[Raw]:
     for place, line in _lines(path):
         yield Raw(place, place.encode(), line)
 
 
-def _parse_tsv(raw: Raw) -> Sample:
+def _parse_flan(raw: Raw) -> Sample:
     """question TAB answer TAB chain_of_thought, with newlines written as two characters."""
     try:
         columns = _usable(raw).decode().rstrip("\r\n").split("\t")
@@ -173,53 +259,150 @@ def _parse_tsv(raw: Raw) -> Sample:
         reject("columns", raw.place, f"{len(columns)} columns", wanted)
     question, answer, chain = (column.replace("\\n", "\n") for column in columns)
     path, _, number = raw.place.rpartition(", line ")
-    return _human_sample(Path(path).name.partition(".")[0], number, question, answer, chain)
+    dataset = divided_name(path)[0]
+    values = {"question": question, "gold_answer": answer, "text": chain}
+    return _sample(values | {"id": f"{dataset}-{number}"}, _Origin(dataset, "given rationales"))
 
 
-def _read_collection(path: Path) -> Iterator[Raw]:
-    """One JSON object of entries, read as a stream; of a file that breaks off, what came before."""
-    none = True
-    try:
-        with open_text(path) as file:
-            for name, entry in ijson.kvitems(file, "", use_float=True):
-                none = False
-                place = f"{path}, entry {name}"
-                if not isinstance(entry, dict):
-                    entry = BadRecord("wrong_type", place, "an entry", "an object")
-                yield Raw(place, place.encode(), entry)
-    except UNREADABLE as error:
-        raise UserError(f"{path}: {error.strerror}", "a JSON file", "check the path") from error
-    except (ijson.JSONError, UnicodeDecodeError, *CUT_OFF) as error:
-        none, wanted = False, "one JSON object of entries"
-        got = str(error).splitlines()[0]
-        broken = BadRecord("truncated_file", f"{path}, behind the last entry read", got, wanted)
-        yield Raw(str(path), str(path).encode(), broken)
-    if none:
-        remedy = "convert it; a samples file's name ends in .jsonl"
-        raise UserError(f"{path}: no entries", "one JSON object of entries", remedy)
+def _names(
+    record: Mapping[str, Any], columns: Mapping[str, str], path: str | os.PathLike
+) -> dict[str, str]:
+    """Our names and the file's; raises UserError where its fields make no chain."""
+    names = {ours: theirs for ours, theirs in columns.items() if theirs in record}
+    for ours, known in NAMES.items():
+        free = (name for name in known if name in record and name not in columns.values())
+        if ours not in columns and (found := next(free, None)):
+            names[ours] = found
+    if (
+        columns.keys() <= names.keys()
+        and names.keys() & {"question", "messages"}
+        and names.keys() & {"text", "gold_answer", "messages"}
+    ):
+        return names
+    known = "; ".join(f"{name}: {', '.join(NAMES[name])}" for name in tuple(NAMES)[:4])
+    raise UserError(
+        f"{path} with the fields {', '.join(record)}",
+        f"question and text, gold_answer where it is known, or messages ({known})",
+        "name them: --columns question=FIELD,text=FIELD,gold_answer=FIELD",
+    )
 
 
-def _parse_entry(raw: Raw) -> Sample:
-    """An entry of the CoT Collection: source, target, rationale, task."""
-    entry, place = _usable(raw), raw.place
-    fields = (require(entry, name, str, place) for name in ("source", "target", "rationale"))
-    number = place.rpartition(", entry ")[2]
-    sample = _human_sample(str(entry.get("task", "cot_collection")), number, *fields)
-    return _writable(sample, place)
+def _rules(first: Sequence[Mapping[str, Any]], names: Mapping[str, str]) -> str:
+    """Chains are judged, but those that leave it to the right answer beside them to close them."""
+    found = []
+    for record in first:
+        with contextlib.suppress(BadRecord):
+            found.append(_values(record, names, ""))
+    closed = sum(extract_answer(v["text"], kind="text", mode="strict") is not None for v in found)
+    return (
+        "none" if any(v["gold_answer"] for v in found) and closed <= len(found) / 2 else "default"
+    )
 
 
-def _human_sample(dataset: str, number: str, question: str, answer: str, chain: str) -> Sample:
+def _chains(container: Container, names: Mapping[str, str], origin: _Origin, rules: str) -> Format:
+    read = partial(_read_chains, container=container, names=names, origin=origin)
+    return Format(read, partial(_parse_chain, origin=origin), rules)
+
+
+def _read_chains(
+    path: str | os.PathLike, *, container: Container, names: Mapping[str, str], origin: _Origin
+) -> Iterator[Raw]:
+    """Numbers the chains of a question that follow on each other as its samples."""
+    group, question, sample = b"", None, 0
+    for place, record in container.read(path):
+        if not isinstance(record, dict):
+            yield Raw(place, group, record)
+            continue
+        try:
+            values = _values(record, names, place)
+        except BadRecord as error:
+            yield Raw(place, group, error)
+            continue
+        number = place.removeprefix(f"{path}, ").partition(" ")[2]
+        name = values["id"] or f"{values['dataset'] or origin.dataset}-{number}"
+        key = values["id"] or values["question"]
+        if key != question:
+            question, sample, id = key, 0, name
+            group = (values["id"] or place).encode(errors="replace")
+        yield Raw(place, group, values | {"id": id, "sample": sample})
+        sample += 1
+
+
+def _parse_chain(raw: Raw, *, origin: _Origin) -> Sample:
+    return _writable(_sample(_usable(raw), origin), raw.place)
+
+
+def _values(record: Mapping[str, Any], names: Mapping[str, str], place: str) -> dict[str, str]:
+    """What of a record becomes a sample; "" for what it does not say.
+
+    Raises:
+        BadRecord: there is no question or no chain, or something else than a text or a number.
+    """
+    values = {
+        ours: written(record[theirs], theirs, place)
+        for ours, theirs in names.items()
+        if ours != "messages" and record.get(theirs) is not None
+    }
+    if "messages" in names:
+        values |= _turns(require(record, names["messages"], list, place), place)
+    if names.get("question") == "instruction" and record.get("input"):
+        values["question"] += "\n\n" + written(record["input"], "input", place)
+    if names.keys().isdisjoint(("text", "messages")) and "gold_answer" in values:
+        values |= _solution(values["gold_answer"])
+    for name in ("question", "text"):
+        if name not in values:
+            got, wanted = f"no {name}", f"a text in {names.get(name, name)!r}"
+            reject("missing_field", place, got, wanted)
+    return dict.fromkeys(NAMES, "") | values
+
+
+def _solution(text: str) -> dict[str, str]:
+    """A chain and its answer, which GSM8K's solutions give behind `####`."""
+    steps, mark, answer = text.rpartition("####")
+    if not mark:
+        return {"text": text, "gold_answer": ""}
+    return {"text": strip_marks(steps).strip(), "gold_answer": answer.strip()}
+
+
+def _turns(messages: Sequence[Any], place: str) -> dict[str, str]:
+    """Question and chain of a conversation; what stands in `<think>` is the thought before it."""
+    turns = []
+    for message in messages:
+        if not isinstance(message, dict):
+            reject("wrong_type", place, f"a message of type {type(message).__name__}", "an object")
+        role = message.get("role") or message.get("from")
+        if role not in ("system", "developer"):
+            content = _content(message.get("content", message.get("value")), place)
+            turns.append((_ROLES.get(role, role), content.strip()))
+    if [role for role, _ in turns] != ["user", "assistant"]:
+        got = f"turns of {', '.join(str(role) for role, _ in turns) or 'nobody'}"
+        reject("several_turns", place, got, "one of the user and one of the assistant")
+    (_, question), (_, answer) = turns
+    _, _, text = answer.rpartition("</think>")
+    return {"question": question, "text": text.strip()}
+
+
+def _content(content: Any, place: str) -> str:
+    """What a message says, at once or in parts."""
+    parts = content if isinstance(content, list) else [{"text": content}]
+    texts = [part.get("text") if isinstance(part, dict) else part for part in parts]
+    if not all(isinstance(text, str) for text in texts):
+        reject("wrong_type", place, "a message without text", "a text in 'content' or 'value'")
+    return "".join(texts)
+
+
+def _sample(values: Mapping[str, Any], origin: _Origin) -> Sample:
     return Sample(
-        id=f"{dataset}-{number}",
-        dataset=dataset,
-        split="train",
-        question=question,
-        gold_answer=answer,
+        id=values["id"],
+        dataset=values.get("dataset") or origin.dataset,
+        split=values.get("split") or "train",
+        question=values["question"],
+        gold_answer=values["gold_answer"],
         format="zero_shot_cot",
         prompt_hash="",
-        teacher={"model": "given rationales", "params": {}},
-        sample=0,
-        text=chain,
+        teacher={"model": values.get("teacher") or origin.teacher, "params": {}},
+        sample=values.get("sample", 0),
+        text=values["text"],
         logprobs=None,
         finish_reason="stop",
     )
@@ -280,8 +463,5 @@ def _usable(raw: Raw):
     return raw.data
 
 
-FORMATS: dict[str, Format] = {
-    ".jsonl": Format(_read_samples, _parse_sample, rules="default"),
-    ".tsv": Format(_read_tsv, _parse_tsv, rules="none"),
-    ".json": Format(_read_collection, _parse_entry, rules="none"),
-}
+SAMPLES = Format(_read_samples, _parse_sample, rules="default")
+FLAN = Format(_read_flan, _parse_flan, rules="none")

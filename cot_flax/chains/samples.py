@@ -1,8 +1,4 @@
-"""The samples file: one teacher sample a line, JSON Lines, gzipped where the name ends in .gz.
-
-At its border, and at that of other files of records: lines with their place, fields with their
-type, named reasons.
-"""
+"""The samples file: one teacher sample a line, JSON Lines, gzipped where the name ends in .gz."""
 
 import contextlib
 import dataclasses
@@ -12,34 +8,15 @@ import json
 import os
 import sys
 import tempfile
-import zlib
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import IO, Any, NoReturn
+from typing import Any
 
-from etils import epath
-
-from cot_flax.errors import UserError
-from cot_flax.files import new_file
-
-UNREADABLE = (FileNotFoundError, IsADirectoryError, PermissionError)
-CUT_OFF = (OSError, EOFError, zlib.error)
-"""What reading a file raises: one that cannot be opened, and one that ends too early."""
+from cot_flax.chains.records import records, reject, require
+from cot_flax.files import make_folder, new_file, work_path
 
 BUCKETS = 256  # files that merging spreads questions over
-
-
-class BadRecord(UserError):
-    """One record that cannot be used.
-
-    Attributes:
-        reason: its short name, by which such records are counted.
-    """
-
-    def __init__(self, reason: str, place: str, got: str, expected: str):
-        super().__init__(f"{place}: {got}", expected, "repair or remove this line")
-        self.reason = reason
 
 
 @dataclass(frozen=True)
@@ -104,7 +81,7 @@ def read_samples(path: str | os.PathLike) -> Iterator[Sample]:
     Raises:
         UserError: at the first line that breaks the contract, with the file and the line.
     """
-    for place, record in json_lines(path):
+    for place, record in records(path):
         yield sample_from_record(record, place)
 
 
@@ -151,7 +128,7 @@ def merge_samples(paths: Sequence[str | os.PathLike], out: str | os.PathLike) ->
     Raises:
         UserError: a line breaks the contract of samples files.
     """
-    with tempfile.TemporaryDirectory(dir=Path(out).parent or None) as folder:
+    with tempfile.TemporaryDirectory(dir=make_folder(work_path(out).parent)) as folder:
         count = _spread(paths, Path(folder))
         write_samples(out, _together(Path(folder)))
     return count
@@ -176,84 +153,6 @@ def sample_from_record(record: Mapping[str, Any], place: str) -> Sample:
     if values["logprobs"] is not None:
         values["logprobs"] = _logprobs(values["logprobs"], values["text"], place)
     return Sample(**values)
-
-
-def raw_lines(path: str | os.PathLike) -> Iterator[tuple[str, bytes]]:
-    """Yields (place, line) of a text file; place names file and line.
-
-    A name that ends in .gz says that the file is gzipped.
-
-    Raises:
-        UserError: the file is missing or empty.
-        BadRecord: it cannot be read to its end; reason "truncated_file".
-    """
-    number = 0
-    try:
-        with open_text(path) as lines:
-            for number, line in enumerate(lines, 1):
-                yield f"{path}, line {number}", line
-    except CUT_OFF as error:
-        wanted = "a readable file (gzipped if its name ends in .gz)"
-        if isinstance(error, UNREADABLE):
-            raise UserError(f"{path}: {error.strerror}", wanted, "check the path") from error
-        place = f"{path}, after line {number}"
-        raise BadRecord("truncated_file", place, str(error), wanted) from error
-    if number == 0:
-        raise UserError(f"{path}: an empty file", "one record a line", "make the file again")
-
-
-@contextlib.contextmanager
-def open_text(path: str | os.PathLike) -> Iterator[IO[bytes]]:
-    """Opens a file for reading, here or in a bucket, gzipped if its name ends in .gz."""
-    path = epath.Path(path)
-    with path.open("rb") as file:
-        if path.suffix != ".gz":
-            yield file
-            return
-        with gzip.open(file) as unpacked:
-            yield unpacked
-
-
-def json_lines(path: str | os.PathLike) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yields (place, object) for each line of a JSON Lines file, gzipped if it ends in .gz.
-
-    Raises:
-        UserError: the file is missing, unreadable or empty, or a line is no JSON object.
-    """
-    for place, line in raw_lines(path):
-        yield place, json_object(line, place)
-
-
-def require(record: Mapping[str, Any], name: str, kind: Any, place: str) -> Any:
-    """Returns record[name], which must be there and be of the type (or union) `kind`.
-
-    Raises:
-        UserError: it is missing or of another type; the message names `place`.
-    """
-    wanted = f"field {name!r} of type {getattr(kind, '__name__', kind)}"
-    if name not in record:
-        reject("missing_field", place, f"no field {name!r}", wanted)
-    value = record[name]
-    if not isinstance(value, kind) or isinstance(value, bool):
-        reject("wrong_type", place, f"{name!r} of type {type(value).__name__}", wanted)
-    return value
-
-
-def reject(reason: str, place: str, got: str, expected: str) -> NoReturn:
-    """Raises the BadRecord of a record that cannot be used."""
-    raise BadRecord(reason, place, got, expected)
-
-
-def json_object(line: bytes, place: str) -> dict[str, Any]:
-    """Decodes one line; raises BadRecord "bad_json" where it holds no JSON object."""
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        reject("bad_json", place, f"no JSON ({error})", "one JSON object a line")
-    if not isinstance(record, dict):
-        got = f"JSON of type {type(record).__name__}"
-        reject("bad_json", place, got, "one JSON object a line")
-    return record
 
 
 def _logprobs(record: Mapping[str, Any], text: str, place: str) -> Logprobs:

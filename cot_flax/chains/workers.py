@@ -10,7 +10,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 
 from cot_flax.chains.preparation import Outcome, Preparation, prepare_records
-from cot_flax.chains.readers import Raw, find_format
+from cot_flax.chains.readers import Format, Raw
 from cot_flax.text import answers
 from cot_flax.text.tokenizers import Tokenizer
 
@@ -20,7 +20,7 @@ class Chunk:
     """Records of one file that are prepared together, all chains of a question among them."""
 
     index: int
-    path: str
+    format: Format
     raws: list[Raw]
 
 
@@ -53,7 +53,7 @@ def cores() -> int:
 def prepare_chunks(
     chunks: Iterable[Chunk], job: Job, *, workers: int
 ) -> Iterator[tuple[Chunk, Outcome]]:
-    """Yields every chunk's index and path with its outcome, in order.
+    """Yields every chunk with its outcome, in order.
 
     At most `workers` + 2 chunks are held at a time. A single chunk, or a single worker, needs no
     other process.
@@ -77,7 +77,7 @@ def prepare_chunks(
 def _in_order(pool, chunks: Iterator[Chunk], in_flight: int) -> Iterator[tuple[Chunk, Outcome]]:
     waiting: collections.deque = collections.deque()
     for chunk in chunks:
-        waiting.append((Chunk(chunk.index, chunk.path, []), pool.submit(_work, chunk)))
+        waiting.append((Chunk(chunk.index, chunk.format, []), pool.submit(_work, chunk)))
         if len(waiting) == in_flight:
             done, future = waiting.popleft()
             yield done, future.result()
@@ -102,8 +102,7 @@ def _work(chunk: Chunk) -> Outcome:
 
 
 def _prepare(chunk: Chunk, job: Job) -> Outcome:
-    format = find_format(chunk.path)
-    outcome = prepare_records(chunk.raws, format, job.tokenizer, job.settings)
+    outcome = prepare_records(chunk.raws, chunk.format, job.tokenizer, job.settings)
     written = len(outcome.kept) + len(outcome.dropped) + len(outcome.rejected)
     assert len(chunk.raws) == written == outcome.tally.read, "a record was lost"
     return outcome

@@ -9,14 +9,28 @@ _ALIGN = "How it is aligned"
 _RUN = "How it runs"
 
 
+def _columns(typed: str) -> dict[str, str]:
+    from cot_flax.chains.readers import columns_of
+
+    return columns_of(typed)
+
+
 @bound(
     "runs/prepare.gin",
     libraries=True,
     samples=Short(
         "SAMPLES_FILE",
         tuple,
-        "Samples files (.jsonl), FLAN's .tsv or the CoT Collection's .json.",
+        "Samples files, FLAN's .tsv, the CoT Collection's .json, or chains of your own (JSON "
+        "Lines, JSON, CSV, TSV, Parquet).",
         argument=True,
+    ),
+    columns=Short(
+        "COLUMNS",
+        str,
+        "How chains of your own call their fields: question=ticket,text=reasoning,"
+        "gold_answer=label. Usual names and chats need none.",
+        value=_columns,
     ),
     out=Short(
         "TEACHER_STORE",

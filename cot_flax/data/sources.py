@@ -1,12 +1,11 @@
-"""Where records come from: local JSON Lines, lists made in memory (stores: store/tasks.py)."""
+"""Where records come from: files, lists made in memory (stores: store/tasks.py)."""
 
 from collections.abc import Callable, Iterable
-from pathlib import Path
 
 import seqio
 import tensorflow as tf
 
-from cot_flax.chains.samples import json_lines, require
+from cot_flax.chains.records import record_files, records, require
 from cot_flax.errors import UserError
 
 Records = list[dict]
@@ -28,15 +27,16 @@ def records_source(make: Callable[[str], Records], splits: Iterable[str]) -> seq
     return seqio.FunctionDataSource(dataset_fn, splits=list(splits))
 
 
-def read_jsonl(directory: str, file: str, fields: Iterable[str]) -> Records:
-    """Reads `directory/file`, keeping `fields` of every record.
+def read_fields(directory: str, name: str, fields: Iterable[str]) -> Records:
+    """Reads the file `name` of a directory (see `record_files`), keeping `fields` of every record.
 
     Raises:
-        UserError: a missing or empty file, a malformed line or a missing field, with its place.
+        UserError: no such file, an empty or a malformed one, or a missing field, with its place.
     """
     return [
-        {name: require(record, name, str, place) for name in fields}
-        for place, record in json_lines(Path(directory) / file)
+        {field: require(record, field, str, place) for field in fields}
+        for path in record_files(directory, name)
+        for place, record in records(path)
     ]
 
 

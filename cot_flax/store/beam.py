@@ -7,7 +7,8 @@ in memory: on one machine `store.prepare` is the way.
 
 import dataclasses
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 
 import seqio
 import tensorflow as tf
@@ -19,6 +20,7 @@ from cot_flax.chains.tally import Tally
 from cot_flax.chains.workers import Job
 from cot_flax.data.features import fingerprint, tokenizer_of
 from cot_flax.errors import UserError
+from cot_flax.files import path_at
 from cot_flax.store import beam_steps, layout
 from cot_flax.store.prepare import PARTS, stop_if_nothing_kept, stop_if_too_many_rejected
 
@@ -59,7 +61,7 @@ def prepare(
             kept.
     """
     job = Job(tokenizer_of(vocabulary), settings)
-    folder, plan = epath.Path(out), _plan(inputs, vocabulary, settings, bytes_per_shard)
+    folder, plan = epath.Path(path_at(out)), _plan(inputs, vocabulary, settings, bytes_per_shard)
     if tally := layout.finished(folder, plan):
         return tally
     pipeline = beam_steps.new_pipeline(flags)
@@ -68,7 +70,7 @@ def prepare(
     (folder / PARTS).mkdir(parents=True)
     paths, sizes, _ = zip(*plan["inputs"], strict=True)
     shards = -(-sum(sizes) // bytes_per_shard)
-    beam_steps.run(pipeline, paths, out, job, layout.ids_of(plan), shards=shards)
+    beam_steps.run(pipeline, paths, os.fspath(folder), job, layout.ids_of(plan), shards=shards)
     total = _total(folder / PARTS, max_rejected)
     _finish(folder, shards, total, plan)
     return total
@@ -79,7 +81,7 @@ def _plan(inputs, vocabulary, settings, bytes_per_shard) -> dict:
     files = [path for pattern in inputs for path in _matches(str(pattern))]
     plan = {
         "format": layout.FORMAT,
-        "inputs": [_status(path) for path in files],
+        "inputs": [_status(path, settings.columns) for path in files],
         "vocabulary": fingerprint(vocabulary),
         "id_bits": layout.id_bits(vocabulary.vocab_size),
         "settings": dataclasses.asdict(settings),
@@ -89,17 +91,15 @@ def _plan(inputs, vocabulary, settings, bytes_per_shard) -> dict:
 
 
 def _matches(pattern: str) -> list[str]:
-    if found := sorted(tf.io.gfile.glob(pattern)):
+    if found := sorted(tf.io.gfile.glob(os.fspath(path_at(pattern)))):
         return found
     raise UserError(f"no file {pattern}", "a file or a pattern of files", "check the path")
 
 
-def _status(path: str) -> tuple[str, int, float]:
+def _status(path: str, columns: Mapping[str, str] | None) -> tuple[str, int, float]:
     """Path, bytes and time; refuses here what a worker would only meet later."""
-    find_format(path)
+    find_format(path, columns)
     status = epath.Path(path).stat()
-    if not status.length:
-        raise UserError(f"{path}: an empty file", "one record a line", "make the file again")
     return path, status.length, status.mtime
 
 

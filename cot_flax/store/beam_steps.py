@@ -19,7 +19,7 @@ import tensorflow as tf
 from etils import epath
 
 from cot_flax.chains.preparation import Outcome, Preparation, parse, prepare_question
-from cot_flax.chains.readers import Raw, find_format
+from cot_flax.chains.readers import Format, Raw, find_format
 from cot_flax.chains.samples import to_line
 from cot_flax.chains.tally import Tally
 from cot_flax.chains.workers import Job
@@ -37,7 +37,7 @@ except ImportError as error:
 COUNTS = "counts.json"
 
 Place = tuple[int, int]  # the file's number and the record's
-Entry = tuple[Place, str, Raw]  # place, path, record
+Entry = tuple[Place, Format, Raw]  # place, how to parse it, record
 Lines = tuple[Place, list[bytes], list[bytes], list[bytes]]  # place, kept, dropped, rejected
 
 
@@ -64,10 +64,11 @@ def run(
     It leaves the shards in `out`, and under `out`/parts what was dropped and rejected, a file a
     shard, and COUNTS: the records read and the tally.
     """
+    formats = [find_format(path, job.settings.columns) for path in files]
     with pipeline:
         entries = (
             pipeline
-            | "files" >> beam.Create(list(enumerate(files)))
+            | "files" >> beam.Create(list(zip(range(len(files)), files, formats, strict=True)))
             | "share files out" >> beam.Reshuffle()
             | "read" >> beam.FlatMap(read_file)
         )
@@ -98,11 +99,11 @@ def part(out: str | epath.Path, index: int, name: str) -> epath.Path:
     return epath.Path(out) / PARTS / f"{index:05d}.{name}"
 
 
-def read_file(file: tuple[int, str]) -> Iterator[tuple[bytes, Entry]]:
+def read_file(file: tuple[int, str, Format]) -> Iterator[tuple[bytes, Entry]]:
     """Yields the records of a numbered file, one at a time, by the questions that they name."""
-    number, path = file
-    for index, raw in enumerate(find_format(path).read(epath.Path(path))):
-        yield raw.question, ((number, index), path, raw)
+    number, path, format = file
+    for index, raw in enumerate(format.read(path)):
+        yield raw.question, ((number, index), format, raw)
 
 
 class _Prepare(beam.DoFn):
@@ -127,8 +128,8 @@ def prepare_entries(
     The chains of several files are numbered anew, for two runs give the same numbers.
     """
     outcome = Outcome()
-    samples = parse(((find_format(path), raw) for _, path, raw in entries), outcome)
-    if len({path for _, path, _ in entries}) > 1:
+    samples = parse(((format, raw) for _, format, raw in entries), outcome)
+    if len({file for (file, _), _, _ in entries}) > 1:
         samples = [dataclasses.replace(sample, sample=i) for i, sample in enumerate(samples)]
     if samples:
         prepare_question(samples, tokenizer, settings, outcome)

@@ -1,7 +1,7 @@
 """The stage `prepare`: a store for a task of the student, on this machine or on Apache Beam."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from cot_flax.chains.preparation import Preparation
 from cot_flax.chains.readers import find_format
@@ -52,9 +52,9 @@ def store(
     return tally.summary()
 
 
-def own_rules(samples: str | Sequence[str]) -> str:
+def own_rules(samples: str | Sequence[str], columns: Mapping[str, str] | None = None) -> str:
     """The rules of the first file's format: given rationales are not judged."""
-    return find_format(_files(samples)[0]).rules
+    return find_format(_files(samples)[0], columns).rules
 
 
 def answer_kind(task: str) -> str:

@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from cot_flax.chains.tally import Tally
 from cot_flax.chains.workers import Chunk, Job, cores, prepare_chunks
 from cot_flax.data.features import fingerprint, tokenizer_of
 from cot_flax.errors import UserError
-from cot_flax.files import is_bucket, path_at, upload, work_path, write_whole
+from cot_flax.files import file_version, is_bucket, path_at, upload, work_path, write_whole
 from cot_flax.store import layout
 
 PARTS, PLAN = "parts", "plan.json"
@@ -74,7 +74,7 @@ def prepare(
     if total is None:
         parts = _open_parts(folder, plan)
         total, done = Tally(), 0
-        chunks = _chunks(inputs, records_per_shard)
+        chunks = _chunks(inputs, settings.columns, records_per_shard)
         stored = layout.ids_of(plan)
         for tally in _prepared(chunks, parts, job, stored, workers or cores()):
             total.add(tally)
@@ -92,17 +92,11 @@ def prepare(
 
 def _plan(inputs, vocabulary, settings, records_per_shard) -> dict[str, Any]:
     """What a store is made of; two stores of one plan are the same."""
-    files = []
-    for path in map(Path, inputs):
-        find_format(path)
-        try:
-            status = path.stat()
-        except OSError as error:
-            raise UserError(f"{path}: {error.strerror}", "a file", "check the path") from error
-        files.append([str(path.resolve()), status.st_size, status.st_mtime_ns])
+    for path in inputs:
+        find_format(path, settings.columns)
     plan = {
         "format": layout.FORMAT,
-        "inputs": files,
+        "inputs": [file_version(path) for path in inputs],
         "vocabulary": fingerprint(vocabulary),
         "id_bits": layout.id_bits(vocabulary.vocab_size),
         "settings": dataclasses.asdict(settings),
@@ -148,20 +142,21 @@ def _prepared(
         following += 1
 
 
-def _chunks(inputs: Sequence[str], size: int) -> Iterator[Chunk]:
+def _chunks(inputs: Sequence[str], columns: Mapping[str, str] | None, size: int) -> Iterator[Chunk]:
     """Cuts the inputs into chunks of at least `size` records that end where a question ends."""
     index, seen = 0, np.empty(0, np.uint64)
     for path in inputs:
         raws: list[Raw] = []
-        for raw in find_format(path).read(Path(path)):
+        format = find_format(path, columns)
+        for raw in format.read(path):
             if len(raws) >= size and raw.question != raws[-1].question:
                 seen = _check_together(raws, seen)
-                yield Chunk(index, str(path), raws)
+                yield Chunk(index, format, raws)
                 index, raws = index + 1, []
             raws.append(raw)
         if raws:
             seen = _check_together(raws, seen)
-            yield Chunk(index, str(path), raws)
+            yield Chunk(index, format, raws)
             index += 1
 
 

@@ -1,15 +1,12 @@
 """The questions that a teacher is asked, read from the shapes in which data sets come."""
 
-import json
-import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from cot_flax.chains.samples import json_lines, reject, require
-from cot_flax.errors import UserError
+from cot_flax.chains.readers import written
+from cot_flax.chains.records import records, reject, require
 from cot_flax.text.calculator import strip_marks
 
 _SOLUTION_END = "####"
@@ -40,7 +37,7 @@ class Question:
 
 
 def read_questions(path: str | os.PathLike, *, dataset: str, split: str) -> Iterator[Question]:
-    """Yields the questions of a JSON Lines file (.jsonl, .jsonl.gz) or of a JSON list (.json).
+    """Yields the questions of a file, any that `chains.records` reads.
 
     A record has "question" or "input"; it may have "answer" or "target" (text or a number),
     "rationale" or "reasoning", "category", and "id" (text or a whole number). Other fields are
@@ -64,7 +61,6 @@ def placed_questions(
 ) -> Iterator[tuple[str, Question]]:
     """Yields (place, question) as `read_questions` does; place names the file and the line."""
     seen = set()
-    records = _json_list if Path(path).suffix == ".json" else json_lines
     for i, (place, record) in enumerate(records(path)):
         question = _question(record, place, i, dataset, split)
         if question.id in seen:
@@ -84,7 +80,7 @@ def _question(record: Mapping, place: str, i: int, dataset: str, split: str) -> 
         reject("no_question", place, "no question", "a text in 'question' or 'input'")
     answer = _field(record, ("answer", "target"), str | int | float, place)
     rationale = _field(record, ("rationale", "reasoning"), str, place)
-    if _SOLUTION_END in (solution := _written(answer, place)):
+    if _SOLUTION_END in (solution := written(answer, "answer", place)):
         steps, _, solution = solution.rpartition(_SOLUTION_END)
         rationale = rationale or steps
         if not solution.strip():
@@ -105,27 +101,3 @@ def _field(record: Mapping, names: tuple[str, ...], kind: Any, place: str) -> An
     """The first of the fields that is there and not null, else ""."""
     there = [name for name in names if record.get(name) is not None]
     return require(record, there[0], kind, place) if there else ""
-
-
-def _written(answer: str | float, place: str) -> str:
-    """PAL writes the answer 51 as 51.0."""
-    if not isinstance(answer, float):
-        return str(answer)
-    if not math.isfinite(answer):
-        reject("no_answer", place, f"the answer {answer}", "a finite number")
-    return str(int(answer)) if answer.is_integer() else repr(answer)
-
-
-def _json_list(path: str | os.PathLike) -> Iterator[tuple[str, dict]]:
-    remedy = "check the path, or make the file again"
-    try:
-        records = json.loads(Path(path).read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: {error}", "a JSON list of objects", remedy) from error
-    if not isinstance(records, list) or not records:
-        raise UserError(f"{path}: no list, or an empty one", "a JSON list of objects", remedy)
-    for number, record in enumerate(records, 1):
-        place = f"{path}, item {number}"
-        if not isinstance(record, dict):
-            reject("bad_json", place, f"JSON of type {type(record).__name__}", "an object")
-        yield place, record

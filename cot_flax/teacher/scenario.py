@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cot_flax.chains.samples import reject, require
+from cot_flax.chains.records import reject, require
 from cot_flax.errors import UserError
 from cot_flax.teacher.clipping import end_at
 from cot_flax.teacher.questions import Question, placed_questions

@@ -10,7 +10,7 @@ from support.tokenizers import byte_level
 from cot_flax.chains.filtering import Filters
 from cot_flax.chains.preparation import Outcome, Preparation, prepare_question, prepare_records
 from cot_flax.chains.projection import KINDS
-from cot_flax.chains.readers import FORMATS, Raw
+from cot_flax.chains.readers import SAMPLES, Raw
 from cot_flax.chains.samples import Logprobs, Sample, to_line
 from cot_flax.errors import UserError
 from cot_flax.lab.world.vocabulary import VOCABULARY_PATH
@@ -190,7 +190,7 @@ def test_records_are_grouped_by_question_and_none_is_lost(tokenizer):
         raw(to_line(sample("It is 2.", id="c")), b"c", 5),
         raw(to_line(sample("It is 3.", id="c", sample=1)), b"c", 6),
     ]
-    outcome = prepare_records(lines, FORMATS[".jsonl"], tokenizer, Preparation())
+    outcome = prepare_records(lines, SAMPLES, tokenizer, Preparation())
     assert [(r.id, r.first) for r in outcome.kept] == [
         ("sums-0/0", True),
         ("sums-0/1", False),

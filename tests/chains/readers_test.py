@@ -1,13 +1,23 @@
+import csv
 import dataclasses
 import gzip
+import io
 import json
 from math import log
 
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 
-from cot_flax.chains.readers import FORMATS, Raw, find_format, read_codex_dump
+from cot_flax.chains.readers import (
+    NAMES,
+    SAMPLES,
+    columns_of,
+    find_format,
+    read_codex_dump,
+)
+from cot_flax.chains.records import BadRecord
 from cot_flax.chains.samples import (
-    BadRecord,
     Logprobs,
     Sample,
     read_samples,
@@ -32,9 +42,9 @@ SAMPLE = Sample(
 )
 
 
-def parsed(path):
+def parsed(path, columns=None):
     """The samples of a file, and (place, reason, error) of what cannot be used."""
-    format = find_format(path)
+    format = find_format(path, columns)
     samples, bad = [], []
     for raw in format.read(path):
         try:
@@ -42,34 +52,6 @@ def parsed(path):
         except BadRecord as error:
             bad.append((raw.place, error.reason, str(error)))
     return samples, bad
-
-
-@pytest.mark.parametrize(
-    ("name", "suffix"),
-    [
-        ("a.jsonl", ".jsonl"),
-        ("a.b.jsonl.gz", ".jsonl"),
-        ("a.tsv", ".tsv"),
-        ("a.tsv.gz", ".tsv"),
-        ("a.json", ".json"),
-    ],
-)
-def test_the_name_says_the_format(name, suffix):
-    assert find_format(f"folder/{name}") is FORMATS[suffix]
-
-
-@pytest.mark.parametrize("name", ["a.csv", "a.jsonl.zip", "jsonl", "a"])
-def test_other_names_are_refused(name):
-    with pytest.raises(UserError, match=r"file of unknown format; .*\.jsonl, \.tsv, \.json"):
-        find_format(name)
-
-
-def test_given_rationales_are_not_judged_by_default():
-    assert {suffix: f.rules for suffix, f in FORMATS.items()} == {
-        ".jsonl": "default",
-        ".tsv": "none",
-        ".json": "none",
-    }
 
 
 def line(**fields):
@@ -92,7 +74,7 @@ def test_the_chains_of_a_question_are_told_from_others_before_they_are_parsed(tm
     lines = [line(), reordered, spaced + b"\n", line(id="sums-1"), b"?\n", b'{"id": 7}\n']
     path = tmp_path / "s.jsonl"
     path.write_bytes(b"".join(lines))
-    questions = [raw.question for raw in FORMATS[".jsonl"].read(path)]
+    questions = [raw.question for raw in SAMPLES.read(path)]
     assert questions[:4] == [b"sums-0"] * 3 + [b"sums-1"]
     assert questions[5] == b"7"
     assert questions[4] == b"sums-1"  # nobody's: it must not part the chains around it
@@ -102,7 +84,6 @@ def test_the_chains_of_a_question_are_told_from_others_before_they_are_parsed(tm
     ("content", "reason"),
     [
         (b"{", "bad_json"),
-        (b"", "bad_json"),
         (b'{"id": "\xff"}', "bad_json"),
         (b"[1]", "bad_json"),
         (b'{"id": "a"}', "missing_field"),
@@ -133,14 +114,6 @@ def test_a_missing_file_stops(tmp_path, name):
     with pytest.raises(UserError, match=rf"{name}: No such file") as caught:
         list(find_format(name).read(tmp_path / name))
     assert not isinstance(caught.value, BadRecord)
-
-
-@pytest.mark.parametrize("content", ["[]", '[{"source": "a"}]', "{}"])
-def test_json_without_entries_stops(tmp_path, content):
-    path = tmp_path / "c.json"
-    path.write_text(content)
-    with pytest.raises(UserError, match=r"c\.json: no entries; expected one JSON object"):
-        list(find_format(path).read(path))
 
 
 def test_a_folder_in_place_of_a_file_stops(tmp_path):
@@ -194,7 +167,7 @@ def test_the_cot_collections_json(tmp_path):
     path = tmp_path / "c.json"
     bad_entries = {
         "1": {"source": "One?", "target": "1"},
-        "2": {"source": "One?", "target": 1, "rationale": "So."},
+        "2": {"source": "One?", "target": [1], "rationale": "So."},
         "3": ["One?", "1", "So."],
     }
     path.write_text(json.dumps(ENTRIES | bad_entries, indent=1))
@@ -210,12 +183,11 @@ def test_the_cot_collections_json(tmp_path):
     ]
 
 
-def test_an_entry_with_half_a_character_is_refused():
-    """One JSON reader hands it on, another makes it a question mark."""
-    entry = {"source": "One?", "target": "1", "rationale": "half \ud83d"}
-    with pytest.raises(BadRecord) as caught:
-        FORMATS[".json"].parse(Raw("c.json, entry 4", b"", entry))
-    assert caught.value.reason == "bad_text"
+def test_an_entry_with_half_a_character_is_refused(tmp_path):
+    path = tmp_path / "c.jsonl"
+    path.write_text('{"source": "One?", "target": "1", "rationale": "half \\ud83d"}\n')
+    _, ((_, reason, _),) = parsed(path)
+    assert reason == "bad_text"
 
 
 def test_the_cot_collections_json_may_be_gzipped(tmp_path):
@@ -246,6 +218,203 @@ def test_all_of_flans_rationales_are_read(shared_data):
         assert all(s.question and s.gold_answer and s.text for s in samples)
     assert sum(counts.values()) == 33_443  # SOURCES.md
     assert counts["gsm8k_train.tsv"] == 7_473
+
+
+# Chains of one's own ------------------------------------------------------------------------------
+
+
+def write(path, *rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def chat(*turns, key="messages", names=("role", "content")):
+    return {key: [dict(zip(names, turn, strict=True)) for turn in turns]}
+
+
+ASKED = {"question": "2 + 2?", "text": "2 + 2 = 4.", "gold_answer": ""}
+
+
+@pytest.mark.parametrize(
+    ("record", "expected"),
+    [
+        ({"question": "2 + 2?", "answer": "2 + 2 = <<2+2=4>>4.\n#### 4"}, {"gold_answer": "4"}),
+        ({"question": "2 + 2?", "rationale": "2 + 2 = 4.", "answer": 4}, {"gold_answer": "4"}),
+        ({"input": "2 + 2?", "reasoning": "2 + 2 = 4.", "label": "4.50"}, {"gold_answer": "4.50"}),
+        ({"problem": "2 + 2?", "solution": "2 + 2 = 4.", "answer": 4.0}, {"gold_answer": "4"}),
+        ({"prompt": "2 + 2?", "completion": "2 + 2 = 4."}, {}),
+        ({"instruction": "2 + 2?", "input": "", "output": "2 + 2 = 4."}, {}),
+        (
+            {"instruction": "Add.", "input": "2 2", "output": "2 + 2 = 4."},
+            {"question": "Add.\n\n2 2"},
+        ),
+        ({"question": "2 + 2?", "answer": "2 + 2 = 4.", "level": 3}, {}),
+        (chat(("user", "2 + 2?"), ("assistant", "2 + 2 = 4.")), {}),
+        (chat(("system", "Add."), ("user", "2 + 2?\n"), ("assistant", "2 + 2 = 4.")), {}),
+        (
+            chat(("user", "2 + 2?"), ("assistant", "2 + 2 = 4.")) | {"answer": "4"},
+            {"gold_answer": "4"},
+        ),
+        (
+            chat(
+                ("human", "2 + 2?"),
+                ("gpt", "2 + 2 = 4."),
+                key="conversations",
+                names=("from", "value"),
+            ),
+            {},
+        ),
+        (
+            chat(("user", [{"type": "text", "text": "2 + 2?"}]), ("assistant", ["2 + 2", " = 4."])),
+            {},
+        ),
+    ],
+)
+def test_usual_shapes_need_no_names(tmp_path, record, expected):
+    path = write(tmp_path / "sums.jsonl", record)
+    ((sample,), bad) = parsed(path)
+    assert bad == []
+    assert sample == dataclasses.replace(
+        SAMPLE, id="sums-1", teacher={"model": "unknown", "params": {}}, **ASKED | expected
+    )
+
+
+TICKETS = [
+    {"ticket": "No pay!", "reasoning_of_desk": "Wages\nare late.", "queue": "page", "nr": 7},
+    {"ticket": "Logo?", "reasoning_of_desk": "It can wait.", "queue": "queue", "nr": 8},
+]
+COLUMNS = "question=ticket,text=reasoning_of_desk, gold_answer = queue,id=nr"
+
+
+def as_csv(rows):
+    text = io.StringIO()
+    writer = csv.DictWriter(text, rows[0])
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def test_columns_are_named(tmp_path):
+    write(tmp_path / "desk.jsonl", *TICKETS)
+    (tmp_path / "desk.csv").write_text(as_csv(TICKETS))
+    parquet.write_table(pa.Table.from_pylist(TICKETS), tmp_path / "desk.parquet")
+    columns = columns_of(COLUMNS)
+    for name in ("desk.jsonl", "desk.csv", "desk.parquet"):
+        samples, bad = parsed(tmp_path / name, columns)
+        assert bad == []
+        assert [(s.id, s.dataset, s.question, s.text, s.gold_answer) for s in samples] == [
+            ("7", "desk", "No pay!", "Wages\nare late.", "page"),
+            ("8", "desk", "Logo?", "It can wait.", "queue"),
+        ]
+
+
+def test_unknown_fields_are_listed_with_the_remedy(tmp_path):
+    path = write(tmp_path / "desk.jsonl", *TICKETS)
+    with pytest.raises(UserError) as caught:
+        find_format(path)
+    message = str(caught.value)
+    assert f"got {path} with the fields ticket, reasoning_of_desk, queue, nr; " in message
+    assert "expected question and text, gold_answer where it is known, or messages" in message
+    assert "--columns question=FIELD,text=FIELD,gold_answer=FIELD" in message
+    with pytest.raises(UserError, match="with the fields ticket"):
+        find_format(path, {"question": "tickets", "text": "reasoning_of_desk"})
+
+
+@pytest.mark.parametrize(
+    "text", ["question", "question=", "quest=ticket", "question=a,,text=b", ""]
+)
+def test_columns_that_are_none_are_named(text):
+    with pytest.raises(UserError, match=f"--columns {text}; expected NAME=FIELD.*question, text"):
+        columns_of(text)
+
+
+def test_a_tsv_with_names_is_no_flan(tmp_path):
+    (tmp_path / "a.tsv").write_text("question\tanswer\trationale\nTwo?\t2\tOne and one.\n")
+    ((sample,), bad) = parsed(tmp_path / "a.tsv")
+    assert (sample.question, sample.gold_answer, sample.text) == ("Two?", "2", "One and one.")
+    assert bad == []
+    (tmp_path / "b.tsv").write_text("ticket\treasoning\tqueue\nTwo?\t2\tOne and one.\n")
+    with pytest.raises(UserError, match=r"b\.tsv with the fields ticket, reasoning, queue"):
+        find_format(tmp_path / "b.tsv")
+    (tmp_path / "c.tsv").write_text("\ufeffTwo?\t2\tOne and one.\n\n", encoding="utf-8")
+    ((sample,), bad) = parsed(tmp_path / "c.tsv")
+    assert (sample.question, bad) == ("Two?", [])
+
+
+def test_chains_of_one_question_that_follow_each_other_are_its_samples(tmp_path):
+    rows = [{"question": q, "text": t} for q, t in (("a", "1"), ("a", "2"), ("b", "3"), ("a", "4"))]
+    path = write(tmp_path / "c.jsonl", *rows)
+    samples, _ = parsed(path)
+    assert [(s.id, s.sample) for s in samples] == [("c-1", 0), ("c-1", 1), ("c-3", 0), ("c-4", 0)]
+    raws = list(find_format(path).read(path))
+    assert [raws[0].question == raw.question for raw in raws] == [True, True, False, False]
+
+
+@pytest.mark.parametrize(
+    ("record", "reason"),
+    [
+        ({"question": "a"}, "missing_field"),
+        ({"question": None, "text": "b"}, "missing_field"),
+        ({"question": ["a"], "text": "b"}, "wrong_type"),
+        ({"question": "a", "text": True}, "wrong_type"),
+        ({"question": "a", "text": "b", "answer": float("inf")}, "no_answer"),
+        ([1], "bad_json"),
+    ],
+)
+def test_a_chain_that_cannot_be_used_is_counted(tmp_path, record, reason):
+    path = write(tmp_path / "c.jsonl", {"question": "a", "text": "b", "answer": "c"}, record)
+    samples, bad = parsed(path)
+    assert (len(samples), [found for _, found, _ in bad]) == (1, [reason])
+
+
+@pytest.mark.parametrize(
+    ("turns", "reason"),
+    [
+        ([("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")], "several_turns"),
+        ([("assistant", "b")], "several_turns"),
+        ([], "several_turns"),
+        ([("user", "a"), ("assistant", None)], "wrong_type"),
+        ([("user", "a"), ("assistant", [{"type": "image"}])], "wrong_type"),
+    ],
+)
+def test_a_conversation_that_cannot_be_used_is_counted(tmp_path, turns, reason):
+    fine = chat(("user", "a"), ("assistant", "b"))
+    _, ((_, found, _),) = parsed(write(tmp_path / "c.jsonl", fine, chat(*turns)))
+    assert found == reason
+
+
+@pytest.mark.parametrize(
+    ("records", "rules"),
+    [
+        ([{"question": "a", "text": "So it is b.", "answer": "b"}], "none"),
+        ([{"question": "a", "text": "So. The answer is b.", "answer": "c"}], "default"),
+        ([{"question": "a", "text": "So it is b."}], "default"),
+        ([{"question": "a", "answer": "So.\n#### 4"}], "none"),
+    ],
+)
+def test_what_gives_its_own_answer_is_judged(tmp_path, records, rules):
+    assert find_format(write(tmp_path / "c.jsonl", *records)).rules == rules
+
+
+def test_samples_that_are_no_lines_are_named(tmp_path):
+    (tmp_path / "a.json").write_text(json.dumps([json.loads(line())]))
+    with pytest.raises(UserError, match=r"a\.json, samples in a JSON list; expected JSON Lines"):
+        find_format(tmp_path / "a.json")
+
+
+def test_names_of_samples_are_read(tmp_path):
+    row = {
+        "question": "a",
+        "text": "b",
+        "gold_answer": "c",
+        "id": 5,
+        "dataset": "d",
+        "split": "test",
+    }
+    ((sample,), _) = parsed(write(tmp_path / "c.jsonl", row | {"teacher": "t"}))
+    assert {name: str(getattr(sample, name)) for name in row} == {k: str(v) for k, v in row.items()}
+    assert sample.teacher == {"model": "t", "params": {}}
+    assert set(row) | {"teacher", "messages"} == set(NAMES)
 
 
 # The Codex dump -----------------------------------------------------------------------------------

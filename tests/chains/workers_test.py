@@ -9,7 +9,7 @@ import pytest
 
 from cot_flax.chains.filtering import Filters
 from cot_flax.chains.preparation import Preparation
-from cot_flax.chains.readers import Raw
+from cot_flax.chains.readers import SAMPLES, Raw
 from cot_flax.chains.samples import to_line
 from cot_flax.chains.workers import Chunk, Job, cores, prepare_chunks
 from cot_flax.errors import UserError
@@ -30,7 +30,7 @@ def chunks():
     groups = [[*lines[2 * i : 2 * i + 2], b"?"] for i in range(12)]
     groups[0] *= 20  # the first is the last to be done
     return [
-        Chunk(i, "s.jsonl", [Raw(f"s.jsonl, line {n}", b"%d" % i, x) for n, x in enumerate(group)])
+        Chunk(i, SAMPLES, [Raw(f"s.jsonl, line {n}", b"%d" % i, x) for n, x in enumerate(group)])
         for i, group in enumerate(groups)
     ]
 
@@ -39,7 +39,7 @@ def flat(done):
     return [
         (
             chunk.index,
-            chunk.path,
+            chunk.format,
             [(r.id, r.first, r.targets, r.projection.logprobs_TK.tolist()) for r in outcome.kept],
             outcome.dropped,
             [(e.reason, str(e)) for e in outcome.rejected],
@@ -73,7 +73,7 @@ def test_a_bounded_number_of_chunks_is_in_flight(chunks):
         nonlocal given
         for i in itertools.count():
             given += 1
-            yield Chunk(i, "s.jsonl", chunks[1].raws)
+            yield Chunk(i, SAMPLES, chunks[1].raws)
 
     done = prepare_chunks(endless(), JOB, workers=2)
     for taken in range(1, 9):
@@ -93,21 +93,26 @@ def test_a_single_chunk_needs_no_other_process(chunks):
 
 
 def test_an_error_in_another_process_comes_back_as_it_is(chunks):
-    unknown = [dataclasses.replace(chunk, path="s.xyz") for chunk in chunks]
-    with pytest.raises(UserError, match=r"^got s.xyz, a file of unknown format; expected a name"):
-        list(prepare_chunks(iter(unknown), JOB, workers=2))
+    refused = dataclasses.replace(SAMPLES, parse=refuse)
+    chunks = [dataclasses.replace(chunk, format=refused) for chunk in chunks]
+    with pytest.raises(UserError, match=r"^got a cat; expected a dog; fetch it$"):
+        list(prepare_chunks(iter(chunks), JOB, workers=2))
+
+
+def refuse(raw):
+    raise UserError("a cat", "a dog", "fetch it")
 
 
 ORPHANS = """
 import os, sys
 from cot_flax.chains.preparation import Preparation
-from cot_flax.chains.readers import Raw
+from cot_flax.chains.readers import SAMPLES, Raw
 from cot_flax.chains.workers import Chunk, Job, prepare_chunks
 from cot_flax.lab.world.vocabulary import VOCABULARY_PATH
 from cot_flax.text.tokenizers import open_tokenizer
 
 if __name__ == "__main__":
-    chunks = (Chunk(i, "s.jsonl", [Raw("line", b"%d" % i, b"?")]) for i in range(999))
+    chunks = (Chunk(i, SAMPLES, [Raw("line", b"%d" % i, b"?")]) for i in range(999))
     job = Job(open_tokenizer(VOCABULARY_PATH), Preparation())
     done = prepare_chunks(chunks, job, workers=2)
     next(done)
@@ -136,7 +141,7 @@ def test_no_worker_outlives_a_parent_that_is_killed(tmp_path):
 
 def test_the_outcome_does_not_depend_on_how_records_are_cut(chunks):
     (_, whole), *_ = prepare_chunks(
-        iter([Chunk(0, "s.jsonl", [raw for chunk in chunks[1:] for raw in chunk.raws])]),
+        iter([Chunk(0, SAMPLES, [raw for chunk in chunks[1:] for raw in chunk.raws])]),
         JOB,
         workers=1,
     )

@@ -3,7 +3,7 @@ import re
 
 import pytest
 
-from cot_flax.data.sources import questions, read_jsonl, records_source
+from cot_flax.data.sources import questions, read_fields, records_source
 from cot_flax.errors import UserError
 
 LINES = [{"question": "One?", "answer": "1", "more": [2]}, {"question": "Two?", "answer": "2"}]
@@ -15,7 +15,7 @@ def write(tmp_path, *lines):
 
 def test_reads_the_wanted_fields(tmp_path):
     write(tmp_path, *map(json.dumps, LINES))
-    assert read_jsonl(str(tmp_path), "train.jsonl", ("question", "answer")) == [
+    assert read_fields(str(tmp_path), "train", ("question", "answer")) == [
         {"question": "One?", "answer": "1"},
         {"question": "Two?", "answer": "2"},
     ]
@@ -23,13 +23,13 @@ def test_reads_the_wanted_fields(tmp_path):
 
 def test_a_missing_directory_is_named(tmp_path):
     with pytest.raises(UserError, match=f"{tmp_path}/none/train.jsonl.*No such file"):
-        read_jsonl(str(tmp_path / "none"), "train.jsonl", ("question",))
+        read_fields(str(tmp_path / "none"), "train", ("question",))
 
 
 def test_an_empty_file_is_named(tmp_path):
     write(tmp_path)
     with pytest.raises(UserError, match=r"train\.jsonl: an empty file"):
-        read_jsonl(str(tmp_path), "train.jsonl", ("question",))
+        read_fields(str(tmp_path), "train", ("question",))
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ def test_an_empty_file_is_named(tmp_path):
 def test_a_wrong_line_is_named(tmp_path, line, message):
     write(tmp_path, json.dumps(LINES[0]), line)
     with pytest.raises(UserError, match=re.escape(f"train.jsonl, line 2: {message}")):
-        read_jsonl(str(tmp_path), "train.jsonl", ("question", "answer"))
+        read_fields(str(tmp_path), "train", ("question", "answer"))
 
 
 def test_records_keep_their_order_and_types(sums_source, sums):

@@ -11,7 +11,7 @@ import seqio
 
 from cot_flax.chains.filtering import Filters
 from cot_flax.chains.preparation import Preparation
-from cot_flax.chains.readers import read_codex_dump
+from cot_flax.chains.readers import find_format, read_codex_dump
 from cot_flax.chains.samples import merge_samples, to_line, write_samples
 from cot_flax.errors import UserError
 from cot_flax.lab.world.stories import make_stories
@@ -205,7 +205,7 @@ def test_stops_where_nothing_is_kept(on_beam, chains, tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "match"),
-    [("missing-*.jsonl", "no file"), ("empty.jsonl", "an empty file"), ("a.txt", "unknown format")],
+    [("missing-*.jsonl", "no file"), ("empty.jsonl", "an empty file"), ("a.txt", "an empty file")],
 )
 def test_refuses_inputs(on_beam, tmp_path, name, match):
     for other in ("empty.jsonl", "a.txt"):
@@ -226,8 +226,9 @@ def test_refuses_flags_before_it_removes_a_store(on_beam, chains, tmp_path):
 
 def test_reads_a_record_at_a_time(tmp_path):
     entries = {str(i): {"source": "q", "target": "a", "rationale": "r"} for i in range(3)}
+    path = str(tmp_path / "cut.json")
     (tmp_path / "cut.json").write_text(json.dumps(entries)[:-9])
-    records = beam_steps.read_file((7, str(tmp_path / "cut.json")))
+    records = beam_steps.read_file((7, path, find_format(path)))
     places = [place for _, (place, _, raw) in records if isinstance(raw.data, dict)]
     assert places == [(7, 0), (7, 1)]
 

@@ -79,9 +79,9 @@ def test_a_wrong_line_is_named(tmp_path, record, message):
     [
         ('[{"question": "fine"}, {}]', r"q\.json, item 2: no question"),
         ('[{"question": "fine"}, 7]', r"q\.json, item 2: JSON of type int"),
-        ('{"question": "fine"}', r"q\.json: no list"),
-        ("[]", r"q\.json: no list, or an empty one"),
-        ("[", r"q\.json: Expecting"),
+        ("{}", r"q\.json: no records"),
+        ("[]", r"q\.json: no records"),
+        ("[", r"q\.json, behind the last record that was read: "),
     ],
 )
 def test_a_wrong_list_is_named(tmp_path, text, message):

@@ -8,7 +8,7 @@ from pathlib import Path
 import seqio
 
 from cot_flax.data.registration import add_cot_task
-from cot_flax.data.sources import read_jsonl, records_source
+from cot_flax.data.sources import read_fields, records_source
 from cot_flax.tasks import stories
 from river_tasks.clock import TIME
 
@@ -17,7 +17,7 @@ FIELDS = ("id", "question", "rationale", "answer")
 
 
 def _records(split: str) -> list[dict]:
-    return read_jsonl(str(DATA), f"{split}.jsonl", FIELDS)
+    return read_fields(str(DATA), split, FIELDS)
 
 
 def _exemplars(split: str) -> list[dict]:

@@ -1,0 +1,383 @@
+"""Files of records, one at a time: JSON Lines, a JSON list or object, CSV, TSV, Parquet.
+
+They lie here or in a bucket and may be packed (see `files.open_unpacked`). The first bytes say what
+a file is; its name decides only where they do not. At the border of all such files: records with
+their place, fields with their type, named reasons.
+"""
+
+import contextlib
+import csv
+import json
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any, NoReturn
+
+import ijson
+
+from cot_flax.errors import UserError
+from cot_flax.files import CUT_OFF, head, is_bucket, open_unpacked, path_at
+
+_UNREADABLE = (FileNotFoundError, IsADirectoryError, PermissionError)
+_BOM = b"\xef\xbb\xbf"
+_BLOCK = 2**16  # bytes that are read at once, and by which a file is recognised
+_PACKED = (".gz", ".bz2", ".xz", ".zst")
+_LINES, _TABLES = (".jsonl", ".ndjson"), (".csv", ".tsv")
+_SUFFIXES = (*_LINES, ".json", *_TABLES, ".parquet")
+_SHARD = re.compile(r"(-\d+-of-\d+)?")  # as the Hugging Face hub names Parquet files
+_READ = "JSON Lines, JSON, CSV, TSV or Parquet, which gzip, bzip2, xz or zstd may have packed"
+_NOT_READ = {
+    b"PK\x03\x04": "a ZIP archive (.zip, .xlsx)",
+    b"\xd0\xcf\x11\xe0": "an Excel file",
+    b"ARROW1": "an Arrow file",
+    b"Obj\x01": "an Avro file",
+    b"ORC": "an ORC file",
+    b"\x80\x04\x95": "a Python pickle",
+    b"SQLite format 3": "an SQLite database",
+    b"\xff\xfe": "a text in UTF-16",
+    b"\xfe\xff": "a text in UTF-16",
+}
+_FIRST_VALUE_IS_OBJECT = re.compile(rb'\{\s*"(?:[^"\\]|\\.)*"\s*:\s*\{')
+
+
+class BadRecord(UserError):
+    """One record that cannot be used.
+
+    Attributes:
+        reason: its short name, by which such records are counted.
+    """
+
+    def __init__(self, reason: str, place: str, got: str, expected: str):
+        super().__init__(f"{place}: {got}", expected, "repair or remove this line")
+        self.reason = reason
+
+
+Placed = tuple[str, dict[str, Any] | BadRecord]
+
+
+@dataclass(frozen=True)
+class Container:
+    """A kind of file.
+
+    Attributes:
+        name: what it is called.
+        read: yields (place, record) in order, holding one at a time; in place of a record that
+            cannot be read, why not, and of a file that breaks off, what came before.
+    """
+
+    name: str
+    read: Callable[[str | os.PathLike], Iterator[Placed]]
+
+
+def records(path: str | os.PathLike) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yields (place, record) for each record of a file; place names the file and the line.
+
+    Raises:
+        UserError: the file is missing, empty or of another kind; BadRecord at the first record that
+            cannot be read.
+    """
+    for place, record in find_container(path).read(path):
+        if isinstance(record, BadRecord):
+            raise record
+        yield place, record
+
+
+def record_files(folder: str | os.PathLike, name: str) -> list[str]:
+    """The file of a folder with this name and a suffix that is read, or its Parquet shards.
+
+    For `train` it may be `train.jsonl`, `train.csv.gz`, or all `train-*-of-00002.parquet`.
+
+    Raises:
+        UserError: there is none, or more than one.
+    """
+    found: dict[tuple[bool, str], list[str]] = {}
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        for path in sorted(path_at(folder).iterdir()):
+            stem, suffix = divided_name(path)
+            rest = stem.removeprefix(name)
+            if suffix in _SUFFIXES and stem != rest and _SHARD.fullmatch(rest):
+                found.setdefault((stem == name, path.name[len(stem) :]), []).append(os.fspath(path))
+    if not found:
+        missing = f"{os.fspath(folder).rstrip('/')}/{name}.jsonl: No such file"
+        wanted = f"this file, or {name} with {', '.join(_SUFFIXES[1:])} ({', '.join(_PACKED)})"
+        raise UserError(missing, wanted, "check the folder")
+    if len(found) > 1:
+        names = ", ".join(path.rpartition("/")[2] for paths in found.values() for path in paths)
+        raise UserError(f"{names} in {folder}", f"one file {name}", "remove the others")
+    return next(iter(found.values()))
+
+
+def divided_name(path: str | os.PathLike) -> tuple[str, str]:
+    """A file's name without suffixes, and its suffix but for one that says how it is packed."""
+    whole = PurePosixPath(os.fspath(path))
+    inner = PurePosixPath(whole.stem) if whole.suffix in _PACKED else PurePosixPath(whole.name)
+    return inner.stem, inner.suffix
+
+
+def find_container(path: str | os.PathLike) -> Container:
+    """The kind of a file.
+
+    Raises:
+        UserError: the file is missing, empty, or of a kind that is not read, which is named.
+    """
+    start = _start(path)
+    for magic, name in _NOT_READ.items():
+        if start.startswith(magic):
+            raise UserError(f"{path}, {name}", _READ, "convert it")
+    if start.startswith(b"PAR1"):
+        return PARQUET
+    text, suffix = start.lstrip(), divided_name(path)[1]
+    if suffix in _TABLES:
+        return TABLE
+    if text.startswith(b"["):
+        return LIST
+    if suffix in _LINES:
+        return LINES
+    if suffix == ".json" or text.startswith(b"{"):
+        return ENTRIES if _is_one_object(text, suffix) else LINES
+    if b"\t" in text.partition(b"\n")[0]:
+        return TABLE
+    raise UserError(f"{path}, a file of unknown format", _READ, "convert it, or correct its name")
+
+
+def raw_lines(path: str | os.PathLike) -> Iterator[tuple[str, bytes]]:
+    """Yields (place, line) of a text file, without a byte order mark and without blank lines.
+
+    Raises:
+        UserError: the file is missing or empty.
+        BadRecord: it cannot be read to its end; reason "truncated_file".
+    """
+    number = 0
+    try:
+        with open_unpacked(path) as lines:
+            for number, line in enumerate(lines, 1):
+                text = line.removeprefix(_BOM) if number == 1 else line
+                if text.strip(b" \r\n"):
+                    yield f"{path}, line {number}", text
+    except CUT_OFF as error:
+        raise _broken(error, path, f"after line {number}") from error
+    if number == 0:
+        raise _empty(path)
+
+
+def json_object(line: bytes, place: str) -> dict[str, Any]:
+    """Decodes one line; raises BadRecord "bad_json" where it holds no JSON object."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        reject("bad_json", place, f"no JSON ({error})", "one JSON object a line")
+    if not isinstance(record, dict):
+        got = f"JSON of type {type(record).__name__}"
+        reject("bad_json", place, got, "one JSON object a line")
+    return record
+
+
+def rows(path: str | os.PathLike) -> Iterator[tuple[str, list[str] | BadRecord]]:
+    """Yields (place, cells) of a CSV or TSV file, that of the column names first.
+
+    Cells are divided by tabs where the first line has one, else by the commoner of comma and
+    semicolon. Quotes may hold line breaks.
+
+    Raises:
+        UserError: the file is missing or empty.
+    """
+    divider = _divider(_start(path))
+    csv.field_size_limit(sys.maxsize)
+    number, place = 0, f"{path}, line 1"
+    try:
+        with open_unpacked(path) as file:
+            found = csv.reader(_texts(file), delimiter=divider, strict=True)
+            while True:
+                number, place = found.line_num, f"{path}, line {found.line_num + 1}"
+                try:
+                    cells = next(found)
+                except StopIteration:
+                    return
+                except csv.Error as error:
+                    yield place, BadRecord("bad_csv", place, f"no row ({error})", "closed quotes")
+                    continue
+                if any(map(str.strip, cells)) or len(cells) > 1:
+                    yield place, cells
+    except CUT_OFF as error:
+        broken = _broken(error, path, f"after line {number}")
+        if not isinstance(broken, BadRecord):
+            raise broken from error
+        yield place, broken
+
+
+def require(record: Mapping[str, Any], name: str, kind: Any, place: str) -> Any:
+    """Returns record[name], which must be there and be of the type (or union) `kind`.
+
+    Raises:
+        UserError: it is missing or of another type; the message names `place`.
+    """
+    wanted = f"field {name!r} of type {getattr(kind, '__name__', kind)}"
+    if name not in record:
+        reject("missing_field", place, f"no field {name!r}", wanted)
+    value = record[name]
+    if not isinstance(value, kind) or isinstance(value, bool):
+        reject("wrong_type", place, f"{name!r} of type {type(value).__name__}", wanted)
+    return value
+
+
+def reject(reason: str, place: str, got: str, expected: str) -> NoReturn:
+    """Raises the BadRecord of a record that cannot be used."""
+    raise BadRecord(reason, place, got, expected)
+
+
+def _start(path: str | os.PathLike) -> bytes:
+    """The first bytes, without a byte order mark."""
+    try:
+        start = head(path, _BLOCK)
+    except CUT_OFF as error:
+        raise _broken(error, path, "at its start") from error
+    start = start.removeprefix(_BOM)
+    if not start.strip():
+        raise _empty(path)
+    return start
+
+
+def _broken(error: BaseException, path: str | os.PathLike, where: str) -> UserError:
+    """What stands for an error in reading: a file that is not there is no file that breaks off."""
+    if isinstance(error, _UNREADABLE):
+        reason = getattr(error, "strerror", None) or "No such file"
+        return UserError(f"{path}: {reason}", "a readable file", "check the path")
+    got = (str(error) or type(error).__name__).splitlines()[0]
+    return BadRecord("truncated_file", f"{path}, {where}", got, "a file that is whole")
+
+
+def _empty(path: str | os.PathLike) -> UserError:
+    return UserError(f"{path}: an empty file", "one record a line", "make the file again")
+
+
+def _no_records(path: str | os.PathLike) -> UserError:
+    return UserError(f"{path}: no records", "at least one", "make the file again")
+
+
+def _or_why_not(make: Callable[[Any, str], dict], value: Any, place: str) -> Placed:
+    try:
+        return place, make(value, place)
+    except BadRecord as error:
+        return place, error
+
+
+def _is_one_object(text: bytes, suffix: str) -> bool:
+    """Whether it is one object whose values are the records, as the CoT Collection's file is."""
+    first, _, rest = text.partition(b"\n")
+    try:
+        record = json.loads(first)
+    except (ValueError, RecursionError):
+        # It goes on in the next lines, or it is longer than what was looked at.
+        return suffix == ".json" or bool(_FIRST_VALUE_IS_OBJECT.match(text))
+    if rest.strip() or not isinstance(record, dict):
+        return False
+    return all(isinstance(value, dict) for value in record.values())
+
+
+def _divider(start: bytes) -> str:
+    first = start.partition(b"\n")[0]
+    if b"\t" in first:
+        return "\t"
+    return ";" if first.count(b";") > first.count(b",") else ","
+
+
+def _texts(file: Iterator[bytes]) -> Iterator[str]:
+    for i, line in enumerate(file):
+        yield (line if i else line.removeprefix(_BOM)).decode(errors="surrogateescape")
+
+
+def _read_lines(path: str | os.PathLike) -> Iterator[Placed]:
+    try:
+        for place, line in raw_lines(path):
+            yield _or_why_not(json_object, line, place)
+    except BadRecord as error:
+        yield os.fspath(path), error
+
+
+def _blocks(path: str | os.PathLike) -> Iterator[bytes]:
+    with open_unpacked(path) as file:
+        block = file.read(_BLOCK).removeprefix(_BOM)
+        while block:
+            yield block
+            block = file.read(_BLOCK)
+
+
+def _read_json(path: str | os.PathLike, unit: str, parsed: Callable[[Any], Iterator]) -> Iterator:
+    """The records of one JSON value, read as a stream."""
+    place = None
+    try:
+        for name, record in parsed(ijson.from_iter(_blocks(path))):
+            place = f"{path}, {unit} {name}"
+            if not isinstance(record, dict):
+                got = f"JSON of type {type(record).__name__}"
+                record = BadRecord("wrong_type", place, got, "an object")
+            yield place, record
+    except (ijson.JSONError, UnicodeDecodeError, *CUT_OFF) as error:
+        yield os.fspath(path), _broken(error, path, "behind the last record that was read")
+    else:
+        if place is None:
+            raise _no_records(path)
+
+
+def _read_list(path: str | os.PathLike) -> Iterator[Placed]:
+    def parsed(file):
+        return enumerate(ijson.items(file, "item", use_float=True), 1)
+
+    return _read_json(path, "item", parsed)
+
+
+def _read_entries(path: str | os.PathLike) -> Iterator[Placed]:
+    return _read_json(path, "entry", lambda file: ijson.kvitems(file, "", use_float=True))
+
+
+def _read_table(path: str | os.PathLike) -> Iterator[Placed]:
+    found = rows(path)
+    place, names = next(found)
+    if isinstance(names, BadRecord):
+        raise names
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        reject("columns", place, f"columns {twice} twice", "columns of different names")
+    place = None
+    for place, cells in found:
+        yield _or_why_not(lambda cells, place: _named(names, cells, place), cells, place)
+    if place is None:
+        raise _no_records(path)
+
+
+def _named(names: list[str], cells: list[str] | BadRecord, place: str) -> dict[str, str]:
+    if isinstance(cells, BadRecord):
+        raise cells
+    if len(cells) != len(names):
+        reject("columns", place, f"{len(cells)} cells", f"{len(names)}, as columns are named")
+    try:
+        "".join(cells).encode()
+    except UnicodeEncodeError:
+        reject("bad_text", place, "bytes that are no text", "UTF-8")
+    return dict(zip(names, cells, strict=True))
+
+
+def _read_parquet(path: str | os.PathLike) -> Iterator[Placed]:
+    import pyarrow
+    from pyarrow import parquet
+
+    number = 0
+    try:
+        with open_unpacked(path) as file:
+            local = not is_bucket(path) and file.seekable()
+            source = file if local else pyarrow.BufferReader(file.read())
+            for batch in parquet.ParquetFile(source).iter_batches(1024):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield f"{path}, row {number}", row
+    except (pyarrow.ArrowException, *CUT_OFF) as error:
+        yield os.fspath(path), _broken(error, path, f"after row {number}")
+
+
+LINES = Container("JSON Lines", _read_lines)
+LIST = Container("a JSON list", _read_list)
+ENTRIES = Container("one JSON object of records", _read_entries)
+TABLE = Container("CSV or TSV", _read_table)
+PARQUET = Container("Parquet", _read_parquet)
