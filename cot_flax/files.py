@@ -39,13 +39,14 @@ def path_at(path: str | os.PathLike) -> Path | epath.Path:
 
 def cache() -> Path:
     """COT_FLAX_CACHE, or else a folder of ours among the user's caches."""
-    return Path(os.environ.get("COT_FLAX_CACHE", Path.home() / ".cache" / "cot-flax"))
+    return Path(os.environ.get("COT_FLAX_CACHE", "~/.cache/cot-flax")).expanduser()
 
 
 def work_path(path: str | os.PathLike) -> Path:
     """Where what becomes `path` grows on this machine and survives a kill: `path`, if it is here.
 
-    What becomes `gs://bucket/path` grows at `buckets/bucket/path` in the cache.
+    What becomes `gs://bucket/path` grows at `buckets/bucket/path` in the cache. `~` is the home
+    folder; a relative path stays one.
     """
     if is_bucket(path):
         return cache() / "buckets" / os.fspath(path).removeprefix(_BUCKET)

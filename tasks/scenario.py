@@ -1,8 +1,8 @@
 """A user's own scenario: `scenario_<format>`, and `scenario_teacher_<format>` from a store.
 
-The folder is what `cot-flax teach scenario` asks a teacher about. Its exemplars are those of the
-student's few-shot prompts. The labelled inputs of `test.jsonl`, about which no teacher is asked,
-are the test split.
+The folder is what `cot-flax teach scenario` asks a teacher about. Its settings say of what kind the
+answers are, its exemplars are those of the student's few-shot prompts. The labelled inputs of
+`test.jsonl`, about which no teacher is asked, are the test split.
 """
 
 import gin
@@ -12,7 +12,7 @@ from cot_flax.data.registration import add_cot_task
 from cot_flax.data.sources import records_source
 from cot_flax.errors import UserError
 from cot_flax.store.tasks import StoreSource
-from cot_flax.teacher.scenario import read_scenario, read_test
+from cot_flax.teacher.scenario import read_scenario, read_settings, read_test
 
 TOP_K = 5
 VOCABULARY = T5Vocabulary()
@@ -22,7 +22,7 @@ VOCABULARY = T5Vocabulary()
 def data(directory: str | None = None) -> str:
     """The scenario's folder."""
     if directory is None:
-        raise UserError("no scenario", "a folder", "pass --gin.SCENARIO=\"'FOLDER'\"")
+        raise UserError("no scenario", "its folder", "pass --gin.SCENARIO=FOLDER")
     return directory
 
 
@@ -30,6 +30,10 @@ def data(directory: str | None = None) -> str:
 def teacher_store(directory: str | None = None) -> str | None:
     """The folder that `cot-flax prepare` made of the teacher's samples."""
     return directory
+
+
+def _answer_kind() -> str:
+    return read_settings(data()).answer_kind
 
 
 def _records(split):
@@ -47,11 +51,11 @@ def _records(split):
 
 SOURCE = records_source(_records, ("train", "test"))
 
-add_cot_task("scenario", SOURCE, answer_kind="text", vocabulary=VOCABULARY)
+add_cot_task("scenario", SOURCE, answer_kind=_answer_kind, vocabulary=VOCABULARY)
 add_cot_task(
     "scenario_teacher",
     StoreSource(teacher_store, vocabulary=VOCABULARY, top_k=TOP_K),
     exemplars=SOURCE,
-    answer_kind="text",
+    answer_kind=_answer_kind,
     vocabulary=VOCABULARY,
 )

@@ -1,14 +1,23 @@
 """What `export`, `teach` and `prepare` write to a bucket is what they write to a folder."""
 
+import gzip
+import io
 import json
+from pathlib import Path
 
+import gin
 import numpy as np
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 from support.buckets import serve_bucket
 from support.story_server import STORIES, StoryServer
 
 from cot_flax.chains.preparation import Preparation
-from cot_flax.chains.samples import read_samples, write_samples
+from cot_flax.chains.readers import parsed
+from cot_flax.chains.records import record_files, records
+from cot_flax.chains.samples import merge_samples, read_samples, write_samples
+from cot_flax.errors import UserError
 from cot_flax.files import path_at, work_path
 from cot_flax.lab.world.teacher import make_samples
 from cot_flax.store import layout
@@ -16,13 +25,17 @@ from cot_flax.store.prepare import prepare
 from cot_flax.students.parameters import Tensor
 from cot_flax.students.t5 import T5Student
 from cot_flax.students.t5.config import T5Config
+from cot_flax.tasks import gsm8k
 from cot_flax.tasks.stories import VOCABULARY
 from cot_flax.teacher.recipes import Overrides
+from cot_flax.teacher.scenario import read_scenario, read_test
 from cot_flax.teacher.teach import NamedTeacher, sample
 from cot_flax.weights.export import export
 from cot_flax.weights.opening import open_source
 from cot_flax.weights.source import Source
 from cot_flax.weights.t5x import write
+
+TRIAGE = Path(__file__).resolve().parents[1] / "examples" / "triage"
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -77,6 +90,57 @@ def test_teach(tmp_path):
     (tmp_path / "fetched.jsonl").write_bytes(path_at("gs://runs/samples.jsonl").read_bytes())
     found = [list(read_samples(tmp_path / f"{name}.jsonl")) for name in ("samples", "fetched")]
     assert found[0] == found[1] != []
+
+
+@pytest.fixture
+def unbound():
+    """Nothing that gin has bound, before and after."""
+    gin.clear_config()
+    yield
+    gin.clear_config()
+
+
+def test_records_are_read(unbound):
+    rows = [
+        {"question": f"{i} + 1?", "answer": f"{i} + 1 = {i + 1}.\n#### {i + 1}"} for i in range(502)
+    ]
+    lines = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    table = io.BytesIO()
+    parquet.write_table(pa.Table.from_pylist(rows), table)
+    contents = {
+        "train.jsonl.gz": gzip.compress(lines),
+        "test-00000-of-00001.parquet": table.getvalue(),
+    }
+    for name, content in contents.items():
+        path_at(f"gs://runs/gsm8k/{name}").write_bytes(content)
+    for name in contents:
+        assert [row for _, row in records(f"gs://runs/gsm8k/{name}")] == rows
+    gin.bind_parameter("cot_flax.tasks.gsm8k.data.directory", "gs://runs/gsm8k")
+    counts = {
+        split: len(list(gsm8k.SOURCE.get_dataset(split, shuffle=False)))
+        for split in ("train", "validation", "test")
+    }
+    assert counts == {"train": 2, "validation": 500, "test": 502}
+    with pytest.raises(UserError, match=r"gs://runs/gsm8k/dev\.jsonl: No such file"):
+        record_files("gs://runs/gsm8k", "dev")
+    with pytest.raises(UserError, match=r"gs://runs/none\.jsonl: No such file"):
+        list(records("gs://runs/none.jsonl"))
+    samples = list(parsed("gs://runs/gsm8k/train.jsonl.gz"))
+    assert [(sample.text, sample.gold_answer) for sample in samples[:1]] == [("0 + 1 = 1.", "1")]
+
+
+def test_a_scenario_is_read():
+    for path in TRIAGE.iterdir():
+        path_at(f"gs://runs/triage/{path.name}").write_bytes(path.read_bytes())
+    assert read_scenario("gs://runs/triage") == read_scenario(TRIAGE)
+    assert read_test("gs://runs/triage") == read_test(TRIAGE)
+
+
+def test_samples_are_merged_and_prepared_in_a_bucket(tmp_path):
+    write_samples("gs://runs/one.jsonl.gz", make_samples(STORIES[:3], samples=1, seed=0))
+    assert merge_samples(["gs://runs/one.jsonl.gz"], "gs://runs/all.jsonl") == 3
+    settings = {"vocabulary": VOCABULARY, "settings": Preparation(), "workers": 1}
+    assert prepare(["gs://runs/all.jsonl"], str(tmp_path / "from"), **settings).read == 3
 
 
 def test_prepare_goes_on_after_a_kill(tmp_path):

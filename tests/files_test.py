@@ -1,10 +1,20 @@
 """Tests of files and folders that are there whole or not at all."""
 
+import json
+import shutil
+import sys
+
+import gin
 import pytest
 
 from cot_flax import files
+from cot_flax.cli import main
+from cot_flax.data.batches import find_task
 from cot_flax.errors import UserError
 from cot_flax.files import new_folder
+from cot_flax.lab.world.vocabulary import VOCABULARY_PATH
+from cot_flax.store import layout
+from cot_flax.tasks import gsm8k
 
 
 def test_appears_when_the_block_ends(tmp_path):
@@ -83,3 +93,64 @@ def test_what_becomes_an_object_of_a_bucket_grows_in_the_cache(tmp_path, monkeyp
     monkeypatch.setenv("COT_FLAX_CACHE", str(tmp_path))
     assert files.work_path("gs://bucket/a/b") == tmp_path / "buckets" / "bucket" / "a" / "b"
     assert files.work_path("runs/b").as_posix() == "runs/b"
+
+
+def test_a_path_from_home_is_one_everywhere(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("COT_FLAX_CACHE", "~/cache")
+    assert files.path_at("~/a") == files.work_path("~/a") == tmp_path / "a"
+    assert files.cache() == tmp_path / "cache"
+    files.write_whole("~/deep/a", "text")
+    assert (tmp_path / "deep" / "a").read_text() == files.head("~/deep/a", 9).decode() == "text"
+    with files.open_unpacked("~/deep/a") as file:
+        assert file.read() == b"text"
+    with new_folder("~/out") as folder:
+        (folder / "file").touch()
+    assert (tmp_path / "out" / "file").exists()
+    assert files.file_version("~/deep/a")[:2] == (f"{tmp_path}/deep/a", 4)
+
+
+@pytest.fixture
+def unbound():
+    """Nothing that gin has bound, before and after."""
+    gin.clear_config()
+    yield
+    gin.clear_config()
+
+
+def test_users_give_paths_from_home(tmp_path, monkeypatch, unbound):
+    """In gin files and behind an equals sign, where no shell replaces the tilde."""
+    home = tmp_path / "home"
+    (home / "bills").mkdir(parents=True)
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COT_FLAX_CACHE", str(tmp_path / "cache"))
+    shutil.copy(VOCABULARY_PATH, home / "spiece.model")
+    (home / "bills" / "instruction.md").write_text("Add.")
+    rows = [{"input": f"{i}+1?", "reasoning": "One more.", "answer": str(i)} for i in range(6)]
+    lines = [json.dumps(row) + "\n" for row in rows]
+    (home / "bills" / "exemplars.jsonl").write_text("".join(lines[:3]))
+    (home / "bills" / "inputs.jsonl").write_text("".join(lines[3:]))
+    bindings = ("T5_VOCABULARY_FILE", "spiece.model"), ("SCENARIO", "bills")
+    (home / "mine.gin").write_text("".join(f'{name} = "~/{path}"\n' for name, path in bindings))
+    store = ["prepare", "~/samples.jsonl", "--out=~/store", "--gin_file=~/mine.gin"]
+    for words in (
+        ["teach", "import", "~/bills/inputs.jsonl", "--out=~/samples.jsonl"],
+        ["teach", "merge", "~/samples.jsonl", "--out=~/samples.jsonl"],
+        [*store, "--rules=none", "--task=scenario_teacher_zero_shot_cot", "--workers=1"],
+    ):
+        monkeypatch.setattr(sys, "argv", ["cot-flax", *words])
+        with pytest.raises(SystemExit) as done:
+            main()
+        assert not done.value.code
+    assert {path.name for path in tmp_path.iterdir()} <= {"cache", "home"}
+    with gin.unlock_config():
+        gin.bind_parameter("cot_flax.tasks.scenario.teacher_store.directory", "~/store")
+        gin.bind_parameter("cot_flax.tasks.gsm8k.data.directory", "~/gsm8k")
+    source = find_task("scenario_teacher_zero_shot_cot").source
+    assert source.checked_directory() == str(home / "store")
+    assert layout.fingerprint("~/store") == layout.fingerprint(str(home / "store")) != ""
+    (home / "gsm8k").mkdir()
+    (home / "gsm8k" / "test.csv").write_text('question,answer\nTwo?,"One.\n#### 2"\n')
+    (record,) = gsm8k.SOURCE.get_dataset("test", shuffle=False).as_numpy_iterator()
+    assert record["answer"] == b"2"

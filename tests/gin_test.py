@@ -145,6 +145,7 @@ def test_the_demos_students_have_one_model_and_the_same_steps():
 
 # What a macro means where it is bound to more than one parameter; T5X's own stand in gin/t5x.
 MEANINGS = {
+    "COLUMNS": "own_rules.columns Preparation.columns",
     "EVAL_TASKS": "TaskBatches.mixture_or_task_name AccuracyEvaluator.mixture_or_task_name",
     "LEARNING_RATE": "constant.peak fu2023_cosine.peak inverse_sqrt.peak warmup_cosine.peak",
     "MICROBATCHES": "train.microbatches fu2023_cosine.accumulation",
@@ -189,6 +190,9 @@ def test_a_macro_has_one_meaning():
     assert several == {macro: set(known.split()) for macro, known in MEANINGS.items()}
 
 
+SAMPLE = '{"question": "Two?", "text": "One and one.", "finish_reason": "stop"}\n'
+
+
 @pytest.mark.parametrize(
     ("run", "function"),
     [
@@ -198,7 +202,9 @@ def test_a_macro_has_one_meaning():
         ("prepare", make.store),
     ],
 )
-def test_a_stage_of_the_data_half_has_all_that_it_takes(run, function):
+def test_a_stage_of_the_data_half_has_all_that_it_takes(run, function, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.jsonl").write_text(SAMPLE)
     names = ("SAMPLES_FILE", "QUESTIONS_FILE", "UNSCORED_FILE", "SCENARIO", "TEACHER_STORE")
     defined = (ROOT / "runs" / f"{run}.gin").read_text() + (ROOT / "runs/teacher.gin").read_text()
     values = dict.fromkeys(names, "a.jsonl") | {"DATASET": "d", "RECIPE": "ho2022"}
@@ -213,7 +219,10 @@ def test_a_stage_of_the_data_half_has_all_that_it_takes(run, function):
             assert bound[name] == parameter.default, name
 
 
-def test_the_data_half_does_by_default_what_its_functions_do():
+def test_the_data_half_does_by_default_what_its_functions_do(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.jsonl").write_text(SAMPLE)
+    (tmp_path / "a.tsv").write_text("Two?\t2\tOne and one.\n")
     values = "SAMPLES_FILE='a.jsonl'", "TEACHER_STORE='s'"
     task = "STORE_TASK='stories_teacher_zero_shot_cot'"
     configuration.parse(["runs/prepare.gin"], [*values, task])

@@ -43,9 +43,10 @@ def demo(
     Example: cot-flax demo --out runs/demo
     """
     prepare_libraries()
+    from cot_flax.files import work_path
     from cot_flax.lab import demo as demo_module
 
-    demo_module.run(out=Path(out), seed=seed, fast=fast)
+    demo_module.run(out=work_path(out), seed=seed, fast=fast)
 
 
 app.command(context_settings=GIN_FLAGS)(prepare)

@@ -161,7 +161,8 @@ def parse_gin(
     from cot_flax import configuration
 
     bindings = [*bindings, *_bindings(context)]
-    folders = [path for path in search_paths.split(",") if path]
+    files = list(map(os.path.expanduser, files))
+    folders = [os.path.expanduser(path) for path in search_paths.split(",") if path]
     searched = ["", *folders, str(configuration.gin_root())]
     for file in files:
         if not any((Path(folder) / file).is_file() for folder in searched):

@@ -38,6 +38,7 @@ def _columns(typed: str) -> dict[str, str]:
         "Where to write the store; one in a bucket grows in COT_FLAX_CACHE/buckets first.",
     ),
     task=Short("STORE_TASK", str, "A task of the student: it has the vocabulary."),
+    scenario=Short("SCENARIO", str, "The scenario's folder, where --task is one of a scenario."),
     rules=Short(
         "FILTER_RULES",
         str,

@@ -170,17 +170,28 @@ def rescore(dry_run: DryRun = False):
 
 @app.command("import")
 def import_given(
-    files: Annotated[list[str], typer.Argument(help="FLAN's .tsv or the CoT Collection's .json.")],
+    files: Annotated[
+        list[str],
+        typer.Argument(
+            help="FLAN's .tsv, the CoT Collection's .json, or chains of your own (JSON Lines, "
+            "JSON, CSV, TSV, Parquet)."
+        ),
+    ],
     out: Out,
+    columns: Annotated[
+        str | None,
+        typer.Option(help="Their fields: question=ticket,text=reasoning,gold_answer=label."),
+    ] = None,
 ):
-    """Turn given rationales into a samples file, to rescore them for instance.
+    """Turn given chains into a samples file, to rescore them for instance.
 
     Example: cot-flax teach import gsm8k_train.tsv --out human.jsonl.gz
     """
-    from cot_flax.chains.readers import parsed
+    from cot_flax.chains.readers import columns_of, parsed
     from cot_flax.chains.samples import write_samples
 
-    write_samples(out, (sample for file in files for sample in parsed(file)))
+    named = columns_of(columns) if columns else None
+    write_samples(out, (sample for file in files for sample in parsed(file, named)))
     typer.echo(f"samples in {out}")
 
 

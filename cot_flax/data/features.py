@@ -1,6 +1,7 @@
 """Vocabularies, output features, and the fingerprint that ties tokens to a vocabulary."""
 
 import hashlib
+import os
 from collections.abc import Callable
 from functools import cached_property
 
@@ -10,6 +11,7 @@ import seqio
 import tensorflow as tf
 
 from cot_flax.errors import UserError
+from cot_flax.files import path_at
 from cot_flax.text.tokenizers import SentencePieceTokenizer, SpecialIds, Tokenizer
 
 T5_VOCABULARY = "gs://t5-data/vocabs/cc_all.32000/sentencepiece.model"
@@ -19,7 +21,7 @@ TEACHER_FEATURES = ("teacher_top_ids", "teacher_top_logprobs")
 @gin.configurable(module="cot_flax.data.features")
 def t5_vocabulary_file(path: str = T5_VOCABULARY) -> str:
     """Where the T5 SentencePiece model lies; bind `path` to a local copy of spiece.model."""
-    return path
+    return os.fspath(path_at(path))
 
 
 class T5Vocabulary(seqio.SentencePieceVocabulary):

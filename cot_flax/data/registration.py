@@ -62,7 +62,7 @@ def add_cot_task(
     exemplars: seqio.DataSource | None = None,
     fixed_exemplars: Sequence[Exemplar] | Callable[[], Sequence[Exemplar]] | None = None,
     formats: Sequence[str] = FORMATS,
-    answer_kind: str = "number",
+    answer_kind: str | Callable[[], str] = "number",
     role: str = "train",
     max_tokens: int | None = None,
     seen_by_flan: bool = False,
@@ -83,7 +83,7 @@ def add_cot_task(
             all are shown in their order, but for a question itself. Nothing is drawn then.
         formats: those of the four that make sense, for instance only answers without rationales.
         answer_kind: "number", "choice", "yes_no" or "text", or one that `answers.add_answer_kind`
-            added before.
+            added before; or what gives it when it is needed.
         role: "train", "transfer" or "general"; see `TaskCard`.
         max_tokens: that no output should exceed, where the data set has such a limit.
         seen_by_flan: Flan-T5 was trained on it.
@@ -97,7 +97,8 @@ def add_cot_task(
         raise UserError(
             f"exemplars and fixed_exemplars of {name}", "one of the two", "leave one out"
         )
-    answers.check_kind(answer_kind)
+    if not callable(answer_kind):
+        answers.check_kind(answer_kind)
     vocabulary = vocabulary or T5Vocabulary()
     stored = isinstance(source, StoreSource)
     top_k = source.top_k if stored else 0
@@ -163,7 +164,8 @@ def cot_task(name: str) -> TaskCard:
             "correct EVAL_TASKS or import the task's module in the gin file",
         )
     card, rule = _REGISTERED[name]
-    return dataclasses.replace(card, **rule.facts()) if rule else card
+    facts = rule.facts() if rule else {}
+    return dataclasses.replace(card, answer_kind=_kind(card.answer_kind), **facts)
 
 
 @dataclass(frozen=True)
@@ -227,6 +229,10 @@ def _rate(mixture: str, format: str) -> Callable[[seqio.Task], float]:
     return rate
 
 
+def _kind(given: str | Callable[[], str]) -> str:
+    return given() if callable(given) else given
+
+
 def _parse(dataset, parse):
     return dataset.map(parse, num_parallel_calls=tf.data.AUTOTUNE)
 
@@ -271,6 +277,6 @@ def _postprocess(output, *, kind, example=None, is_target=False):
 
 def _accuracy(targets, predictions, *, kind):
     """SeqIO's metric: accuracy and parse failures of texts against gold answers."""
-    records = scoring.score(predictions, targets, kind=kind, mode="flexible")
+    records = scoring.score(predictions, targets, kind=_kind(kind), mode="flexible")
     summary = scoring.summarize(records)
     return {"accuracy": summary["accuracy"], "parse_failures": summary["parse_failure_rate"]}

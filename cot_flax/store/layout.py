@@ -174,7 +174,7 @@ def checksum(path: str | Path) -> str:
 def fingerprint(path: str) -> str:
     """SHA-256 of a store's manifest, which holds those of its files; "" where there is none."""
     try:
-        return checksum(f"{path}/{MANIFEST}")
+        return checksum(path_at(path) / MANIFEST)
     except tf.errors.OpError:
         return ""
 

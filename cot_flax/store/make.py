@@ -3,6 +3,8 @@
 import sys
 from collections.abc import Mapping, Sequence
 
+import tensorflow as tf
+
 from cot_flax.chains.preparation import Preparation
 from cot_flax.chains.readers import find_format
 from cot_flax.chains.tally import Tally
@@ -54,7 +56,9 @@ def store(
 
 def own_rules(samples: str | Sequence[str], columns: Mapping[str, str] | None = None) -> str:
     """The rules of the first file's format: given rationales are not judged."""
-    return find_format(_files(samples)[0], columns).rules
+    first = _files(samples)[0]
+    matching = sorted(tf.io.gfile.glob(first)) if set("*?[") & set(first) else []
+    return find_format((matching or [first])[0], columns).rules
 
 
 def answer_kind(task: str) -> str:

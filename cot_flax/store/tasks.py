@@ -1,5 +1,6 @@
 """SeqIO source and task over a store of `prepare`; T target tokens have K entries each."""
 
+import os
 from collections.abc import Callable, Iterable
 
 import seqio
@@ -8,6 +9,7 @@ import tensorflow as tf
 from cot_flax.data.features import fingerprint
 from cot_flax.data.preprocessors import filter_or_stop
 from cot_flax.errors import UserError
+from cot_flax.files import path_at
 from cot_flax.store import layout
 
 
@@ -44,6 +46,7 @@ class StoreSource(seqio.DataSource):
         directory = self._directory()
         if directory is None:
             raise UserError("no teacher store", "a folder", "pass --gin.TEACHER_STORE=\"'FOLDER'\"")
+        directory = os.fspath(path_at(directory))
         layout.check(directory, fingerprint(self._vocabulary), self.top_k)
         return directory
 

@@ -3,21 +3,24 @@
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any, NamedTuple
 
-from cot_flax.chains.records import reject, require
+from cot_flax.chains.records import record_files, reject, require
 from cot_flax.errors import UserError
+from cot_flax.files import path_at
 from cot_flax.teacher.clipping import end_at
 from cot_flax.teacher.questions import Question, placed_questions
 from cot_flax.teacher.recipes import Numbers, Recipe, messages, others, worked
 from cot_flax.teacher.requests import Completion, Messages
-from cot_flax.text.answers import KINDS, answers_match, extract_answer
-from cot_flax.text.prompts import Exemplar, build_input, build_target
+from cot_flax.text.answers import KINDS, add_answer_kind, answers_match, extract_answer
+from cot_flax.text.prompts import Exemplar, build_input, build_target, normalize_question
 
 _FORMAT = "few_shot_cot"
+_LISTED = 5  # ids in a note
+_LABELS, _TIMES = 12, 3  # so few different answers, each so often on average, are labels
 _BEHIND_ANSWER_LINE = re.compile(r"^The answer is[^\n]*(\n)", re.MULTILINE)
 
 
@@ -27,7 +30,9 @@ class Settings:
 
     Attributes:
         dataset: the name of the data set; by default the folder's.
-        answer_kind: "number", "choice", "yes_no" or "text", see text/answers.py.
+        answer_kind: "number", "choice", "yes_no" or "text", see text/answers.py; of labels, the
+            kind that knows no other answers.
+        labels: all answers that there are, where they are a closed list.
         samples: chains an input.
         temperature: of the teacher.
         max_tokens: the most tokens of a chain.
@@ -35,6 +40,7 @@ class Settings:
 
     dataset: str
     answer_kind: str = "text"
+    labels: tuple[str, ...] = ()
     # Several different chains for an input teach a student more than one (Ho et al. 2022, diverse
     # reasoning: 8 at this temperature).
     samples: int = 8
@@ -43,12 +49,38 @@ class Settings:
 
 
 class Scenario(NamedTuple):
-    """A scenario's folder, read: the instruction, worked exemplars, inputs, settings."""
+    """A scenario's folder, read.
+
+    Attributes:
+        instruction: what to do.
+        exemplars: inputs that are worked out.
+        inputs: what the teacher is asked about, without the inputs of the test file.
+        settings: see `Settings`.
+        notes: lines that the user should read.
+    """
 
     instruction: str
     exemplars: list[Question]
     inputs: list[Question]
     settings: Settings
+    notes: list[str]
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Finds the labels of a closed list in a text; other words are no answers.
+
+    Attributes:
+        labels: in lower case.
+    """
+
+    labels: tuple[str, ...]
+
+    def __call__(self, text: str) -> list[str]:
+        longest_first = sorted(self.labels, key=len, reverse=True)
+        one = "|".join(r"\s+".join(map(re.escape, label.split())) for label in longest_first)
+        found = re.findall(rf"(?<!\w)(?:{one})(?!\w)", text, re.IGNORECASE)
+        return [_normal(label) for label in found]
 
 
 def read_scenario(folder: str | os.PathLike) -> Scenario:
@@ -56,18 +88,26 @@ def read_scenario(folder: str | os.PathLike) -> Scenario:
 
     `instruction.md` says what to do. `exemplars.jsonl` has {"input", "reasoning", "answer"} a
     line, `inputs.jsonl` {"input"} with "answer" where it is known; both may have "id" and
-    "category". `settings.json`, which may be absent, is one object with fields of `Settings`.
+    "category", and may be of another kind that is read (CSV, Parquet). `settings.json`, which may
+    be absent, is one object with fields of `Settings`. What stands in the test file is held out:
+    no teacher is asked about it.
 
     Raises:
-        UserError: a file is missing or of another shape, an exemplar is incomplete, or an answer
-            is none of the answer kind; the message names file and line.
+        UserError: a file is missing or of another shape, an exemplar is incomplete or held out, or
+            an answer is none of the answer kind; the message names file and line.
     """
-    folder = Path(folder)
-    settings = _settings(folder)
-    instruction = _instruction(folder / "instruction.md")
-    exemplars = list(_items(folder / "exemplars.jsonl", "exemplars", settings))
-    inputs = list(_items(folder / "inputs.jsonl", "train", settings))
-    return Scenario(instruction, exemplars, inputs, settings)
+    settings = read_settings(folder)
+    instruction = _instruction(folder)
+    exemplars = list(_items(folder, "exemplars", settings))
+    inputs = list(_items(folder, "train", settings))
+    held_out = _held_out(folder, settings)
+    for item in exemplars:
+        if normalize_question(item.question) in held_out:
+            got = f"the exemplar {item.id}, which stands in the test file"
+            raise _unusable(folder, got, "exemplars that are not tested")
+    new = [item for item in inputs if normalize_question(item.question) not in held_out]
+    notes = [*_left_out(inputs, new), *_closed(exemplars + inputs, settings)]
+    return Scenario(instruction, exemplars, new, settings, notes)
 
 
 def read_test(folder: str | os.PathLike) -> list[Question]:
@@ -76,12 +116,11 @@ def read_test(folder: str | os.PathLike) -> list[Question]:
     Raises:
         UserError: the file is missing or of another shape, or an input has no answer.
     """
-    folder = Path(folder)
-    items = list(_items(folder / "test.jsonl", "test", _settings(folder)))
+    items = list(_items(folder, "test", read_settings(folder)))
     for item in items:
         if not item.answer:
             got, wanted = f"input {item.id} without an answer", "a label to compare with"
-            raise _unusable(folder / "test.jsonl", got, wanted)
+            raise _unusable(f"{folder}/test.jsonl", got, wanted)
     return items
 
 
@@ -136,9 +175,44 @@ def _chat(instruction: str, exemplars: list[Exemplar], asked: str) -> Messages:
     return messages([*turns, ("user", asked)])
 
 
-def _instruction(path: Path) -> str:
+def _held_out(folder: str | os.PathLike, settings: Settings) -> set[str]:
     try:
-        text = path.read_text(encoding="utf-8").strip()
+        record_files(folder, "test")
+    except UserError:
+        return set()
+    return {normalize_question(item.question) for item in _items(folder, "test", settings)}
+
+
+def _left_out(inputs: Sequence[Question], new: Sequence[Question]) -> Iterator[str]:
+    if left_out := [item.id for item in inputs if item not in new]:
+        named = ", ".join(left_out[:_LISTED]) + ", ..." * (len(left_out) > _LISTED)
+        yield (
+            f"left out {len(left_out)} of {len(inputs)} inputs, whose text stands in the test file "
+            f"too: {named}"
+        )
+
+
+def _closed(items: Sequence[Question], settings: Settings) -> Iterator[str]:
+    """Says so where a few labels are all the answers and the settings do not name them."""
+    counts = Counter(_normal(item.answer) for item in items if item.answer)
+    often = counts.total() >= _TIMES * len(counts) and len(counts) <= _LABELS
+    if settings.answer_kind == "text" and len(counts) > 1 and often:
+        named = ", ".join(f"{label} {count}" for label, count in sorted(counts.items()))
+        setting = json.dumps({"labels": sorted(counts)}, ensure_ascii=False)
+        yield (
+            f"all {counts.total()} answers are of {len(counts)} labels ({named}); {setting} in "
+            "settings.json makes that the rule: then no other text counts as an answer"
+        )
+
+
+def _normal(label: str) -> str:
+    return " ".join(label.split()).casefold()
+
+
+def _instruction(folder: str | os.PathLike) -> str:
+    path = path_at(folder) / "instruction.md"
+    try:
+        text = path.read_bytes().decode("utf-8-sig").strip()
     except (OSError, UnicodeDecodeError) as error:
         raise _unusable(path, str(error), "a text that says what to do") from error
     if not text:
@@ -146,40 +220,72 @@ def _instruction(path: Path) -> str:
     return text
 
 
-def _settings(folder: Path) -> Settings:
+def read_settings(folder: str | os.PathLike) -> Settings:
+    """Reads `settings.json` of a scenario's folder; where there is none, the defaults.
+
+    Raises:
+        UserError: it is no such object.
+    """
+    folder = path_at(folder)
     path, record = folder / "settings.json", {}
     if path.exists():
         try:
             record = json.loads(path.read_bytes())
         except (OSError, ValueError, RecursionError) as error:
             raise _unusable(path, str(error), "one JSON object") from error
-    kinds = {field.name: field.type for field in fields(Settings)} | {"temperature": int | float}
+    kinds = {field.name: field.type for field in fields(Settings)}
+    kinds |= {"temperature": int | float, "labels": list}
     if not isinstance(record, dict) or record.keys() - kinds.keys():
         raise _unusable(path, f"{record}", f"an object with only {', '.join(kinds)}")
     values = {name: require(record, name, kinds[name], str(path)) for name in record}
+    if "labels" in values:
+        values |= _label_kind(path, values)
     settings = Settings(**{"dataset": folder.resolve().name} | values)
     if settings.answer_kind not in KINDS:
         raise _unusable(path, f"answer_kind {settings.answer_kind!r}", f"one of {KINDS}")
     return settings
 
 
-def _items(path: Path, split: str, settings: Settings) -> Iterator[Question]:
-    for place, item in placed_questions(path, dataset=settings.dataset, split=split):
+def _label_kind(path: str | os.PathLike, values: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a closed list: its labels, and their answer kind."""
+    labels = values["labels"]
+    known = sorted({_normal(label) for label in labels if isinstance(label, str)})
+    if "answer_kind" in values:
+        raise _unusable(path, "labels and answer_kind", "one of the two: labels are a kind")
+    if len(known) < max(2, len(labels)) or "" in known:
+        raise _unusable(path, f"labels {labels!r}", "two or more different texts")
+    kind = f"one of {', '.join(known)}"
+    if kind not in KINDS:
+        add_answer_kind(kind, Labels(tuple(known)))
+    return {"labels": tuple(known), "answer_kind": kind}
+
+
+def _items(folder: str | os.PathLike, split: str, settings: Settings) -> Iterator[Question]:
+    name = {"train": "inputs"}.get(split, split)
+    items = (
+        placed
+        for path in record_files(folder, name)
+        for placed in placed_questions(path, dataset=settings.dataset, split=split)
+    )
+    for place, item in items:
         if split == "exemplars" and not (item.rationale and item.answer):
             got = "an exemplar without reasoning or answer"
             reject("incomplete_exemplar", place, got, "both: it shows how to reason")
-        if item.answer and not _readable(item.answer, settings.answer_kind):
+        if item.answer and not _readable(item.answer, settings):
             wanted = f"one of kind {settings.answer_kind!r}"
             reject("unreadable_answer", place, f"the answer {item.answer!r}", wanted)
         yield item
 
 
-def _readable(answer: str, kind: str) -> bool:
-    """Says whether the closing line with this answer gives this answer."""
+def _readable(answer: str, settings: Settings) -> bool:
+    """Says whether the closing line with this answer gives this answer, and no more."""
+    kind = settings.answer_kind
+    if settings.labels and _normal(answer) not in settings.labels:
+        return False
     line = build_target("", answer, _FORMAT)
     found = extract_answer(line, kind=kind, mode="strict")
     return found is not None and answers_match(found, answer, kind=kind)
 
 
-def _unusable(path: Path, got: str, expected: str) -> UserError:
+def _unusable(path: str | os.PathLike, got: str, expected: str) -> UserError:
     return UserError(f"{path}: {got}", expected, "write or repair this file")

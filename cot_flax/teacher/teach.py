@@ -135,6 +135,8 @@ def scenario(
         **others: as in `sample`.
     """
     read = read_scenario(folder)
+    for note in read.notes:
+        print(note, file=sys.stderr)
     chosen = scenario_recipe(read, chat=chat, **overrides.given())
     prices = _prices(price_in, price_out)
     return _ask(read.inputs, chosen, out, teacher, concurrency, prices, dry_run)

@@ -1,15 +1,18 @@
 import json
+import pickle
 from collections import Counter
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 
 from cot_flax.chains.filtering import Filters, rejection
 from cot_flax.chains.samples import Sample
 from cot_flax.errors import UserError
 from cot_flax.teacher.requests import Completion, Request
 from cot_flax.teacher.scenario import Settings, read_scenario, scenario_recipe
-from cot_flax.text.answers import answers_match, extract_answer
+from cot_flax.text.answers import ADDED, answers_match, extract_answer
 
 TRIAGE = Path(__file__).resolve().parents[2] / "examples" / "triage"
 
@@ -32,7 +35,7 @@ def folder(tmp_path):
 
 
 def test_reads_a_folder(folder):
-    instruction, exemplars, inputs, settings = read_scenario(folder)
+    instruction, exemplars, inputs, settings, notes = read_scenario(folder)
     assert instruction == "Say who acts."
     assert [(item.question, item.rationale, item.answer) for item in exemplars] == [
         ("No heat.", "It is cold.", "Today"),
@@ -42,7 +45,74 @@ def test_reads_a_folder(folder):
         ("desk-train-0", "No light.", ""),
         ("b", "Bye.", "close"),
     ]
-    assert settings == Settings("desk", "text", 8, 0.7, 512)
+    assert settings == Settings("desk", "text", (), 8, 0.7, 512)
+    assert notes == []
+
+
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+def test_reads_other_kinds_of_files(folder, mark):
+    expected = read_scenario(folder)
+    exemplars = [json.loads(line) for line in FILES["exemplars.jsonl"].splitlines()]
+    parquet.write_table(pa.Table.from_pylist(exemplars), folder / "exemplars.parquet")
+    (folder / "exemplars.jsonl").unlink()
+    (folder / "inputs.jsonl").rename(folder / "inputs.old")
+    (folder / "inputs.csv").write_bytes(mark + b"input,answer,id\nNo light.,,\nBye.,close,b\n\n")
+    (folder / "instruction.md").write_bytes(mark + b"Say who acts.\n")
+    (folder / "settings.json").write_bytes(mark + b'{"samples": 8}')
+    assert read_scenario(folder) == expected
+
+
+def test_what_is_tested_is_not_asked(folder):
+    tested = '{"input": "no LIGHT", "answer": "page"}\n{"input": "Other.", "answer": "page"}\n'
+    (folder / "test.jsonl").write_text(tested)
+    _, _, inputs, _, notes = read_scenario(folder)
+    assert [item.id for item in inputs] == ["b"]
+    assert notes == ["left out 1 of 2 inputs, whose text stands in the test file too: desk-train-0"]
+    (folder / "test.jsonl").write_text('{"input": "Thanks", "answer": "close"}\n')
+    with pytest.raises(UserError, match="the exemplar desk-exemplars-1, which stands in the test"):
+        read_scenario(folder)
+
+
+def labelled(folder, settings='{"labels": ["Today", "close", "not today"]}'):
+    (folder / "settings.json").write_text(settings)
+    return read_scenario(folder).settings
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("It can wait. The answer is close.", "close"),
+        ("The answer is Today, as wages are late.", "today"),
+        ("The answer is NOT  today.", "not today"),
+        ("The answer is disclosed.", None),
+        ("The answer is unknown.", None),
+        ("So close it today", "today"),
+        ("nothing", None),
+    ],
+)
+def test_only_labels_are_answers(folder, text, answer):
+    settings = labelled(folder)
+    assert settings.answer_kind == "one of close, not today, today"
+    assert extract_answer(text, kind=settings.answer_kind, mode="flexible") == answer
+    assert labelled(folder) == settings  # the kind is there already
+
+
+def test_labels_are_known_in_other_processes(folder):
+    kind = labelled(folder).answer_kind
+    find = pickle.loads(pickle.dumps(ADDED[kind]))
+    assert find("close, TODAY") == ["close", "today"]
+
+
+def test_few_answers_are_said_to_be_labels(folder):
+    lines = [json.dumps({"input": str(i), "answer": ("page", "Close")[i % 2]}) for i in range(12)]
+    (folder / "inputs.jsonl").write_text("\n".join(lines))
+    (note,) = read_scenario(folder).notes
+    assert note.startswith(
+        'all 14 answers are of 3 labels (close 7, page 6, today 1); {"labels": ["close", "page", '
+        '"today"]} in settings.json'
+    )
+    assert labelled(folder, '{"labels": ["close", "page", "today"]}').labels
+    assert read_scenario(folder).notes == []
 
 
 def test_asks_with_instruction_and_exemplars(folder):
@@ -125,6 +195,16 @@ def test_keeps_the_chain_up_to_its_answer(folder):
         ("settings.json", '{"samples": "3"}', r"settings\.json: 'samples' of type str"),
         ("settings.json", '{"samples": true}', r"settings\.json: 'samples' of type bool"),
         ("settings.json", '{"answer_kind": "word"}', r"settings\.json: answer_kind 'word'"),
+        ("settings.json", '{"labels": "a"}', r"settings\.json: 'labels' of type str"),
+        ("settings.json", '{"labels": ["a"]}', r"settings\.json: labels \['a'\]"),
+        ("settings.json", '{"labels": ["a", "A"]}', r"settings\.json: labels \['a', 'A'\]"),
+        ("settings.json", '{"labels": ["a", 1]}', r"settings\.json: labels \['a', 1\]"),
+        ("settings.json", '{"labels": ["a", "b"], "answer_kind": "text"}', "one of the two"),
+        (
+            "settings.json",
+            '{"labels": ["Today", "page"]}',
+            r"exemplars\.jsonl, line 2: the answer 'close'; expected one of kind 'one of page, tod",
+        ),
         (
             "settings.json",
             '{"answer_kind": "number"}',
@@ -173,10 +253,12 @@ def test_the_triage_exemplars_show_every_answer():
     scenario = read_scenario(TRIAGE)
     (request,) = scenario_recipe(scenario).first(scenario.inputs[0])
     blocks = request.prompt.split("\n\nQ: ")[1:-1]
-    answers = [extract_answer(block, kind="text", mode="strict") for block in blocks]
+    kind = scenario.settings.answer_kind
+    assert kind == "one of close, page, queue, today"
+    answers = [extract_answer(block, kind=kind, mode="strict") for block in blocks]
     assert answers == ["page", "queue", "today", "close"]
     assert all(
-        any(answers_match(answer, item.answer, kind="text") for answer in answers)
+        any(answers_match(answer, item.answer, kind=kind) for answer in answers)
         for item in scenario.inputs
         if item.answer
     )

@@ -7,7 +7,7 @@ from typing import Any
 
 from etils import epath
 
-from cot_flax.files import write_whole
+from cot_flax.files import path_at, write_whole
 from cot_flax.reports.preparation import figures, page
 
 __all__ = ["HTML", "JSON", "write"]
@@ -22,7 +22,7 @@ def write(store: str | os.PathLike, manifest: Mapping[str, Any]) -> None:
         store: its folder, on this machine or in a bucket, with the files that its manifest names.
         manifest: the store's. `figures.summarize` says what the JSON holds.
     """
-    folder = epath.Path(store)
+    folder = epath.Path(path_at(store))
     sizes = {name: (folder / name).stat().length for name in manifest["files"]}
     found = figures.summarize(manifest, sizes)
     write_whole(folder / JSON, json.dumps(found, indent=2) + "\n")

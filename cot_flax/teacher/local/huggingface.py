@@ -57,6 +57,7 @@ class HuggingFaceTeacher:
             raise _not_installed(error) from error
         self._torch, self._transformers = torch, transformers
         self.name = f"{model}/{gguf_file}" if gguf_file else str(model)
+        model = os.path.expanduser(model)
         files = {"gguf_file": gguf_file, "local_files_only": Path(model).is_dir()}
         try:
             self._tokenizer = transformers.AutoTokenizer.from_pretrained(model, **files)
