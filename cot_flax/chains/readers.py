@@ -44,6 +44,7 @@ NAMES = {
     ),
     "gold_answer": ("gold_answer", "answer", "target", "targets", "label"),
     "messages": ("messages", "conversations"),
+    "thought": ("thought", "thinking", "reasoning_content"),
     "id": ("id",),
     "dataset": ("dataset", "task"),
     "split": ("split",),
@@ -114,14 +115,15 @@ def find_format(path: str | os.PathLike, columns: Mapping[str, str] | None = Non
         return FLAN
     looked_at = itertools.islice(container.read(path), _LOOKED_AT)
     first = [record for _, record in looked_at if isinstance(record, dict)]
-    named = bool(columns) and bool(first) and set(columns.values()) <= first[0].keys()
+    seen = dict.fromkeys(itertools.chain.from_iterable(first))
+    named = bool(columns) and set(columns.values()) <= seen.keys()
     if container is LINES and not first and not columns:
         return SAMPLES
     if first and not named and not first[0].keys().isdisjoint(_SAMPLES_ONLY):
         if container is LINES:
             return SAMPLES
         raise UserError(f"{path}, samples in {container.name}", "JSON Lines", "write one a line")
-    names = _names(first[0], columns or {}, path) if first else {}
+    names = _names(list(seen), columns or {}, path) if first else {}
     if container is ENTRIES:
         return _chains(container, names, _Origin("cot_collection", "given rationales"), "none")
     return _chains(container, names, _Origin(divided_name(path)[0]), _rules(first, names))
@@ -228,7 +230,7 @@ def _parse_sample(raw: Raw) -> Sample:
 def _writable(sample: Sample, place: str) -> Sample:
     """The sample, of which it is known that it has a UTF-8 form: JSON can hold half a character."""
     try:
-        for name in ("id", "question", "gold_answer", "prompt_hash", "text"):
+        for name in ("id", "question", "gold_answer", "prompt_hash", "text", "thought"):
             getattr(sample, name).encode()
     except UnicodeEncodeError as error:
         reject("bad_text", place, f"{name!r} with half a character ({error.reason})", "UTF-8")
@@ -265,12 +267,12 @@ def _parse_flan(raw: Raw) -> Sample:
 
 
 def _names(
-    record: Mapping[str, Any], columns: Mapping[str, str], path: str | os.PathLike
+    fields: Sequence[str], columns: Mapping[str, str], path: str | os.PathLike
 ) -> dict[str, str]:
     """Our names and the file's; raises UserError where its fields make no chain."""
-    names = {ours: theirs for ours, theirs in columns.items() if theirs in record}
+    names = {ours: theirs for ours, theirs in columns.items() if theirs in fields}
     for ours, known in NAMES.items():
-        free = (name for name in known if name in record and name not in columns.values())
+        free = (name for name in known if name in fields and name not in columns.values())
         if ours not in columns and (found := next(free, None)):
             names[ours] = found
     if (
@@ -281,7 +283,7 @@ def _names(
         return names
     known = "; ".join(f"{name}: {', '.join(NAMES[name])}" for name in tuple(NAMES)[:4])
     raise UserError(
-        f"{path} with the fields {', '.join(record)}",
+        f"{path} with the fields {', '.join(fields)}",
         f"question and text, gold_answer where it is known, or messages ({known})",
         "name them: --columns question=FIELD,text=FIELD,gold_answer=FIELD",
     )
@@ -366,7 +368,7 @@ def _solution(text: str) -> dict[str, str]:
 
 def _turns(messages: Sequence[Any], place: str) -> dict[str, str]:
     """Question and chain of a conversation; what stands in `<think>` is the thought before it."""
-    turns = []
+    turns, apart = [], ""
     for message in messages:
         if not isinstance(message, dict):
             reject("wrong_type", place, f"a message of type {type(message).__name__}", "an object")
@@ -374,12 +376,16 @@ def _turns(messages: Sequence[Any], place: str) -> dict[str, str]:
         if role not in ("system", "developer"):
             content = _content(message.get("content", message.get("value")), place)
             turns.append((_ROLES.get(role, role), content.strip()))
+            known = (message.get(name) for name in NAMES["thought"])
+            apart = next(filter(None, known), "")
     if [role for role, _ in turns] != ["user", "assistant"]:
         got = f"turns of {', '.join(str(role) for role, _ in turns) or 'nobody'}"
         reject("several_turns", place, got, "one of the user and one of the assistant")
     (_, question), (_, answer) = turns
-    _, _, text = answer.rpartition("</think>")
-    return {"question": question, "text": text.strip()}
+    within, _, text = answer.rpartition("</think>")
+    thought = within.strip().removeprefix("<think>").strip() or _content(apart, place)
+    found = {"question": question, "text": text.strip()}
+    return found | {"thought": thought} if thought else found
 
 
 def _content(content: Any, place: str) -> str:
@@ -405,6 +411,7 @@ def _sample(values: Mapping[str, Any], origin: _Origin) -> Sample:
         text=values["text"],
         logprobs=None,
         finish_reason="stop",
+        thought=values.get("thought", ""),
     )
 
 

@@ -54,6 +54,8 @@ class Sample:
         text: what the teacher wrote.
         logprobs: its log-probabilities, or None where the teacher gives none.
         finish_reason: "stop", "length" (cut at the token limit), "malformed", or the API's own.
+        thought: what a teacher that thinks apart from its text thought before it; "" and absent in
+            the file for others.
     """
 
     id: str
@@ -68,10 +70,12 @@ class Sample:
     text: str
     logprobs: Logprobs | None
     finish_reason: str
+    thought: str = ""
 
 
 _LARGEST = sys.float_info.max
 _NAMES = tuple(field.name for field in fields(Sample))
+_OPTIONAL = {"thought"}
 _TYPES = {"teacher": dict, "sample": int, "logprobs": dict | None}  # the others: str
 
 
@@ -107,6 +111,8 @@ def gzip_writer(path: Path) -> Iterator[gzip.GzipFile]:
 def to_line(sample: Sample, **added: str) -> bytes:
     """One line of a samples file; `added` fields come first."""
     record = added | vars(sample) | {"logprobs": sample.logprobs and vars(sample.logprobs)}
+    if not sample.thought:
+        del record["thought"]
     # A lone surrogate has no UTF-8; as a backslash escape it is JSON and comes back unchanged.
     return (json.dumps(record, ensure_ascii=False) + "\n").encode(errors="backslashreplace")
 
@@ -147,7 +153,11 @@ def sample_from_record(record: Mapping[str, Any], place: str) -> Sample:
     """
     if unknown := sorted(record.keys() - set(_NAMES)):
         reject("unknown_field", place, f"unknown fields {unknown}", f"only {', '.join(_NAMES)}")
-    values = {name: require(record, name, _TYPES.get(name, str), place) for name in _NAMES}
+    values = {
+        name: require(record, name, _TYPES.get(name, str), place)
+        for name in _NAMES
+        if name in record or name not in _OPTIONAL
+    }
     require(values["teacher"], "model", str, place)
     require(values["teacher"], "params", dict, place)
     if values["logprobs"] is not None:

@@ -414,7 +414,28 @@ def test_names_of_samples_are_read(tmp_path):
     ((sample,), _) = parsed(write(tmp_path / "c.jsonl", row | {"teacher": "t"}))
     assert {name: str(getattr(sample, name)) for name in row} == {k: str(v) for k, v in row.items()}
     assert sample.teacher == {"model": "t", "params": {}}
-    assert set(row) | {"teacher", "messages"} == set(NAMES)
+    assert set(row) | {"teacher", "messages", "thought"} == set(NAMES)
+
+
+def test_what_is_thought_apart_is_not_the_chain(tmp_path):
+    asked = ("user", "2 + 2?")
+    path = write(
+        tmp_path / "c.jsonl",
+        chat(asked, ("assistant", "<think>\nHm, 4.\n</think>\n\n2 + 2 = 4.")),
+        chat(asked, ("assistant", "Hm, 4.</think>2 + 2 = 4.")),
+        chat(asked, ("assistant", "2 + 2 = 4.")) | {"reasoning_content": "Hm, 4."},
+        {
+            "messages": [
+                {"role": "user", "content": "2 + 2?"},
+                {"role": "assistant", "content": "2 + 2 = 4.", "reasoning_content": "Hm, 4."},
+            ]
+        },
+        chat(asked, ("assistant", "2 + 2 = 4.")),
+    )
+    samples, _ = parsed(path)
+    assert [sample.text for sample in samples] == ["2 + 2 = 4."] * 5
+    assert [sample.thought for sample in samples] == ["Hm, 4."] * 4 + [""]
+    assert [sample.sample for sample in samples] == [0, 1, 2, 3, 4]
 
 
 # The Codex dump -----------------------------------------------------------------------------------

@@ -234,7 +234,7 @@ def test_every_reason_and_kind_has_a_meaning():
     rules = (filtering._FIRST, filtering._LAST, *filtering.RULES.values())
     named = {name for group in rules for name, _ in group}
     folder = Path(cot_flax.__file__).parent / "chains"
-    for file in ("readers", "samples", "selection", "preparation"):
+    for file in ("readers", "records", "samples", "selection", "preparation"):
         source = (folder / f"{file}.py").read_text()
         named |= set(re.findall(r'(?:(?:reject|BadRecord)\(\s*|reason = |return )"(\w+)"', source))
     assert {"repeated", "too_long", "columns", "lengths_differ"} <= named

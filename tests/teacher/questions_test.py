@@ -2,7 +2,7 @@ import gzip
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cot_flax.errors import UserError
@@ -95,6 +95,7 @@ def test_a_missing_file_is_named(tmp_path):
             list(read_questions(tmp_path / name, dataset="d", split="s"))
 
 
+@settings(deadline=None)  # it opens files
 @given(st.text(min_size=1).filter(str.strip), st.text(), st.integers())
 def test_any_text_comes_back(tmp_path_factory, question, rationale, answer):
     path = tmp_path_factory.getbasetemp() / "any.jsonl"

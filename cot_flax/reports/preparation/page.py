@@ -40,7 +40,9 @@ REASONS = {  # what they mean to a reader
     # rejected: records and samples that cannot be read
     "bad_json": "The line is no JSON object.",
     "bad_text": "The line is not UTF-8.",
-    "columns": "The line has not the three columns of the format.",
+    "bad_csv": "The row's quotes are not closed as CSV wants.",
+    "columns": "The line has not as many columns as the format.",
+    "several_turns": "The conversation is more than one question and one answer.",
     "truncated_file": "The file breaks off here; what comes after could not be read.",
     "missing_field": "A field that every record needs is missing.",
     "unknown_field": "It has a field that the format does not know.",
