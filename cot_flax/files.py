@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import IO
+from typing import IO, Any
 
 import zstandard
 from etils import epath
@@ -86,7 +86,7 @@ def head(path: str | os.PathLike, size: int) -> bytes:
     return found
 
 
-def _unpacker(file: IO[bytes]) -> Callable[[IO[bytes]], IO[bytes]] | None:
+def _unpacker(file: IO[bytes]) -> Callable[[IO[bytes]], Any] | None:
     start = file.read(6)
     file.seek(0)
     return next((unpack for magic, unpack in _UNPACK.items() if start.startswith(magic)), None)
@@ -97,7 +97,7 @@ class _Zstd(io.RawIOBase):
 
     def __init__(self, file: IO[bytes]):
         self._file, self._rest, self._unpacked = file, b"", memoryview(b"")
-        self._frame = None
+        self._frame: zstandard.ZstdDecompressionObj | None = None
 
     def readable(self) -> bool:
         return True
@@ -109,17 +109,17 @@ class _Zstd(io.RawIOBase):
                 if self._frame:
                     raise EOFError("zstd data that ends before its end mark")
                 return 0
-            self._frame = self._frame or zstandard.ZstdDecompressor().decompressobj()
-            self._unpacked = memoryview(self._frame.decompress(block))
-            if self._frame.eof:
-                self._rest, self._frame = self._frame.unused_data, None
+            frame = self._frame = self._frame or zstandard.ZstdDecompressor().decompressobj()
+            self._unpacked = memoryview(frame.decompress(block))
+            if frame.eof:
+                self._rest, self._frame = frame.unused_data, None
         size = min(len(buffer), len(self._unpacked))
         buffer[:size] = self._unpacked[:size]
         self._unpacked = self._unpacked[size:]
         return size
 
 
-_UNPACK: dict[bytes, Callable[[IO[bytes]], IO[bytes]]] = {
+_UNPACK: dict[bytes, Callable[[IO[bytes]], Any]] = {
     b"\x1f\x8b": gzip.open,
     b"BZh": bz2.open,
     b"\xfd7zXZ\0": lzma.open,
@@ -130,10 +130,10 @@ _UNPACK: dict[bytes, Callable[[IO[bytes]], IO[bytes]]] = {
 def file_version(path: str | os.PathLike) -> tuple[str, int, int]:
     """Path, bytes and time of the last change, which stay the same while a file does."""
     if is_bucket(path):
-        status = path_at(path).stat()
-        return os.fspath(path), status.length, status.mtime
-    status = path_at(path).stat()
-    return str(path_at(path).resolve()), status.st_size, status.st_mtime_ns
+        there = epath.Path(path).stat()
+        return os.fspath(path), there.length, there.mtime
+    here = Path(path).expanduser().stat()
+    return str(Path(path).expanduser().resolve()), here.st_size, here.st_mtime_ns
 
 
 def size_of(folder: Path) -> int:

@@ -119,6 +119,7 @@ def test_prepares_flags_are_its_settings(folder, tmp_path):
     flags = ["--require-logprobs", "--consistent", "--similarity", 0, "--per-question", 3]
     flags += ["--balance", 2, "--max-target-tokens", 70, "--max-question-tokens", 200]
     flags += ["--alignment", "fu2023", "--projection", "paths", "--workers", 1]
+    flags += ["--columns", "question=ticket,text=reasoning"]  # samples files have their own
     samples = folder / "samples.jsonl.gz"
     assert call("prepare", samples, "--out", tmp_path, *TASK, *flags, "--top-k", 4) == 0
     settings = json.loads((tmp_path / "manifest.json").read_text())["plan"]["settings"]
@@ -137,6 +138,7 @@ def test_prepares_flags_are_its_settings(folder, tmp_path):
         "projection": "paths",
         "max_target_tokens": 70,
         "max_question_tokens": 200,
+        "columns": {"question": "ticket", "text": "reasoning"},
     }
 
 

@@ -116,7 +116,7 @@ def find_format(path: str | os.PathLike, columns: Mapping[str, str] | None = Non
     looked_at = itertools.islice(container.read(path), _LOOKED_AT)
     first = [record for _, record in looked_at if isinstance(record, dict)]
     seen = dict.fromkeys(itertools.chain.from_iterable(first))
-    named = bool(columns) and set(columns.values()) <= seen.keys()
+    named = columns is not None and set(columns.values()) <= seen.keys()
     if container is LINES and not first and not columns:
         return SAMPLES
     if first and not named and not first[0].keys().isdisjoint(_SAMPLES_ONLY):
@@ -281,10 +281,10 @@ def _names(
         and names.keys() & {"text", "gold_answer", "messages"}
     ):
         return names
-    known = "; ".join(f"{name}: {', '.join(NAMES[name])}" for name in tuple(NAMES)[:4])
+    listed = "; ".join(f"{name}: {', '.join(NAMES[name])}" for name in tuple(NAMES)[:4])
     raise UserError(
         f"{path} with the fields {', '.join(fields)}",
-        f"question and text, gold_answer where it is known, or messages ({known})",
+        f"question and text, gold_answer where it is known, or messages ({listed})",
         "name them: --columns question=FIELD,text=FIELD,gold_answer=FIELD",
     )
 

@@ -202,10 +202,7 @@ def rows(path: str | os.PathLike) -> Iterator[tuple[str, list[str] | BadRecord]]
                 if any(map(str.strip, cells)) or len(cells) > 1:
                     yield place, cells
     except CUT_OFF as error:
-        broken = _broken(error, path, f"after line {number}")
-        if not isinstance(broken, BadRecord):
-            raise broken from error
-        yield place, broken
+        yield place, _broken(error, path, f"after line {number}")
 
 
 def require(record: Mapping[str, Any], name: str, kind: Any, place: str) -> Any:
@@ -240,11 +237,11 @@ def _start(path: str | os.PathLike) -> bytes:
     return start
 
 
-def _broken(error: BaseException, path: str | os.PathLike, where: str) -> UserError:
-    """What stands for an error in reading: a file that is not there is no file that breaks off."""
+def _broken(error: BaseException, path: str | os.PathLike, where: str) -> BadRecord:
+    """What stands for the rest of a file that breaks off; raises UserError where none is there."""
     if isinstance(error, _UNREADABLE):
         reason = getattr(error, "strerror", None) or "No such file"
-        return UserError(f"{path}: {reason}", "a readable file", "check the path")
+        raise UserError(f"{path}: {reason}", "a readable file", "check the path") from error
     got = (str(error) or type(error).__name__).splitlines()[0]
     return BadRecord("truncated_file", f"{path}, {where}", got, "a file that is whole")
 
