@@ -1,8 +1,10 @@
 """The one exception that a user is meant to read."""
 
+import os
 import re
 import sys
 import traceback
+from pathlib import Path
 
 EXTRAS = {
     "data": (
@@ -51,10 +53,34 @@ def missing_extra(error: ModuleNotFoundError) -> UserError | ModuleNotFoundError
     return error
 
 
+def _of_environment(error: BaseException) -> UserError | None:
+    """What to say of an error of JAX or of the system that the environment is the cause of."""
+    frames = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__)]
+    origin = Path(frames[-1]) if frames else Path()
+    message = (str(error).splitlines() or [type(error).__name__])[0]
+    if origin.name == "xla_bridge.py" or message.startswith("Unable to initialize backend"):
+        names = ("JAX_PLATFORMS", "JAX_PLATFORM_NAME")
+        given = [f"{name}={os.environ[name]}" for name in names if os.environ.get(name)]
+        return UserError(
+            f"no device from JAX ({', '.join([*given, message])})",
+            "a platform that this machine has and the installed jaxlib can use",
+            "unset JAX_PLATFORMS, set JAX_PLATFORMS=cpu, or install the extra `tpu` or `gpu`",
+        )
+    if isinstance(error, ValueError) and origin.parts[-3:] == ("jax", "_src", "config.py"):
+        return UserError(
+            f"{message} in the environment", "a value that JAX takes", "correct or unset it"
+        )
+    return None
+
+
 def report_error(error: BaseException) -> int:
-    """Prints an error on standard error, a UserError in one line; returns the exit code."""
+    """Prints an error on standard error, what a user can mend in one line; returns the exit code.
+
+    That is a UserError, an extra that is not installed, and a setting of the environment.
+    """
     if isinstance(error, ModuleNotFoundError):
         error = missing_extra(error)
+    error = _of_environment(error) or error
     if not isinstance(error, UserError):
         traceback.print_exception(error)
         return 1

@@ -37,6 +37,7 @@ def run_without(hidden, words, folder):
         ("data", "prepare samples.jsonl --out=store --task=t"),
         ("teach", f"{SAMPLE} {SERVER}"),
         ("report", "report run"),
+        ("report", "demo"),
     ],
 )
 def test_a_verb_without_its_extra_says_which(extra, words, tmp_path):
@@ -59,14 +60,15 @@ def test_the_core_alone_has_what_export_needs(tmp_path):
     assert "no_folder" in done.stderr and "extra" not in done.stderr
 
 
-def test_every_named_library_comes_with_its_extra():
-    lists = {
-        node.targets[0].id.lower(): ast.literal_eval(node.value)
-        for node in ast.parse(SETUP.read_text()).body
-        if isinstance(node, ast.Assign) and node.targets[0].id.lower() in EXTRAS
-    }
-    names = {
-        extra: {re.match(r"[\w-]+", line)[0].replace("-", "_") for line in lines}
-        for extra, lines in lists.items()
-    }
-    assert names == {extra: set(libraries) for extra, libraries in EXTRAS.items()}
+def test_every_named_library_comes_with_its_extra_and_every_extra_is_named():
+    lists = {}
+    for node in ast.parse(SETUP.read_text()).body:
+        if isinstance(node, ast.Assign):
+            words = [word.value for word in ast.walk(node) if isinstance(word, ast.Constant)]
+            names = {re.match(r"[\w-]+", word)[0].replace("-", "_") for word in words}
+            others = [lists[name.id] for name in ast.walk(node.value) if isinstance(name, ast.Name)]
+            lists[node.targets[0].id] = names.union(*others)
+    for extra, libraries in EXTRAS.items():
+        assert set(libraries) <= lists[extra.upper()]
+    in_setup = set().union(*(lists[extra.upper()] for extra in EXTRAS))
+    assert in_setup == {name for libraries in EXTRAS.values() for name in libraries}

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from cot_flax.cli import teach
+from cot_flax.cli import environment, teach
 from cot_flax.cli.common import (
     GIN_FLAGS,
     CoordinatorAddress,
@@ -137,11 +137,9 @@ def report_command(
 
 
 def main() -> None:
-    """The entry point: UserError becomes one line on standard error and exit code 2.
-
-    So does an extra that is not installed.
-    """
+    """The entry point: what a user can mend becomes one line on standard error, exit code 2."""
     try:
+        environment.settle()
         app()
-    except (UserError, ModuleNotFoundError) as error:
+    except Exception as error:
         sys.exit(report_error(error))

@@ -202,8 +202,14 @@ def _take_other_flags(context: typer.Context) -> list[str]:
 
 
 def _import_quietly(module: str) -> None:
-    """Imports what starts TensorFlow, whose C++ side prints about missing GPUs in any setting."""
+    """Imports what starts TensorFlow, whose C++ side prints about missing GPUs in any setting.
+
+    Keras, which comes with it, would import matplotlib, for half a second.
+    """
     sys.stderr.flush()
+    hides = "matplotlib" not in sys.modules
+    if hides:
+        sys.modules["matplotlib"] = None
     stderr = os.dup(2)
     with tempfile.TemporaryFile() as hidden:
         os.dup2(hidden.fileno(), 2)
@@ -212,6 +218,8 @@ def _import_quietly(module: str) -> None:
         finally:
             os.dup2(stderr, 2)
             os.close(stderr)
+            if hides:
+                del sys.modules["matplotlib"]
 
 
 def prepare_libraries() -> None:

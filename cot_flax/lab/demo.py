@@ -4,6 +4,7 @@ Everything goes through the same gin experiments and functions as a run from the
 """
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import typer
@@ -11,6 +12,7 @@ import typer
 from cot_flax import configuration
 from cot_flax.chains.preparation import Preparation
 from cot_flax.chains.samples import write_samples
+from cot_flax.errors import missing_extra
 from cot_flax.lab.world.stories import make_stories
 from cot_flax.lab.world.teacher import make_samples
 from cot_flax.reports import comparison, preparation
@@ -41,6 +43,8 @@ STUDENTS = {
 
 def run(*, out: Path, seed: int, fast: bool) -> None:
     """Prepares the world, trains and evaluates all students, writes `out/report.html`."""
+    if find_spec("matplotlib") is None:  # or the report would miss it after all the training
+        raise missing_extra(ModuleNotFoundError(name="matplotlib"))
     size = FAST if fast else FULL
     _say("1/3 The teacher writes chains; the right ones are kept and aligned")
     teacher_store = _prepare(out, size, seed)

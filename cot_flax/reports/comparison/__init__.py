@@ -8,7 +8,6 @@ from pathlib import Path
 
 from cot_flax import run_folder
 from cot_flax.files import write_whole
-from cot_flax.reports.comparison import page
 from cot_flax.reports.comparison.terminal import print_results, print_table
 
 __all__ = ["print_results", "print_table", "write"]
@@ -25,5 +24,7 @@ def write(path: str | Path, runs: Mapping[str, Path], base: str | None = None) -
     Raises:
         UserError: a folder that is not there, a malformed file, or no results at all.
     """
+    from cot_flax.reports.comparison import page  # draws: matplotlib is of no use to other callers
+
     found = run_folder.read_runs(runs, base)
     write_whole(path, page.render(found, path))
