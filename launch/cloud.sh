@@ -1,19 +1,8 @@
 # shellcheck shell=bash
-# What tpu_pod.sh and tpu_gke.sh share. Sourced, not run.
+# What tpu_pod.sh and tpu_gke.sh share of Google Cloud. Sourced, not run.
+# shellcheck disable=SC2034  # tpu_slice.sh takes what sort_passed sets
 . launch/common.sh
-
-check_run() { # NAME: it is one that Google Cloud takes, and the run survives a preemption
-  [[ $1 =~ ^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$ ]] ||
-    refuse "NAME '$1'" "at most 40 of a-z, 0-9 and -, a letter first" "choose another"
-  local quote="[\"']"
-  [[ ${train_flags[*]} =~ --gin\.MODEL_DIR=${quote}gs:// ]] ||
-    refuse "no MODEL_DIR in a bucket" "one that outlives the machines" \
-      "pass --gin.MODEL_DIR=\"'gs://BUCKET/RUN'\""
-}
-
-need_file() { # PATH FLAG
-  [ -f "$1" ] || refuse "no file $1" "one" "correct $2"
-}
+. launch/shipping.sh
 
 need_account() {
   need gcloud "install it: https://cloud.google.com/sdk/docs/install"
@@ -34,11 +23,6 @@ accelerator() { # SLICE: prints what Google Cloud calls it
   fi
 }
 
-pack() { # FILE.tar.gz: tracked files as they stand; what git does not know may be a secret
-  # shellcheck disable=SC2016  # for the inner shell
-  run bash -c 'tree=$(git stash create) && git archive --output="$0" "${tree:-HEAD}"' "$1"
-}
-
 runtime() { # ACCELERATOR: the image that its virtual machines start from
   case $1 in
     v5litepod-*) echo v2-alpha-tpuv5-lite ;;
@@ -46,4 +30,20 @@ runtime() { # ACCELERATOR: the image that its virtual machines start from
     v6e-*) echo v2-alpha-tpuv6e ;;
     *) echo tpu-ubuntu2204-base ;;
   esac
+}
+
+every=() ssh=() make=() # flags of gcloud for every call, for connections, and to create a slice
+track=()                # of gcloud's commands: none, or alpha
+
+sort_passed() { # puts each flag that was passed where it belongs
+  local flag
+  for flag in "${passed[@]}"; do
+    case $flag in
+      --project=* | --account=* | --impersonate-service-account=* | --verbosity=*) every+=("$flag") ;;
+      alpha) track=(alpha) ;;
+      --tunnel-through-iap) ssh+=("$flag") track=(alpha) ;; # others do not have it
+      --internal-ip | --ssh-*) ssh+=("$flag") ;;
+      *) make+=("$flag") ;;
+    esac
+  done
 }

@@ -3,7 +3,9 @@
 
 dry_run=""
 words=()          # arguments that are no flags
-train_flags=()    # those of `cot-flax train`
+flags=()          # those of the verb, in their order
+passed=()         # what stands between two --: flags of gcloud or xpk
+shipped=()        # each --ship=PATH
 declare -A option # the script's own, such as option[--spot]
 exec 3>&1         # `run` prints here, also where its command's output is captured
 
@@ -28,18 +30,27 @@ need() { # COMMAND REMEDY
 
 # Unknown options end the script, or a misspelt --dry-run would launch.
 read_arguments() { # "OWN OPTIONS" ARGUMENTS...
-  local allowed=" $1 --dry-run " argument
+  local allowed=" $1 --dry-run " argument inside=""
   shift
   for argument; do
+    if [ "$argument" = -- ]; then
+      [ -n "$inside" ] && inside="" || inside=yes
+      continue
+    elif [ -n "$inside" ]; then
+      passed+=("$argument")
+      continue
+    fi
     case $argument in
-      --gin_file=* | --gin_search_paths=* | --gin.*=*) train_flags+=("$argument") ;;
+      --gin_file=* | --gin_search_paths=* | --gin.*=*) flags+=("$argument") ;;
       -*)
         [[ $allowed == *" ${argument%%=*} "* ]] ||
           refuse "$argument" "one of$allowed--gin_file=FILE --gin.NAME=VALUE" "correct it"
         option[${argument%%=*}]=${argument#*=}
+        [[ $argument != --ship=* ]] || shipped+=("${argument#*=}")
         ;;
       *) words+=("$argument") ;;
     esac
   done
+  [ -z "$inside" ] || refuse "one --" "two, around what is handed on" "add the second"
   dry_run=${option[--dry-run]:-}
 }

@@ -4,12 +4,12 @@
 # shellcheck disable=SC2154
 
 tpus() { # KIND VERB WHAT... [FLAGS]
-  run gcloud compute tpus "$@" "--zone=$zone" --quiet
+  run gcloud "${track[@]}" compute tpus "$@" "--zone=$zone" --quiet "${every[@]}"
 }
 
-on() { tpus tpu-vm ssh "$name" "--worker=$1" "--command=$2" "${@:3}"; } # WORKERS COMMAND [FLAGS]
+on() { tpus tpu-vm ssh "$name" "--worker=$1" "--command=$2" "${@:3}" "${ssh[@]}"; } # WORKERS COMMAND
 
-copy() { tpus tpu-vm scp "$1" "$name:$2" --worker=all; } # FILE PATH THERE
+copy() { tpus tpu-vm scp "$1" "$name:$2" --worker=all "${ssh[@]}"; } # FILE PATH THERE
 
 state() { # prints one word; nothing where there is no such slice
   local path=state said
@@ -27,10 +27,11 @@ create() {
   type=$(accelerator "$slice")
   image=$(runtime "$type")
   if [ "$kind" = tpu-vm ]; then
-    tpus tpu-vm create "$name" "--accelerator-type=$type" "--version=$image" ${spot:+"$spot"}
+    tpus tpu-vm create "$name" "--accelerator-type=$type" "--version=$image" ${spot:+"$spot"} \
+      "${make[@]}"
   else
     tpus queued-resources create "$name" "--node-id=$name" "--accelerator-type=$type" \
-      "--runtime-version=$image" ${spot:+"$spot"}
+      "--runtime-version=$image" ${spot:+"$spot"} "${make[@]}"
   fi
 }
 

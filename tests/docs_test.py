@@ -277,6 +277,8 @@ def check_macros(words: list[str]) -> None:
     """Looks for the macros of a command that is not ours to parse in its gin files."""
     paths = [w.partition("=")[2] for w in words if w.startswith("--gin_search_paths=")]
     roots = [ROOT / path for path in ",".join(paths).split(",")] + [ROOT / "gin"]
+    for ship in (Path(w.partition("=")[2]) for w in words if w.startswith("--ship=")):
+        roots += [ROOT / ship.parent / path[8:] for path in paths if path.startswith("shipped/")]
     known = set()
     for word in words:
         if word.startswith("--gin_file="):

@@ -18,11 +18,14 @@ LAUNCH = Path(__file__).resolve().parents[1] / "launch"
 SCRIPTS = sorted(path for path in LAUNCH.iterdir() if path.suffix in (".sh", ".sbatch"))
 # All that the scripts may call, beside what each test puts on PATH.
 TOOLS = (
-    "basename bash cat chmod cmp cp dirname env flock git gzip mkdir rm setsid sleep tail tar tr"
+    "basename bash cat chmod cmp cp dirname env flock git gzip mkdir rm setsid sh sleep tail tar tr"
     " true"
 )
 SHIPPED = ["--gin_file=experiments/world_base.gin", "--gin.MODEL_DIR='gs://bucket/a run'"]
 TRAIN = ["tpu_pod.sh", "train", "pod", "v5e-16", "us-central1-a"]
+EVALUATE = ["tpu_pod.sh", "evaluate", *TRAIN[2:]]
+RESULTS = ["--gin_file=e.gin", "--gin.EVAL_OUTPUT_DIR=gs://bucket/run/test"]
+PASSED = ["--", "--project=p", "--reserved", "--network=n", "--tunnel-through-iap", "--"]
 QUEUE = [*TRAIN, "--queue", "--spot"]
 GKE = ["tpu_gke.sh", "train", "job", "v6e-32", "cluster", "us-east5-b"]
 
@@ -34,7 +37,7 @@ with open({calls!r}, "a") as file:
 # `describe` takes its answers from states.txt in turn; the last one stays. Workers are folders.
 GCLOUD = """
 import pathlib, shutil, subprocess
-words, states = sys.argv[1:], pathlib.Path({home!r}, "states.txt")
+words, states = [w for w in sys.argv[1:] if w != "alpha"], pathlib.Path({home!r}, "states.txt")
 flags = dict(word.split("=", 1) for word in words if word.startswith("--") and "=" in word)
 if words[0] == "auth":
     print(pathlib.Path({home!r}, "account.txt").read_text(), end="")
@@ -88,7 +91,7 @@ class Host:
         (self.home / "account.txt").write_text("somebody@example.com\n")
         self.states("READY")
         (self.home / "code.txt").write_text("0")
-        self.has_environment(self.home / "cot-flax", "tpu")
+        self.has_environment(self.home / "cot-flax", "tpu", "tpu,t5x")
 
     def stand_in(self, name, program="", folder=None):
         places = {"python": sys.executable, "calls": str(self.calls_file), "home": str(self.home)}
@@ -96,11 +99,13 @@ class Host:
         path.write_text((RECORDER + program).format(name=name, **places))
         path.chmod(0o755)
 
-    def has_environment(self, checkout, extras):
+    def has_environment(self, checkout, *extras):
         """As launch/setup.sh leaves it, so that nothing is installed here."""
         (checkout / ".venv" / "bin").mkdir(parents=True)
-        shutil.copy(self.checkout / "setup.py", checkout / ".venv" / f"installed-{extras}")
-        self.stand_in("cot-flax", COT_FLAX, checkout / ".venv" / "bin")
+        for extra in extras:
+            shutil.copy(self.checkout / "setup.py", checkout / ".venv" / f"installed-{extra}")
+        for name in ("cot-flax", "python"):
+            self.stand_in(name, COT_FLAX, checkout / ".venv" / "bin")
 
     def states(self, *states):
         (self.home / "states.txt").write_text("\n".join(states))
@@ -185,23 +190,29 @@ def test_a_script_is_short_and_says_how_to_use_it(script):
         (TRAIN, ["NOT_FOUND", "READY"]),
         (QUEUE, ["NOT_FOUND", "ACTIVE"]),
         ([*TRAIN, "--env-file=secrets.env"], ["NOT_FOUND", "READY"]),
+        ([*TRAIN, "--ship=team", "--ship=spiece.model", *PASSED], ["NOT_FOUND", "READY"]),
+        (["tpu_pod.sh", "t5x.train", *TRAIN[2:]], ["NOT_FOUND", "READY"]),
         (["tpu_pod.sh", "stop", "pod", "us-central1-a"], []),
         (["tpu_pod.sh", "delete", "pod", "us-central1-a"], []),
         (["tpu_pod.sh", "delete", "pod", "us-central1-a", "--queue"], []),
         (GKE, []),
-        ([*GKE, "--restarts=3", "--env-file=secrets.env"], []),
+        ([*GKE, "--restarts=3", "--env-file=secrets.env", "--ship=team", *PASSED[:3], "--"], []),
         (["tpu_gke.sh", "delete", "job", "cluster", "us-east5-b"], []),
-        (["slurm_gpu.sbatch"], []),
+        (["slurm_gpu.sbatch", "train"], []),
+        (["slurm_gpu.sbatch", "evaluate"], []),
+        (["slurm_gpu.sbatch", "t5x.train"], []),
     ],
     ids=lambda value: " ".join(value),
 )
 def test_a_dry_run_prints_the_commands_of_a_real_one_and_runs_none(host, command, states):
     host.stand_in("xpk")
     host.stand_in("srun")
-    host.has_environment(host.checkout, "gpu")
+    host.has_environment(host.checkout, "gpu", "gpu,t5x")
     shutil.copytree(LAUNCH, host.home / "cot-flax" / "launch")  # of an earlier training
     (host.checkout / "secrets.env").write_text("HF_TOKEN=abc\n")
-    flags = SHIPPED if {"train", "slurm_gpu.sbatch"} & set(command) else []
+    (host.checkout / "team").mkdir()
+    (host.checkout / "spiece.model").touch()
+    flags = [] if {"stop", "delete"} & set(command) else SHIPPED
     before = sorted(host.checkout.rglob("*"))
     dry = host.launch(*command, *flags, "--dry-run")
     assert (dry.returncode, dry.stderr) == (0, "")
@@ -210,7 +221,7 @@ def test_a_dry_run_prints_the_commands_of_a_real_one_and_runs_none(host, command
     host.states(*states)
     real = host.launch(*command, *flags, SLURM_JOB_ID="1")
     assert real.returncode == 0, real.stderr
-    called = [call for call in host.calls() if call[0] != "cot-flax"]
+    called = [call for call in host.calls() if call[0] not in ("cot-flax", "python")]
     if states:  # it looks once more than a dry run: is the slice ready now?
         first, second = (i for i, call in enumerate(called) if "describe" in call)
         assert called.pop(second) == called[first]
@@ -242,9 +253,15 @@ def real_gcloud(call, folder):
 @pytest.mark.skipif(shutil.which("gcloud") is None, reason="no gcloud on this machine")
 def test_gcloud_takes_our_flags(host, tmp_path):
     """gcloud reads flags before it looks for an account: exit code 2 for those that it has not."""
+    network = ["--", "--reserved", "--service-account=s", "--network=n", "--subnetwork=m"]
+    network += ["--internal-ips", "--project=p"]
+    alpha = [*network, "--tunnel-through-iap", "--labels=a=b", "--"]
     printed_calls = []
     for command in (
         [*TRAIN, "--spot", *SHIPPED],
+        [*TRAIN, *network, "--labels=a=b", "--internal-ip", "--", *SHIPPED],
+        [*QUEUE, *network, "--", *SHIPPED],
+        [*QUEUE, *alpha, *SHIPPED],
         [*QUEUE, *SHIPPED],
         ["tpu_pod.sh", "delete", "pod", "z"],
         ["tpu_pod.sh", "delete", "pod", "z", "--queue"],
@@ -263,6 +280,8 @@ def test_gcloud_takes_our_flags(host, tmp_path):
         done = real_gcloud(call, tmp_path)
         if call[1] == "auth":
             assert (done.returncode, done.stdout) == (0, "")
+        elif "alpha" in call and "have this command group installed" in done.stderr:
+            continue
         else:
             assert done.returncode == 1, (call, done.stderr)
             assert "does not have any valid credentials" in done.stderr
@@ -337,9 +356,54 @@ def test_a_training_runs_on_the_worker_and_its_exit_code_and_log_come_back(host)
     assert "abcdefg" not in done.stdout + done.stderr + json.dumps(calls)
     assert (host.home / "train.env").stat().st_mode & 0o777 == 0o600
     with tarfile.open(host.checkout / "runs" / "launch" / "pod" / "code.tar.gz") as archive:
-        assert "launch/tpu_worker.sh" in archive.getnames()
-        assert "secrets.env" not in archive.getnames()
-        assert archive.extractfile("setup.py").read() == b"# changed, not committed\n"
+        assert "./launch/tpu_worker.sh" in archive.getnames()
+        assert "./secrets.env" not in archive.getnames()
+        assert archive.extractfile("./setup.py").read() == b"# changed, not committed\n"
+
+
+def test_what_is_shipped_can_be_imported_there_and_what_is_local_is_refused(host, tmp_path):
+    package, project = tmp_path / "team" / "river", tmp_path / "project"
+    (project / "lake").mkdir(parents=True)
+    package.mkdir(parents=True)
+    for made in (package / "__init__.py", project / "lake" / "__init__.py"):
+        made.touch()
+    (host.checkout / "spiece.model").touch()
+    flags = [*SHIPPED, "--gin.T5_VOCABULARY_FILE='spiece.model'", f"--gin_file={project}/lake"]
+    refused = host.launch(*TRAIN, *flags)
+    remedy = r".* alone; .*--ship=spiece.model and --gin.T5_VOCABULARY_FILE=shipped/spiece.model"
+    assert_refused(refused, TRAIN[0], f"got --gin.T5_VOCABULARY_FILE=spiece.model{remedy}")
+    assert host.verbs() == []
+    imports = "sys.path += os.environ['PYTHONPATH'].split(':')\nimport lake, river\n"
+    for name in ("cot-flax", "python"):
+        host.stand_in(name, imports + COT_FLAX, host.home / "cot-flax" / ".venv" / "bin")
+    old = host.home / "cot-flax" / "shipped" / "old"
+    old.mkdir(parents=True)
+    ship = [f"--ship={path}" for path in (package, f"{project}/", "spiece.model")]
+    done = host.launch("tpu_pod.sh", "t5x.eval", *TRAIN[2:], *ship, *RESULTS)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert ["python", "-P", "-m", "t5x.eval", *RESULTS] in host.calls()
+    assert (host.home / "cot-flax" / "shipped" / "spiece.model").exists()
+    assert not old.exists()
+
+
+def test_flags_between_dashes_go_to_the_calls_of_gcloud_that_have_them(host):
+    host.states("NOT_FOUND", "READY")
+    done = host.launch(*TRAIN, *PASSED, *SHIPPED)
+    assert done.returncode == 0, done.stderr
+    calls = [[call[0], *call[2:]] for call in host.calls() if call[1:2] == ["alpha"]]
+    assert len(calls) == 7  # no other command knows the flag that asks for alpha
+    assert all("--project=p" in call for call in calls)
+    assert all(("--tunnel-through-iap" in call) == (call[4] in ("ssh", "scp")) for call in calls)
+    assert all(("--network=n" in call) == (call[4] == "create") for call in calls)
+    assert {call[4] for call in calls if "--reserved" in call} == {"create"}
+
+
+def test_a_worker_of_gke_runs_the_verb_in_the_foreground(host):
+    host.has_environment(host.checkout, "tpu")
+    (host.home / "code.txt").write_text("4")
+    done = host.launch("tpu_worker.sh", "run", "evaluate", "--gin.A='b c'")
+    assert done.returncode == 4, done.stderr
+    assert host.calls() == [["cot-flax", "evaluate", "--gin.A='b c'"]]
 
 
 @pytest.fixture
@@ -358,7 +422,7 @@ def test_the_same_line_again_watches_what_runs_and_other_flags_are_refused(host,
     running.communicate()
     other = host.launch(*TRAIN, *SHIPPED, "--gin.TRAIN_STEPS=5")
     assert other.returncode == 2
-    assert "got other flags than those of the training that runs" in other.stderr
+    assert "got other flags than those of what runs" in other.stderr
     host.calls()  # the first line may have begun to watch
     again = host.begin(*TRAIN, *SHIPPED)
     calls = host.wait_for("gcloud", "tpu_worker.sh watch")
@@ -427,7 +491,8 @@ def test_slurm_runs_a_copy_of_its_script(host, tmp_path):
     script = shutil.copy(LAUNCH / "slurm_gpu.sbatch", tmp_path / "slurm_script")
     slurm = {"SLURM_JOB_ID": "1", "SLURM_SUBMIT_DIR": str(host.checkout)}
     slurm |= {"SLURM_NTASKS_PER_NODE": "4", "SLURM_GPUS_ON_NODE": "4", "SLURM_CPUS_PER_TASK": "6"}
-    done = host.launch(f"../{os.path.relpath(script, host.checkout)}", *SHIPPED, **slurm)
+    words = [f"../{os.path.relpath(script, host.checkout)}", "train", *SHIPPED]
+    done = host.launch(*words, **slurm)
     assert done.returncode == 0, done.stderr
     srun = ["srun", "--kill-on-bad-exit=1", "--cpus-per-task=6", ".venv/bin/cot-flax", "train"]
     assert host.calls() == [srun + SHIPPED]
@@ -436,7 +501,7 @@ def test_slurm_runs_a_copy_of_its_script(host, tmp_path):
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        (["tpu_pod.sh"], "got ''; expected train NAME SLICE ZONE"),
+        (["tpu_pod.sh"], "got ''; expected VERB NAME SLICE ZONE"),
         (["tpu_pod.sh", "train", "pod", "v5e-16", *SHIPPED], "got 'train pod v5e-16'; .*ZONE"),
         (["tpu_pod.sh", "train", "Pod", "v5e-16", "z", *SHIPPED], "NAME 'Pod'; .*a-z"),
         (["tpu_pod.sh", "train", "pod", "v5e-12", "z", *SHIPPED], "SLICE 'v5e-12'; .*v5e-N"),
@@ -445,15 +510,21 @@ def test_slurm_runs_a_copy_of_its_script(host, tmp_path):
         ([*TRAIN, *SHIPPED, "--dryrun"], "--dryrun; expected one of .* --dry-run "),
         ([*TRAIN, *SHIPPED, "--gin_file"], "got --gin_file; expected .*--gin_file=FILE"),
         ([*TRAIN, *SHIPPED, "--env-file=no.env"], "no file no.env; .*--env-file"),
-        ([*TRAIN, "--gin.MODEL_DIR='runs/a'"], "no MODEL_DIR in a bucket; .*gs://BUCKET"),
+        ([*TRAIN], "no MODEL_DIR in a bucket; .*gs://BUCKET"),
         (["tpu_pod.sh", "delete", "pod"], "got 'delete pod'"),
         ([*GKE[:3], "v7-1", *GKE[4:], *SHIPPED], "SLICE 'v7-1'"),
         ([*GKE, *SHIPPED, "--restarts=few"], "--restarts=few; expected a whole number"),
         ([*GKE, *SHIPPED], "no xpk on PATH; .*pip install xpk"),
         (["tpu_gke.sh", "delete", "job", "cluster"], "got 'delete job cluster'"),
-        (["tpu_worker.sh", "run"], "got 'run'; .*launch/tpu_pod.sh"),
-        (["slurm_gpu.sbatch", *SHIPPED], "no srun on PATH; .*sbatch"),
-        (["slurm_gpu.sbatch", "v5e-16", *SHIPPED], "got 'v5e-16'"),
+        (["tpu_worker.sh", "go"], "got 'go'; .*launch/tpu_pod.sh"),
+        ([*TRAIN, *SHIPPED, "--gin.MODEL_DIR='runs/a'"], "no MODEL_DIR in a bucket but runs/a; "),
+        ([*EVALUATE, *SHIPPED], "no EVAL_OUTPUT_DIR in a bucket; .*gs://BUCKET"),
+        (["tpu_pod.sh", "report", *TRAIN[2:]], "got 'report'; expected train, evaluate, t5x.train"),
+        ([*TRAIN, "--", "--reserved", *SHIPPED], "got one --; expected two"),
+        ([*TRAIN, *SHIPPED, "--ship=no_team"], "got no file or folder no_team; .*--ship"),
+        (["slurm_gpu.sbatch", "train", *SHIPPED], "no srun on PATH; .*sbatch"),
+        (["slurm_gpu.sbatch", "v5e-16", *SHIPPED], "got 'v5e-16'; expected train, evaluate"),
+        (["slurm_gpu.sbatch", *SHIPPED], "got ''; expected train, evaluate"),
         (["local_gpu.sh", "train"], "no nvidia-smi on PATH; .*local_cpu"),
         (["local_cpu.sh"], "got no command"),
         (["sweep.sh", "runs/lr", "A=1"], "no FOLDER, BINDINGS or COMMAND"),
@@ -497,9 +568,10 @@ def test_a_slice_that_failed_is_left_for_the_user_to_look_at(host):
 
 def test_slurm_wants_a_job_with_a_task_a_gpu(host, tmp_path):
     host.stand_in("srun")
-    assert_refused(host.launch("slurm_gpu.sbatch"), "slurm_gpu.sbatch", "no Slurm job; .*sbatch")
+    done = host.launch("slurm_gpu.sbatch", "train")
+    assert_refused(done, "slurm_gpu.sbatch", "no Slurm job; .*sbatch")
     job = {"SLURM_JOB_ID": "1", "SLURM_NTASKS_PER_NODE": "8", "SLURM_GPUS_ON_NODE": "4"}
-    done = host.launch("slurm_gpu.sbatch", **job)
+    done = host.launch("slurm_gpu.sbatch", "train", **job)
     assert_refused(done, "slurm_gpu.sbatch", "8 tasks for 4 GPUs .*--ntasks-per-node=4")
     done = host.launch("slurm_gpu.sbatch", SLURM_SUBMIT_DIR=str(tmp_path))
     assert_refused(done, "slurm_gpu.sbatch", "expected a checkout of cot-flax")

@@ -1,0 +1,37 @@
+# shellcheck shell=bash
+# What a launch runs, here or on the machine that it goes to. Sourced, not run.
+# shellcheck disable=SC2034  # `command` is for those that source this file
+
+check_verb() {
+  case $1 in
+    train | evaluate | t5x.train | t5x.eval | t5x.infer) ;;
+    *) refuse "'$1'" "train, evaluate, t5x.train, t5x.eval or t5x.infer" "correct the verb" ;;
+  esac
+}
+
+find_python() { # the images of TPU VMs have Python 3.10
+  python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' && return
+  python3 -m pip install --quiet --user uv
+  ~/.local/bin/uv python install --quiet 3.12
+  PYTHON=$(~/.local/bin/uv python find 3.12)
+  export PYTHON
+}
+
+set_up() { # EXTRAS VERB: sets `command`, what the flags of the verb are added to
+  local extras=$1 bin="${VENV:-.venv}/bin"
+  command=("$bin/cot-flax" "$2")
+  if [[ $2 == t5x.* ]]; then
+    extras+=,t5x
+    command=("$bin/python" -P -m "$2")
+  fi
+  run bash launch/setup.sh "$extras"
+}
+
+# A package that was shipped can be imported, and so can the packages in a project that was.
+find_shipped() {
+  local folder path=$PWD/shipped
+  for folder in shipped/*/; do
+    [ ! -d "$folder" ] || [ -f "${folder}__init__.py" ] || path+=:$PWD/${folder%/}
+  done
+  export PYTHONPATH=$path${PYTHONPATH:+:$PYTHONPATH}
+}
