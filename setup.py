@@ -27,7 +27,7 @@ setup(
     long_description=open("README.md").read(),  # noqa: SIM115
     long_description_content_type="text/markdown",
     license="Apache-2.0",
-    python_requires=">=3.11",
+    python_requires=">=3.11,<3.14",  # tensorflow-text has no wheels for 3.14
     packages=[*find_packages(include=["cot_flax", "cot_flax.*"]), "cot_flax.tasks", "cot_flax.gin"],
     package_dir={"cot_flax.tasks": "tasks", "cot_flax.gin": "gin"},
     package_data={

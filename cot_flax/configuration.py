@@ -16,7 +16,7 @@ from typing import Any, Union, get_args, get_origin
 import gin
 
 import cot_flax
-from cot_flax.errors import UserError
+from cot_flax.errors import UserError, missing_extra
 from cot_flax.files import make_folder
 from cot_flax.run_folder import CONFIG
 
@@ -89,6 +89,10 @@ def parse(
         gin.finalize()
     except (*_MALFORMED, OSError, ImportError, AttributeError, NameError) as error:
         _raise_if_macro_is_missing(error)
+        if isinstance(error, ModuleNotFoundError) and isinstance(
+            missing := missing_extra(error), UserError
+        ):
+            raise missing from error
         raise UserError(
             f"gin: {_first_line(error)}",
             "files and names that exist",

@@ -46,6 +46,8 @@ def missing_extra(error: ModuleNotFoundError) -> UserError | ModuleNotFoundError
     # gin raises what it augments anew, without its name; the message has it.
     named = re.search(r"(?:No module named|import of) '?([\w.]+)", str(error))
     library = (error.name or (named[1] if named else "")).partition(".")[0]
+    if library == "fcntl" or (sys.platform == "win32" and library in EXTRAS["data"]):
+        return UserError(f"no {library} on Windows", "Linux or macOS", "use WSL")
     for extra, libraries in EXTRAS.items():
         if library in libraries:
             remedy = f'run: pip install "cot-flax[{extra}]"'

@@ -4,4 +4,5 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bash launch/setup.sh
-exec "${VENV:-.venv}/bin/cot-flax" demo "$@"
+"${VENV:-.venv}/bin/cot-flax" demo "$@"
+echo "for the next command: source ${VENV:-.venv}/bin/activate"

@@ -3,7 +3,7 @@
 # setup.py has changed.
 #   bash launch/setup.sh [EXTRAS]        more EXTRAS of setup.py: none (default), dev, tpu, gpu, beam, ...,
 #                                        comma-separated
-# PYTHON chooses the interpreter (3.11 or newer); VENV another folder.
+# PYTHON chooses the interpreter (3.11, 3.12 or 3.13); VENV another folder.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 extras=${1:-}
@@ -11,8 +11,8 @@ venv=${VENV:-.venv}
 python=${PYTHON:-python3}
 stamp="$venv/installed-${extras:-alone}"
 
-"$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
-  echo "setup: got $("$python" --version); expected Python 3.11 or newer; set PYTHON=/path/to/python3.11" >&2
+"$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || {
+  echo "setup: got $("$python" --version); expected 3.11, 3.12 or 3.13; set PYTHON=/path/to/python3.12" >&2
   exit 2
 }
 if ! cmp -s setup.py "$stamp"; then

@@ -10,7 +10,7 @@ check_verb() {
 }
 
 find_python() { # the images of TPU VMs have Python 3.10
-  python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' && return
+  python3 -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' && return
   python3 -m pip install --quiet --user uv
   ~/.local/bin/uv python install --quiet 3.12
   PYTHON=$(~/.local/bin/uv python find 3.12)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cot_flax.errors import EXTRAS
+from cot_flax.errors import EXTRAS, missing_extra
 
 SETUP = Path(__file__).resolve().parents[1] / "setup.py"
 WITHOUT = """
@@ -51,6 +51,16 @@ def test_a_verb_without_its_extra_says_which(extra, words, tmp_path):
         rf'run: pip install "cot-flax\[{extra}\]"',
         line,
     )
+
+
+def test_what_windows_lacks_is_one_line(tmp_path, monkeypatch):
+    (tmp_path / "questions.jsonl").write_text('{"question": "1 + 1?", "answer": "2"}\n')
+    done = run_without(["fcntl"], f"{SAMPLE} {SERVER}", tmp_path)
+    line = "cot-flax: got no fcntl on Windows; expected Linux or macOS; use WSL"
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (2, line)
+    monkeypatch.setattr(sys, "platform", "win32")
+    error = missing_extra(ModuleNotFoundError("No module named 'tensorflow_text'"))
+    assert str(error) == "got no tensorflow_text on Windows; expected Linux or macOS; use WSL"
 
 
 def test_the_core_alone_has_what_export_needs(tmp_path):

@@ -463,6 +463,26 @@ def test_a_local_run_sets_up_and_hands_all_arguments_on(host, command, extras, s
     assert (dry.stdout.splitlines(), host.calls()) == (done.stdout.splitlines()[:-1], [])
 
 
+@pytest.mark.parametrize(
+    ("version", "code"), [("3, 10", 2), ("3, 11", 0), ("3, 13", 0), ("3, 14", 2)]
+)
+def test_set_up_takes_a_python_that_has_all_wheels(host, tmp_path, version, code):
+    python = tmp_path / "python"
+    pretend = f"import sys; sys.version_info = ({version}, 0); exec(sys.argv[1])"
+    check = f'exec "{sys.executable}" -c "{pretend}" "$2"'
+    python.write_text(f'#!/bin/sh\n[ "$1" != --version ] || {{ echo Python X; exit; }}\n{check}\n')
+    python.chmod(0o755)
+    host.has_environment(host.checkout, "alone")
+    done = host.launch("setup.sh", PYTHON=str(python))
+    line = "setup: got Python X; expected 3.11, 3.12 or 3.13; set PYTHON=/path/to/python3.12\n"
+    assert (done.returncode, done.stderr) == (code, line if code else "")
+
+
+def test_the_versions_that_set_up_takes_are_those_of_the_package():
+    asked = re.search(r'python_requires="(.*)"', (LAUNCH.parent / "setup.py").read_text())[1]
+    assert asked == ">=3.11,<3.14"
+
+
 SWEEP = ["sweep.sh", "runs/lr", "LEARNING_RATE=1e-2", "TAIL='ignore'; WARMUP_STEPS=5", "--"]
 
 
