@@ -4,6 +4,8 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import pytest
 from support import reports
@@ -105,6 +107,20 @@ def test_packages_of_another_python_come_last_and_a_folder_of_modules_stays():
     paths = [foreign, team, "/usr/lib/python3.11", "/venv/lib/python3.11/site-packages"]
     assert environment._own_packages_first(paths, given) == [*paths[1:], foreign]
     assert environment._own_packages_first(paths, "") == paths
+
+
+def test_a_user_without_a_home_gets_the_temporary_folder(monkeypatch, capsys):
+    def unknown(user):
+        raise KeyError(user)
+
+    environment._give_a_home()
+    assert capsys.readouterr().err == ""
+    monkeypatch.setenv("HOME", "")  # comes back after the test
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    environment._give_a_home()
+    assert str(Path.home()) == tempfile.gettempdir()
+    assert capsys.readouterr().err.startswith("cot-flax: no home folder: ")
 
 
 def test_flags_of_xla_that_it_knows_pass():

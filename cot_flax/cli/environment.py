@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import sysconfig
+import tempfile
 from pathlib import Path
 
 from cot_flax.errors import UserError
@@ -49,9 +50,19 @@ def settle() -> None:
     for name, reason in _BREAKING.items():
         if value := os.environ.pop(name, None):
             print(f"cot-flax: without {name}={value}: {reason}", file=sys.stderr)
+    _give_a_home()
     sys.path[:] = _own_packages_first(sys.path, os.environ.get("PYTHONPATH", ""))
     if "XLA_FLAGS" in os.environ and "jaxlib" not in sys.modules:
         _check_xla_flags(os.environ["XLA_FLAGS"])
+
+
+def _give_a_home() -> None:
+    """A container may run as a user that its system does not know."""
+    try:
+        Path.home()
+    except RuntimeError:
+        os.environ["HOME"] = tempfile.gettempdir()
+        print(f"cot-flax: no home folder: {os.environ['HOME']} stands for it", file=sys.stderr)
 
 
 def _own_packages_first(paths: list[str], given: str) -> list[str]:
