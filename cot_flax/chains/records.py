@@ -268,7 +268,8 @@ def _is_one_object(text: bytes, suffix: str) -> bool:
         record = json.loads(first)
     except (ValueError, RecursionError):
         # It goes on in the next lines, or it is longer than what was looked at.
-        return suffix == ".json" or bool(_FIRST_VALUE_IS_OBJECT.match(text))
+        is_long = not rest and len(text) > _BLOCK // 2
+        return bool(_FIRST_VALUE_IS_OBJECT.match(text)) or (suffix == ".json" and not is_long)
     if rest.strip() or not isinstance(record, dict):
         return False
     return all(isinstance(value, dict) for value in record.values())

@@ -173,6 +173,15 @@ def test_a_file_that_breaks_off_in_its_first_block_is_named(tmp_path):
     assert caught.value.reason == "truncated_file"
 
 
+@pytest.mark.parametrize("name", ["a.json", "a"])
+def test_a_first_line_may_be_long(tmp_path, name):
+    rows = [{"question": "a" * 200_000}, {"question": "b"}]
+    (tmp_path / name).write_bytes(as_lines(rows))
+    assert read(tmp_path / name) == rows
+    (tmp_path / name).write_bytes(json.dumps({"0": rows[0], "1": rows[1]}).encode())
+    assert read(tmp_path / name) == rows
+
+
 def test_of_several_zstd_frames_each_is_read(tmp_path):
     first, second = as_lines(ROWS[:1]), as_lines(ROWS[1:])
     (tmp_path / "a.jsonl").write_bytes(PACKINGS[".zst"](first) + PACKINGS[".zst"](second))
