@@ -12,6 +12,7 @@ from cot_flax.cli.common import (
     CoordinatorAddress,
     GinFile,
     Out,
+    Overwrite,
     ProcessCount,
     ProcessIndex,
     SearchPaths,
@@ -85,6 +86,7 @@ def evaluate(
     coordinator_address: CoordinatorAddress = None,
     process_count: ProcessCount = None,
     process_index: ProcessIndex = None,
+    overwrite: Overwrite = False,
 ):
     """Decode held-out questions with a checkpoint and score the answers.
 
@@ -93,7 +95,8 @@ def evaluate(
     """
     from cot_flax import configuration
 
-    parse_gin(context, gin_file, gin_search_paths)
+    bindings = ["OVERWRITE=True"] if overwrite else []
+    parse_gin(context, gin_file, gin_search_paths, bindings)
     from cot_flax.evaluation import evaluate as evaluation
     from cot_flax.reports import comparison
     from cot_flax.training import hosts

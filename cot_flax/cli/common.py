@@ -35,6 +35,7 @@ ProcessIndex = Annotated[
     int | None, typer.Option("--process_index", envvar="JAX_PROCESS_ID", help="Which, from 0.")
 ]
 Out = Annotated[str, typer.Option("--out", help="Where to write.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there. (OVERWRITE)")]
 _GIN_PARAMETERS = (
     inspect.Parameter("gin_file", inspect.Parameter.KEYWORD_ONLY, default=[], annotation=GinFile),
     inspect.Parameter(

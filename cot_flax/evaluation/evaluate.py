@@ -3,31 +3,39 @@
 `predictions.jsonl` has one line a prediction, `results.json` the accuracies with 95% intervals.
 """
 
+import contextlib
 import dataclasses
 import itertools
-import json
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
+import jax
+import numpy as np
 import seqio
+from jax.experimental import multihost_utils
 
+import cot_flax
 from cot_flax.axes import MeshRules
 from cot_flax.data.batches import find_task
 from cot_flax.data.cards import TaskCard
 from cot_flax.data.features import fingerprint, tokenizer_of
 from cot_flax.data.registration import cot_task
 from cot_flax.errors import UserError
-from cot_flax.files import make_folder, new_file, write_whole
+from cot_flax.evaluation.outputs import Outputs, Reporter
 from cot_flax.generation.beam import RULES
-from cot_flax.generation.generator import Beams, Generator, place_keys
+from cot_flax.generation.generator import Beams, Continuation, Generator, place_keys
 from cot_flax.generation.sampling import Sampling
-from cot_flax.run_folder import PREDICTIONS, RESULTS
 from cot_flax.students.student import Student
 from cot_flax.text import scoring
-from cot_flax.text.answers import MODES
+from cot_flax.text.answers import MODES, extract_answer
 from cot_flax.training import hosts, sharding, state
 from cot_flax.weights.opening import open_source
 from cot_flax.weights.source import Access, load
+
+_LISTED = 3  # gold answers in a message
+_LABELS = 20  # in results.json
 
 
 @dataclass(frozen=True)
@@ -91,19 +99,29 @@ def evaluate(
     split: str = "test",
     decoding: Decoding = Decoding(),
     max_examples: int | None = None,
+    overwrite: bool = False,
     mesh: sharding.MeshConfig = sharding.MeshConfig(),  # noqa: B008 (frozen)
     access: Access = Access(),  # noqa: B008 (frozen)
 ) -> dict:
     """Evaluates a checkpoint on tasks, or on all tasks of mixtures; writes and returns the results.
 
+    What was decoded is in files at once: see `outputs.Outputs`. Called again with the same settings
+    after a kill, it goes on with the tasks that are not in results.json.
+
     Args:
         checkpoint_path: a checkpoint of ours, of Hugging Face or its hub, or of T5X.
+        max_examples: the first so many of each split; None takes all.
+        overwrite: replaces the results that another evaluation left in `output_dir`.
         mesh: the devices, of all processes, share out the prompts and the parameters.
         access: what reading it may do.
 
+    Returns:
+        results.json; in a process that is not the first, of the tasks that it helped to decode.
+
     Raises:
         UserError: no checkpoint, an unknown task, a task of another vocabulary than the checkpoint,
-            a folder that cannot be written to.
+            no examples, gold answers that cannot be read, a folder that cannot be written to or
+            that holds the results of another evaluation.
     """
     source = open_source(checkpoint_path, access)
     student = source.student
@@ -113,24 +131,41 @@ def evaluate(
         _max_tokens(decoding, card)
         _check_split(task, split)
         _check_vocabulary(task, source)
-    devices = sharding.make_mesh(mesh)
-    if hosts.is_first():
-        make_folder(output_dir)  # what cannot be written should not be decoded first
-    with MeshRules(devices, mesh.rules()).active():
-        params = load(source, state.abstract_params(student, devices, mesh.rules()))
-        predictions = {
-            task: predict(student, params, task, split, decoding, max_examples) for task in tasks
-        }
-    results = {
+    facts = {
         "checkpoint": source.place,
         "split": split,
         "decoding": dataclasses.asdict(decoding),
+        "max_examples": max_examples,
+        "versions": {"cot_flax": cot_flax.__version__, "jax": jax.__version__},
+        "date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "cards": {task: card.to_json() for task, card in cards.items()},
-        "tasks": {task: summarize(rows) for task, rows in predictions.items()},
     }
-    if hosts.is_first():
-        write(output_dir, itertools.chain(*predictions.values()), results)
-    return results
+    devices = sharding.make_mesh(mesh)
+    outputs = Outputs(output_dir, facts, tasks, overwrite=overwrite) if hosts.is_first() else None
+    # What cannot be written or scored should not be decoded first.
+    examples = {task: read_examples(task, split, max_examples) for task in tasks}
+    check_golds(examples, decoding.mode)
+    kept = [outputs is not None and task in outputs.rows for task in tasks]
+    left = _of_first_process(tasks, [not is_kept for is_kept in kept])
+    summaries = {}
+    reporter = Reporter({task: len(examples[task]) for task in left}, quiet=outputs is None)
+    with MeshRules(devices, mesh.rules()).active(), reporter:
+        if len(left) < len(tasks):
+            reporter.say(f"goes on: {len(tasks) - len(left)} of {len(tasks)} tasks are in results")
+        params = load(source, state.abstract_params(student, devices, mesh.rules()))
+        for task in left:
+            reporter.begin_task(task)
+            with outputs.growing() if outputs else contextlib.nullcontext(_ignore) as add:
+
+                def ended(rows, add=add):
+                    add(rows)
+                    reporter.add(rows)
+
+                rows = _answer(student, params, task, examples[task], decoding, ended)
+            summaries[task] = summarize(rows)
+            if outputs:
+                outputs.end_task(task, rows, summaries[task])
+    return outputs.results() if outputs else facts | {"tasks": summaries}
 
 
 def predict(
@@ -149,56 +184,138 @@ def predict(
         has them.
 
     Raises:
-        UserError: no limit of tokens, neither of the decoding nor of the task.
+        UserError: no limit of tokens, neither of the decoding nor of the task; no examples, or gold
+            answers that cannot be read.
     """
-    card = cot_task(task)
-    max_tokens = _max_tokens(decoding, card)
+    _max_tokens(decoding, cot_task(task))
     examples = read_examples(task, split, max_examples)
+    check_golds({task: examples}, decoding.mode)
+    return _answer(student, params, task, examples, decoding, _ignore)
+
+
+def check_golds(examples: Mapping[str, Sequence[Mapping]], mode: str) -> None:
+    """Raises UserError, with their number and the first few, where gold answers cannot be read.
+
+    Args:
+        examples: by task, as `read_examples` gives them.
+        mode: of the decoding; in a paper's own a gold that cannot be read is never matched.
+    """
+    unreadable: dict[tuple[str, str], str] = {}  # a question of several formats counts once
+    for task, some in examples.items():
+        card = cot_task(task)
+        for example in some:
+            gold, id = example["answer"].decode(), example["id"].decode()
+            try:
+                scoring.score([""], [gold], kind=card.answer_kind, mode=mode)
+            except UserError:
+                shown = f"{gold[:80]!r} of {id} in {task} (kind {card.answer_kind})"
+                unreadable.setdefault((card.dataset, id), shown)
+    if unreadable:
+        listed = list(unreadable.values())
+        dots = "; ..." if len(listed) > _LISTED else ""
+        raise UserError(
+            f"{len(listed)} gold answers that cannot be read: {'; '.join(listed[:_LISTED])}{dots}",
+            "an answer of the task's kind in each",
+            "correct the data, or the answer_kind of the task",
+        )
+
+
+def _answer(
+    student: Student,
+    params: dict,
+    task: str,
+    examples: Sequence[Mapping],
+    decoding: Decoding,
+    ended: Callable[[list[dict]], None],
+) -> list[dict]:
+    """The rows of `predict`; those of one question go to `ended` as soon as it is decoded."""
+    card = cot_task(task)
+    by_place: dict[int, list[dict]] = {}
+
+    def score(place: int, drawn: Sequence[Continuation]) -> None:
+        texts = [continuation.text for continuation in drawn]
+        by_place[place] = _rows(card, examples[place], texts, decoding.mode)
+        ended(by_place[place])
+
     vocabulary = seqio.get_mixture_or_task(task).output_features["targets"].vocabulary
-    texts = _decode_all(student, params, examples, vocabulary, decoding, max_tokens)
-    golds = [example["answer"].decode() for example in examples]
-    rows = []
-    for sample in range(decoding.samples):
-        drawn = [samples[sample] for samples in texts]
-        scores = scoring.score(drawn, golds, kind=card.answer_kind, mode=decoding.mode)
-        for example, gold, text, score in zip(examples, golds, drawn, scores, strict=True):
-            row = {
-                "task": task,
-                "dataset": card.dataset,
-                "format": card.format,
-                "role": card.role,
-                "answer_kind": card.answer_kind,
-                "id": example["id"].decode(),
-                "question": example["question"].decode(),
-                "prompt": example["inputs_pretokenized"].decode(),
-                "gold": gold,
-                "sample": sample,
-                "text": text,
-                "extracted": score.extracted,
-                "right": score.right,
-            }
-            rows.append(row | ({"steps": int(example["steps"])} if "steps" in example else {}))
-    return rows
+    beams = Beams(decoding.beams, decoding.length_penalty, decoding.beam_rule)
+    Generator(student, params, tokenizer_of(vocabulary)).generate(
+        [example["inputs"].tolist() for example in examples],
+        max_tokens=_max_tokens(decoding, card),
+        sampling=Sampling(decoding.temperature, decoding.top_k, decoding.top_p),
+        samples=decoding.samples,
+        beams=beams if decoding.beams > 1 else None,
+        slots=decoding.batch_size,
+        keys=place_keys(decoding.seed, len(examples)),
+        ended=score,
+    )
+    ordered = [by_place[place] for place in range(len(examples))]
+    return [rows[sample] for sample in range(decoding.samples) for rows in ordered]
+
+
+def _rows(card: TaskCard, example: Mapping, texts: Sequence[str], mode: str) -> list[dict]:
+    """A row of `predict` for each text of one example."""
+    gold = example["answer"].decode()
+    scores = scoring.score(texts, [gold] * len(texts), kind=card.answer_kind, mode=mode)
+    steps = {"steps": int(example["steps"])} if "steps" in example else {}
+    return [
+        {
+            "task": card.name,
+            "dataset": card.dataset,
+            "format": card.format,
+            "role": card.role,
+            "answer_kind": card.answer_kind,
+            "id": example["id"].decode(),
+            "question": example["question"].decode(),
+            "prompt": example["inputs_pretokenized"].decode(),
+            "gold": gold,
+            "sample": sample,
+            "text": text,
+            "extracted": score.extracted,
+            "right": score.right,
+            **steps,
+        }
+        for sample, (text, score) in enumerate(zip(texts, scores, strict=True))
+    ]
+
+
+def _of_first_process(tasks: Sequence[str], chosen: Sequence[bool]) -> list[str]:
+    """The tasks that the first process chose: it alone may see the folder with the results."""
+    agreed = multihost_utils.broadcast_one_to_all(np.array(chosen, bool))
+    return [task for task, is_chosen in zip(tasks, agreed, strict=True) if is_chosen]
+
+
+def _ignore(rows: list[dict]) -> None:
+    del rows
 
 
 def summarize(rows: Sequence[Mapping]) -> dict:
-    """Accuracy with its interval and parse failures: of all rows, and by number of steps."""
+    """Accuracy with its interval and parse failures: of all rows, and by number of steps.
+
+    Where answers are labels or texts, `labels` has for each of the most frequent ones the rows that
+    have it as `gold`, the rows in which it was `given`, and the `right` ones; `majority` is the
+    share of the most frequent gold, which a student has right that always says the same.
+    """
 
     def summary(chosen):
         return scoring.summarize((row["right"], row["extracted"]) for row in chosen)
 
     steps = sorted({row["steps"] for row in rows if "steps" in row})
     by_steps = {str(n): summary([r for r in rows if r.get("steps") == n]) for n in steps}
-    return summary(rows) | {"by_steps": by_steps}
+    return summary(rows) | _labels(rows) | {"by_steps": by_steps}
 
 
-def write(output_dir: str, rows, results: dict) -> None:
-    """Writes predictions.jsonl and results.json, each whole or not at all."""
-    folder = make_folder(output_dir)
-    with new_file(folder / PREDICTIONS) as path, path.open("w", encoding="utf-8") as file:
-        for row in rows:
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
-    write_whole(folder / RESULTS, json.dumps(results, indent=2) + "\n")
+def _labels(rows: Sequence[Mapping]) -> dict:
+    if any(row["answer_kind"] == "number" for row in rows):
+        return {}
+    golds = [extract_answer(r["gold"], kind=r["answer_kind"], mode="flexible") for r in rows]
+    counts, given = Counter(golds), Counter(row["extracted"] for row in rows)
+    right = Counter(gold for gold, row in zip(golds, rows, strict=True) if row["right"])
+    for unread in (counts, given):
+        del unread[None]
+    names = [name for name, _ in (counts + given).most_common(_LABELS)]
+    labels = {n: {"gold": counts[n], "given": given[n], "right": right[n]} for n in names}
+    return {"majority": max(counts.values(), default=0) / len(rows), "labels": labels}
 
 
 def task_names(names: str | Sequence[str]) -> list[str]:
@@ -211,27 +328,21 @@ def task_names(names: str | Sequence[str]) -> list[str]:
 
 
 def read_examples(task: str, split: str, max_examples: int | None) -> list[dict]:
-    """The examples of a split as NumPy values, uncut."""
+    """The examples of a split as NumPy values, uncut.
+
+    Raises:
+        UserError: there are none, or no such split.
+    """
+    if max_examples is not None and max_examples < 1:
+        raise UserError(f"max_examples {max_examples}", "1 or more, or None", "set MAX_EXAMPLES")
     _check_split(task, split)
     dataset = find_task(task).get_dataset(
         sequence_length=None, split=split, shuffle=False, num_epochs=1
     )
-    return list(itertools.islice(dataset.as_numpy_iterator(), max_examples))
-
-
-def _decode_all(student, params, examples, vocabulary, decoding, max_tokens) -> list[list[str]]:
-    """Texts [examples][samples]."""
-    beams = Beams(decoding.beams, decoding.length_penalty, decoding.beam_rule)
-    drawn = Generator(student, params, tokenizer_of(vocabulary)).generate(
-        [example["inputs"].tolist() for example in examples],
-        max_tokens=max_tokens,
-        sampling=Sampling(decoding.temperature, decoding.top_k, decoding.top_p),
-        samples=decoding.samples,
-        beams=beams if decoding.beams > 1 else None,
-        slots=decoding.batch_size,
-        keys=place_keys(decoding.seed, len(examples)),
-    )
-    return [[continuation.text for continuation in samples] for samples in drawn]
+    examples = list(itertools.islice(dataset.as_numpy_iterator(), max_examples))
+    if not examples:
+        raise UserError(f"no examples of {task} in {split}", "some", "check the data's files")
+    return examples
 
 
 def _max_tokens(decoding: Decoding, card: TaskCard) -> int:

@@ -3,7 +3,7 @@
 Shape letters are those of students/student.py, and K the likeliest tokens of a position.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
 from typing import NamedTuple
@@ -15,7 +15,7 @@ import numpy as np
 from cot_flax.axes import MeshRules, all_gather
 from cot_flax.generation.beam import beam_search
 from cot_flax.generation.sampling import Sampling
-from cot_flax.generation.slots import bucket, decode_all
+from cot_flax.generation.slots import Take, bucket, decode_all
 from cot_flax.students.student import Params, Student
 from cot_flax.text.tokenizers import Tokenizer
 
@@ -82,6 +82,7 @@ class Generator:
         beams: Beams | None = None,
         slots: int = 32,
         keys=None,
+        ended: Callable[[int, list[Continuation]], None] | None = None,
     ) -> list[list[Continuation]]:
         """Continues prompts.
 
@@ -92,17 +93,25 @@ class Generator:
             slots: prompts decoded at once.
             keys: a random key for each prompt, whose samples depend on nothing else; None makes
                 them of the prompts' places.
+            ended: is told the place of every prompt that ends, and its continuations, at once.
 
         Returns:
             N for each prompt, in the order of the prompts.
         """
         layout, special_ids = self._student.layout, self._student.special_ids
         ready = [layout.prompt(self.encode(prompt), special_ids) for prompt in prompts]
+        found: dict[int, list[Continuation]] = {}
+
+        def take(place: int, ids_NT: np.ndarray) -> None:
+            found[place] = [self._continuation(ids_T) for ids_T in ids_NT.tolist()]
+            if ended is not None:
+                ended(place, found[place])
+
         with self._active():
             if beams is not None:
-                outputs = self._search(ready, max_tokens, beams, slots)
+                self._search(ready, max_tokens, beams, slots, take)
             else:
-                outputs = decode_all(
+                decode_all(
                     self._student,
                     self._params,
                     ready,
@@ -111,8 +120,9 @@ class Generator:
                     max_tokens=max_tokens,
                     samples=samples,
                     sampling=sampling,
+                    ended=take,
                 )
-        return [[self._continuation(ids_T) for ids_T in ids_NT.tolist()] for ids_NT in outputs]
+        return [found[place] for place in range(len(ready))]
 
     def score(self, prompts: Sequence[Text], texts: Sequence[Text], top_k: int) -> list[Scores]:
         """Teacher-forced log-probabilities of one text after each prompt."""
@@ -157,10 +167,9 @@ class Generator:
         written = ids[: next(stops, len(ids))]
         return Continuation(written, self._tokenizer.decode(written))
 
-    def _search(self, prompts, max_tokens: int, beams: Beams, slots: int) -> np.ndarray:
-        """The best beam alone: int32 [prompts, 1, T]; prompts of like length go together."""
+    def _search(self, prompts, max_tokens: int, beams: Beams, slots: int, take: Take) -> None:
+        """The best beam alone, int32 [1, T], of each prompt; those of like length go together."""
         pad = self._student.special_ids.pad
-        best = np.full((len(prompts), 1, max_tokens), pad, np.int32)
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
         for begin in range(0, len(order), slots):
             group = order[begin : begin + slots]
@@ -173,8 +182,9 @@ class Generator:
                 max_tokens=max_tokens,
                 **beams._asdict(),
             )
-            best[places] = all_gather(output_BNT)[:, :1]
-        return best
+            best_B1T = np.asarray(all_gather(output_BNT)[:, :1])
+            for place, ids_1T in zip(group, best_B1T, strict=False):
+                take(place, ids_1T)
 
     def _writable(self) -> np.ndarray:
         """bool [V]: the pieces that are a text by themselves; surplus rows are none."""

@@ -12,7 +12,7 @@ part is the same in every process, which all see the same prompts and outputs.
 """
 
 import bisect
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -30,6 +30,10 @@ from cot_flax.students.student import Prompts, Student
 SHORTEST_BUCKET = 64
 STEPS = 8
 """Tokens between two looks of the host: a slot that ended waits half of them."""
+
+
+Take = Callable[[int, np.ndarray], None]
+"""Is given the place of a prompt that has ended, and its outputs, int32 [N, T]."""
 
 
 def bucket(length: int) -> int:
@@ -150,11 +154,13 @@ def decode_all(
     max_tokens: int,
     samples: int = 1,
     sampling: Sampling = Sampling(),  # noqa: B008 (immutable)
+    ended: Take | None = None,
 ) -> np.ndarray:
     """Continues all prompts, as `decode` does; the arguments are those of `Slots`.
 
     Args:
         keys: a random key for each prompt.
+        ended: gets every prompt's outputs at once when it ends.
 
     Returns:
         int32 [prompts, N, max_tokens]; after the end id, which is included, comes padding.
@@ -175,6 +181,8 @@ def decode_all(
     while decoding.busy:
         for ticket, output_NT in decoding.advance():
             outputs[ticket] = output_NT
+            if ended is not None:
+                ended(ticket, output_NT)
     return outputs
 
 

@@ -100,7 +100,7 @@ def _evaluate(folder: Path, seed: int, size: Size) -> None:
         "WORLD_SEED": seed,
     }
     configuration.parse(["experiments/world_evaluate.gin"], _bindings(macros))
-    configuration.call("evaluation.evaluate")
+    configuration.call("evaluation.evaluate", overwrite=True)
 
 
 def _bindings(macros: dict) -> list[str]:

@@ -1,19 +1,23 @@
 """Tests of evaluation with a tiny student that nobody trained, and with outputs made up here."""
 
 import dataclasses
+import io
 import json
+from datetime import datetime, timedelta
 
 import gin
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from rich.console import Console
 
+import cot_flax
 from cot_flax import configuration
 from cot_flax.data.features import fingerprint
 from cot_flax.data.registration import cot_task
 from cot_flax.errors import UserError
-from cot_flax.evaluation import evaluate
+from cot_flax.evaluation import evaluate, outputs
 from cot_flax.evaluation.evaluate import Decoding
 from cot_flax.evaluation.evaluators import AccuracyEvaluator
 from cot_flax.generation import generator
@@ -134,6 +138,9 @@ def test_results_are_what_is_in_the_predictions(evaluated, checkpoint):
     assert json.loads((folder / "results.json").read_text()) == results
     assert results["split"] == "test"
     assert results["decoding"] == dataclasses.asdict(SAMPLED)
+    assert (results["max_examples"], results["unfinished"]) == (6, [])
+    assert results["versions"] == {"cot_flax": cot_flax.__version__, "jax": jax.__version__}
+    assert datetime.fromisoformat(results["date"]).utcoffset() == timedelta(0)
     assert results["checkpoint"] == f"{checkpoint}/checkpoints/7"
     assert results["cards"][COT] == CARD.to_json()
     assert list(results["cards"]) == list(results["tasks"]) == list(TASKS)
@@ -251,13 +258,15 @@ class FakeDecoding:
         self._answers = answers
         self.calls = []
 
-    def __call__(self, module, params, prompts, keys, *, slots, max_tokens, samples, sampling):
+    def __call__(
+        self, module, params, prompts, keys, *, slots, max_tokens, samples, sampling, ended
+    ):
         self.calls.append(prompts)
-        output = np.zeros((len(prompts), samples, max_tokens), np.int32)
-        for row, tokens in zip(output, prompts, strict=True):
-            ids = self._answers[tuple(tokens)]
-            row[:, : len(ids)] = ids
-        return output
+        for place in reversed(range(len(prompts))):
+            output = np.zeros((samples, max_tokens), np.int32)
+            ids = self._answers[tuple(prompts[place])]
+            output[:, : len(ids)] = ids
+            ended(place, output)
 
 
 def fake(monkeypatch, task, choose, split="test"):
@@ -366,6 +375,141 @@ def test_without_a_limit_of_tokens_the_card_has_it(student, monkeypatch):
     monkeypatch.setattr(evaluate, "cot_task", lambda task: CARD)
     with pytest.raises(UserError, match=f"no max_tokens.*{COT}.*MAX_DECODE_LENGTH"):
         evaluate.predict(*student, COT, "test", Decoding(max_tokens=None), 2)
+
+
+def test_golds_are_read_before_anything_is_decoded(checkpoint, tmp_path, monkeypatch):
+    read = evaluate.read_examples
+
+    def with_broken_golds(task, split, max_examples):
+        examples = read(task, split, max_examples)
+        for place in (1, 2, 4, 5):
+            examples[place]["answer"] = b"not determined"
+        return examples
+
+    monkeypatch.setattr(evaluate, "read_examples", with_broken_golds)
+    monkeypatch.setattr(generator, "decode_all", None)
+    ids = [example["id"].decode() for example in read(COT, "test", 6)]
+    named = (
+        f"'not determined' of {ids[1]} in {COT} \\(kind number\\); .*{ids[2]}.*{ids[4]} in [^;]*"
+    )
+    # Of two formats of a question one is enough.
+    with pytest.raises(UserError, match=f"got 4 gold answers .*: {named}; ...; expected"):
+        evaluate_checkpoint(
+            checkpoint, tmp_path, max_examples=6, mixture_or_task_name=(COT, ANSWER)
+        )
+
+
+@pytest.mark.parametrize("number", [0, -1])
+def test_no_examples_are_refused(checkpoint, tmp_path, number):
+    with pytest.raises(UserError, match=f"max_examples {number}; .*MAX_EXAMPLES"):
+        evaluate_checkpoint(checkpoint, tmp_path, max_examples=number)
+
+
+class Killed(BaseException):
+    """What ends a process."""
+
+
+@pytest.fixture
+def dying(monkeypatch):
+    """Decoding that dies in the second task, when three of its questions have ended."""
+    decode_all, tasks, ends = generator.decode_all, [], []
+
+    def decode(*arguments, ended, **settings):
+        tasks.append(len(arguments[2]))
+
+        def until_killed(place, ids_NT):
+            if len(tasks) == 2 and len(ends) == 3:
+                raise Killed
+            ends.extend([place] if len(tasks) == 2 else [])
+            ended(place, ids_NT)
+
+        return decode_all(*arguments, ended=until_killed, **settings)
+
+    monkeypatch.setattr(generator, "decode_all", decode)
+    return tasks
+
+
+def lines_of(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_a_kill_loses_nothing_that_was_decoded(checkpoint, tmp_path, dying, evaluated, capsys):
+    whole, results = evaluated
+    settings = {"mixture_or_task_name": TASKS, "max_examples": 6}
+    with pytest.raises(Killed):
+        evaluate_checkpoint(checkpoint, tmp_path, **settings)
+    folder = tmp_path / "out"
+    left = json.loads((folder / "results.json").read_text())
+    assert left["tasks"] == {COT: results["tasks"][COT]}
+    assert left["unfinished"] == [TASKS[1]]
+    assert lines_of(folder / "predictions.jsonl") == rows_of(evaluated, COT)
+    unfinished = folder / "predictions.unfinished.jsonl"
+    rows = lines_of(unfinished)
+    assert len({row["id"] for row in rows}) == 3
+    assert all(row in rows_of(evaluated, TASKS[1]) for row in rows)
+    assert f"6 predictions are in {unfinished}" in capsys.readouterr().err
+
+    # The same again goes on with the second task; another evaluation does not take its place.
+    with pytest.raises(UserError, match=r"12 predictions of 1 tasks of an eval.*--overwrite"):
+        evaluate_checkpoint(checkpoint, tmp_path, **settings | {"max_examples": 5})
+    again = evaluate_checkpoint(checkpoint, tmp_path, **settings)
+    assert dying == [6, 6, 6]
+    assert "goes on: 1 of 2 tasks" in capsys.readouterr().err
+    assert again | {"date": ""} == results | {"date": ""}
+    assert lines_of(folder / "predictions.jsonl") == lines_of(whole / "predictions.jsonl")
+    assert not unfinished.exists()
+
+
+def test_results_are_replaced_only_when_asked(checkpoint, tmp_path):
+    first = evaluate_checkpoint(checkpoint, tmp_path)
+    path = tmp_path / "out" / "results.json"
+    with pytest.raises(UserError, match=f"{path} with the results of {checkpoint}.*4 predictions"):
+        evaluate_checkpoint(checkpoint, tmp_path, max_examples=1)
+    assert json.loads(path.read_text()) == first
+    other = evaluate_checkpoint(checkpoint, tmp_path, max_examples=1, overwrite=True)
+    assert json.loads(path.read_text()) == other
+    assert len(lines_of(tmp_path / "out" / "predictions.jsonl")) == 2
+
+
+def test_without_a_terminal_lines_say_how_far_it_is(checkpoint, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(outputs, "_SILENCE", 0.0)
+    found = evaluate_checkpoint(checkpoint, tmp_path, mixture_or_task_name=TASKS)
+    lines = capsys.readouterr().err.splitlines()
+    assert f"{COT} (1 of 2): 0 of 2 questions" in lines
+    assert f"{TASKS[1]} (2 of 2): 1 of 2 questions, 0.0% right" in lines
+    share = found["tasks"][TASKS[1]]["accuracy"]
+    assert lines[-1] == f"{TASKS[1]} (2 of 2): 2 of 2 questions, {share:.1%} right"
+
+
+def test_on_a_terminal_a_bar_counts_the_questions():
+    console = Console(force_terminal=True, width=120, file=io.StringIO())
+    with outputs.Reporter({COT: 2}, quiet=False, console=console) as reporter:
+        reporter.begin_task(COT)
+        reporter.add([{"right": True}, {"right": False}])
+        reporter.add([{"right": True}, {"right": True}])
+    shown = console.file.getvalue()
+    assert "2/2" in shown and "75.0% right" in shown
+    assert "questions" not in shown
+
+
+def test_labels_show_who_always_says_the_same():
+    golds = ["Page.", "page", "queue", "queue", "queue"]
+    rows = [
+        {"answer_kind": "text", "gold": gold, "extracted": "queue", "right": gold == "queue"}
+        for gold in golds
+    ]
+    rows[0]["extracted"] = None
+    found = evaluate.summarize(rows)
+    assert found["majority"] == found["accuracy"] == 3 / 5
+    assert found["labels"] == {
+        "queue": {"gold": 3, "given": 4, "right": 3},
+        "page": {"gold": 2, "given": 0, "right": 0},
+    }
+
+
+def test_numbers_have_no_labels(evaluated):
+    assert "labels" not in evaluated[1]["tasks"][COT]
+    assert evaluated[1]["tasks"][TASKS[1]]["majority"] == 1 / 6
 
 
 def test_a_folder_without_checkpoints_is_named(tmp_path):
