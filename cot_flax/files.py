@@ -30,11 +30,15 @@ def is_bucket(path: str | os.PathLike) -> bool:
 
 
 def path_at(path: str | os.PathLike) -> Path | epath.Path:
-    """A path that a user gave, absolute, `~` being the home folder.
+    """A path that a user gave, absolute and without `..`, `~` being the home folder.
 
     For one in a bucket it is epath's Path, which has pathlib's methods.
     """
-    return epath.Path(path) if is_bucket(path) else Path(path).expanduser().absolute()
+    if is_bucket(path):
+        return epath.Path(path)
+    place = Path(path).expanduser()
+    # tensorstore refuses `..`; a path without it keeps the links that it goes through.
+    return place.resolve() if ".." in place.parts else place.absolute()
 
 
 def cache() -> Path:

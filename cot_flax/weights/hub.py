@@ -13,6 +13,7 @@ from huggingface_hub.errors import (
 from cot_flax.errors import UserError
 from cot_flax.text.bpe import HUGGING_FACE, SETTINGS, SPECIAL_TOKENS
 from cot_flax.text.tokenizers import SENTENCEPIECE
+from cot_flax.weights import peft
 from cot_flax.weights.source import Access
 
 _SAFETENSORS = "model*.safetensors"
@@ -25,8 +26,10 @@ _NEEDED = (
     SPECIAL_TOKENS,
     "model.safetensors.index.json",
     _SAFETENSORS,
+    peft.CONFIG,
+    peft.WEIGHTS,
 )
-_PICKLES = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
+_PICKLES = ("pytorch_model*.bin", "pytorch_model.bin.index.json", peft.PICKLE)
 
 
 def download(name: str, access: Access) -> Path:
@@ -39,7 +42,7 @@ def download(name: str, access: Access) -> Path:
         UserError: no connection, no such model, no access to it, or not in the cache.
     """
     folder = _snapshot(name, _NEEDED, access)
-    if access.allow_pickle and not any(folder.glob(_SAFETENSORS)):
+    if access.allow_pickle and not any(folder.glob("*.safetensors")):
         folder = _snapshot(name, _PICKLES, access)
     return folder
 

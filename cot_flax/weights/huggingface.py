@@ -11,13 +11,32 @@ from cot_flax.files import new_folder, size_of
 from cot_flax.students.parameters import Tensor
 from cot_flax.students.student import Student, families
 from cot_flax.text.tokenizers import Tokenizer
-from cot_flax.weights import tokenizer_files
+from cot_flax.weights import peft, tokenizer_files
 from cot_flax.weights.files import safetensors, torch_pickle
 from cot_flax.weights.source import Access, Source, check_tensors, reading_order
 
 CONFIG = "config.json"
 _SAFETENSORS = safetensors.NAME
 _PICKLE = "pytorch_model.bin"
+_RESAVE = (
+    "take the model.safetensors of the same model, or write one with transformers 4: "
+    "T5ForConditionalGeneration.from_pretrained(DIR, from_{}=True).save_pretrained(NEW)"
+)
+_OTHERS = {
+    "*.safetensors": ("under another name", "rename it if it is the whole file"),
+    "flax_model*.msgpack": ("weights of Flax", _RESAVE.format("flax")),
+    "tf_model*.h5": ("weights of TensorFlow", _RESAVE.format("tf")),
+    "*.ckpt*.index": (
+        "a TensorFlow checkpoint",
+        "take the same model from gs://t5-data/pretrained_models/t5x or the Hugging Face hub",
+    ),
+    "*.ckpt*": (
+        "a checkpoint of Lightning or TensorFlow",
+        "load it there and save_pretrained(NEW) the model in it",
+    ),
+    "*.gguf": ("weights of llama.cpp", "take the model from which it was made"),
+}
+"""Files that we do not read, by their pattern: what they are, and what to do."""
 _GENERATION = {"max_new_tokens": 256}  # without it transformers ends a chain after 20 tokens
 
 
@@ -33,6 +52,39 @@ def open_folder(folder: Path, access: Access) -> Source:
     stored = _read_weights(folder, access)
     student, tensors = family.from_hugging_face(settings, stored, str(folder / CONFIG))
     return Source(str(folder), student, tensors, tokenizer_files.fingerprint(folder), folder)
+
+
+def open_adapter(folder: Path, base: Path, access: Access) -> Source:
+    """The parameters of the model in `base` with the adapter of PEFT in `folder` merged.
+
+    Raises:
+        UserError: as of `open_folder` and `peft.merged`.
+    """
+    settings = _read_json(base / CONFIG)
+    family = _family(settings, str(base / CONFIG))
+    adapter = _read_files(folder, peft.WEIGHTS, peft.PICKLE, access)
+    about = _read_json(folder / peft.CONFIG)
+    stored = peft.merged(_read_weights(base, access), adapter, about, str(folder))
+    student, tensors = family.from_hugging_face(settings, stored, str(base / CONFIG))
+    has_tokenizer = any((folder / name).is_file() for name in tokenizer_files.NAMES)
+    beside = folder if has_tokenizer else base
+    return Source(str(folder), student, tensors, tokenizer_files.fingerprint(beside), beside)
+
+
+def base_of(folder: Path) -> str:
+    """What an adapter's folder names as its base: a path or a name on the hub.
+
+    Raises:
+        UserError: it names none.
+    """
+    base = _read_json(folder / peft.CONFIG).get("base_model_name_or_path")
+    if not base or not isinstance(base, str):
+        raise UserError(
+            f"{folder / peft.CONFIG} without base_model_name_or_path",
+            "the model that the adapter was trained on",
+            f"write its folder or name there, or {peft.MERGE}",
+        )
+    return base
 
 
 def write_folder(
@@ -78,16 +130,29 @@ def write_folder(
 
 
 def _read_weights(folder: Path, access: Access) -> dict[str, Tensor]:
-    if (files := _weight_files(folder, _SAFETENSORS)) is not None:
+    return _read_files(folder, _SAFETENSORS, _PICKLE, access)
+
+
+def _read_files(folder: Path, name: str, pickle: str, access: Access) -> dict[str, Tensor]:
+    """The tensors of the files that are called `name`, or else, if allowed, `pickle`."""
+    if (files := _weight_files(folder, name)) is not None:
         return _read_all(files, safetensors.read)
-    files = _weight_files(folder, _PICKLE)
+    files = _weight_files(folder, pickle)
     if files is None or not access.allow_pickle:
-        raise UserError(
-            f"{folder} with {_PICKLE} only" if files else f"no weights in {folder}",
-            f"{_SAFETENSORS}, or {_SAFETENSORS}.index.json and the shards it names",
-            "put them there, or pass --allow_pickle (in gin: ALLOW_PICKLE = True) to read it",
-        )
+        raise _unreadable(folder, name, pickle, has_pickle=files is not None)
     return _read_all(files, torch_pickle.read)
+
+
+def _unreadable(folder: Path, name: str, pickle: str, *, has_pickle: bool) -> UserError:
+    """What lies there instead of weights that we read, and what helps."""
+    expected = f"{name}, or {name}.index.json and the shards it names"
+    if has_pickle:
+        remedy = f"put {name} there, or pass --allow_pickle (in gin: ALLOW_PICKLE = True)"
+        return UserError(f"{folder} with {pickle} only", expected, remedy)
+    for pattern, (kind, remedy) in _OTHERS.items():
+        if found := sorted(folder.glob(pattern)):
+            return UserError(f"{folder} with {found[0].name}, {kind}", expected, remedy)
+    return UserError(f"no weights in {folder}", expected, "download them into the folder")
 
 
 def _weight_files(folder: Path, name: str) -> list[Path] | None:

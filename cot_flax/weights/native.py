@@ -60,7 +60,7 @@ def read_metadata(step: str) -> Metadata:
     """
     text = files.read(step, "metadata/metadata")
     if text is None:
-        raise UserError(f"no metadata in {step}", "a checkpoint of cot-flax", "train again")
+        raise UserError(f"no metadata in {step}", "a checkpoint of cot-flax", "copy it again")
     return Metadata(**json.loads(text))
 
 

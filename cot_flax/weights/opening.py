@@ -1,11 +1,13 @@
 """One way in for every checkpoint: what kind it is shows when one looks at it."""
 
+import contextlib
 import re
+from pathlib import Path
 
 from cot_flax.errors import UserError
 from cot_flax.files import is_bucket, path_at
 from cot_flax.run_folder import CHECKPOINTS
-from cot_flax.weights import hub, huggingface, native, t5x
+from cot_flax.weights import hub, huggingface, native, peft, t5x
 from cot_flax.weights.files.tensorstore import Listing, listing
 from cot_flax.weights.source import Access, Source
 
@@ -35,8 +37,8 @@ def open_source(path: str, access: Access = Access()) -> Source:  # noqa: B008 (
             return _from_hub(path, access)
         if not folder.is_dir():
             raise _unknown(path, "a file")
-        if (folder / huggingface.CONFIG).is_file():
-            return huggingface.open_folder(folder, access)
+        if _is_hugging_face(folder):
+            return _open_hugging_face(folder, access)
     found = listing(path)
     for find, open_step in _KINDS:
         if (step := find(found)) is not None:
@@ -44,14 +46,49 @@ def open_source(path: str, access: Access = Access()) -> Source:  # noqa: B008 (
     raise _unknown(path, _shown(found))
 
 
+def _is_hugging_face(folder: Path) -> bool:
+    """Whether a folder holds a model of Hugging Face, or an adapter of PEFT to one."""
+    return any((folder / name).is_file() for name in (huggingface.CONFIG, peft.CONFIG))
+
+
+def _open_hugging_face(folder: Path, access: Access) -> Source:
+    if not (folder / peft.CONFIG).is_file():
+        return huggingface.open_folder(folder, access)
+    return huggingface.open_adapter(folder, _base(folder, access), access)
+
+
+def _base(folder: Path, access: Access) -> Path:
+    """The folder of an adapter's base: its path as it is, from the adapter, or from the hub."""
+    named = huggingface.base_of(folder)
+    for place in (path_at(named), folder / named):
+        if place.is_dir():
+            return place
+    if HUB_ID.fullmatch(named):
+        with contextlib.suppress(UserError):
+            return hub.download(named, access)
+    raise UserError(
+        f"an adapter of PEFT at {folder} to {named}, which is neither here nor to be had",
+        "the model that it was trained on",
+        f"get it (`hf download {named} --local-dir DIR`) and write DIR into "
+        f"base_model_name_or_path of {peft.CONFIG}, or {peft.MERGE}",
+    )
+
+
 def _from_hub(name: str, access: Access) -> Source:
-    if not HUB_ID.fullmatch(name):
-        raise UserError(
-            f"no folder {name}",
-            "a checkpoint, or a name on the Hugging Face hub such as google/flan-t5-base",
-            "correct the path",
-        )
-    return huggingface.open_folder(hub.download(name, access), access)
+    parent = path_at(name).parent
+    is_path = "/" in name and parent.is_dir()  # a misspelt path looks like a name on the hub
+    if HUB_ID.fullmatch(name):
+        try:
+            return _open_hugging_face(hub.download(name, access), access)
+        except UserError:
+            if not is_path:
+                raise
+    there = f" ({_shown(listing(str(parent)))} in {parent})" if is_path else ""
+    raise UserError(
+        f"no folder {name}{there}",
+        "a checkpoint, or a name on the Hugging Face hub such as google/flan-t5-base",
+        "correct the path",
+    )
 
 
 def _shown(found: Listing) -> str:

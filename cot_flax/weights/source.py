@@ -82,7 +82,7 @@ def check_tensors(found: Shapes, expected: Shapes, place: str) -> None:
         raise UserError(
             f"parameters at {place} that do not fit the model: {'; '.join(listed)}",
             f"the {len(expected)} parameters of its config",
-            "copy the checkpoint again, or include the gin/models file that it belongs to",
+            "copy the checkpoint again, parameters and config from one place",
         )
 
 

@@ -16,6 +16,9 @@ from cot_flax.text.tokenizers import (
 )
 from cot_flax.weights.source import Source
 
+NAMES = (SENTENCEPIECE, HUGGING_FACE)
+"""Files of which one holds the tokenizer."""
+
 
 def fingerprint(folder: Path) -> str:
     """Of a folder's vocabulary; "" where it has none that we read.
@@ -39,7 +42,7 @@ def find(source: Source, path: str | os.PathLike | None) -> Path:
         UserError: there is none.
     """
     folder = source.folder or path_at(source.place)
-    named = [path_at(path)] if path else [folder / name for name in (SENTENCEPIECE, HUGGING_FACE)]
+    named = [path_at(path)] if path else [folder / name for name in NAMES]
     found = next((file for file in named if file.is_file()), None)
     if found is None:
         raise UserError(

@@ -200,6 +200,42 @@ def test_aliases_of_the_embedding(folder):
     assert_equal(open_folder(folder, Access()), random_source(TINY))
 
 
+EMBEDDINGS = ("shared", "encoder.embed_tokens", "decoder.embed_tokens")
+
+
+@pytest.mark.parametrize("config", [TINY, TIED])
+@pytest.mark.parametrize(
+    ("first", "other"), [(0, 1), (0, 2), (1, 2)], ids=["encoder", "decoder", "both"]
+)
+def test_a_second_embedding_is_refused_unless_it_is_the_same(tmp_path, config, first, other):
+    out = write(random_source(config), tmp_path / "out")
+    first, other = (f"{EMBEDDINGS[place]}.weight" for place in (first, other))
+
+    def double(tensors):
+        tensors[first] = tensors.pop("shared.weight")
+        tensors[other] = tensors[first].copy()
+
+    edit_tensors(out, double)
+    assert_equal(open_folder(out, Access()), random_source(config))
+    edit_tensors(out, lambda tensors: tensors[other].__setitem__((23, 7), 0.5))
+    with pytest.raises(UserError, match=f"got {other} different from {first} beside"):
+        open_folder(out, Access())
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({}, 'tie_word_embeddings is false; .*or write "tie_word_embeddings": true'),
+        ({"model_type": "mt5"}, "an mT5 has one; download the file that has it$"),
+    ],
+)
+def test_a_missing_head_names_the_setting(folder, config, message):
+    edit_config(folder, scale_decoder_outputs=None, **config)  # as transformers 4 writes it
+    edit_tensors(folder, lambda tensors: tensors.pop("lm_head.weight"))
+    with pytest.raises(UserError, match=f"no lm_head.weight beside .*config.json; .*{message}"):
+        open_folder(folder, Access())
+
+
 def test_a_tied_head_may_stand_for_the_embedding_or_beside_it(tmp_path):
     out = write(random_source(TIED), tmp_path / "out")
     edit_tensors(out, lambda t: t.update({"lm_head.weight": t["shared.weight"]}))
@@ -301,8 +337,27 @@ def test_no_weights_and_only_pickled_ones(folder):
     with pytest.raises(UserError, match=r"pytorch_model.bin only; .* --allow_pickle"):
         open_folder(folder, Access())
     (folder / "pytorch_model.bin").unlink()
-    with pytest.raises(UserError, match="no weights in"):
-        open_folder(folder, Access(allow_pickle=True))
+    with pytest.raises(UserError, match="no weights in") as error:
+        open_folder(folder, Access())
+    assert "allow_pickle" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("flax_model.msgpack", r"weights of Flax; .*from_flax=True"),
+        ("tf_model.h5", r"weights of TensorFlow; .*from_tf=True"),
+        ("model.ckpt-1000000.index", r"a TensorFlow checkpoint; .*gs://t5-data"),
+        ("last.ckpt", r"a checkpoint of Lightning.*save_pretrained"),
+        ("model.fp16.safetensors", r"under another name; .*rename it"),
+    ],
+)
+@pytest.mark.parametrize("allow_pickle", [False, True])
+def test_weights_that_are_not_read_are_called_by_their_name(folder, name, kind, allow_pickle):
+    (folder / "model.safetensors").rename(folder / name)
+    with pytest.raises(UserError, match=f"{name}, {kind}") as error:
+        open_folder(folder, Access(allow_pickle))
+    assert "allow_pickle" not in str(error.value)
 
 
 @pytest.mark.parametrize("cut", [0, 4, 100, -1])

@@ -14,7 +14,7 @@ from cot_flax.training.checkpoints import Checkpointer, Metadata
 from cot_flax.training.state import TrainState
 from cot_flax.weights import huggingface, t5x
 from cot_flax.weights.opening import open_source
-from cot_flax.weights.source import Source
+from cot_flax.weights.source import Access, Source
 
 CONFIG = T5Config(
     vocab_size=24,
@@ -79,6 +79,22 @@ def test_a_step_and_a_home_are_found(places, monkeypatch):
     assert open_source("~/huggingface").student.config == CONFIG
 
 
+@pytest.mark.parametrize("kind", ["huggingface", "t5x", "native", "native/checkpoints/3"])
+def test_paths_may_go_up(kind, places, monkeypatch):
+    (places / "elsewhere").mkdir(exist_ok=True)
+    monkeypatch.chdir(places / "elsewhere")
+    source = open_source(f"../{kind}")
+    assert ".." not in source.place
+    assert source.tensors["decoder.decoder_norm.scale"].whole().shape == (16,)
+
+
+def test_a_misspelt_path_is_not_taken_for_a_name_on_the_hub(places, monkeypatch):
+    monkeypatch.chdir(places.parent)
+    name = f"{places.name}/nativ"
+    with pytest.raises(UserError, match=rf"no folder {name} \(.*huggingface.* in .*correct the"):
+        open_source(name, Access(local_files_only=True))
+
+
 def test_what_is_no_checkpoint_is_told_apart(tmp_path):
     with pytest.raises(UserError, match=rf"no checkpoint at {tmp_path} \(nothing there\)"):
         open_source(str(tmp_path))
@@ -87,5 +103,5 @@ def test_what_is_no_checkpoint_is_told_apart(tmp_path):
         open_source(str(tmp_path))
     with pytest.raises(UserError, match=r"\(a file there\).*give the folder"):
         open_source(str(tmp_path / "notes.txt"))
-    with pytest.raises(UserError, match=rf"no folder {tmp_path}/none; .*google/flan-t5-base"):
+    with pytest.raises(UserError, match=rf"no folder {tmp_path}/none \(notes.txt in .*google/fl"):
         open_source(str(tmp_path / "none"))

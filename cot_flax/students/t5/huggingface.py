@@ -47,6 +47,7 @@ HUGGING_FACE_HEAD = "lm_head.weight"
 EMBEDDING_ALIASES = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
 """Further names under which a file may hold the embedding, beside `shared.weight` or in its place;
 so does `lm_head.weight` where the head is the embedding."""
+EMBEDDINGS = ("shared.weight", *EMBEDDING_ALIASES)
 
 IGNORED = ("decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight",)
 """In old checkpoints, of no use to any model: cross attention has no position bias."""
@@ -250,15 +251,19 @@ def to_ours(
     A name that no T5 has stays what it is.
 
     Raises:
-        UserError: a head that is not the embedding where the config says that it is.
+        UserError: a head that is not the embedding where the config says that it is, or that is
+            missing where it is none; an encoder and a decoder with different embeddings.
     """
+    _check_embeddings(stored, place)
     if config.logits_via_embedding:
         return _ours(_without_head(stored, place))
     tensors = _ours(stored)
+    if HEAD in tensors or EMBEDDING not in tensors:
+        return tensors
     # A model made by transformers 5 has one matrix for both, whatever its config said.
-    if HEAD not in tensors and "scale_decoder_outputs" in settings and EMBEDDING in tensors:
-        tensors[HEAD] = tensors[EMBEDDING].T
-    return tensors
+    if "scale_decoder_outputs" not in settings:
+        raise _no_head(settings, place)
+    return tensors | {HEAD: tensors[EMBEDDING].T}
 
 
 def to_theirs(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -270,11 +275,36 @@ def to_theirs(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
+def _check_embeddings(stored: Mapping[str, Tensor], place: str) -> None:
+    """Raises UserError where the encoder and the decoder read different embeddings."""
+    first, *others = [name for name in EMBEDDINGS if name in stored] or [""]
+    for other in others:
+        if not _equal(stored[other], stored[first]):
+            raise UserError(
+                f"{other} different from {first} beside {place}",
+                "one embedding of encoder and decoder, as T5 has it",
+                "give the file of a model that has one; two cannot be read",
+            )
+
+
+def _no_head(settings: Mapping, place: str) -> UserError:
+    mt5 = settings["model_type"] == "mt5"
+    why = "an mT5 has one" if mt5 else "tie_word_embeddings is false"
+    remedy = "download the file that has it"
+    if not mt5:
+        remedy += (
+            ', or write "tie_word_embeddings": true if the head is the embedding, as in T5 1.0'
+        )
+    return UserError(
+        f"no {HUGGING_FACE_HEAD} beside {place}", f"a head of its own, because {why}", remedy
+    )
+
+
 def _without_head(stored: Mapping[str, Tensor], place: str) -> dict[str, Tensor]:
     """Of a model whose head is the embedding; raises UserError if the file has them different."""
     rest = dict(stored)
     head = rest.pop(HUGGING_FACE_HEAD, None)
-    embedding = next((rest[n] for n in ("shared.weight", *EMBEDDING_ALIASES) if n in rest), head)
+    embedding = next((rest[name] for name in EMBEDDINGS if name in rest), head)
     if head is not None and not _equal(head, embedding):  # type: ignore[arg-type]
         raise UserError(
             f"{HUGGING_FACE_HEAD} different from shared.weight in {place}",

@@ -183,7 +183,7 @@ def _store(place: str) -> dict:
     if is_bucket(place):
         bucket, _, path = place.removeprefix(_BUCKET).rstrip("/").partition("/")
         return {"driver": "gcs", "bucket": bucket, "path": f"{path}/" if path else ""}
-    return {"driver": "file", "path": f"{Path(place).absolute()}/"}
+    return {"driver": "file", "path": f"{path_at(place)}/"}
 
 
 def _below(store: dict, name: str) -> dict:
