@@ -14,7 +14,7 @@ PREDICTIONS, RESULTS = "predictions.jsonl", "results.json"
 CHECKPOINTS = "checkpoints"
 """The folder of the steps."""
 FOLDERS = (".", "test")
-"""Where an evaluation may lie, seen from the model directory."""
+"""Where an evaluation lies as a rule, seen from the model directory; any folder in it may."""
 
 
 @dataclass(frozen=True)
@@ -24,11 +24,13 @@ class Run:
     Attributes:
         label: its name in tables and plots.
         folder: its model directory.
-        results: results.json; empty where there is none.
-        predictions: the rows of predictions.jsonl.
+        results: results.json with the tasks and cards of all its evaluations; empty where there is
+            none.
+        predictions: the rows of predictions.jsonl, of these tasks.
         metrics: the rows of metrics.jsonl.
-        missing: one sentence for each part that was not there.
+        missing: one sentence for each part that was not there or is not shown.
         is_base: whether the other runs are measured against this one.
+        further: results.json of the evaluations after the first, of which tasks are shown.
     """
 
     label: str
@@ -38,6 +40,7 @@ class Run:
     metrics: list[dict]
     missing: tuple[str, ...] = ()
     is_base: bool = False
+    further: tuple[dict, ...] = ()
 
     @property
     def tasks(self) -> dict[str, dict]:
@@ -111,15 +114,21 @@ def read_runs(runs: Mapping[str, Path], base: str | None = None) -> list[Run]:
     return found
 
 
+def evaluations(model_dir: str | os.PathLike) -> list[Path]:
+    """The folders with a results.json: a model directory, `test` in it, then its other folders."""
+    folder = path_at(model_dir)
+    others = sorted(path.parent for path in folder.glob(f"*/{RESULTS}"))
+    places = dict.fromkeys([*(folder / sub for sub in FOLDERS), *others])
+    return [place for place in places if (place / RESULTS).is_file()]
+
+
 def read_results(folder: Path) -> dict:
-    """Reads the results.json of a model directory or of its evaluation folder.
+    """Reads the results.json of an evaluation.
 
     Raises:
-        UserError: it is not there, not what `cot-flax evaluate` writes, or lacks a task's card.
+        UserError: it is not what `cot-flax evaluate` writes, or lacks a task's card.
     """
-    path = _find(folder, RESULTS)
-    if path is None:
-        raise _no_results(str(folder))
+    path = folder / RESULTS
     results = _json(path.read_text(), str(path))
     if not isinstance(results, dict) or not isinstance(results.get("tasks"), dict):
         raise UserError(
@@ -135,12 +144,18 @@ def read_results(folder: Path) -> dict:
 
 
 def read_predictions(folder: Path) -> list[dict]:
-    """Reads predictions.jsonl from where results.json lies; an empty list if it is not there."""
-    path = _find(folder, PREDICTIONS)
-    if path is None:
+    """Reads the predictions.jsonl of an evaluation; an empty list if it is not there."""
+    path = folder / PREDICTIONS
+    if not path.is_file():
         return []
     with path.open() as file:
         return [_json(line, f"{path}, line {i}") for i, line in enumerate(file, 1)]
+
+
+def step_of(checkpoint: str) -> int | None:
+    """The step of a checkpoint of ours, from its place; None for one of another kind."""
+    folder, _, step = checkpoint.rpartition("/")
+    return int(step) if step.isdigit() and folder.endswith(CHECKPOINTS) else None
 
 
 def read_metrics(folder: str | os.PathLike) -> list[dict]:
@@ -169,22 +184,51 @@ def base_of(runs: Sequence[Run]) -> int | None:
 def _read_run(label: str, folder: Path, is_base: bool) -> Run:
     if not folder.is_dir():
         raise UserError(f"no folder {folder}", "a model directory", "correct the path")
-    evaluated = _find(folder, RESULTS) is not None
-    results = read_results(folder) if evaluated else {}
-    predictions = read_predictions(folder) if evaluated else []
+    places = evaluations(folder)
+    first, *others = map(read_results, places) if places else [{}]
+    shown, predictions, notes = [first], _predictions(places[:1], first), _unfinished(first)
+    tasks, cards = dict(first.get("tasks", {})), dict(first.get("cards", {}))
+    for place, results in zip(places[1:], others, strict=True):
+        new = {task: summary for task, summary in results["tasks"].items() if task not in tasks}
+        if results.get("checkpoint") != first.get("checkpoint"):
+            notes.append(f"results of another checkpoint in {place.name}, which are not shown")
+            continue
+        if len(new) < len(results["tasks"]):
+            count = len(results["tasks"]) - len(new)
+            notes.append(f"{count} tasks in {place.name} that it has before, which are not shown")
+        if new:
+            tasks |= new
+            cards |= {task: results["cards"][task] for task in new}
+            predictions += _predictions([place], {"tasks": new})
+            shown.append(results)
+            notes += _unfinished(results)
     metrics = read_metrics(folder)
     lacks = {
-        f"no {RESULTS}, so it has no accuracies here (run cot-flax evaluate)": evaluated,
-        f"no {PREDICTIONS}, so it has no sample chains": predictions or not evaluated,
+        f"no {RESULTS}, so it has no accuracies here (run cot-flax evaluate)": places,
+        f"no {PREDICTIONS}, so it has no sample chains": predictions or not places,
         f"no {METRICS}, so it has no learning curves": metrics,
     }
-    missing = tuple(sentence for sentence, present in lacks.items() if not present)
-    return Run(label, folder, results, predictions, metrics, missing, is_base)
+    missing = [sentence for sentence, present in lacks.items() if not present]
+    return Run(
+        label,
+        folder,
+        {**first, "tasks": tasks, "cards": cards} if places else {},
+        predictions,
+        metrics,
+        (*missing, *notes),
+        is_base,
+        tuple(shown[1:]),
+    )
 
 
-def _find(folder: Path, name: str) -> Path | None:
-    paths = (path_at(folder) / sub / name for sub in FOLDERS)
-    return next((path for path in paths if path.is_file()), None)
+def _predictions(places: Sequence[Path], results: Mapping) -> list[dict]:
+    rows = (row for place in places for row in read_predictions(place))
+    return [row for row in rows if row.get("task") in results["tasks"]]
+
+
+def _unfinished(results: Mapping) -> list[str]:
+    left = results.get("unfinished")
+    return [f"an evaluation that did not end, without {', '.join(left)}"] if left else []
 
 
 def _json(text: str, place: str):

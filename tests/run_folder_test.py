@@ -10,13 +10,68 @@ from cot_flax.errors import UserError
 RESULTS = '{"cards": {"a": {}}, "tasks": {"a": {}}}'
 
 
-@pytest.mark.parametrize("place", [".", "test"])
-def test_results_directly_or_in_test(tmp_path, place):
+@pytest.mark.parametrize("place", [".", "test", "bbh"])
+def test_results_directly_or_in_a_folder(tmp_path, place):
     (tmp_path / place).mkdir(exist_ok=True)
     (tmp_path / place / "results.json").write_text(RESULTS)
-    (tmp_path / place / "predictions.jsonl").write_text('{"id": "1"}\n{"id": "2"}\n')
-    assert run_folder.read_results(tmp_path) == json.loads(RESULTS)
-    assert [row["id"] for row in run_folder.read_predictions(tmp_path)] == ["1", "2"]
+    rows = [{"task": "a", "id": "1"}, {"task": "a", "id": "2"}]
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / place / "predictions.jsonl").write_text(lines)
+    (found,) = run_folder.evaluations(tmp_path)
+    assert found == tmp_path / place
+    assert run_folder.read_results(found) == json.loads(RESULTS)
+    assert run_folder.read_predictions(found) == rows
+    (run,) = run_folder.read_runs({"run": tmp_path})
+    assert (run.results, run.predictions) == (json.loads(RESULTS), rows)
+
+
+def write_results(folder, checkpoint, **tasks):
+    folder.mkdir(parents=True)
+    results = {
+        "checkpoint": checkpoint,
+        "split": folder.name,
+        "cards": {task: {} for task in tasks},
+    }
+    results["tasks"] = {task: {"accuracy": accuracy} for task, accuracy in tasks.items()}
+    (folder / "results.json").write_text(json.dumps(results | {"unfinished": ["late"]}))
+    rows = [{"task": task, "from": folder.name} for task in tasks]
+    (folder / "predictions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_evaluations_of_one_checkpoint_are_one_run(tmp_path):
+    last = "run/checkpoints/600"
+    write_results(tmp_path / "test", last, gsm8k=0.5)
+    write_results(tmp_path / "bbh", last, sorting=0.25, gsm8k=0.75)
+    write_results(tmp_path / "early", "run/checkpoints/300", svamp=0.1)
+    (run,) = run_folder.read_runs({"run": tmp_path})
+    assert run.tasks == {"gsm8k": {"accuracy": 0.5}, "sorting": {"accuracy": 0.25}}
+    assert run.predictions == [
+        {"task": "gsm8k", "from": "test"},
+        {"task": "sorting", "from": "bbh"},
+    ]
+    assert list(run.cards) == ["gsm8k", "sorting"]
+    assert [results["split"] for results in run.further] == ["bbh"]
+    assert sorted(run.missing) == [
+        "1 tasks in bbh that it has before, which are not shown",
+        "an evaluation that did not end, without late",
+        "an evaluation that did not end, without late",
+        "no metrics.jsonl, so it has no learning curves",
+        "results of another checkpoint in early, which are not shown",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("place", "step"),
+    [
+        ("/runs/a/checkpoints/600", 600),
+        ("gs://b/a/checkpoints/7", 7),
+        ("/models/t5/600", None),
+        ("google/flan-t5-base", None),
+        ("", None),
+    ],
+)
+def test_the_step_of_a_checkpoint(place, step):
+    assert run_folder.step_of(place) == step
 
 
 def test_missing_parts_are_said(tmp_path):
@@ -36,8 +91,6 @@ def test_missing_parts_are_said(tmp_path):
 
 def test_what_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"no results\.json in .*expected.*run cot-flax evaluate"):
-        run_folder.read_results(tmp_path)
-    with pytest.raises(UserError, match=r"no results\.json"):
         run_folder.read_runs({"a": tmp_path})
     with pytest.raises(UserError, match="no folders"):
         run_folder.read_runs({})

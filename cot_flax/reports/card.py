@@ -1,5 +1,6 @@
 """The model card of an export: what the student was taught, how, and what it can do."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,13 +8,14 @@ from pathlib import Path
 import jinja2
 
 from cot_flax import run_folder
+from cot_flax.text.prompts import FORMATS, Exemplar, build_input, is_few_shot
 from cot_flax.weights.opening import HUB_ID
+
+_PUBLIC = "gs://t5-data/"
 
 _SETTINGS = {
     "data (SeqIO task or mixture)": ("data", "mixture"),
-    "teacher's chains": ("data", "store"),
     "longest example (tokens)": ("data", "lengths"),
-    "optimizer steps": ("training", "steps"),
     "batch size": ("training", "batch_size"),
     "optimizer": ("training", "optimizer"),
     "schedule": ("training", "schedule"),
@@ -40,8 +42,9 @@ class Facts:
         started_from: the checkpoint that the run began with, "" for random parameters.
         settings: label and value of what the run was set to; empty without a run.
         objective: a sentence; "" without a run.
-        results: results.json; empty without an evaluation.
-        prompt: one that the student was evaluated on; "" without predictions.
+        results: what results.json says of the exported checkpoint, an evaluation each.
+        left_out: the steps of other evaluations, whose results are not this checkpoint's.
+        prompt: the layout of those that the student was evaluated on, without anybody's words.
     """
 
     name: str
@@ -49,19 +52,33 @@ class Facts:
     started_from: str
     settings: Mapping[str, object]
     objective: str
-    results: Mapping
+    results: Sequence[Mapping]
+    left_out: Sequence[str]
     prompt: str
 
     @property
     def example(self) -> str:
-        """A prompt as a Python literal."""
-        return repr(self.prompt or "Q: QUESTION Let's think step by step")
+        """The prompt as a Python literal."""
+        return repr(self.prompt)
 
     @property
     def base_model(self) -> str:
         """Where the run started, if that is a name on the hub."""
-        is_name = HUB_ID.fullmatch(self.started_from) and not Path(self.started_from).exists()
-        return self.started_from if is_name else ""
+        start = Path(self.started_from)
+        is_path = start.exists() or ("/" in self.started_from and start.parent.is_dir())
+        return self.started_from if HUB_ID.fullmatch(self.started_from) and not is_path else ""
+
+    @property
+    def start(self) -> str:
+        """Where the run started, for readers who have no use for a path on another machine."""
+        if not self.started_from:
+            return "random parameters"
+        is_public = self.base_model or self.started_from.startswith(_PUBLIC)
+        return (
+            self.started_from
+            if is_public
+            else f"a checkpoint called {Path(self.started_from).name}"
+        )
 
     @property
     def knows_mathematics(self) -> bool:
@@ -69,32 +86,56 @@ class Facts:
         return "flan" in self.started_from.lower()
 
 
-def facts(name: str, parameters: int, folder: Path | None) -> Facts:
+def facts(name: str, parameters: int, folder: Path | None, place: str = "") -> Facts:
     """Gathers what a model directory says about its run; little without one.
+
+    Args:
+        folder: the model directory.
+        place: of the exported checkpoint; evaluations of another step are left out.
 
     Raises:
         UserError: malformed files of the run.
     """
     run = run_folder.read_facts(folder) if folder else {}
+    step = run_folder.step_of(place)
     settings = {label: _value(run, path) for label, path in _SETTINGS.items()}
-    has_results = folder is not None and any(
-        (folder / sub / run_folder.RESULTS).is_file() for sub in run_folder.FOLDERS
-    )
-    predictions = run_folder.read_predictions(folder) if has_results else []
+    store = _value(run, ("data", "store"))
+    known = {
+        "teacher's chains": Path(store).name if store else None,
+        "optimizer steps": _value(run, ("training", "steps")) if step is None else step,
+    }
+    evaluated = run_folder.evaluations(folder) if folder else []
+    results = [run_folder.read_results(place) for place in evaluated]
+    steps = [run_folder.step_of(found.get("checkpoint", "")) for found in results]
+    is_shown = [step is None or of is None or of == step for of in steps]
+    shown = list(itertools.compress(results, is_shown))
     return Facts(
         name=name,
         parameters=parameters,
         started_from=run.get("started_from", ""),
-        settings={label: value for label, value in settings.items() if value is not None},
+        settings={n: value for n, value in (settings | known).items() if value is not None}
+        if run
+        else {},
         objective=_objective(run["objective"]) if "objective" in run else "",
-        results=run_folder.read_results(folder) if has_results else {},
-        prompt=predictions[0]["prompt"] if predictions else "",
+        results=shown,
+        left_out=sorted({f"{of:,}" for of, ok in zip(steps, is_shown, strict=True) if not ok}),
+        prompt=_layout([card for found in shown for card in found["cards"].values()]),
     )
 
 
-def write(name: str, parameters: int, folder: Path | None) -> str:
+def write(name: str, parameters: int, folder: Path | None, place: str = "") -> str:
     """The card of a model; arguments and errors as `facts`."""
-    return render(facts(name, parameters, folder))
+    return render(facts(name, parameters, folder, place))
+
+
+def _layout(cards: Sequence[Mapping]) -> str:
+    """A prompt in the first format that was evaluated, with names in place of the user's texts."""
+    if not cards:
+        return build_input("QUESTION", FORMATS[0])
+    card = min(cards, key=lambda card: FORMATS.index(card["format"]))
+    shots = range(1, 1 + card["shots"]) if is_few_shot(card["format"]) else ()
+    exemplars = [Exemplar(f"QUESTION {i}", f"CHAIN {i}.", f"ANSWER {i}") for i in shots]
+    return build_input("QUESTION", card["format"], exemplars, card["style"] or "t5")
 
 
 def render(facts: Facts) -> str:

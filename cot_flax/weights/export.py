@@ -30,7 +30,7 @@ def export(
     out: str | os.PathLike,
     *,
     format: str,
-    card: Callable[[str, int, Path | None], str],
+    card: Callable[[str, int, Path | None, str], str],
     dtype: str = "float32",
     tokenizer: str | os.PathLike | None = None,
     access: Access = Access(),  # noqa: B008 (frozen)
@@ -41,8 +41,9 @@ def export(
         checkpoint: anything that INITIAL_CHECKPOINT_PATH takes.
         out: a folder that does not exist or is empty, on this machine or in a bucket.
         format: of FORMATS.
-        card: makes Hugging Face's README.md of a name, the number of parameters, and the folder of
-            the run or of Hugging Face's files that the checkpoint is part of, if it is of any.
+        card: makes Hugging Face's README.md of a name, the number of parameters, the folder of the
+            run or of Hugging Face's files that the checkpoint is part of, if it is of any, and the
+            checkpoint's place.
         dtype: of the parameters, of DTYPES.
         tokenizer: its file (see `text.tokenizers.open_tokenizer`), where none lies beside the
             checkpoint.
@@ -64,7 +65,7 @@ def export(
             out,
             dtype=dtype,
             tokenizer=tokenizer_files.read(source, tokenizer),
-            card=card(out.name, parameters, source.folder),
+            card=card(out.name, parameters, source.folder, source.place),
         )
     return Exported(source.place, parameters, size)
 

@@ -15,7 +15,7 @@ RUN = {
     "started_from": "google/flan-t5-small",
     "data": {
         "mixture": "stories_teacher_zero_shot_cot",
-        "store": "store",
+        "store": "/home/ada/store",
         "lengths": {"inputs": 128, "targets": 160},
     },
     "objective": {"kl_weight": 0.75, "tail": "bucket", "temperature": 1.0},
@@ -37,7 +37,8 @@ RESULTS = {
         }
     },
 }
-PROMPT = 'Q: Who said "four"?\nLet\'s think step by step'
+PROMPT = "Q: My name is Ada Example, and my wages are late. What now?\nLet's think step by step"
+PLACE = "/home/ada/runs/kl/checkpoints/600"
 
 
 @pytest.fixture
@@ -81,11 +82,52 @@ def test_a_card_says_what_the_run_was(run):
         assert line in body, line
 
 
-def test_the_example_of_a_card_is_python_with_the_runs_prompt(run):
-    code = render(facts("student", 1, run)).split("```")[1].removeprefix("python\n")
-    assigned = next(line for line in code.splitlines() if line.startswith("prompt = "))
-    assert eval(assigned.removeprefix("prompt = ")) == PROMPT
+def prompt_of(text):
+    code = text.split("```")[1].removeprefix("python\n")
     compile(code, "card", "exec")
+    assigned = next(line for line in code.splitlines() if line.startswith("prompt = "))
+    return eval(assigned.removeprefix("prompt = "))
+
+
+def test_the_example_of_a_card_is_python_with_the_layout_of_prompts(run):
+    assert prompt_of(render(facts("student", 1, run))) == "Q: QUESTION\nLet's think step by step"
+    shown = {"exemplars": "drawn", "shots": 2, "style": "t5"}
+    card = task_card("stories", "few_shot_answer") | shown
+    results = RESULTS | {"cards": {"stories_zero_shot_cot": card}}
+    (run / "test" / "results.json").write_text(json.dumps(results))
+    assert prompt_of(render(facts("student", 1, run))) == (
+        "Q: QUESTION 1\nA: The answer is ANSWER 1 ### Q: QUESTION 2\nA: The answer is ANSWER 2 ### "
+        "Q: QUESTION\nA:"
+    )
+
+
+def test_a_card_has_no_users_words_and_no_local_paths(run):
+    run_folder.write_facts(run, RUN | {"started_from": "/home/ada/runs/base"})
+    text = write("student", 1, run, PLACE)
+    assert not any(private in text for private in ("Ada", "wages", "/home"))
+    assert "| started from | a checkpoint called base |" in text
+
+
+def test_results_of_another_step_are_left_out(run):
+    same = write("student", 1, run, PLACE)
+    assert "| stories_zero_shot_cot | 75.0" in same and "left out" not in same
+    assert "| optimizer steps | `600` |" in same
+    other = write("student", 1, run, "/home/ada/runs/kl/checkpoints/604")
+    assert "75.0" not in other
+    assert "also evaluated after step 600, which is not what was exported" in other
+    assert "| optimizer steps | `604` |" in other
+
+
+def test_all_evaluations_of_the_exported_step_are_shown(run):
+    (run / "bbh").mkdir()
+    card = task_card("sorting", "zero_shot_answer", "general", "text")
+    summary = RESULTS["tasks"]["stories_zero_shot_cot"] | {"accuracy": 0.34, "majority": 0.4}
+    more = RESULTS | {"max_examples": 50, "tasks": {"sorting": summary}, "cards": {"sorting": card}}
+    (run / "bbh" / "results.json").write_text(json.dumps(more))
+    text = write("student", 1, run, PLACE)
+    assert "| stories_zero_shot_cot | 75.0" in text
+    assert "the first 50 questions of each" in text
+    assert "| sorting | 34.0 (70.5-79.0), always the same label 40.0 |" in text
 
 
 def test_a_card_without_a_run_says_so():
@@ -99,7 +141,7 @@ def test_a_start_from_a_folder_is_no_base_model_of_the_hub(run):
     run_folder.write_facts(run, RUN | {"started_from": "/runs/base"})
     header, body = header_and_body(render(facts("student", 1, run)))
     assert "base_model" not in header
-    assert "| started from | /runs/base |" in body
+    assert "| started from | a checkpoint called base |" in body
 
 
 def test_a_card_says_no_more_than_the_run_does(tmp_path):

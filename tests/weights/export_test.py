@@ -32,8 +32,8 @@ CONFIG = T5Config(
 FINGERPRINT = SentencePieceTokenizer(VOCABULARY_PATH, extra_ids=0).fingerprint
 
 
-def card(name, parameters, folder):
-    return f"{name} of {parameters}, from {folder}"
+def card(name, parameters, folder, place):
+    return f"{name} of {parameters}, from {folder} at {place}"
 
 
 export = partial(exporting.export, card=card)
@@ -86,7 +86,9 @@ def test_a_folder_for_hugging_face_stands_alone(run, tmp_path):
     assert (tmp_path / "out" / "spiece.model").read_bytes() == VOCABULARY_PATH.read_bytes()
     assert open_source(str(tmp_path / "out")).vocabulary == FINGERPRINT
     count = sum(map(np.prod, T5Student(CONFIG).parameter_shapes().values()))
-    assert (tmp_path / "out" / "README.md").read_text() == card("out", count, run)
+    assert (tmp_path / "out" / "README.md").read_text() == card(
+        "out", count, run, str(run / "checkpoints" / "2")
+    )
     # bfloat16 keeps 8 bits.
     assert_holds(tmp_path / "out", drawn(), rtol=2**-8, atol=0)
 

@@ -20,14 +20,14 @@ class Example:
     rows: list[dict | None]
 
 
-def examples(runs: Sequence[Run], count: int = 6) -> list[Example]:
-    """Up to `count` questions of every reasoning data set, each run in its best format there.
+def examples(runs: Sequence[Run], group: str = tables.REASONING, count: int = 6) -> list[Example]:
+    """Up to `count` questions of every data set of a group, each run in its best format there.
 
     Of several samples a question the first one is shown. Questions are those that all runs with
     predictions have answered.
     """
     found = []
-    for dataset in tables.datasets([run.results for run in runs], tables.REASONING):
+    for dataset in tables.datasets([run.results for run in runs], group):
         rows = [_rows(run, tables.best_task(run.results, dataset)) for run in runs]
         present = [by_id for by_id in rows if by_id]
         common = set.intersection(*map(set, present)) if present else set()

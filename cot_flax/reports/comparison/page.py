@@ -31,13 +31,20 @@ def render(runs: Sequence[Run], path: str | Path) -> str:
         columns=columns,
         groups=[(name, len(list(part))) for name, part in groups],
         figures=_drawn(runs),
+        width=width(columns),
         examples=examples.examples(runs),
+        general=examples.examples(runs, tables.GENERAL, 2),
         titles=tables.FORMAT_TITLES,
         decodings=decodings(runs),
         command=command(runs, path),
         made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         version=cot_flax.__version__,
     )
+
+
+def width(columns: Sequence[tables.Column]) -> int:
+    """About how many pixels the main table needs; on what is narrower it scrolls."""
+    return 90 + 98 * len(columns)
 
 
 def shade(cell: Cell | None, kind: str) -> str:
@@ -53,11 +60,13 @@ def decodings(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
     """The different evaluation settings in words, with its runs' labels; without unset ones."""
     found: dict[str, list[str]] = {}
     for run in runs:
-        if run.results:
-            settings = {"split": run.results.get("split"), **run.results.get("decoding", {})}
+        for results in (run.results, *run.further) if run.results else ():
+            settings = {name: results.get(name) for name in ("split", "max_examples")}
+            settings |= results.get("decoding", {})
             given = {name: value for name, value in settings.items() if value is not None}
             words = ", ".join(f"{name} {value}" for name, value in given.items())
-            found.setdefault(words, []).append(run.label)
+            labels = found.setdefault(words, [])
+            labels += [run.label] if run.label not in labels else []
     return list(found.items())
 
 

@@ -30,6 +30,8 @@ class Column:
 
     Attributes:
         kind: "accuracy", "many steps", "mean" or "change".
+        majority: the accuracy of always giving the most frequent label; None where answers are no
+            labels.
     """
 
     group: str
@@ -37,6 +39,7 @@ class Column:
     subtitle: str
     cells: list[Cell | None]
     kind: str = "accuracy"
+    majority: float | None = None
 
     @property
     def is_headline(self) -> bool:
@@ -95,21 +98,23 @@ def many_steps_column(runs: Sequence[Results], dataset: str) -> list[Column]:
     return [Column(REASONING, _plain(dataset), title, cells, "many steps")] if any(cells) else []
 
 
-def mean_column(columns: Sequence[Column]) -> Column:
-    """The unweighted mean over columns, for the runs that have them all."""
+def mean_column(columns: Sequence[Column], of_format: str = "") -> Column:
+    """The unweighted mean over columns of different questions, for the runs that have them all."""
     rows = zip(*(column.cells for column in columns), strict=True)
     cells = [mean(row) if all(row) else None for row in rows]
-    return Column(columns[0].group, f"{len(columns)} tasks", "mean", cells, "mean")
+    title = f"{len(columns)} tasks"
+    return Column(columns[0].group, title, _with_format("mean", of_format), cells, "mean")
 
 
-def change_column(column: Column, base: int) -> Column:
+def change_column(column: Column, base: int, of_format: str = "") -> Column:
     """The differences to the base run, which itself has none."""
     reference = column.cells[base]
     cells = [
         difference(cell, reference) if cell and reference and i != base else None
         for i, cell in enumerate(column.cells)
     ]
-    return Column(column.group, "against base", "change", cells, "change")
+    subtitle = _with_format("change", of_format)
+    return Column(column.group, "against base", subtitle, cells, "change")
 
 
 def cards(runs: Iterable[Results]) -> dict[str, Mapping]:
@@ -156,13 +161,22 @@ def steps_title(first: int, last: int) -> str:
 
 
 def _price(general: list[Column], base: int | None) -> list[Column]:
-    if not general:
-        return []
-    added = [mean_column(general)] if len(general) > 1 else []
-    against = (general + added)[-1]
-    if base is not None and against.cells[base]:
-        added.append(change_column(against, base))
+    """Means and changes, a format by itself: formats of one data set ask the same questions."""
+    added: list[Column] = []
+    formats = list(dict.fromkeys(column.subtitle for column in general))
+    for title in formats:
+        columns = [column for column in general if column.subtitle == title]
+        name = title if len(formats) > 1 else ""
+        means = [mean_column(columns, name)] if len(columns) > 1 else []
+        against = (columns + means)[-1]
+        added += means
+        if base is not None and against.cells[base]:
+            added.append(change_column(against, base, name))
     return added
+
+
+def _with_format(word: str, of_format: str) -> str:
+    return f"{word}, {of_format}" if of_format else word
 
 
 def _task_columns(runs: Sequence[Results], dataset: str, group: str) -> list[Column]:
@@ -170,7 +184,10 @@ def _task_columns(runs: Sequence[Results], dataset: str, group: str) -> list[Col
     for task in dataset_tasks(runs, dataset):
         summaries = [run.get("tasks", {}).get(task) for run in runs]
         cells = [from_summary(summary) if summary else None for summary in summaries]
-        columns.append(Column(group, *task_title(cards(runs)[task]), cells))
+        known = {s["majority"] for s in summaries if s and s.get("majority") is not None}
+        majority = known.pop() if len(known) == 1 else None
+        title = task_title(cards(runs)[task])
+        columns.append(Column(group, *title, cells, majority=majority))
     return columns
 
 

@@ -39,7 +39,9 @@ def print_results(results: dict, console: Console | None = None) -> None:
     console = console or Console()
     heading(console, f"Right answers in %, split {results['split']}")
     table = _table("task")
-    for name in ("all", "95%\ninterval", "n", "unparsed"):
+    labelled = any("majority" in summary for summary in tasks.values())
+    names = ["all", "95%\ninterval", "n", "unparsed", *(["majority"] if labelled else [])]
+    for name in names:
         table.add_column(name, justify="right", no_wrap=True)
     halves = _halves(tasks)
     for half in halves:
@@ -47,7 +49,9 @@ def print_results(results: dict, console: Console | None = None) -> None:
         table.add_column(header, justify="right", no_wrap=True)
     for task, summary in tasks.items():
         title = " ".join(tables.task_title(results["cards"][task]))
-        table.add_row(Text(title), *_result_row(summary, halves))
+        table.add_row(Text(title), *_result_row(summary, halves, labelled))
+    if labelled:
+        table.caption = "majority: right for a student that always gives the most frequent label"
     console.print(table)
 
 
@@ -129,14 +133,16 @@ def _halves(tasks: Mapping[str, Mapping]) -> list[list[int]]:
     return [half for half in (few, numbers[len(few) :]) if half]
 
 
-def _result_row(summary: Mapping, halves: list[list[int]]) -> list[str]:
+def _result_row(summary: Mapping, halves: list[list[int]], labelled: bool) -> list[str]:
     cell, by_steps = from_summary(summary), summary.get("by_steps", {})
+    majority = percent(summary["majority"]) if "majority" in summary else "–"
     pooled = [pool(by_steps[str(n)] for n in half if str(n) in by_steps) for half in halves]
     return [
         percent(cell.value),
         interval(cell),
         str(cell.count),
         percent(cell.no_answer),
+        *([majority] if labelled else []),
         *(percent(part.value) if part else "–" for part in pooled),
     ]
 

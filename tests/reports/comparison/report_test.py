@@ -6,8 +6,10 @@ import sys
 from html.parser import HTMLParser
 
 import pytest
+from support.reports import ability_rows, write_run
 
 from cot_flax.errors import UserError
+from cot_flax.lab.world.abilities import ABILITIES
 from cot_flax.reports import comparison
 from cot_flax.reports.comparison import page
 from cot_flax.reports.comparison.cells import Cell
@@ -79,10 +81,36 @@ def test_page_has_the_numbers_of_results_json(demo_runs, tmp_path):
 def test_page_shows_every_runs_answer_to_a_question(demo_runs, tmp_path):
     comparison.write(tmp_path / "report.html", demo_runs)
     html = Outline((tmp_path / "report.html").read_text())
-    assert html.tags.count("article") == 6
-    assert html.tags.count("dd") == 6 * len(demo_runs)
+    shown = 6 + 2 * len(ABILITIES)  # stories, and two questions of each general ability
+    assert html.tags.count("article") == shown
+    assert html.tags.count("dd") == shown * len(demo_runs)
     marks = [word for word in html.words if word.startswith(("✓ right: ", "✗ wrong: "))]
-    assert len(marks) == 6 * len(demo_runs) and len({mark[0] for mark in marks}) == 2
+    assert len(marks) == shown * len(demo_runs) and len({mark[0] for mark in marks}) == 2
+
+
+def test_an_own_data_set_of_labels_can_be_looked_at(tmp_path):
+    """Texts for answers, no steps, one role or the other."""
+    for role in ("train", "transfer", "general"):
+        rows = [row | {"role": role} for row in ability_rows("word_sorting", 0.5, 0)]
+        write_run(tmp_path / role, rows, [])
+        comparison.write(tmp_path / "report.html", {"mine": tmp_path / role})
+        html = Outline((tmp_path / "report.html").read_text())
+        assert html.tags.count("article") == (2 if role == "general" else 6)
+        assert ("General ability" in html.words) == (role == "general")
+        assert ("Reasoning" in html.words) == (role != "general")
+
+
+def test_a_wide_table_says_that_it_scrolls(tmp_path):
+    rows = [
+        row | {"task": f"t{i}", "dataset": f"t{i}", "role": "general"}
+        for i in range(12)
+        for row in ability_rows("word_sorting", 0.5, 0)
+    ]
+    write_run(tmp_path / "run", rows, [])
+    comparison.write(tmp_path / "report.html", {"run": tmp_path / "run"})
+    text = (tmp_path / "report.html").read_text()
+    assert "13 columns: the table scrolls sideways" in text  # with the mean
+    assert "@media (min-width: 1364px) { .hint { display: none; } }" in text
 
 
 def test_texts_and_labels_are_escaped(odd_run, tmp_path):

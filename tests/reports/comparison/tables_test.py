@@ -92,6 +92,37 @@ def test_one_general_task_is_its_own_mean():
     assert [c.kind for c in tables.compare(runs)] == ["accuracy"]
 
 
+def test_formats_of_one_data_set_are_not_pooled():
+    """They ask the same questions: 30 answers to 10 questions are no 30 questions."""
+    right = {"zero_shot_cot": (2, 5), "few_shot_cot": (6, 4), "zero_shot_answer": (3, 9)}
+    run = results(**{f"sorting_{name}": summary(n, 10) for name, (n, _) in right.items()})
+    assert {c.kind for c in tables.compare([run])} == {"accuracy"}
+    tasks = {
+        f"{name}_{format}": summary(n[place], 10)
+        for place, name in enumerate(("sorting", "logic"))
+        for format, n in right.items()
+    }
+    base = results(**{name: summary(1, 10) for name in tasks})
+    columns = tables.compare([base, results(**tasks)], base=0)
+    assert [(c.title, c.subtitle, c.kind) for c in columns[:4]] == [
+        ("2 tasks", "mean, zero-shot CoT", "mean"),
+        ("against base", "change, zero-shot CoT", "change"),
+        ("2 tasks", "mean, few-shot CoT", "mean"),
+        ("against base", "change, few-shot CoT", "change"),
+    ]
+    means = [c.cells[1] for c in columns if c.kind == "mean"]
+    assert [cell.value for cell in means] == pytest.approx([0.35, 0.5, 0.6])
+    assert {cell.count for cell in means} == {20}
+
+
+def test_the_share_of_the_most_frequent_label_stands_with_its_column():
+    run = results(sorting_zero_shot_answer=summary(5, 10) | {"majority": 0.4})
+    other = results(sorting_zero_shot_answer=summary(5, 10) | {"majority": 0.5})
+    assert tables.compare([run, {}])[0].majority == 0.4
+    assert tables.compare([run, other])[0].majority is None  # of different questions
+    assert tables.compare([BASE])[0].majority is None
+
+
 def test_best_is_highest_unless_all_are_equal():
     low, high = Cell(0.2, 0.1, 0.3), Cell(0.4, 0.3, 0.5)
     column = Column("", "", "", [low, high, None, high])

@@ -42,3 +42,15 @@ def test_results_show_few_and_many_steps_apart():
     (row,) = [line.split() for line in text.splitlines() if "few-shot" in line]
     # (20 + 15) of 40 and (8 + 5) of 40.
     assert row == ["s", "few-shot", "CoT", "60.0", "10.0–90.0", "80", "5.0", "87.5", "32.5"]
+
+
+def test_labels_have_the_share_of_the_most_frequent_one():
+    part = {"accuracy_low": 0.2, "accuracy_high": 0.5, "parse_failure_rate": 0.0, "count": 50}
+    results = {"split": "test", "tasks": {"x": part | {"accuracy": 0.34, "majority": 0.4}}}
+    results["tasks"]["y"] = part | {"accuracy": 0.5}
+    results["cards"] = {name: task_card(name, "few_shot_cot") for name in "xy"}
+    text = printed(comparison.print_results, results)
+    rows = {line.split()[0]: line.split() for line in text.splitlines() if "few-shot" in line}
+    assert rows["x"][-4:] == ["20.0–50.0", "50", "0.0", "40.0"]
+    assert rows["y"][-1] == "–"
+    assert "majority: right for a student" in text
