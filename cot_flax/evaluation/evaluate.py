@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -24,6 +25,7 @@ from cot_flax.data.features import fingerprint, tokenizer_of
 from cot_flax.data.registration import cot_task
 from cot_flax.errors import UserError
 from cot_flax.evaluation.outputs import Outputs, Reporter
+from cot_flax.files import is_bucket
 from cot_flax.generation.beam import RULES
 from cot_flax.generation.generator import Beams, Continuation, Generator, place_keys
 from cot_flax.generation.sampling import Sampling
@@ -34,6 +36,7 @@ from cot_flax.training import hosts, sharding, state
 from cot_flax.weights.opening import open_source
 from cot_flax.weights.source import Access, load
 
+_DATE = "%Y-%m-%dT%H:%M:%SZ"
 _LISTED = 3  # gold answers in a message
 _LABELS = 20  # in results.json
 
@@ -106,7 +109,7 @@ def evaluate(
     """Evaluates a checkpoint on tasks, or on all tasks of mixtures; writes and returns the results.
 
     What was decoded is in files at once: see `outputs.Outputs`. Called again with the same settings
-    after a kill, it goes on with the tasks that are not in results.json.
+    it goes on with the tasks that are not in results.json.
 
     Args:
         checkpoint_path: a checkpoint of ours, of Hugging Face or its hub, or of T5X.
@@ -133,11 +136,12 @@ def evaluate(
         _check_vocabulary(task, source)
     facts = {
         "checkpoint": source.place,
+        "checkpoint_date": _written(source.place),
         "split": split,
         "decoding": dataclasses.asdict(decoding),
         "max_examples": max_examples,
         "versions": {"cot_flax": cot_flax.__version__, "jax": jax.__version__},
-        "date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "date": datetime.now(UTC).strftime(_DATE),
         "cards": {task: card.to_json() for task, card in cards.items()},
     }
     devices = sharding.make_mesh(mesh)
@@ -145,14 +149,15 @@ def evaluate(
     # What cannot be written or scored should not be decoded first.
     examples = {task: read_examples(task, split, max_examples) for task in tasks}
     check_golds(examples, decoding.mode)
-    kept = [outputs is not None and task in outputs.rows for task in tasks]
-    left = _of_first_process(tasks, [not is_kept for is_kept in kept])
+    left = _of_first_process(tasks, [not outputs or task not in outputs.rows for task in tasks])
     summaries = {}
     reporter = Reporter({task: len(examples[task]) for task in left}, quiet=outputs is None)
     with MeshRules(devices, mesh.rules()).active(), reporter:
         if len(left) < len(tasks):
-            reporter.say(f"goes on: {len(tasks) - len(left)} of {len(tasks)} tasks are in results")
-        params = load(source, state.abstract_params(student, devices, mesh.rules()))
+            kept = f"{len(tasks) - len(left)} of {len(tasks)} tasks"
+            reporter.say(f"{kept} are in {output_dir}; --overwrite decodes them again")
+        abstract = state.abstract_params(student, devices, mesh.rules())
+        params = load(source, abstract) if left else {}
         for task in left:
             reporter.begin_task(task)
             with outputs.growing() if outputs else contextlib.nullcontext(_ignore) as add:
@@ -277,6 +282,18 @@ def _rows(card: TaskCard, example: Mapping, texts: Sequence[str], mode: str) -> 
         }
         for sample, (text, score) in enumerate(zip(texts, scores, strict=True))
     ]
+
+
+def _written(checkpoint: str) -> str:
+    """When the newest file in a checkpoint's folder was written; "" in a bucket.
+
+    A run that was trained again has steps of the same names.
+    """
+    if is_bucket(checkpoint):
+        return ""
+    files = [path.stat().st_mtime for path in Path(checkpoint).iterdir() if path.is_file()]
+    newest = max(files, default=Path(checkpoint).stat().st_mtime)
+    return datetime.fromtimestamp(newest, UTC).strftime(_DATE)
 
 
 def _of_first_process(tasks: Sequence[str], chosen: Sequence[bool]) -> list[str]:

@@ -17,7 +17,6 @@ from cot_flax.run_folder import PREDICTIONS, RESULTS
 UNFINISHED = "predictions.unfinished.jsonl"
 """Predictions of the task that is being decoded, as they come."""
 _SILENCE = 30.0  # seconds between two lines of one task, off a terminal
-_CHANGES = ("date", "tasks", "unfinished")  # in results.json while an evaluation goes on
 
 
 class Outputs:
@@ -35,11 +34,11 @@ class Outputs:
         overwrite: replaces the results of another evaluation.
 
     Attributes:
-        rows: predictions by task: at first those that an evaluation with the same facts left when
-            it was killed.
+        rows: predictions by task: at first those that an evaluation with the same facts left, all
+            of them or, when it was killed, some.
 
     Raises:
-        UserError: a folder that cannot be written to, or that holds results.
+        UserError: a folder that cannot be written to, or that holds results of another evaluation.
     """
 
     def __init__(
@@ -98,18 +97,22 @@ class Outputs:
         if not path.is_file():
             return
         before = _read(path)
-        if not before.get("unfinished") or self._differs(before):
-            raise _occupied(path, before, output_dir)
+        if changes := self._changes(before):
+            raise _occupied(path, before, changes, output_dir)
+        if not before["unfinished"]:
+            self._facts = {**self._facts, "date": before["date"]}
         self._summaries = before["tasks"]
         for line in (self._folder / PREDICTIONS).read_text(encoding="utf-8").splitlines():
             row = json.loads(line)
             self.rows.setdefault(row["task"], []).append(row)
 
-    def _differs(self, before: Mapping) -> bool:
-        tasks = [*before.get("tasks", {}), *before["unfinished"]]
-        names = self._facts.keys() - set(_CHANGES)
-        wanted = json.loads(json.dumps(dict(self._facts)))  # as JSON gives it back: no tuples
-        return set(tasks) != set(self._tasks) or any(before.get(n) != wanted[n] for n in names)
+    def _changes(self, before: Mapping) -> list[str]:
+        """What is not the same as in the results that lie there, by name."""
+        wanted = json.loads(json.dumps({**self._facts, "date": None}))  # as JSON gives it back
+        old, new = ({**facts, **facts.get("decoding", {})} for facts in (before, wanted))
+        names = [n for n in new if n not in ("decoding", "date") and old.get(n) != new[n]]
+        tasks = [*before.get("tasks", {}), *before.get("unfinished", [])]
+        return names + (["tasks"] if set(tasks) != set(self._tasks) else [])
 
 
 class Reporter:
@@ -179,13 +182,12 @@ def _read(path) -> dict:
     return found if isinstance(found, dict) else {}
 
 
-def _occupied(path: Path, before: Mapping, output_dir: str) -> UserError:
+def _occupied(path: Path, before: Mapping, changes: Sequence[str], output_dir: str) -> UserError:
     counts = [summary.get("count", 0) for summary in before.get("tasks", {}).values()]
-    state = " of an evaluation that did not end" if before.get("unfinished") else ""
-    held = f"{sum(counts):,} predictions of {len(counts)} tasks{state}"
     return UserError(
-        f"{path} with the results of {before.get('checkpoint', 'another evaluation')} ({held})",
-        "a folder without results, or one whose evaluation was killed and had the same settings",
+        f"{path} with {sum(counts):,} predictions of {len(counts)} tasks, not of this evaluation "
+        f"(others: {', '.join(changes)})",
+        "a folder without results, or with those of the same evaluation",
         f"choose another EVAL_OUTPUT_DIR than {output_dir}, or pass --overwrite to replace them",
     )
 

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import os
 from datetime import datetime, timedelta
 
 import gin
@@ -450,11 +451,13 @@ def test_a_kill_loses_nothing_that_was_decoded(checkpoint, tmp_path, dying, eval
     assert f"6 predictions are in {unfinished}" in capsys.readouterr().err
 
     # The same again goes on with the second task; another evaluation does not take its place.
-    with pytest.raises(UserError, match=r"12 predictions of 1 tasks of an eval.*--overwrite"):
+    with pytest.raises(
+        UserError, match=r"12 predictions of 1 tasks, not of this .*\(others: max_ex"
+    ):
         evaluate_checkpoint(checkpoint, tmp_path, **settings | {"max_examples": 5})
     again = evaluate_checkpoint(checkpoint, tmp_path, **settings)
     assert dying == [6, 6, 6]
-    assert "goes on: 1 of 2 tasks" in capsys.readouterr().err
+    assert f"1 of 2 tasks are in {folder}" in capsys.readouterr().err
     assert again | {"date": ""} == results | {"date": ""}
     assert lines_of(folder / "predictions.jsonl") == lines_of(whole / "predictions.jsonl")
     assert not unfinished.exists()
@@ -463,12 +466,32 @@ def test_a_kill_loses_nothing_that_was_decoded(checkpoint, tmp_path, dying, eval
 def test_results_are_replaced_only_when_asked(checkpoint, tmp_path):
     first = evaluate_checkpoint(checkpoint, tmp_path)
     path = tmp_path / "out" / "results.json"
-    with pytest.raises(UserError, match=f"{path} with the results of {checkpoint}.*4 predictions"):
-        evaluate_checkpoint(checkpoint, tmp_path, max_examples=1)
+    message = rf"{path} with 4 predictions of 1 tasks.*\(others: max_examples, seed\).*--overwrite"
+    decoding = dataclasses.replace(SAMPLED, seed=9)
+    with pytest.raises(UserError, match=message):
+        evaluate_checkpoint(checkpoint, tmp_path, max_examples=1, decoding=decoding)
     assert json.loads(path.read_text()) == first
     other = evaluate_checkpoint(checkpoint, tmp_path, max_examples=1, overwrite=True)
     assert json.loads(path.read_text()) == other
     assert len(lines_of(tmp_path / "out" / "predictions.jsonl")) == 2
+
+
+def test_the_same_again_decodes_nothing_unless_the_checkpoint_is_new(
+    student, tmp_path, monkeypatch
+):
+    place = save(tmp_path / "run", student[1], fingerprint(VOCABULARY))
+    first = evaluate_checkpoint(place, tmp_path)
+    path = tmp_path / "out" / "results.json"
+    written = path.stat().st_mtime_ns
+    with monkeypatch.context() as patch:
+        patch.setattr(generator, "decode_all", None)
+        assert evaluate_checkpoint(place, tmp_path) == first
+    assert path.stat().st_mtime_ns == written
+    for file in (tmp_path / "run" / "checkpoints" / "7").iterdir():
+        os.utime(file, (2**31, 2**31))
+    os.utime(file.parent, (2**31, 2**31))
+    with pytest.raises(UserError, match=r"\(others: checkpoint_date\)"):
+        evaluate_checkpoint(place, tmp_path)
 
 
 def test_without_a_terminal_lines_say_how_far_it_is(checkpoint, tmp_path, monkeypatch, capsys):
