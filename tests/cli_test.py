@@ -73,6 +73,19 @@ def folder(tmp_path_factory):
     return folder
 
 
+def test_results_are_replaced_by_overwrite_alone(folder, tmp_path, capfd):
+    macros = {"CHECKPOINT_PATH": str(folder / "student"), "EVAL_OUTPUT_DIR": str(tmp_path)}
+    macros |= {"MIXTURE_OR_TASK_NAME": "stories_zero_shot_answer", "MAX_DECODE_LENGTH": 2}
+    codes = []
+    for count, more in ((2, []), (1, []), (1, ["--overwrite"])):
+        codes.append(call(*EVALUATE, *flags(**macros, MAX_EXAMPLES=count), *more))
+    assert codes == [0, 2, 0]
+    errors = capfd.readouterr().err
+    assert "stories_zero_shot_answer (1 of 1): 2 of 2 questions, " in errors
+    assert "(others: max_examples); expected" in errors and "--overwrite" in errors
+    assert len((tmp_path / "predictions.jsonl").read_text().splitlines()) == 1
+
+
 def test_teach_writes_samples(folder):
     samples = list(read_samples(folder / "samples.jsonl.gz"))
     assert len(samples) == 16

@@ -32,11 +32,13 @@ from cot_flax.generation.sampling import Sampling
 from cot_flax.students.student import Student
 from cot_flax.text import scoring
 from cot_flax.text.answers import MODES, extract_answer
+from cot_flax.text.prompts import is_cot
 from cot_flax.training import hosts, sharding, state
 from cot_flax.weights.opening import open_source
 from cot_flax.weights.source import Access, load
 
 _DATE = "%Y-%m-%dT%H:%M:%SZ"
+_OPENING, _BARE = 3, 12  # words
 _LISTED = 3  # gold answers in a message
 _LABELS = 20  # in results.json
 
@@ -309,6 +311,7 @@ def _ignore(rows: list[dict]) -> None:
 def summarize(rows: Sequence[Mapping]) -> dict:
     """Accuracy with its interval and parse failures: of all rows, and by number of steps.
 
+    `off_format_rate` is the share of chains where an answer alone was asked for, or the reverse.
     Where answers are labels or texts, `labels` has for each of the most frequent ones the rows that
     have it as `gold`, the rows in which it was `given`, and the `right` ones; `majority` is the
     share of the most frequent gold, which a student has right that always says the same.
@@ -319,7 +322,19 @@ def summarize(rows: Sequence[Mapping]) -> dict:
 
     steps = sorted({row["steps"] for row in rows if "steps" in row})
     by_steps = {str(n): summary([r for r in rows if r.get("steps") == n]) for n in steps}
-    return summary(rows) | _labels(rows) | {"by_steps": by_steps}
+    off_format = sum(is_chain(row["text"]) != is_cot(row["format"]) for row in rows) / len(rows)
+    added = {"off_format_rate": off_format, **_labels(rows)}
+    return summary(rows) | added | {"by_steps": by_steps}
+
+
+def is_chain(text: str) -> bool:
+    """Whether an output reasons: more than three words before its last `answer is`.
+
+    `So the answer is` has fewer. Without this sentence, which every format of ours asks for, more
+    than a dozen words are taken for a chain that did not end.
+    """
+    before, marker, rest = text.casefold().rpartition("answer is")
+    return len(before.split()) > _OPENING if marker else len(rest.split()) > _BARE
 
 
 def _labels(rows: Sequence[Mapping]) -> dict:

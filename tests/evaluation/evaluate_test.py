@@ -519,6 +519,7 @@ def test_labels_show_who_always_says_the_same():
     golds = ["Page.", "page", "queue", "queue", "queue"]
     rows = [
         {"answer_kind": "text", "gold": gold, "extracted": "queue", "right": gold == "queue"}
+        | {"format": "zero_shot_answer", "text": "queue"}
         for gold in golds
     ]
     rows[0]["extracted"] = None
@@ -528,6 +529,31 @@ def test_labels_show_who_always_says_the_same():
         "queue": {"gold": 3, "given": 4, "right": 3},
         "page": {"gold": 2, "given": 0, "right": 0},
     }
+
+
+@pytest.mark.parametrize(
+    ("text", "is_chain"),
+    [
+        ("The answer is 18", False),
+        ("So, the answer is 18.", False),
+        ("18", False),
+        ("page", False),
+        ("", False),
+        ("2 + 3 = 5. The answer is 5", True),
+        ("The answer is 4 of 5, so one is left. The answer is 1", True),
+        ("Ann has two. Bob has three. Together they have five apples and no pears at", True),
+    ],
+)
+def test_chains_are_told_from_bare_answers(text, is_chain):
+    assert evaluate.is_chain(text) == is_chain
+
+
+def test_outputs_of_another_format_are_counted():
+    row = {"answer_kind": "number", "gold": "5", "extracted": "5", "right": True}
+    texts = ["2 + 3 = 5. The answer is 5"] * 3 + ["The answer is 5"]
+    for name, share in (("few_shot_answer", 3 / 4), ("zero_shot_cot", 1 / 4)):
+        rows = [row | {"format": name, "text": text} for text in texts]
+        assert evaluate.summarize(rows)["off_format_rate"] == share
 
 
 def test_numbers_have_no_labels(evaluated):

@@ -6,6 +6,9 @@ from typing import NamedTuple
 
 from cot_flax.text.scoring import wilson_interval
 
+OFF_FORMAT = 0.05
+"""From here on a reader is told."""
+
 
 class Cell(NamedTuple):
     """A share, or a difference of shares, with its interval.
@@ -14,6 +17,7 @@ class Cell(NamedTuple):
         count: predictions behind it.
         no_answer: the share of them in which no answer was found.
         note: what a reader must know beside the number.
+        off_format: the share of chains where none was asked for, or the reverse.
     """
 
     value: float
@@ -22,12 +26,19 @@ class Cell(NamedTuple):
     count: int = 0
     no_answer: float = 0.0
     note: str = ""
+    off_format: float = 0.0
+
+    @property
+    def is_off_format(self) -> bool:
+        """Whether so many outputs are that the column does not show what its title says."""
+        return self.off_format >= OFF_FORMAT
 
 
 def from_summary(summary: Mapping) -> Cell:
     """The cell of one summary in a results.json."""
     keys = ("accuracy", "accuracy_low", "accuracy_high", "count", "parse_failure_rate")
-    return Cell(*(summary[key] for key in keys))
+    off_format = summary.get("off_format_rate", 0.0)
+    return Cell(*(summary[key] for key in keys), off_format=off_format)
 
 
 def pool(summaries: Iterable[Mapping], note: str = "") -> Cell | None:

@@ -21,6 +21,7 @@ from cot_flax.reports.comparison.cells import (
 )
 from cot_flax.reports.comparison.tables import Column
 from cot_flax.reports.terminal import heading, new_table
+from cot_flax.text.prompts import is_cot
 
 LABEL_WIDTH = 16
 """Longer labels are folded."""
@@ -47,11 +48,17 @@ def print_results(results: dict, console: Console | None = None) -> None:
     for half in halves:
         header = tables.steps_title(half[0], half[-1]).replace(" ", "\n")
         table.add_column(header, justify="right", no_wrap=True)
+    notes = ["majority: right for a student that always gives the most frequent label"]
+    notes = notes if labelled else []
     for task, summary in tasks.items():
         title = " ".join(tables.task_title(results["cards"][task]))
         table.add_row(Text(title), *_result_row(summary, halves, labelled))
-    if labelled:
-        table.caption = "majority: right for a student that always gives the most frequent label"
+        cell = from_summary(summary)
+        if cell.is_off_format:
+            share = f"{percent(cell.off_format)}% of the outputs"
+            wanted = "no chain" if is_cot(results["cards"][task]["format"]) else "a chain"
+            notes.append(f"{title}: {share} are {wanted}")
+    table.caption = "\n".join(notes)
     console.print(table)
 
 

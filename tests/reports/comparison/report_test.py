@@ -100,6 +100,17 @@ def test_an_own_data_set_of_labels_can_be_looked_at(tmp_path):
         assert ("Reasoning" in html.words) == (role != "general")
 
 
+def test_outputs_of_another_format_are_marked(tmp_path):
+    write_run(tmp_path / "run", ability_rows("word_sorting", 0.5, 0), [])
+    path = tmp_path / "run" / "test" / "results.json"
+    results = json.loads(path.read_text())
+    for share, is_marked in ((0.04, False), (0.98, True)):
+        results["tasks"]["word_sorting_zero_shot_answer"]["off_format_rate"] = share
+        path.write_text(json.dumps(results))
+        comparison.write(tmp_path / "report.html", {"run": tmp_path / "run"})
+        assert ("98.0% off format" in (tmp_path / "report.html").read_text()) == is_marked
+
+
 def test_a_wide_table_says_that_it_scrolls(tmp_path):
     rows = [
         row | {"task": f"t{i}", "dataset": f"t{i}", "role": "general"}

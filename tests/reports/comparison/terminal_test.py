@@ -54,3 +54,15 @@ def test_labels_have_the_share_of_the_most_frequent_one():
     assert rows["x"][-4:] == ["20.0–50.0", "50", "0.0", "40.0"]
     assert rows["y"][-1] == "–"
     assert "majority: right for a student" in text
+
+
+def test_outputs_of_another_format_are_named():
+    part = {"accuracy": 0.5, "accuracy_low": 0.2, "accuracy_high": 0.5, "parse_failure_rate": 0.0}
+    part |= {"count": 50}
+    shares = {"zero_shot_answer": 1.0, "few_shot_cot": 0.3, "zero_shot_cot": 0.04}
+    results = {"split": "test", "cards": {name: task_card("s", name) for name in shares}}
+    results["tasks"] = {name: part | {"off_format_rate": share} for name, share in shares.items()}
+    text = printed(comparison.print_results, results)
+    assert "s zero-shot answer: 100.0% of the outputs are a chain" in text
+    assert "s few-shot CoT: 30.0% of the outputs are no chain" in text
+    assert text.count("% of the outputs") == 2
