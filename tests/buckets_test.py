@@ -13,11 +13,13 @@ from pyarrow import parquet
 from support.buckets import serve_bucket
 from support.story_server import STORIES, StoryServer
 
+from cot_flax import run_folder
 from cot_flax.chains.preparation import Preparation
 from cot_flax.chains.readers import parsed
 from cot_flax.chains.records import record_files, records
 from cot_flax.chains.samples import merge_samples, read_samples, write_samples
 from cot_flax.errors import UserError
+from cot_flax.evaluation.outputs import Outputs
 from cot_flax.files import path_at, work_path
 from cot_flax.lab.world.teacher import make_samples
 from cot_flax.store import layout
@@ -60,6 +62,30 @@ def test_export(tmp_path):
     assert found.place == "gs://runs/a/out/checkpoint_0"
     for name, array in arrays.items():
         np.testing.assert_array_equal(found.tensors[name].whole(), array)
+
+
+def test_evaluate_goes_on_after_a_kill():
+    tasks = ("a", "b")
+    facts = {"checkpoint": "run/checkpoints/7", "date": "then", "cards": {"a": {}, "b": {}}}
+    rows = {task: [{"task": task, "id": str(i)} for i in range(2)] for task in tasks}
+    first = Outputs("gs://runs/student/test", facts, tasks)
+    first.end_task("a", rows["a"], {"count": 2})
+    with pytest.raises(KeyboardInterrupt), first.growing() as add:
+        add(rows["b"][:1])
+        raise KeyboardInterrupt
+    assert first.unfinished == work_path("gs://runs/student/test") / "predictions.unfinished.jsonl"
+    assert json.loads(first.unfinished.read_text()) == rows["b"][0]
+    (run,) = run_folder.read_runs({"run": path_at("gs://runs/student")})
+    assert (list(run.tasks), run.predictions) == (["a"], rows["a"])
+
+    second = Outputs("gs://runs/student/test", facts, tasks)
+    assert second.rows == {"a": rows["a"]}
+    second.end_task("b", rows["b"], {"count": 2})
+    (run,) = run_folder.read_runs({"run": path_at("gs://runs/student")})
+    assert run.predictions == [*rows["a"], *rows["b"]]
+    assert not first.unfinished.exists()
+    with pytest.raises(UserError, match=r"with 4 predictions of 2 tasks.*others: checkpoint"):
+        Outputs("gs://runs/student/test", facts | {"checkpoint": "run/checkpoints/8"}, tasks)
 
 
 def test_teach(tmp_path):

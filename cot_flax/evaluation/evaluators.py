@@ -8,7 +8,14 @@ from functools import lru_cache
 import jax
 
 from cot_flax.data.batches import TaskBatches
-from cot_flax.evaluation.evaluate import Decoding, predict, summarize, task_names
+from cot_flax.evaluation.evaluate import (
+    Decoding,
+    check_golds,
+    predict,
+    read_examples,
+    summarize,
+    task_names,
+)
 from cot_flax.objectives.losses import Objective
 from cot_flax.students.student import Student
 from cot_flax.training import sharding, step
@@ -16,12 +23,23 @@ from cot_flax.training import sharding, step
 
 @dataclass(frozen=True)
 class AccuracyEvaluator:
-    """The accuracy on the first `max_examples` of a split."""
+    """The accuracy on the first `max_examples` of a split.
+
+    Raises:
+        UserError: gold answers that cannot be read: found before the run begins, not in its middle.
+    """
 
     mixture_or_task_name: str
     split: str = "validation"
     max_examples: int = 100
     decoding: Decoding = Decoding()  # noqa: RUF009 (frozen)
+
+    def __post_init__(self):
+        examples = {
+            task: read_examples(task, self.split, self.max_examples)
+            for task in task_names(self.mixture_or_task_name)
+        }
+        check_golds(examples, self.decoding.mode)
 
     def __call__(self, student: Student, params: dict) -> dict[str, float]:
         metrics = {}

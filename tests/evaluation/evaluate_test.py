@@ -18,7 +18,7 @@ from cot_flax import configuration
 from cot_flax.data.features import fingerprint
 from cot_flax.data.registration import cot_task
 from cot_flax.errors import UserError
-from cot_flax.evaluation import evaluate, outputs
+from cot_flax.evaluation import evaluate, evaluators, outputs
 from cot_flax.evaluation.evaluate import Decoding
 from cot_flax.evaluation.evaluators import AccuracyEvaluator
 from cot_flax.generation import generator
@@ -378,7 +378,9 @@ def test_without_a_limit_of_tokens_the_card_has_it(student, monkeypatch):
         evaluate.predict(*student, COT, "test", Decoding(max_tokens=None), 2)
 
 
-def test_golds_are_read_before_anything_is_decoded(checkpoint, tmp_path, monkeypatch):
+@pytest.fixture
+def broken_golds(monkeypatch):
+    """Four golds of the first six that are no numbers; the ids of all."""
     read = evaluate.read_examples
 
     def with_broken_golds(task, split, max_examples):
@@ -387,9 +389,14 @@ def test_golds_are_read_before_anything_is_decoded(checkpoint, tmp_path, monkeyp
             examples[place]["answer"] = b"not determined"
         return examples
 
-    monkeypatch.setattr(evaluate, "read_examples", with_broken_golds)
+    for module in (evaluate, evaluators):
+        monkeypatch.setattr(module, "read_examples", with_broken_golds)
     monkeypatch.setattr(generator, "decode_all", None)
-    ids = [example["id"].decode() for example in read(COT, "test", 6)]
+    return lambda split: [example["id"].decode() for example in read(COT, split, 6)]
+
+
+def test_golds_are_read_before_anything_is_decoded(checkpoint, tmp_path, broken_golds):
+    ids = broken_golds("test")
     named = (
         f"'not determined' of {ids[1]} in {COT} \\(kind number\\); .*{ids[2]}.*{ids[4]} in [^;]*"
     )
@@ -398,6 +405,11 @@ def test_golds_are_read_before_anything_is_decoded(checkpoint, tmp_path, monkeyp
         evaluate_checkpoint(
             checkpoint, tmp_path, max_examples=6, mixture_or_task_name=(COT, ANSWER)
         )
+
+
+def test_golds_that_are_watched_in_training_are_read_before_it_begins(broken_golds):
+    with pytest.raises(UserError, match=f"got 4 gold answers .*{broken_golds('validation')[1]}"):
+        AccuracyEvaluator(COT, max_examples=6)
 
 
 @pytest.mark.parametrize("number", [0, -1])
