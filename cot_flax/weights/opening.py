@@ -6,7 +6,7 @@ from pathlib import Path
 
 from cot_flax.errors import UserError
 from cot_flax.files import is_bucket, path_at
-from cot_flax.run_folder import CHECKPOINTS
+from cot_flax.run_folder import CHECKPOINTS, FACTS
 from cot_flax.weights import hub, huggingface, native, peft, t5x
 from cot_flax.weights.files.tensorstore import Listing, listing
 from cot_flax.weights.source import Access, Source
@@ -77,7 +77,8 @@ def _base(folder: Path, access: Access) -> Path:
 def _from_hub(name: str, access: Access) -> Source:
     parent = path_at(name).parent
     is_path = "/" in name and parent.is_dir()  # a misspelt path looks like a name on the hub
-    if HUB_ID.fullmatch(name):
+    beside_runs = is_path and any(parent.glob(f"*/{FACTS}"))  # no name: the hub is not asked
+    if HUB_ID.fullmatch(name) and not beside_runs:
         try:
             return _open_hugging_face(hub.download(name, access), access)
         except UserError:

@@ -12,7 +12,7 @@ from cot_flax.students.t5 import T5Student
 from cot_flax.students.t5.config import T5Config
 from cot_flax.training.checkpoints import Checkpointer, Metadata
 from cot_flax.training.state import TrainState
-from cot_flax.weights import huggingface, t5x
+from cot_flax.weights import huggingface, opening, t5x
 from cot_flax.weights.opening import open_source
 from cot_flax.weights.source import Access, Source
 
@@ -93,6 +93,15 @@ def test_a_misspelt_path_is_not_taken_for_a_name_on_the_hub(places, monkeypatch)
     name = f"{places.name}/nativ"
     with pytest.raises(UserError, match=rf"no folder {name} \(.*huggingface.* in .*correct the"):
         open_source(name, Access(local_files_only=True))
+
+
+def test_beside_runs_the_hub_is_not_asked(tmp_path, monkeypatch):
+    (tmp_path / "runs" / "base").mkdir(parents=True)
+    (tmp_path / "runs" / "base" / "run.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(opening.hub, "download", None)
+    with pytest.raises(UserError, match=r"no folder runs/bse \(base in .*correct the path"):
+        open_source("runs/bse")
 
 
 def test_what_is_no_checkpoint_is_told_apart(tmp_path):
