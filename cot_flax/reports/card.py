@@ -161,9 +161,10 @@ def _value(run: Mapping, path: Sequence[str]):
 def _objective(objective: Mapping) -> str:
     weight = objective.get("kl_weight", 0.0)
     if not weight:
-        return "token cross entropy on the chains"
+        return "token cross entropy"
     tail = _TAILS.get(objective["tail"], objective["tail"])
     temperature = objective["temperature"]
     kl = "KL from the teacher's top-k token distribution "
     kl += f"({tail}; temperature {temperature})"
-    return kl if weight == 1.0 else f"{weight} x {kl} + {1 - weight:g} x token cross entropy"
+    mixed = kl if weight == 1.0 else f"{weight} x {kl} + {1 - weight:g} x token cross entropy"
+    return f"{mixed}; token cross entropy where the teacher gave none"
