@@ -48,7 +48,7 @@ def merged(
         if name.endswith(_A) and kernel and _fits(kernel, tensor, named.get(module + _B)):
             scale = _scale(settings, module, tensor.shape[0])
             tensors[f"{module}.weight"] = _sum(kernel, tensor, named[module + _B], scale)
-        elif name in base and base[name].shape == tensor.shape:
+        elif ".lora_" not in name:  # whole; what no model has is found out where it is loaded
             tensors[name] = tensor
         elif not (name.endswith(_B) and name.removesuffix(_B) + _A in named):
             unknown.append(f"{name} {list(tensor.shape)}")

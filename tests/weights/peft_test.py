@@ -99,6 +99,16 @@ def test_a_module_that_was_trained_whole_takes_the_bases_place(tmp_path, base):
     np.testing.assert_array_equal(source.tensors["decoder.logits_dense.kernel"].whole(), head.T)
 
 
+def test_a_head_that_the_base_shares_with_its_embedding_may_be_the_adapters(tmp_path, base):
+    stored = load_file(base / "model.safetensors")
+    del stored["lm_head.weight"]  # as transformers 5 stores one matrix for both
+    save_file(stored, base / "model.safetensors")
+    head = np.ones((24, 8), np.float32)
+    added = {"base_model.model.lm_head.weight": head}
+    source = open_source(write_adapter(tmp_path / "adapter", base, added))
+    np.testing.assert_array_equal(source.tensors["decoder.logits_dense.kernel"].whole(), head.T)
+
+
 def test_the_base_is_looked_for_beside_the_adapter(tmp_path, base):
     adapter = write_adapter(tmp_path / "adapter", "../base")
     assert open_source(adapter).student.config == CONFIG
