@@ -311,6 +311,9 @@ def _ignore(rows: list[dict]) -> None:
 def summarize(rows: Sequence[Mapping]) -> dict:
     """Accuracy with its interval and parse failures: of all rows, and by number of steps.
 
+    Samples of one question are not independent: the interval is that of so many `questions`, as
+    wide as if all samples of a question agreed.
+
     `off_format_rate` is the share of chains where an answer alone was asked for, or the reverse.
     Where answers are labels or texts, `labels` has for each of the most frequent ones the rows that
     have it as `gold`, the rows in which it was `given`, and the `right` ones; `majority` is the
@@ -318,7 +321,12 @@ def summarize(rows: Sequence[Mapping]) -> dict:
     """
 
     def summary(chosen):
-        return scoring.summarize((row["right"], row["extracted"]) for row in chosen)
+        found = scoring.summarize((row["right"], row["extracted"]) for row in chosen)
+        questions = len({row["id"] for row in chosen})
+        if questions < len(chosen):
+            low, high = scoring.wilson_interval(found["accuracy"] * questions, questions)
+            found |= {"accuracy_low": low, "accuracy_high": high}
+        return found | {"questions": questions}
 
     steps = sorted({row["steps"] for row in rows if "steps" in row})
     by_steps = {str(n): summary([r for r in rows if r.get("steps") == n]) for n in steps}

@@ -64,7 +64,7 @@ def summarize(records: Iterable[tuple[bool, str | None]]) -> dict[str, float]:
     }
 
 
-def wilson_interval(right: int, total: int, z: float = 1.96) -> tuple[float, float]:
+def wilson_interval(right: float, total: int, z: float = 1.96) -> tuple[float, float]:
     """Returns Wilson's score interval of a proportion: the p with |right/total - p| <= z
     sqrt(p(1-p)/total).
 

@@ -153,6 +153,17 @@ def test_results_are_what_is_in_the_predictions(evaluated, checkpoint):
         assert found["parse_failure_rate"] == nothing / 12
 
 
+def test_samples_of_a_question_make_no_interval_narrower(evaluated):
+    """Each of 6 questions stands twice; the width is that of 6."""
+    found = evaluated[1]["tasks"][COT]
+    assert (found["count"], found["questions"]) == (12, 6)
+    row = rows_of(evaluated, COT)[0]
+    rows = [row | {"id": str(i % 4), "right": i % 4 == 0} for i in range(32)]
+    found = evaluate.summarize(rows)
+    assert (found["accuracy_low"], found["accuracy_high"]) == wilson_interval(1, 4)
+    assert found["accuracy"] == 1 / 4
+
+
 def test_steps_add_up(evaluated):
     found = evaluated[1]["tasks"][COT]
     parts = found["by_steps"].values()
@@ -531,8 +542,8 @@ def test_labels_show_who_always_says_the_same():
     golds = ["Page.", "page", "queue", "queue", "queue"]
     rows = [
         {"answer_kind": "text", "gold": gold, "extracted": "queue", "right": gold == "queue"}
-        | {"format": "zero_shot_answer", "text": "queue"}
-        for gold in golds
+        | {"format": "zero_shot_answer", "text": "queue", "id": str(place)}
+        for place, gold in enumerate(golds)
     ]
     rows[0]["extracted"] = None
     found = evaluate.summarize(rows)
@@ -564,7 +575,7 @@ def test_outputs_of_another_format_are_counted():
     row = {"answer_kind": "number", "gold": "5", "extracted": "5", "right": True}
     texts = ["2 + 3 = 5. The answer is 5"] * 3 + ["The answer is 5"]
     for name, share in (("few_shot_answer", 3 / 4), ("zero_shot_cot", 1 / 4)):
-        rows = [row | {"format": name, "text": text} for text in texts]
+        rows = [row | {"format": name, "text": t, "id": str(i)} for i, t in enumerate(texts)]
         assert evaluate.summarize(rows)["off_format_rate"] == share
 
 

@@ -47,13 +47,17 @@ def pool(summaries: Iterable[Mapping], note: str = "") -> Cell | None:
     Returns:
         None where there is nothing to pool.
     """
-    parts = [from_summary(summary) for summary in summaries]
+    listed = list(summaries)
+    parts = [from_summary(summary) for summary in listed]
     total = sum(part.count for part in parts)
     if not total:
         return None
     right = sum(round(part.value * part.count) for part in parts)
     failures = sum(part.no_answer * part.count for part in parts)
-    return Cell(right / total, *wilson_interval(right, total), total, failures / total, note)
+    # Samples of one question are not independent (see `evaluate.summarize`).
+    questions = sum(summary.get("questions", summary["count"]) for summary in listed)
+    ends = wilson_interval(right * questions / total, questions)
+    return Cell(right / total, *ends, total, failures / total, note)
 
 
 def mean(cells: Sequence[Cell]) -> Cell:

@@ -34,6 +34,13 @@ def test_pool_rounds_back_to_whole_predictions():
     assert cells.pool([third, third]).value == 2 / 6
 
 
+def test_pool_counts_the_questions_and_not_their_samples():
+    pooled = cells.pool([summary(24, 80) | {"questions": 10}, summary(72, 160) | {"questions": 20}])
+    assert (pooled.value, pooled.count) == (96 / 240, 240)
+    once = cells.pool([summary(3, 10), summary(9, 20)])
+    assert (pooled.low, pooled.high) == pytest.approx((once.low, once.high))
+
+
 def test_pool_of_nothing_is_no_accuracy():
     assert cells.pool([]) is None
 
