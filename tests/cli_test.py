@@ -133,6 +133,7 @@ def test_prepares_flags_are_its_settings(folder, tmp_path):
     flags += ["--balance", 2, "--max-target-tokens", 70, "--max-question-tokens", 200]
     flags += ["--alignment", "fu2023", "--projection", "paths", "--workers", 1]
     flags += ["--columns", "question=ticket,text=reasoning"]  # samples files have their own
+    flags += ["--max-unknown", 0.2, "--max-unknown-chains", 0.3]
     samples = folder / "samples.jsonl.gz"
     assert call("prepare", samples, "--out", tmp_path, *TASK, *flags, "--top-k", 4) == 0
     settings = json.loads((tmp_path / "manifest.json").read_text())["plan"]["settings"]
@@ -152,6 +153,7 @@ def test_prepares_flags_are_its_settings(folder, tmp_path):
         "max_target_tokens": 70,
         "max_question_tokens": 200,
         "columns": {"question": "ticket", "text": "reasoning"},
+        "max_unknown": 0.2,
     }
 
 

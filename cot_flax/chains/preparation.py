@@ -4,6 +4,7 @@ The same function runs in the processes of `prepare` and in the Beam pipeline.
 """
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -15,11 +16,19 @@ from cot_flax.chains.readers import Format, Raw
 from cot_flax.chains.records import BadRecord
 from cot_flax.chains.samples import Logprobs, Sample
 from cot_flax.chains.selection import distinct_chains, select
-from cot_flax.chains.tally import LENGTH_BIN, Tally
+from cot_flax.chains.tally import LENGTH_BIN, UNKNOWN_CHARACTERS, Tally
 from cot_flax.errors import UserError
 from cot_flax.text.answers import extract_answer
+from cot_flax.text.equations import find_equations
 from cot_flax.text.pieces import Pieces
 from cot_flax.text.prompts import build_target
+from cot_flax.text.replacement import (
+    Edit,
+    apply,
+    before_edits,
+    find_edits,
+    unknown_characters,
+)
 from cot_flax.text.tokenizers import Tokenizer
 
 _SHOWN_POSITIONS = 120
@@ -37,9 +46,12 @@ class Preparation:
         max_target_tokens: longer chains, end included, are dropped as "too_long"; None keeps all.
         max_question_tokens: likewise for questions.
         columns: how chains of one's own call what `readers.NAMES` lists.
+        max_unknown: the share of a target's characters, white space aside, that the vocabulary may
+            lack after `replacement.find_edits`; chains with more are dropped as
+            "unknown_characters".
 
     Raises:
-        UserError: an unknown name, or top_k below 1.
+        UserError: an unknown name, top_k below 1, or a share beyond [0, 1].
     """
 
     filters: Filters = field(default_factory=Filters)
@@ -49,10 +61,13 @@ class Preparation:
     max_target_tokens: int | None = None
     max_question_tokens: int | None = None
     columns: Mapping[str, str] | None = None
+    max_unknown: float = 0.05
 
     def __post_init__(self):
         if self.top_k < 1:
             raise UserError(f"top_k {self.top_k}", "at least 1", "give the entries a position")
+        if not 0 <= self.max_unknown <= 1:
+            raise UserError(f"max_unknown {self.max_unknown}", "a share, 0 to 1", "correct it")
         for name, known in (("alignment", METHODS), ("projection", RULES)):
             if getattr(self, name) not in known:
                 got = f"{name} {getattr(self, name)!r}"
@@ -127,6 +142,8 @@ def prepare_question(
     tally, kept = outcome.tally, []
     for candidate, reason in zip(candidates, reasons, strict=True):
         tally.fates[reason or KEPT] += 1
+        if reason == UNKNOWN_CHARACTERS:
+            tally.unknown_dropped.update(candidate.unknown)
         if reason:
             outcome.dropped.append((reason, candidate.sample))
         else:
@@ -141,21 +158,47 @@ def prepare_question(
 
 @dataclass(frozen=True)
 class _Candidate:
-    """A sample with the text that the student is to write, and its pieces."""
+    """A sample with the text that the student is to write, and its pieces.
+
+    Attributes:
+        sample: the sample.
+        answer: its answer, as the student can write it.
+        text: the target before its edits, which is the teacher's text as far as that goes.
+        edits: what the vocabulary lacks.
+        pieces: of the edited text.
+        unknown: characters that the vocabulary lacks all the same.
+        unknown_share: how many of the target's these are, from 0 to 1.
+        question_ids: those of the question, without the end.
+    """
 
     sample: Sample
     answer: str
     text: str
+    edits: list[Edit]
     pieces: Pieces
-    question_tokens: int
+    unknown: Counter
+    unknown_share: float
+    question_ids: list[int]
 
     @classmethod
     def of(cls, sample: Sample, tokenizer: Tokenizer, settings: Preparation) -> "_Candidate":
         kind = settings.filters.answer_kind
         answer = sample.gold_answer or extract_answer(sample.text, kind=kind, mode="flexible") or ""
         text = build_target(sample.text, answer, "zero_shot_cot")
-        question_tokens = len(tokenizer.encode(sample.question)) + 1
-        return cls(sample, answer, text, tokenizer.pieces(text), question_tokens)
+        edits = find_edits(text, tokenizer)
+        edited = apply(text, edits)
+        pieces = tokenizer.pieces(edited)
+        unknown = unknown_characters(edited, pieces, tokenizer.unk_id)
+        return cls(
+            sample=sample,
+            answer=apply(answer, find_edits(answer, tokenizer)).strip(),
+            text=text,
+            edits=edits,
+            pieces=pieces,
+            unknown=unknown,
+            unknown_share=unknown.total() / max(1, len("".join(edited.split()))),
+            question_ids=tokenizer.encode(sample.question),
+        )
 
 
 def _rejection(candidate: _Candidate, settings: Preparation) -> str | None:
@@ -165,10 +208,12 @@ def _rejection(candidate: _Candidate, settings: Preparation) -> str | None:
         return "unreadable_gold_answer"
     if reason or not candidate.answer:
         return reason or "no_answer"
+    if candidate.unknown_share > settings.max_unknown:
+        return UNKNOWN_CHARACTERS
     target_tokens = len(candidate.pieces.ids) + 1
     for tokens, limit in (
         (target_tokens, settings.max_target_tokens),
-        (candidate.question_tokens, settings.max_question_tokens),
+        (len(candidate.question_ids) + 1, settings.max_question_tokens),
     ):
         if limit is not None and tokens > limit:
             return "too_long"
@@ -178,13 +223,22 @@ def _rejection(candidate: _Candidate, settings: Preparation) -> str | None:
 def _record(candidate, tokenizer, settings, tally: Tally, *, first: bool) -> Record:
     sample, pieces = candidate.sample, candidate.pieces
     projection = None
+    wrong = [step.written(sample.text) for step in find_equations(sample.text) if not step.right]
+    if wrong:
+        about = {"id": f"{sample.id}/{sample.sample}", "question": sample.question}
+        tally.add_inconsistent(about | {"steps": wrong})
     if sample.logprobs is None:
         tally.one_hot_chains += 1
     else:
         projection, tokens = _project(candidate, tokenizer, settings)
-        tally.add_projection(projection, _example(sample, pieces, projection, tokens))
+        tally.add_projection(projection, _example(sample, pieces, projection, tokens, wrong))
     targets = (*pieces.ids, tokenizer.special_ids.end)
     tally.tokens += len(targets)
+    tally.add_characters(
+        candidate.unknown,
+        _unknown_in_question(candidate, tokenizer) if first else Counter(),
+        Counter(edit.name for edit in candidate.edits if edit.name),
+    )
     tally.target_tokens[str(len(targets) // LENGTH_BIN * LENGTH_BIN)] += 1
     return Record(
         id=f"{sample.id}/{sample.sample}",
@@ -197,7 +251,8 @@ def _record(candidate, tokenizer, settings, tally: Tally, *, first: bool) -> Rec
 
 
 def _project(candidate, tokenizer, settings) -> tuple[Projection, list[list[str]]]:
-    pieces, logprobs = candidate.pieces, candidate.sample.logprobs
+    logprobs = candidate.sample.logprobs
+    pieces, is_new = before_edits(candidate.pieces, candidate.text, candidate.edits)
     own = "".join(logprobs.tokens)
     if settings.alignment == "fu2023":
         logprobs = _with_certain_words(logprobs, candidate.text[len(own.strip()) :])
@@ -205,6 +260,8 @@ def _project(candidate, tokenizer, settings) -> tuple[Projection, list[list[str]
     else:
         margin = own[: len(own) - len(own.lstrip())]
         alignment = align_by_bytes(logprobs.tokens, pieces, skipped=len(margin.encode()))
+    # The teacher wrote something else there, so that its probabilities are not of this piece.
+    alignment = [[] if new else row for row, new in zip(alignment, is_new, strict=True)]
     projection = project_top_k(
         alignment,
         logprobs,
@@ -215,6 +272,13 @@ def _project(candidate, tokenizer, settings) -> tuple[Projection, list[list[str]
         end_id=tokenizer.special_ids.end,
     )
     return projection, [[logprobs.tokens[i] for i in row] for row in alignment]
+
+
+def _unknown_in_question(candidate: _Candidate, tokenizer: Tokenizer) -> Counter:
+    if tokenizer.unk_id not in candidate.question_ids:
+        return Counter()
+    question = candidate.sample.question
+    return unknown_characters(question, tokenizer.pieces(question), tokenizer.unk_id)
 
 
 def _with_certain_words(logprobs: Logprobs, added: str) -> Logprobs:
@@ -231,11 +295,12 @@ def _hash(text: str) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:16])
 
 
-def _example(sample: Sample, pieces: Pieces, projection: Projection, tokens) -> dict:
+def _example(sample, pieces: Pieces, projection: Projection, tokens, wrong: list[str]) -> dict:
     shown = slice(_SHOWN_POSITIONS)
     return {
         "id": f"{sample.id}/{sample.sample}",
         "question": sample.question,
+        "wrong_steps": wrong,
         # Without the end, which is never soft and weighs most in short chains.
         "soft_share": round(float(projection.soft_T[:-1].mean()), 4),
         "positions": [

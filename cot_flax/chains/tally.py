@@ -11,7 +11,10 @@ from cot_flax.chains.projection import KINDS, Projection
 
 MASS_BINS = 20  # of kept mass, over [0, 1]
 LENGTH_BIN = 16  # tokens
-MOST_WORST = 5
+MOST_WORST, MOST_INCONSISTENT = 5, 10
+MOST_NAMED = 10  # characters in a line
+UNKNOWN_CHARACTERS = "unknown_characters"
+"""Why a chain is dropped that the vocabulary cannot write."""
 
 
 @dataclass
@@ -32,6 +35,13 @@ class Tally:
         tokens: of all targets, ends included.
         teachers: kept chains by teacher.
         prompts: the sum of the prompts' hashes over the kept chains.
+        unknown: characters that the vocabulary lacks, in the targets of kept chains.
+        unknown_chains: kept chains with such characters in the target.
+        unknown_dropped: such characters of the chains that were dropped for them.
+        unknown_in_questions: such characters of the questions that have a kept chain.
+        replaced: what `text.replacement` wrote otherwise in the targets, by its name there.
+        inconsistent_chains: kept chains with an equation that does not hold.
+        inconsistent: the first few of them by their ids, with these equations.
         worst: the chains with the smallest share of soft positions, side by side.
     """
 
@@ -48,6 +58,13 @@ class Tally:
     tokens: int = 0
     teachers: Counter = field(default_factory=Counter)
     prompts: int = 0
+    unknown: Counter = field(default_factory=Counter)
+    unknown_chains: int = 0
+    unknown_dropped: Counter = field(default_factory=Counter)
+    unknown_in_questions: Counter = field(default_factory=Counter)
+    replaced: Counter = field(default_factory=Counter)
+    inconsistent_chains: int = 0
+    inconsistent: list[dict] = field(default_factory=list)
     worst: list[dict] = field(default_factory=list)
 
     @property
@@ -63,16 +80,23 @@ class Tally:
     def dropped(self) -> int:
         return self.fates.total() - self.kept
 
+    @property
+    def unknown_share(self) -> float:
+        """Which share of the chains that are good but for that hold unknown characters."""
+        dropped = self.fates[UNKNOWN_CHARACTERS]
+        return (self.unknown_chains + dropped) / max(1, self.kept + dropped)
+
     def add(self, other: "Tally") -> None:
         """Adds another tally to this one."""
         for name in (f.name for f in fields(self)):
-            if name == "worst":
+            if name in ("inconsistent", "worst"):
                 continue
             mine = getattr(self, name)
             if isinstance(mine, Counter):
                 mine.update(getattr(other, name))
             else:
                 setattr(self, name, mine + getattr(other, name))
+        self.inconsistent = _first([*self.inconsistent, *other.inconsistent])
         self.worst = _worst([*self.worst, *other.worst])
 
     def add_projection(self, projection: Projection, example: dict) -> None:
@@ -83,6 +107,18 @@ class Tally:
         self.kept_mass.update(str(i) for i in bins.tolist())
         self.mass += float(soft_mass.sum())
         self.worst = _worst([*self.worst, example])
+
+    def add_characters(self, unknown: Counter, in_question: Counter, replaced: Counter) -> None:
+        """Counts what the vocabulary lacks of one kept chain and its question."""
+        self.unknown.update(unknown)
+        self.unknown_in_questions.update(in_question)
+        self.unknown_chains += bool(unknown)
+        self.replaced.update(replaced)
+
+    def add_inconsistent(self, example: dict) -> None:
+        """Counts a kept chain with wrong equations."""
+        self.inconsistent_chains += 1
+        self.inconsistent = _first([*self.inconsistent, example])
 
     def summary(self) -> str:
         """The counts in a few lines, of which the first adds up."""
@@ -96,6 +132,16 @@ class Tally:
             if counts:
                 named = ", ".join(f"{name} {count:,}" for name, count in counts.most_common())
                 lines.append(f"{title}: {named}")
+        for title, counts in (
+            ("replaced in the targets", self.replaced),
+            (f"unknown to the vocabulary in {self.unknown_chains:,} targets", self.unknown),
+            ("unknown to the vocabulary in dropped chains", self.unknown_dropped),
+            ("unknown to the vocabulary in questions", self.unknown_in_questions),
+        ):
+            if counts:
+                lines.append(f"{title}: {most(counts)}")
+        if self.inconsistent_chains:
+            lines.append(f"kept with a wrong equation: {self.inconsistent_chains:,} chains")
         if positions := self.kinds.total():
             soft = self.kinds["soft"]
             lines.append(
@@ -113,5 +159,16 @@ class Tally:
         return cls(**{name: Counter(v) if isinstance(v, dict) else v for name, v in record.items()})
 
 
+def _first(examples: list[dict]) -> list[dict]:
+    return heapq.nsmallest(MOST_INCONSISTENT, examples, key=lambda e: e["id"])
+
+
 def _worst(examples: list[dict]) -> list[dict]:
     return heapq.nsmallest(MOST_WORST, examples, key=lambda e: (e["soft_share"], e["id"]))
+
+
+def most(counts: Counter) -> str:
+    """The total, and the most frequent: "12 (< 8, ^ 4)"."""
+    named = ", ".join(f"{name} {count:,}" for name, count in counts.most_common(MOST_NAMED))
+    more = len(counts) - MOST_NAMED
+    return f"{counts.total():,} ({named}{f', {more:,} others' if more > 0 else ''})"

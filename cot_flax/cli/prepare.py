@@ -60,6 +60,13 @@ def _columns(typed: str) -> dict[str, str]:
     balance=Short("BALANCE", int, "Chains of a question with the same equations, at most.", _KEEP),
     max_target_tokens=Short("MAX_TARGET_TOKENS", int, "Drop longer chains.", _KEEP),
     max_question_tokens=Short("MAX_QUESTION_TOKENS", int, "Drop longer questions.", _KEEP),
+    max_unknown=Short(
+        "MAX_UNKNOWN",
+        float,
+        "Drop chains of which the vocabulary lacks more than this share of the characters, by "
+        "default 0.05.",
+        _KEEP,
+    ),
     top_k=Short("TEACHER_TOP_K", int, "Teacher entries a position, by default 5.", _ALIGN),
     alignment=Short(
         "ALIGNMENT", str, "bytes (default), or fu2023: paper [1]'s dynamic program.", _ALIGN
@@ -73,6 +80,12 @@ def _columns(typed: str) -> dict[str, str]:
     workers=Short("PREPARE_WORKERS", int, "Processes; by default one a core.", _RUN),
     max_rejected=Short(
         "MAX_REJECTED", float, "Share of unreadable records to go on with, by default 0.05.", _RUN
+    ),
+    max_unknown_chains=Short(
+        "MAX_UNKNOWN_CHAINS",
+        float,
+        "Share of chains with characters that the vocabulary lacks to go on with, by default 0.1.",
+        _RUN,
     ),
     runner=Short(
         "BEAM_RUNNER",

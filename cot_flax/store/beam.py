@@ -22,7 +22,12 @@ from cot_flax.data.features import fingerprint, tokenizer_of
 from cot_flax.errors import UserError
 from cot_flax.files import path_at
 from cot_flax.store import beam_steps, layout
-from cot_flax.store.prepare import PARTS, stop_if_nothing_kept, stop_if_too_many_rejected
+from cot_flax.store.prepare import (
+    PARTS,
+    stop_if_nothing_kept,
+    stop_if_too_many_rejected,
+    stop_if_too_many_unknown,
+)
 
 BYTES_PER_SHARD = 2 << 20
 
@@ -35,6 +40,7 @@ def prepare(
     settings: Preparation,
     flags: Sequence[str] = (),
     max_rejected: float = 0.05,
+    max_unknown_chains: float = 0.1,
     bytes_per_shard: int = BYTES_PER_SHARD,
 ) -> Tally:
     """Filters, aligns and tokenizes samples into a store, on a Beam runner.
@@ -51,14 +57,15 @@ def prepare(
         settings: what is kept and how it is aligned.
         flags: Beam's, such as "--runner=DataflowRunner".
         max_rejected: the share of unreadable records that is allowed, which is known at the end.
+        max_unknown_chains: likewise of chains with characters that the vocabulary lacks.
         bytes_per_shard: bytes of input a shard, on average.
 
     Returns:
         The counts, in which kept + dropped + rejected = read.
 
     Raises:
-        UserError: a runner or an input that cannot be used, too many rejected records, or nothing
-            kept.
+        UserError: a runner or an input that cannot be used, too many rejected records or unknown
+            characters, or nothing kept.
     """
     job = Job(tokenizer_of(vocabulary), settings)
     folder, plan = epath.Path(path_at(out)), _plan(inputs, vocabulary, settings, bytes_per_shard)
@@ -71,7 +78,7 @@ def prepare(
     paths, sizes, _ = zip(*plan["inputs"], strict=True)
     shards = -(-sum(sizes) // bytes_per_shard)
     beam_steps.run(pipeline, paths, os.fspath(folder), job, layout.ids_of(plan), shards=shards)
-    total = _total(folder / PARTS, max_rejected)
+    total = _total(folder / PARTS, max_rejected, max_unknown_chains)
     _finish(folder, shards, total, plan)
     return total
 
@@ -103,11 +110,12 @@ def _status(path: str, columns: Mapping[str, str] | None) -> tuple[str, int, flo
     return path, status.length, status.mtime
 
 
-def _total(parts: epath.Path, max_rejected: float) -> Tally:
+def _total(parts: epath.Path, max_rejected: float, max_unknown_chains: float) -> Tally:
     counts = json.loads((parts / beam_steps.COUNTS).read_text())
     total = Tally.from_json(counts["tally"])
     assert counts["read"] == total.read, counts
     stop_if_too_many_rejected(total, max_rejected, str(parts))
+    stop_if_too_many_unknown(total, max_unknown_chains)
     stop_if_nothing_kept(total, str(parts))
     return total
 

@@ -21,6 +21,7 @@ def store(
     settings: Preparation,
     workers: int | None = None,
     max_rejected: float = 0.05,
+    max_unknown_chains: float = 0.1,
     beam_runner: str | None = None,
     beam_flags: Sequence[str] = (),
 ) -> str:
@@ -33,6 +34,7 @@ def store(
         settings: what is kept and how it is aligned.
         workers: processes; by default one a core.
         max_rejected: the share of unreadable records at which it stops.
+        max_unknown_chains: the share of chains with unknown characters at which it stops.
         beam_runner: of Apache Beam, such as "DataflowRunner"; None is this machine, without Beam.
         beam_flags: Beam's, such as "--region=europe-west4".
 
@@ -43,6 +45,7 @@ def store(
         "vocabulary": find_task(task).output_features["targets"].vocabulary,
         "settings": settings,
         "max_rejected": max_rejected,
+        "max_unknown_chains": max_unknown_chains,
     }
     if beam_runner:
         from cot_flax.store import beam

@@ -20,7 +20,7 @@ import tensorflow as tf
 from cot_flax.chains.preparation import Outcome, Preparation
 from cot_flax.chains.readers import Raw, find_format
 from cot_flax.chains.samples import gzip_writer, to_line
-from cot_flax.chains.tally import Tally
+from cot_flax.chains.tally import Tally, most
 from cot_flax.chains.workers import Chunk, Job, cores, prepare_chunks
 from cot_flax.data.features import fingerprint, tokenizer_of
 from cot_flax.errors import UserError
@@ -41,6 +41,7 @@ def prepare(
     settings: Preparation,
     workers: int | None = None,
     max_rejected: float = 0.05,
+    max_unknown_chains: float = 0.1,
     records_per_shard: int = RECORDS_PER_SHARD,
     progress: Progress = lambda tally: None,
 ) -> Tally:
@@ -55,6 +56,8 @@ def prepare(
         settings: what is kept and how it is aligned.
         workers: processes; by default one a core.
         max_rejected: the share of unreadable records at which it stops.
+        max_unknown_chains: the share of otherwise good chains at which it stops that hold
+            characters which the vocabulary lacks, kept ones and dropped ones.
         records_per_shard: records a chunk, at least.
         progress: called with the counts after each chunk.
 
@@ -63,7 +66,7 @@ def prepare(
 
     Raises:
         UserError: a vocabulary without a tokenizer, an input that cannot be used, too many
-            rejected records, or nothing kept.
+            rejected records or unknown characters, or nothing kept.
     """
     job = Job(tokenizer_of(vocabulary), settings)
     final, plan = path_at(out), _plan(inputs, vocabulary, settings, records_per_shard)
@@ -80,6 +83,7 @@ def prepare(
             total.add(tally)
             done += 1
             stop_if_too_many_rejected(total, max_rejected, str(parts))
+            stop_if_too_many_unknown(total, max_unknown_chains)
             progress(total)
         stop_if_nothing_kept(total, str(parts))
         _finish(folder, done, total, plan)
@@ -195,6 +199,17 @@ def stop_if_too_many_rejected(total: Tally, max_rejected: float, parts: str) -> 
             f"at most {max_rejected:.1%}",
             f"repair the input ({parts}/*.{layout.REJECTED} name the lines) "
             "or raise --max-rejected",
+        )
+
+
+def stop_if_too_many_unknown(total: Tally, max_unknown_chains: float) -> None:
+    """Raises UserError where more than this share of the chains has unknown characters."""
+    if total.unknown_share > max_unknown_chains:
+        raise UserError(
+            f"{total.unknown_share:.1%} of the chains with characters that the student's "
+            f"vocabulary lacks: {most(total.unknown + total.unknown_dropped)}",
+            f"at most {max_unknown_chains:.1%}",
+            "write them otherwise, choose another student, or raise --max-unknown-chains",
         )
 
 

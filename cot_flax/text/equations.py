@@ -47,6 +47,10 @@ class Equation:
         """Whether the stated result is right: see `agrees`."""
         return agrees(as_stated(self.value, self), self.results[0])
 
+    def written(self, text: str) -> str:
+        """The step as it stands in its text."""
+        return text[self.operands[0].start : self.results[0].end]
+
 
 def find_equations(text: str) -> list[Equation]:
     """Returns the equations `a op b (op c ...) = r` of `text`, in order of their results.

@@ -5,7 +5,7 @@ import json
 import math
 
 import pytest
-from support.tokenizers import byte_level
+from support.tokenizers import byte_level, world_without
 
 from cot_flax.chains.filtering import Filters
 from cot_flax.chains.preparation import Outcome, Preparation, prepare_question, prepare_records
@@ -14,7 +14,8 @@ from cot_flax.chains.readers import SAMPLES, Raw
 from cot_flax.chains.samples import Logprobs, Sample, to_line
 from cot_flax.errors import UserError
 from cot_flax.lab.world.vocabulary import VOCABULARY_PATH
-from cot_flax.text.tokenizers import open_tokenizer
+from cot_flax.text.pieces import ABSENT_ID
+from cot_flax.text.tokenizers import SentencePieceTokenizer, open_tokenizer
 
 HALF = math.log(0.5)
 
@@ -217,3 +218,75 @@ def test_unknown_names_are_refused(name):
     with pytest.raises(UserError, match=f"{name} 'dtw'; expected one of .*fu2023"):
         Preparation(**{name: "dtw"})
     assert dataclasses.asdict(Preparation())[name] in ("bytes", "paths")
+
+
+# Characters that the vocabulary lacks -------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def like_t5():
+    return SentencePieceTokenizer(world_without("<{}\\^~"), extra_ids=0)
+
+
+BOXED = ("1", " <", " 2", ", so", " \\", "boxed", "{", "2", "}", ".")
+
+
+@pytest.mark.parametrize("alignment", ["bytes", "fu2023"])
+@pytest.mark.parametrize("projection", ["paths", "fu2023"])
+def test_what_was_replaced_has_no_teacher_row(like_t5, alignment, projection):
+    """The rows around it are the teacher's, as they were."""
+    settings = {"alignment": alignment, "projection": projection}
+    outcome = prepared([sample("".join(BOXED), tokens=BOXED)], like_t5, **settings)
+    (record,) = outcome.kept
+    edited = "1 less than 2, so 2.\nThe answer is 2"
+    assert record.targets == (*like_t5.encode(edited), 1)
+    found = kinds(record)
+    pieces = list(like_t5.pieces(edited).strings)
+    begin, end = pieces.index("l"), pieces.index("▁2")
+    assert pieces[begin:end] == ["l", "e", "s", "s", "▁than"]
+    assert found[begin:end] == ["no_token"] * 5
+    assert all(row[1:] == [ABSENT_ID] * 4 for row in record.projection.ids_TK[begin:end].tolist())
+    if alignment == "bytes":
+        assert found[end] == found[pieces.index(".")] == "soft"
+        last = pieces.index("▁2", end + 1)  # ` \\boxed{2`, of which its space and digit are left
+        assert found[last] in ("several_tokens", "other_string")
+    assert outcome.tally.replaced == {"<": 1, "\\boxed": 1}
+    assert not outcome.tally.unknown
+
+
+def test_an_answer_is_written_as_the_student_can(like_t5):
+    chain = sample("It is \\frac{3}{4}.", gold="\\frac{3}{4}")
+    (record,) = prepared([chain], like_t5, filters=Filters(rules="none")).kept
+    assert record.answer == "3/4"
+    assert record.targets == (*like_t5.encode("It is 3/4.\nThe answer is 3/4"), 1)
+
+
+def test_unknown_characters_are_counted_and_too_many_drop_a_chain(like_t5):
+    """17 characters of the target without white space and one é: 1 of 18 is above 5%."""
+    question = "1 + 1 = 你?"
+    texts = ["It is 2, as 1 + 1 = 2 é.", "é 2", "这是 2"]
+    samples = [sample(text, sample=n, question=question) for n, text in enumerate(texts)]
+    outcome = prepared(samples, like_t5)
+    assert [(reason, s.sample) for reason, s in outcome.dropped] == [
+        ("unknown_characters", 1),
+        ("unknown_characters", 2),
+    ]
+    tally = outcome.tally
+    assert (tally.unknown, tally.unknown_chains) == ({"é": 1}, 1)
+    assert tally.unknown_dropped == {"é": 1, "这": 1, "是": 1}
+    assert tally.unknown_in_questions == {"你": 1}
+    assert tally.unknown_share == 1.0
+    assert prepared(samples, like_t5, max_unknown=1.0).tally.fates == {"kept": 3}
+
+
+def test_a_share_is_from_0_to_1():
+    with pytest.raises(UserError, match=r"max_unknown 5; expected a share, 0 to 1"):
+        Preparation(max_unknown=5)
+
+
+def test_kept_chains_with_wrong_equations_are_pointed_out(tokenizer):
+    chains = [sample("1 + 1 = 3, no: 1 + 1 = 2. It is 2."), sample("1 + 1 = 2.", sample=1)]
+    tally = prepared(chains, tokenizer).tally
+    assert tally.inconsistent_chains == 1
+    wrong = {"id": "sums-0/0", "question": "1 + 1 =", "steps": ["1 + 1 = 3"]}
+    assert tally.inconsistent == [wrong]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cot_flax.chains.projection import KINDS, Projection
-from cot_flax.chains.tally import MOST_WORST, Tally
+from cot_flax.chains.tally import MOST_INCONSISTENT, MOST_WORST, Tally
 
 
 def projection(kinds, masses):
@@ -34,6 +34,9 @@ def filled(n):
         prompts=6 * n,
     )
     tally.add_projection(projection(["soft", "end"], [0.5, 1]), example(n / 10, str(n)))
+    tally.add_characters(Counter({"é": n}), Counter({"你": 2 * n}), Counter({"<": 3 * n}))
+    tally.unknown_dropped["是"] = n
+    tally.add_inconsistent({"id": str(n), "steps": ["1 + 1 = 3"]})
     return tally
 
 
@@ -49,8 +52,8 @@ def test_every_field_adds_up():
         total.add(filled(n))
     for field in dataclasses.fields(Tally):
         parts = [getattr(filled(n), field.name) for n in (1, 10, 100)]
-        if field.name == "worst":
-            assert [e["id"] for e in total.worst] == ["1", "10", "100"]
+        if field.name in ("inconsistent", "worst"):
+            assert [e["id"] for e in getattr(total, field.name)] == ["1", "10", "100"]
         elif isinstance(parts[0], Counter):
             assert getattr(total, field.name) == parts[0] + parts[1] + parts[2]
         else:
@@ -105,3 +108,29 @@ def test_the_summary_adds_up_in_its_first_line():
         "2 of 4 target positions soft (50.0%), mass kept there 0.750",
     ]
     assert Tally(fates=Counter(kept=1)).summary() == "1 read = 1 kept + 0 dropped + 0 rejected"
+
+
+def test_the_summary_names_what_the_vocabulary_lacks_and_what_is_wrong():
+    tally = Tally(fates=Counter(kept=9, unknown_characters=1))
+    tally.add_characters(Counter("éé"), Counter("你"), Counter({"<": 1200, "\\boxed": 3}))
+    tally.unknown_dropped.update("abcdefghijkl")
+    tally.add_inconsistent({"id": "a", "steps": ["1 + 1 = 3"]})
+    assert tally.unknown_share == 2 / 10
+    assert tally.summary().splitlines()[2:] == [
+        "replaced in the targets: 1,203 (< 1,200, \\boxed 3)",
+        "unknown to the vocabulary in 1 targets: 2 (é 2)",
+        "unknown to the vocabulary in dropped chains: 12 "
+        "(a 1, b 1, c 1, d 1, e 1, f 1, g 1, h 1, i 1, j 1, 2 others)",
+        "unknown to the vocabulary in questions: 1 (你 1)",
+        "kept with a wrong equation: 1 chains",
+    ]
+
+
+def test_the_first_inconsistent_chains_stay_whatever_the_order():
+    names = [str(n) for n in range(10, 30)]
+    for order in (names, names[::-1]):
+        tally = Tally()
+        for name in order:
+            tally.add_inconsistent({"id": name, "steps": []})
+        assert [e["id"] for e in tally.inconsistent] == names[:MOST_INCONSISTENT]
+        assert tally.inconsistent_chains == 20

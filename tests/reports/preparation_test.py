@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import cot_flax
-from cot_flax.chains import filtering, projection
+from cot_flax.chains import filtering, projection, tally
 from cot_flax.chains.preparation import Outcome, Preparation, prepare_question
 from cot_flax.reports.preparation import HTML, JSON, figures, page, write
 from cot_flax.reports.preparation.figures import summarize
@@ -206,6 +206,34 @@ def test_texts_are_escaped(report):
     assert not {"s", "b", "u", "script", "q", "em"} & set(html.tags[html.tags.index("article") :])
 
 
+def test_what_the_vocabulary_lacks_is_shown(report):
+    assert "vocabulary lacks" not in report(manifest()).text
+    changes = {
+        "unknown": {"é": 2, "<": 1},
+        "unknown_chains": 2,
+        "unknown_dropped": {chr(0x4E00 + i): 1 for i in range(40)},
+        "unknown_in_questions": {"你": 3},
+        "replaced": {"\\boxed": 4},
+    }
+    text = report(manifest(**changes)).text
+    assert "2 of 6 kept chains teach that piece." in text
+    assert "Unknown in the targets 3: é 2, < 1" in text
+    assert "Unknown in dropped chains 40: " in text and ", 10 others" in text
+    assert "Unknown in the questions 3: 你 3" in text
+    assert "Written otherwise in the targets 4: \\boxed 4" in text
+
+
+def test_wrong_chains_that_were_kept_are_pointed_out(report):
+    assert "wrong equation" not in report(manifest()).text
+    about = {"id": "sums-3/1", "question": "One and one?"}
+    worst = [TALLY["worst"][0] | {"wrong_steps": ["3 * 2 = 7"]}]
+    changes = {"inconsistent_chains": 12, "inconsistent": [about | {"steps": ["1 + 1 = 3"]}]}
+    text = report(manifest(**changes, worst=worst)).text
+    assert "12 of 6 kept chains hold an equation that is wrong" in text
+    assert "sums-3/1 1 + 1 = 3 One and one?" in text
+    assert "50.0% soft Wrong: 3 * 2 = 7" in text
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
@@ -238,7 +266,7 @@ def test_every_reason_and_kind_has_a_meaning():
         source = (folder / f"{file}.py").read_text()
         named |= set(re.findall(r'(?:(?:reject|BadRecord)\(\s*|reason = |return )"(\w+)"', source))
     assert {"repeated", "too_long", "columns", "lengths_differ"} <= named
-    named |= {"kim2023_f5_repeated", "unbalanced", "over_limit"}
+    named |= {"kim2023_f5_repeated", "unbalanced", "over_limit", tally.UNKNOWN_CHARACTERS}
     assert named <= page.REASONS.keys()
     assert set(projection.KINDS) < page.KINDS.keys()
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import seqio
+from support.tokenizers import world_without
 
 from cot_flax.chains.filtering import Filters
 from cot_flax.chains.preparation import Preparation
@@ -500,6 +501,41 @@ def test_two_folders_can_be_told_apart_by_their_plans(many):
         str(many / "samples.jsonl"),
         (many / "samples.jsonl").stat().st_size,
     )
+
+
+@pytest.fixture
+def like_t5(tmp_path):
+    """A vocabulary without some characters, as T5's."""
+    (tmp_path / "like_t5.model").write_bytes(world_without("<{}\\^~"))
+    return seqio.SentencePieceVocabulary(str(tmp_path / "like_t5.model"))
+
+
+def test_unknown_characters_stop_the_run_and_are_counted_by_character(
+    tmp_path, make_sample, like_t5
+):
+    texts = ["1 < 2, so \\boxed{2}.", "1 + 1 = 2.", "1 + 1 makes naïvely 2.", "是 2", "So 2."]
+    chains = [make_sample(text, sample=n) for n, text in enumerate(texts)]
+    path = written(tmp_path / "samples.jsonl", chains)
+    message = (
+        r"got 40\.0% of the chains with characters that .* vocabulary lacks: 2 \(ï 1, 是 1\); "
+        r"expected at most 39\.0%; .* or raise --max-unknown-chains"
+    )
+    with pytest.raises(UserError, match=message):
+        run(path, tmp_path / "out", vocabulary=like_t5, max_unknown_chains=0.39)
+    assert not (tmp_path / "out" / "COMPLETED").exists()
+    tally = run(path, tmp_path / "out", vocabulary=like_t5, max_unknown_chains=0.4)
+    assert tally.fates == {"kept": 4, "unknown_characters": 1}
+    assert tally.summary().splitlines()[:5] == [
+        "5 read = 4 kept + 1 dropped + 0 rejected",
+        "dropped: unknown_characters 1",
+        "replaced in the targets: 2 (< 1, \\boxed 1)",
+        "unknown to the vocabulary in 1 targets: 1 (ï 1)",
+        "unknown to the vocabulary in dropped chains: 1 (是 1)",
+    ]
+    counted = layout.read_manifest(str(tmp_path / "out"))["tally"]
+    assert (counted["unknown"], counted["unknown_dropped"]) == ({"ï": 1}, {"是": 1})
+    targets = [like_t5.decode(record["targets"].tolist()) for record in records(tmp_path / "out")]
+    assert targets[0] == "1 less than 2, so 2. The answer is 2"
 
 
 @pytest.fixture(scope="module")

@@ -45,6 +45,11 @@ def summarize(manifest: Mapping[str, Any], sizes: Mapping[str, int]) -> dict[str
         equation sequences) each as {`mean` a question, `counts`: questions by number of chains}.
     targets: `tokens`, `mean_tokens` a chain, `bin_tokens`, and `counts`: chains by length, keyed by
         the first length of a bin of `bin_tokens`.
+    characters: what the vocabulary lacks, as counts by character, the most frequent first:
+        `unknown` in kept targets, `chains_with_unknown`, `unknown_dropped` in the chains that were
+        dropped for it, `unknown_in_questions`; `replaced` in kept targets by the name in
+        `text.replacement`.
+    inconsistent_chains: kept ones with an equation that does not hold.
     files: `bytes`, `bytes_per_token` of the targets, and `sizes` in bytes by name.
 
     Args:
@@ -69,6 +74,14 @@ def summarize(manifest: Mapping[str, Any], sizes: Mapping[str, int]) -> dict[str
             "bin_tokens": LENGTH_BIN,
             "counts": _in_order(tally.target_tokens),
         },
+        "characters": {
+            "unknown": dict(tally.unknown.most_common()),
+            "chains_with_unknown": tally.unknown_chains,
+            "unknown_dropped": dict(tally.unknown_dropped.most_common()),
+            "unknown_in_questions": dict(tally.unknown_in_questions.most_common()),
+            "replaced": dict(tally.replaced.most_common()),
+        },
+        "inconsistent_chains": tally.inconsistent_chains,
         "files": {
             "bytes": total_bytes,
             "bytes_per_token": _ratio(total_bytes, tally.tokens),

@@ -36,6 +36,7 @@ REASONS = {  # what they mean to a reader
     "near_identical": "Its wording is too similar to another chain of the question.",
     "unbalanced": "Enough chains of the question have the same equations.",
     "over_limit": "The question has as many chains as are wanted.",
+    "unknown_characters": "The student's vocabulary lacks too many of its characters.",
     "too_long": "The chain or its question has more tokens than allowed.",
     # rejected: records and samples that cannot be read
     "bad_json": "The line is no JSON object.",
@@ -106,6 +107,7 @@ def render(manifest: Mapping[str, Any], figures: Mapping[str, Any]) -> str:
         manifest=manifest,
         settings=manifest["plan"]["settings"],
         histograms=_histograms(figures),
+        inconsistent=manifest["tally"].get("inconsistent", []),
         worst=manifest["tally"]["worst"],
         shown_kinds=shown_kinds(manifest["tally"]["worst"]),
         reasons=REASONS,

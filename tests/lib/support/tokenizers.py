@@ -1,9 +1,12 @@
-"""Small BPE vocabularies of Hugging Face, trained where they are used."""
+"""Small BPE vocabularies of Hugging Face, trained where they are used; SentencePiece variants."""
 
 import json
 
 import tokenizers
+from sentencepiece.sentencepiece_model_pb2 import ModelProto
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
+
+from cot_flax.lab.world.vocabulary import VOCABULARY_PATH
 
 END, START = "<|end|>", "<|start|>"
 CORPUS = [
@@ -66,3 +69,24 @@ def write(folder, settings, **tokens):
     config = {"tokenizer_class": "PreTrainedTokenizerFast", **tokens}
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     return folder
+
+
+def world_without(characters, **special_ids):
+    """The world's SentencePiece model without some characters, as bytes; T5's lacks `<{}\\^~`.
+
+    Args:
+        characters: no piece of the model holds one of them.
+        **special_ids: `pad`, `end` or `unk`: the place among the pieces of what is so called; -1
+            leaves a pad or an end out.
+    """
+    proto = ModelProto.FromString(VOCABULARY_PATH.read_bytes())
+    names = {"pad": "<pad>", "end": "</s>", "unk": "<unk>"}
+    special = {piece.piece: piece for piece in proto.pieces[:3]}
+    pieces = [p for p in proto.pieces[3:] if not set(characters) & set(p.piece)]
+    moved = {role: special_ids.get(role, at) for at, role in enumerate(names)}
+    for role, at in sorted(moved.items(), key=lambda item: item[1]):
+        if at >= 0:
+            pieces.insert(at, special[names[role]])
+    del proto.pieces[:]
+    proto.pieces.extend(pieces)
+    return proto.SerializeToString(deterministic=True)
