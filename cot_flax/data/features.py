@@ -12,7 +12,12 @@ import tensorflow as tf
 
 from cot_flax.errors import UserError
 from cot_flax.files import path_at
-from cot_flax.text.tokenizers import SentencePieceTokenizer, SpecialIds, Tokenizer
+from cot_flax.text.tokenizers import (
+    SentencePieceTokenizer,
+    SpecialIds,
+    Tokenizer,
+    sentencepiece_special_ids,
+)
 
 T5_VOCABULARY = "gs://t5-data/vocabs/cc_all.32000/sentencepiece.model"
 TEACHER_FEATURES = ("teacher_top_ids", "teacher_top_logprobs")
@@ -137,9 +142,24 @@ def fingerprint(vocabulary: seqio.Vocabulary) -> str:
 
 
 def special_ids(vocabulary: seqio.Vocabulary) -> SpecialIds:
-    """Those of a vocabulary; where it does not say with which id a decoder starts, its pad id."""
+    """Those of a vocabulary; where it does not say with which id a decoder starts, its pad id.
+
+    Raises:
+        UserError: a SentencePiece model without a pad or an end, or whose pad is not 0: SeqIO fills
+            rows with 0 whatever the model says, and there 0 would be an unknown piece or a word.
+    """
     if isinstance(vocabulary, TokenizerVocabulary):
         return vocabulary.tokenizer.special_ids
+    if isinstance(vocabulary, seqio.SentencePieceVocabulary):
+        place = f"{vocabulary.sentencepiece_model_file}: "
+        ids = sentencepiece_special_ids(vocabulary.tokenizer, place)
+        if ids.pad != vocabulary.pad_id:
+            raise UserError(
+                f"{place}a SentencePiece model with pad_id {ids.pad}",
+                f"{vocabulary.pad_id}, with which SeqIO fills rows",
+                "train it with --pad_id=0 --eos_id=1 --unk_id=2, as T5's",
+            )
+        return ids
     return SpecialIds(vocabulary.pad_id, vocabulary.eos_id, vocabulary.pad_id)
 
 
@@ -147,8 +167,9 @@ def tokenizer_of(vocabulary: seqio.Vocabulary) -> Tokenizer:
     """The tokenizer, without SeqIO, that gives the ids of a vocabulary.
 
     Raises:
-        UserError: there is none, for instance for bytes.
+        UserError: there is none, for instance for bytes; or see `special_ids`.
     """
+    special_ids(vocabulary)
     if isinstance(vocabulary, TokenizerVocabulary):
         return vocabulary.tokenizer
     model = sentencepiece_model(vocabulary)

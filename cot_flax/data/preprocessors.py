@@ -77,16 +77,17 @@ def tokenize(
     Args:
         top_k: K; 0 where the task has no rows.
     """
+    end = special_ids(vocabulary).end  # what is wrong with them is no error from inside tf.data
 
     def encode(texts):
         ids = _encode(vocabulary, texts)
-        return tf.concat([ids, tf.fill([ids.nrows(), 1], special_ids(vocabulary).end)], axis=1)
+        return tf.concat([ids, tf.fill([ids.nrows(), 1], end)], axis=1)
 
     def add(block):
         stored = is_cot(format) and "targets" in block
         block["inputs"] = encode(block["inputs_pretokenized"])
         if stored:
-            padded = block["targets"].to_tensor(special_ids(vocabulary).end)
+            padded = block["targets"].to_tensor(end)
             block["targets_pretokenized"] = vocabulary.decode_tf(padded)
         else:
             block["targets"] = encode(block["targets_pretokenized"])

@@ -159,7 +159,7 @@ class SentencePieceTokenizer:
         self.fingerprint = hashlib.sha256(whole).hexdigest()[:16]
         self.vocab_size = self._processor.GetPieceSize()
         self.unk_id = self._processor.unk_id()
-        self.special_ids = _sentencepiece_special_ids(self._processor, place)
+        self.special_ids = sentencepiece_special_ids(self._processor, place)
         self._prefix = " " * proto.normalizer_spec.add_dummy_prefix
         self.first_piece = lru_cache(MOST_REMEMBERED)(self._find_first)
 
@@ -295,7 +295,8 @@ def _with_sentinels(model: bytes, extra_ids: int) -> ModelProto:
     return proto
 
 
-def _sentencepiece_special_ids(processor: SentencePieceProcessor, place: str) -> SpecialIds:
+def sentencepiece_special_ids(processor: SentencePieceProcessor, place: str = "") -> SpecialIds:
+    """Those of a model; raises UserError, with its place, where it has no pad or no end."""
     pad, end = processor.pad_id(), processor.eos_id()
     if pad < 0 or end < 0:
         raise UserError(

@@ -2,12 +2,15 @@ import gin
 import pytest
 import seqio
 import tensorflow as tf
+from support.tokenizers import world_without
 
 from cot_flax.data import features
 from cot_flax.data.registration import add_cot_task
 from cot_flax.data.sources import records_source
 from cot_flax.errors import UserError
 from cot_flax.lab.world.vocabulary import VOCABULARY_PATH
+from cot_flax.store import layout
+from cot_flax.students.layouts import EncoderDecoder
 from cot_flax.text.tokenizers import SpecialIds
 
 PATH = "cot_flax.data.features.t5_vocabulary_file.path"
@@ -107,6 +110,72 @@ def test_a_task_of_another_tokenizer_closes_texts_with_its_own_end():
 
 def test_special_ids_of_seqios_vocabularies(vocabulary):
     assert features.special_ids(vocabulary) == SpecialIds(pad=0, end=1, start=0)
+
+
+@pytest.fixture
+def vocabulary_with(tmp_path):
+    """The world's vocabulary with its special pieces at other places."""
+
+    def make(**special_ids):
+        path = tmp_path / "other.model"
+        path.write_bytes(world_without("", **special_ids))
+        return seqio.SentencePieceVocabulary(str(path))
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("special_ids", "message"),
+    [
+        # As SentencePiece trains by default: it has no pad, and 0 is the unknown piece.
+        ({"pad": -1, "unk": 0, "end": 2}, "pad_id -1 and eos_id 2; expected both, from 0; train"),
+        ({"unk": 0, "end": 1, "pad": 2}, "pad_id 2; expected 0, with which SeqIO fills rows; tr"),
+        ({"end": -1, "unk": 1}, "pad_id 0 and eos_id -1; expected both, from 0; train"),
+    ],
+)
+def test_ids_that_cannot_be_honoured_are_refused_in_one_line(
+    add_sums, vocabulary_with, special_ids, message
+):
+    other = vocabulary_with(**special_ids)
+    add_sums("other", vocabulary=other)
+    task = seqio.TaskRegistry.get("other_zero_shot_cot")
+    match = rf"other\.model: a SentencePiece model with {message}"
+    for use in (
+        lambda: features.special_ids(other),
+        lambda: features.tokenizer_of(other),
+        lambda: task.get_dataset(None, "train", shuffle=False),
+    ):
+        with pytest.raises(UserError, match=match) as caught:
+            use()
+        assert "\n" not in str(caught.value)
+
+
+def test_an_end_of_its_own_closes_texts_of_all_kinds(
+    add_sums, vocabulary_with, make_sample, make_store
+):
+    other = vocabulary_with(pad=0, unk=1, end=2)
+    assert features.special_ids(other) == (0, 2, 0) == features.tokenizer_of(other).special_ids
+    add_sums("other", vocabulary=other)
+    task = seqio.TaskRegistry.get("other_zero_shot_cot")
+    example = next(iter(task.get_dataset(None, "train", shuffle=False).as_numpy_iterator()))
+    text = other.encode("1 + 1 = 2. The answer is 2")
+    assert example["targets"].tolist() == [*text, 2]
+    assert example["inputs"][-1] == 2
+    store = make_store([make_sample("1 + 1 = 2.")], vocabulary=other)
+    (record,) = layout.dataset(store).as_numpy_iterator()
+    assert record["targets"].tolist() == [*text, 2]
+    unknown = other.encode("é")[-1]
+    lengths = {"inputs": 4, "targets": 4}
+    batch = EncoderDecoder().to_batch(
+        [[{"inputs": [unknown, 2], "targets": [unknown, 2]}]],
+        lengths,
+        features.special_ids(other),
+        top_k=0,
+        packed=False,
+    )
+    # An unknown piece is no padding: it counts in the loss.
+    assert batch["decoder_target_tokens"].tolist() == [[1, 2, 0, 0]]
+    assert batch["decoder_loss_weights"].tolist() == [[1, 1, 0, 0]]
 
 
 @pytest.mark.parametrize("extra_ids", [0, 100])
