@@ -21,14 +21,9 @@ from cot_flax.errors import UserError
 from cot_flax.text.answers import extract_answer
 from cot_flax.text.equations import find_equations
 from cot_flax.text.pieces import Pieces
+from cot_flax.text.plain import Edit, apply
 from cot_flax.text.prompts import build_target
-from cot_flax.text.replacement import (
-    Edit,
-    apply,
-    before_edits,
-    find_edits,
-    unknown_characters,
-)
+from cot_flax.text.replacement import before_edits, find_edits, unknown_characters
 from cot_flax.text.tokenizers import Tokenizer
 
 _SHOWN_POSITIONS = 120

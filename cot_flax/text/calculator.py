@@ -57,11 +57,13 @@ def _correct(step: Equation, known: Carried, carried: Carried, edits: Edits) -> 
         return
     carried[step.stated] = _rounded(value, step.results[0])
     for result in step.results:
+        if not result.whole:
+            continue
         edits[result.start, result.end] = _write(value, result)
 
 
 def _carry(token: Token, carried: Carried, edits: Edits) -> Token:
-    if token.value not in carried:
+    if token.value not in carried or not token.whole:
         return token
     value = carried[token.value]
     edits[token.start, token.end] = _write(value, token)

@@ -14,11 +14,19 @@ from itertools import dropwhile, pairwise
 from cot_flax.text.arithmetic import Token, evaluate, tokenize
 
 _OPERAND_ENDS = ("number", ")", "%")
-_OPERATORS = ("+", "-", "*", "/")
+_OPERATORS = ("+", "-", "*", "/", "^")
 _LEFT_OPEN = (*_OPERATORS, "(")
 _MOST_UNIT_WORDS = 4
 _NOT_UNITS = ("because", "is", "are", "so")
 _HUNDREDTHS = ("%", "cents", "cent")
+_FUNCTIONS = (
+    "sqrt", "root", "log", "ln", "exp", "sin", "cos", "tan", "twice", "double", "triple"
+)  # fmt: skip
+_OF_FUNCTIONS = ("half", "square", "cube")  # followed by `of`; `5 square feet` has a unit
+_SUFFIXES = ("squared", "cubed", "factorial", "choose", "mod", "modulo")  # behind their operand
+_BETWEEN = ("of", "the", "base")  # a function and its argument: the square root of the 16
+_REMAINDERS = ("remainder", "rem", "mod", "modulo")
+_OPAQUE = frozenset("√∛∑∏∫±∓\\{}_")
 
 
 @dataclass(frozen=True)
@@ -55,11 +63,12 @@ class Equation:
 def find_equations(text: str) -> list[Equation]:
     """Returns the equations `a op b (op c ...) = r` of `text`, in order of their results.
 
-    Operators are + - * x × · / ÷ and `of` after a number; a bracket right behind an operand
-    multiplies. `$`, thousands separators, per cent and a few words of unit behind a number
-    (`3 halls * 6 rooms/hall`) are understood. In `3 * 20 = 30 * 2 = 60` only the last equation
-    states a result. A step inside a GSM8K mark `<<...>>` is an equation of its own: `strip_marks`
-    first to count each step once.
+    Operators are + - * x × · / ÷ ^ ** and `of` after a number, and LaTeX's; a bracket right behind
+    an operand multiplies. What stands beside a function (`sqrt(16)`) is no equation, nor is a
+    quotient with a remainder or a residue (`7 / 2 = 3 remainder 1`). `$`, thousands separators,
+    per cent and a few words of unit behind a number (`3 halls * 6 rooms/hall`) are understood. In
+    `3 * 20 = 30 * 2 = 60` only the last equation states a result. A step inside a GSM8K mark
+    `<<...>>` is an equation of its own: `strip_marks` first to count each step once.
     """
     tokens = tokenize(text, 0, len(text))
     found = list(_equations([token for token in tokens if token.kind != "mark"]))
@@ -111,8 +120,14 @@ def _equations(tokens: Sequence[Token]) -> Iterator[Equation]:
             units += 1
         elif token.kind in ("word", "other"):
             # A token that cannot be read, kept in the run, spoils what follows on a cut expression.
-            cut = (run and run[-1].kind in _LEFT_OPEN) or _splits_number(tokens, place)
-            run, units = [token] * bool(cut), 0
+            applied = bool(run) and run[-1].kind == "word" and token.text in _BETWEEN
+            cut = (
+                applied
+                or (run and run[-1].kind in _LEFT_OPEN)
+                or _splits_number(tokens, place)
+                or _is_applied(tokens, place, after_operand=after_operand)
+            )
+            run, units = [run[-1] if applied else token] * bool(cut), 0
         elif token.kind == "(" and units:
             run, units = [token], 0
         elif token.kind == "number" and after_operand:
@@ -135,7 +150,9 @@ def _equation(run: Sequence[Token], tokens: Sequence[Token], equals: int) -> Ite
         if value is not None:
             number, hundredths = result
             hundredths |= any(a.text == "100" and b.kind == "%" for a, b in pairwise(run))
-            yield Equation(tuple(run[start:]), (number,), hundredths, value)
+            step = Equation(tuple(run[start:]), (number,), hundredths, value)
+            if step.right or not _may_mean_else(step, tokens[equals + 2 : equals + 8]):
+                yield step
             return
 
 
@@ -145,7 +162,23 @@ def _opens_aside(run: Sequence[Token], start: int) -> bool:
 
 
 def _is_unit(word: Token, units_before: int) -> bool:
-    return units_before < _MOST_UNIT_WORDS and word.text not in _NOT_UNITS
+    known = word.text in _NOT_UNITS or word.text.casefold() in _SUFFIXES
+    return units_before < _MOST_UNIT_WORDS and not known
+
+
+def _is_applied(tokens: Sequence[Token], place: int, *, after_operand: bool) -> bool:
+    """Says whether the token at `place` changes what is beside it: `f(3)`, `√16`, `5 squared`."""
+    token, following = tokens[place], tokens[place + 1 : place + 2]
+    name = token.text.casefold()
+    if name in _FUNCTIONS or name in _OPAQUE or (after_operand and name in _SUFFIXES):
+        return True
+    if not following:
+        return False
+    if name in _OF_FUNCTIONS:
+        return following[0].text == "of"
+    adjacent = following[0].start == token.end and token.text[-1:].isalpha()
+    single = following[0].kind == "number" and token.kind == "other"
+    return adjacent and (following[0].kind == "(" or single)
 
 
 def _splits_number(tokens: Sequence[Token], place: int) -> bool:
@@ -179,10 +212,12 @@ def _fraction(tokens: Sequence[Token]) -> Token | None:
         return None
     top, bottom = tokens[0], tokens[-1]
     kinds = [token.kind for token in tokens]
-    if kinds[1:] != ["/", "number"] or bottom.start > top.end + 1 or not bottom.value:
+    if kinds[1:] != ["/", "number"] or not bottom.value:
         return top
-    text = f"{top.text}/{bottom.text}"
-    return Token("number", text, top.start, bottom.end, top.value / bottom.value)
+    if tokens[1].whole and bottom.start > top.end + 1:
+        return top
+    text, whole = f"{top.text}/{bottom.text}", tokens[1].whole
+    return Token("number", text, top.start, bottom.end, top.value / bottom.value, whole)
 
 
 def _goes_on(number: Token, rest: Sequence[Token]) -> bool:
@@ -195,6 +230,30 @@ def _goes_on(number: Token, rest: Sequence[Token]) -> bool:
     continued = after_unit[:1] and after_unit[0].kind in _OPERATORS
     operated = continued and len(after_unit) > 1 and _is_operand(after_unit[1])
     return bool(attached or joined or operated or rest[0].kind == "number")
+
+
+def _may_mean_else(step: Equation, rest: Sequence[Token]) -> bool:
+    """Says whether a step that looks wrong may be right: see `find_equations`.
+
+    Growth such as `7500(26/25)^3 = 8436` is rounded as a matter of course, and `33⁄5` may have been
+    3 and 3/5 where it was copied from.
+    """
+    rounded = step.value.denominator > 1 and any(part.kind == "^" for part in step.operands)
+    copied = not step.results[0].whole and step.stated > 1
+    return rounded or copied or _leaves_a_remainder(rest)
+
+
+def _leaves_a_remainder(rest: Sequence[Token]) -> bool:
+    """Says whether a remainder or a modulus follows: `3 remainder 1`, `3 R1`, `2 (mod 12)`."""
+    words = list(dropwhile(lambda token: token.kind == "(" or token.text in ("with", "a"), rest))
+    names = [token.text.casefold() for token in words[:3]]
+    kinds = [token.kind for token in words[:2]]
+    left = rest[:1] and rest[0].text == "with" and names[1:2] in (["left"], ["remaining"])
+    return (
+        names[:1] in [[name] for name in _REMAINDERS]
+        or (names[:1] == ["r"] and kinds[1:] == ["number"])
+        or bool(left and kinds[0] == "number")
+    )
 
 
 def _is_proper_fraction(tokens: Sequence[Token]) -> bool:

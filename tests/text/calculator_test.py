@@ -43,6 +43,23 @@ from cot_flax.text.equations import find_equations
         ("4-4 = 1. 8/1 = 8", "4-4 = 0. 8/0 = 8"),
         ("10/3 = 3.3\n3.3*3 = 9.9", "10/3 = 3.3\n3.3*3 = 9.9"),
         ("no arithmetic", "no arithmetic"),
+        # Right chains that the finder cannot read stay as they are.
+        *[
+            (text, text)
+            for text in (
+                "10^2 + 1 = 101. The answer is 101.",
+                "sqrt(16) + 1 = 5. The answer is 5.",
+                "√16 + 1 = 5",
+                "log(100) + 1 = 3",
+                "7 / 2 = 3 remainder 1. The answer is 3.",
+                "9 + 5 = 2 (mod 12)",
+            )
+        ],
+        # Of what an edit wrote nothing is changed by itself.
+        ("1 + 1 = 3. 4² = 16. ½ of 6 = 3", "1 + 1 = 2. 4² = 16. ½ of 6 = 3"),
+        ("2 - 1 = 2. 10² = 100", "2 - 1 = 1. 10² = 100"),
+        (r"2 \times 2 = \boxed{5}. The answer is 5", r"2 \times 2 = \boxed{4}. The answer is 4"),
+        ("２＋２＝５", "２＋２＝4"),
     ],
 )
 def test_rewrite(chain, expected):

@@ -44,6 +44,40 @@ def found(text: str) -> list[tuple[str, str, bool]]:
         ("He got 27 points (3 x 2) + 4 = 10", ("( 3 x 2 ) + 4", "10", True)),
         ("20/240 = 8.333...%", ("20 / 240", "8.333", True)),
         ("<<5+3=8>>", ("5 + 3", "8", True)),
+        # Powers
+        ("10^2 + 1 = 101", ("10 ^ 2 + 1", "101", True)),
+        ("10² + 1 = 101", ("10 ** 2 + 1", "101", True)),
+        ("2 ** 3 = 9", ("2 ** 3", "9", False)),
+        ("1.1^2 = 1.2", ("1.1 ^ 2", "1.2", True)),
+        ("5 cm^2 + 3 cm^2 = 8 cm^2", ("5 + 3", "8", True)),
+        ("5 m² + 3 m² = 8 m²", ("5 + 3", "8", True)),
+        # Signs
+        ("3 ∗ 4 ⋅ 2 = 24", ("3 ∗ 4 ⋅ 2", "24", True)),
+        ("６ ÷ ２ ＝ ３", ("6 ÷ 2", "3", True)),
+        ("（１，０００＋１）×２＝２，００２", ("( 1,000 + 1 ) × 2", "2,002", True)),
+        ("½ of 10 = 5", ("1 / 2 of 10", "5", True)),
+        ("3 ÷ ½ = 6", ("3 ÷ ( 1 / 2 )", "6", True)),
+        ("1 - ¾ = ¼", ("1 - 3 / 4", "1/4", True)),
+        ("**3 + 4 = 7**", ("3 + 4", "7", True)),
+        ("**12** + 3 = **15**", ("12 + 3", "15", True)),
+        # LaTeX
+        (r"\[ 3 \times 4 = 12 \]", ("3 * 4", "12", True)),
+        (r"$3 \cdot 4 = 13$", ("3 * 4", "13", False)),
+        (r"12 \div 4 = \boxed{3}", ("12 / 4", "3", True)),
+        (r"\frac{12}{4} = 3", ("12 / 4", "3", True)),
+        (r"\dfrac{3 + 5}{2} = 4", ("( 3 + 5 ) / 2", "4", True)),
+        (r"12 \div \frac{1}{2} = 24", ("12 / ( 1 / 2 )", "24", True)),
+        (r"1 + \frac12 = \frac{3}{2}", ("1 + 1 / 2", "3/2", True)),
+        (r"10^{2} + 1 = 101", ("10 ^ 2 + 1", "101", True)),
+        (r"1{,}000 + 1 = 1{,}001", ("1,000 + 1", "1,001", True)),
+        (r"3 \text{ apples} \times \$2 = \$6", ("3 * 2", "6", True)),
+        (r"50\% \times 8 = 4", ("50 % * 8", "4", True)),
+        # What looks like a function is none.
+        ("12 square inches / 2 = 6 square inches", ("12 / 2", "6", True)),
+        ("during the second half 4 * 85 = 340", ("4 * 85", "340", True)),
+        ("5 floors * 5 minutes per floor = 25", ("5 * 5", "25", True)),
+        ("441/21 = 21 (Remainder)", ("441 / 21", "21", True)),
+        ("10 - 7 = 3 left over", ("10 - 7", "3", True)),
     ],
 )
 def test_one_equation(text, equation):
@@ -77,7 +111,41 @@ def test_rounding(text, right):
         "y - 3 + 4 = 10",
         "3 + y = 10",
         "21/7 = 90/x",
-        "2 ** 3 = 9",
+        # What is beside a function, a power of a letter, or a suffix
+        "sqrt(16) + 1 = 5",
+        "√16 + 1 = 5",
+        r"\sqrt{16} + 1 = 5",
+        "log(100) + 1 = 3",
+        "log base 10 of 100 + 1 = 3",
+        "f(3) + 4 = 10",
+        "the square root of 16 + 1 = 5",
+        "the square of the 4 + 1 = 17",
+        "5 squared + 1 = 26",
+        "half of 10 + 5 = 10",
+        "twice 5 + 2 = 12",
+        "17 mod 5 + 1 = 3",
+        "5! + 1 = 121",
+        "3x^2 + 4 = 16",
+        "y2 + 3 = 9",
+        "a_1 + 3 = 4",
+        "5 ± 2 + 1 = 8",
+        # Remainders, residues and mixed numbers
+        "7 / 2 = 3 remainder 1",
+        "7 / 2 = 3 with a remainder of 1",
+        "7 / 2 = 3 with 1 left over",
+        "7 / 2 = 3 R1",
+        "9 + 5 = 2 (mod 12)",
+        r"9 + 5 = 2 \pmod{12}",
+        r"2\frac{1}{2} * 4 = 10",
+        "2½ * 4 = 10",
+        "18/5 = 33⁄5",
+        # Powers that are none, too large or rounded
+        "-2^2 + 1 = 5",
+        "2^10^10 = 5",
+        "9^64^2 = 5",
+        "4^(1/2) + 1 = 3",
+        "20%^2 + 1 = 5",
+        "7500(26/25)^3 = 8436",
         "5 / 0 = 1",
         "25 / 1/3 = 75",
         "2 + 1 1/2 = 3",
@@ -108,7 +176,21 @@ def test_chains_of_equations_in_order():
     assert found(text) == [first, first, ("8 * 2", "17", False), ("24 / 2", "12", True)]
 
 
-@given(st.lists(st.sampled_from([*"12.,()+-*/=x%$ \n", "<<", ">>", "of", "cats"])))
+def test_a_step_is_found_where_it_stands():
+    text = r"So \(\frac{1}{2} \times 6 = 3\) and ４＋１＝５."
+    first, second = find_equations(text)
+    assert text[first.results[0].start : first.results[0].end] == "3"
+    assert second.written(text) == "４＋１＝５"
+    assert [token.whole for token in first.operands] == [True, False, True, False, True]
+
+
+@given(
+    st.lists(
+        st.sampled_from(
+            [*"12.,()+-*/=x%$ \n^²½{}\\√３＋", "<<", ">>", "of", "cats", r"\frac", "sqrt", "mod"]
+        )
+    )
+)
 def test_never_raises(pieces):
     for equation in find_equations("".join(pieces)):
         assert equation.right in (True, False)
@@ -116,9 +198,10 @@ def test_never_raises(pieces):
 
 def test_long_texts_take_no_time():
     start = time.perf_counter()
-    for piece in ("(", "1(", "1+", "1=", "<<", "1 of ", "cat ", "9"):
-        find_equations(piece * 20_000 + "1 = 1")
-    assert time.perf_counter() - start < 10  # about 1 s; a quadratic rule takes minutes
+    pieces = ("(", "1(", "1+", "1=", "<<", "1 of ", "cat ", "9", "1^", "1**", "½", "1²", "{", "}")
+    for piece in (*pieces, r"\frac{1}{2}", r"\frac{", r"\boxed", "1{,}"):
+        find_equations(piece * 5_000 + "1 = 1")
+    assert time.perf_counter() - start < 10  # about 1 s; a quadratic rule takes far more
 
 
 def test_gsm8k_annotations(shared_data):

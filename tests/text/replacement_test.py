@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 from support.tokenizers import byte_level, world_without
 
 from cot_flax.lab.world.vocabulary import VOCABULARY_PATH
-from cot_flax.text import replacement
-from cot_flax.text.replacement import apply, before_edits, find_edits, unknown_characters
+from cot_flax.text import plain
+from cot_flax.text.plain import apply
+from cot_flax.text.replacement import before_edits, find_edits, unknown_characters
 from cot_flax.text.tokenizers import SentencePieceTokenizer, open_tokenizer
 
 T5_LACKS = "<{}\\^~`"
@@ -119,7 +120,7 @@ def test_spans_follow_each_other_in_the_text_before(tokenizer, text):
 
 
 def test_the_table_is_short_and_single():
-    tables = (replacement.WORDS, replacement.SIGNS, replacement.FRACTIONS, replacement.POWERS)
+    tables = (plain.WORDS, plain.SIGNS, plain.FRACTIONS, plain.POWERS)
     names = [character for table in tables for character in table]
     assert len(names) == len(set(names)) < 100
     assert all(len(name) == 1 for name in names)
