@@ -17,6 +17,7 @@ import typer.testing
 
 from cot_flax import cli, configuration, run_folder
 from cot_flax.chains.samples import read_samples, write_samples
+from cot_flax.lab.world.vocabulary import VOCABULARY_PATH
 from cot_flax.weights.opening import open_source
 
 KL = "--gin_file=experiments/world_cot_kl.gin"
@@ -113,8 +114,11 @@ def test_prepare_says_what_became_of_the_records_and_where_they_are(folder, tmp_
     assert (second, third) == ("dropped: truncated 1", "rejected: bad_json 1")
     assert last == f"store in {tmp_path / 'out'}; see {tmp_path / 'out' / 'prepare_report.html'}"
     assert (tmp_path / "out" / "prepare_report.html").is_file()
-    # Other rules make another store in its place.
-    assert call("prepare", *arguments, "--max-rejected", 0.4, "--rules", "none") == 0
+    # Other rules would make another store in its place.
+    other = [*arguments, "--max-rejected", 0.4, "--rules", "none"]
+    assert call("prepare", *other) == 2
+    assert "filters.rules default instead of none" in capfd.readouterr().err
+    assert call("prepare", *other, "--overwrite") == 0
     assert capfd.readouterr().out.startswith("3 read = 2 kept + 0 dropped + 1 rejected\n")
 
 
@@ -123,9 +127,54 @@ def test_given_rationales_are_not_judged(tmp_path, capfd):
     assert call("prepare", tmp_path / "sums.tsv", "--out", tmp_path / "out", *TASK) == 0
     assert capfd.readouterr().out.startswith("1 read = 1 kept + 0 dropped + 0 rejected\n")
     capfd.readouterr()
-    arguments = ["--out", tmp_path / "out", *TASK, "--rules", "default"]
+    arguments = ["--out", tmp_path / "judged", *TASK, "--rules", "default"]
     assert call("prepare", tmp_path / "sums.tsv", *arguments) == 2
     assert "'no_answer': 1" in capfd.readouterr().err
+
+
+def test_samples_of_another_data_set_are_refused_before_anything_is_written(
+    folder, tmp_path, capfd
+):
+    samples = folder / "samples.jsonl.gz"
+    arguments = ["--out", tmp_path / "out", "--task", "gsm8k_teacher_zero_shot_cot"]
+    vocabulary = f"--gin.T5_VOCABULARY_FILE={VOCABULARY_PATH}"
+    assert call("prepare", samples, *arguments, vocabulary) == 2
+    assert (
+        f"got {samples} with samples of stories for gsm8k_teacher_zero_shot_cot; expected samples "
+        "of gsm8k, whose answer kind and exemplars the task has; give --task "
+        "stories_teacher_zero_shot_cot, or other samples"
+    ) in capfd.readouterr().err.replace("\n", " ")
+    assert not (tmp_path / "out").exists()
+
+
+def test_samples_of_an_unknown_data_set_are_counted(tmp_path, capfd):
+    (tmp_path / "sums.tsv").write_text("One and one?\t2\tIt is 2.\n")
+    assert call("prepare", tmp_path / "sums.tsv", "--out", tmp_path / "out", *TASK) == 0
+    assert "kept of other data sets than stories: 1 (sums 1)\n" in capfd.readouterr().out
+
+
+def test_chains_on_held_out_questions_are_left_out_by_name(folder, tmp_path, capfd):
+    samples = list(read_samples(folder / "samples.jsonl.gz"))
+    held_out = [dataclasses.replace(sample, split="test") for sample in samples[:4]]
+    write_samples(tmp_path / "samples.jsonl", [*held_out, *samples[4:]])
+    arguments = [tmp_path / "samples.jsonl", "--out", tmp_path / "out", *TASK, "--rules", "none"]
+    assert call("prepare", *arguments, "--similarity", 0) == 0
+    first, second, *_ = capfd.readouterr().out.splitlines()
+    assert (first, second) == ("16 read = 12 kept + 4 dropped + 0 rejected", "dropped: held_out 4")
+    arguments += ["--similarity", 0, "--held-out-splits", "none", "--overwrite"]
+    assert call("prepare", *arguments) == 0
+    assert capfd.readouterr().out.startswith("16 read = 16 kept + 0 dropped + 0 rejected\n")
+
+
+def test_prepare_needs_no_macros_of_training(folder, tmp_path, capfd):
+    """A team's own gin file, which includes a run's, may be given as it is."""
+    (tmp_path / "own.gin").write_text("include 'experiments/world_base.gin'\n")
+    own = f"--gin_file={tmp_path / 'own.gin'}"
+    samples = folder / "samples.jsonl.gz"
+    assert call("prepare", samples, "--out", tmp_path / "out", *TASK, own) == 0
+    capfd.readouterr()
+    assert call("prepare", samples, *TASK, own) == 2
+    assert "got no value for TEACHER_STORE; expected one; pass --out" in capfd.readouterr().err
 
 
 def test_prepares_flags_are_its_settings(folder, tmp_path):
@@ -133,7 +182,7 @@ def test_prepares_flags_are_its_settings(folder, tmp_path):
     flags += ["--balance", 2, "--max-target-tokens", 70, "--max-question-tokens", 200]
     flags += ["--alignment", "fu2023", "--projection", "paths", "--workers", 1]
     flags += ["--columns", "question=ticket,text=reasoning"]  # samples files have their own
-    flags += ["--max-unknown", 0.2, "--max-unknown-chains", 0.3]
+    flags += ["--held-out-splits", "dev", "--max-unknown", 0.2, "--max-unknown-chains", 0.3]
     samples = folder / "samples.jsonl.gz"
     assert call("prepare", samples, "--out", tmp_path, *TASK, *flags, "--top-k", 4) == 0
     settings = json.loads((tmp_path / "manifest.json").read_text())["plan"]["settings"]
@@ -141,6 +190,7 @@ def test_prepares_flags_are_its_settings(folder, tmp_path):
         "filters": {
             "rules": "default",
             "answer_kind": "number",
+            "held_out_splits": ["dev"],
             "require_logprobs": True,
             "consistent": True,
             "similarity": None,

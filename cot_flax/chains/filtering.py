@@ -4,7 +4,7 @@ What depends on the other samples of its question stands in `selection`; whether
 long is known where the student's vocabulary is.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from cot_flax.chains.samples import Sample
@@ -33,6 +33,8 @@ class Filters:
                 `[Rationale]` within, over 25 characters) is for whole examples, not rationales.
             `none`: no rule of this kind.
         answer_kind: the kind of the answers: "number", "choice", "yes_no" or "text".
+        held_out_splits: drop chains whose sample says that its question is of one of these splits,
+            on which a student is to be tested: "held_out".
         require_logprobs: drop chains without log-probabilities, which a run with KL needs:
             "no_logprobs".
         consistent: drop chains with an equation that does not hold: "inconsistent_step".
@@ -51,6 +53,7 @@ class Filters:
 
     rules: str = "default"
     answer_kind: str = "number"
+    held_out_splits: Sequence[str] = ("validation", "test")
     require_logprobs: bool = False
     consistent: bool = False
     similarity: float | None = 1.0
@@ -58,6 +61,9 @@ class Filters:
     balance: int | None = None
 
     def __post_init__(self):
+        names = not isinstance(self.held_out_splits, str)
+        self._check("held_out_splits", names, "names of splits in brackets")
+        object.__setattr__(self, "held_out_splits", tuple(self.held_out_splits))  # JSON has lists
         self._check("rules", self.rules in RULES, f"one of {tuple(RULES)}")
         self._check("answer_kind", self.answer_kind in KINDS, f"one of {KINDS}")
         similarity = 1.0 if self.similarity is None else self.similarity
@@ -88,6 +94,10 @@ def _malformed(sample: Sample, filters: Filters) -> bool:
 
 def _empty(sample: Sample, filters: Filters) -> bool:
     return not sample.text.strip()
+
+
+def _held_out(sample: Sample, filters: Filters) -> bool:
+    return sample.split in filters.held_out_splits
 
 
 def _unlabelled(sample: Sample, filters: Filters) -> bool:
@@ -151,7 +161,11 @@ def _right(sample: Sample, text: str, filters: Filters, mode: str) -> bool:
 _Rule = tuple[str, Callable[[Sample, Filters], bool]]
 
 # (reason, does the sample break the rule?); the first broken rule gives the reason.
-_FIRST: tuple[_Rule, ...] = (("malformed", _malformed), ("empty", _empty))
+_FIRST: tuple[_Rule, ...] = (
+    ("malformed", _malformed),
+    ("empty", _empty),
+    ("held_out", _held_out),
+)
 RULES: dict[str, tuple[_Rule, ...]] = {
     "default": (
         ("truncated", _truncated),

@@ -34,6 +34,7 @@ class Tally:
         target_tokens: kept chains by length in tokens, in steps of LENGTH_BIN.
         tokens: of all targets, ends included.
         teachers: kept chains by teacher.
+        datasets: kept chains by data set.
         prompts: the sum of the prompts' hashes over the kept chains.
         unknown: characters that the vocabulary lacks, in the targets of kept chains.
         unknown_chains: kept chains with such characters in the target.
@@ -57,6 +58,7 @@ class Tally:
     target_tokens: Counter = field(default_factory=Counter)
     tokens: int = 0
     teachers: Counter = field(default_factory=Counter)
+    datasets: Counter = field(default_factory=Counter)
     prompts: int = 0
     unknown: Counter = field(default_factory=Counter)
     unknown_chains: int = 0

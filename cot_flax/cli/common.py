@@ -81,12 +81,15 @@ class Short:
         )
 
 
-def bound(file: str, *, libraries: bool = False, **shorts: Short) -> Callable[[Callable], Callable]:
+def bound(
+    file: str, *, libraries: bool = False, needed: Sequence[str] | None = None, **shorts: Short
+) -> Callable[[Callable], Callable]:
     """Gives a verb gin's flags and short forms of bindings; the verb runs when gin has been read.
 
     Args:
         file: of gin, read before those that the user names.
         libraries: makes TensorFlow and JAX ready, too.
+        needed: as of `configuration.parse`.
         **shorts: the options by their names; one that is given becomes a binding.
     """
 
@@ -100,12 +103,23 @@ def bound(file: str, *, libraries: bool = False, **shorts: Short) -> Callable[[C
         ]
 
         def command(context: typer.Context, gin_file, gin_search_paths, **values):
+            from cot_flax import configuration
             from cot_flax.configuration import NoValue
 
             bindings = _short_bindings(context, shorts, values)
             try:
                 files = [file, *gin_file]
-                parse_gin(context, files, gin_search_paths, bindings, libraries=libraries)
+                parse_gin(
+                    context,
+                    files,
+                    gin_search_paths,
+                    bindings,
+                    libraries=libraries,
+                    needed=needed,
+                )
+                for name in needed or ():  # a file may have unset it
+                    if configuration.macro(name, None) is None:
+                        raise NoValue(name)
             except NoValue as error:
                 raise _with_short_form(error.macro, shorts) from error
             return verb(**{parameter.name: values[parameter.name] for parameter in own})

@@ -18,6 +18,8 @@ def _columns(typed: str) -> dict[str, str]:
 @bound(
     "runs/prepare.gin",
     libraries=True,
+    # Files of experiments, which the user's own may include, want more.
+    needed=("SAMPLES_FILE", "TEACHER_STORE", "STORE_TASK"),
     samples=Short(
         "SAMPLES_FILE",
         tuple,
@@ -45,6 +47,13 @@ def _columns(typed: str) -> dict[str, str]:
         "default, fu2023, ho2022, kim2023 or none; by default `default` for samples files and "
         "`none` for the others, whose answers are given.",
         _KEEP,
+    ),
+    held_out_splits=Short(
+        "HELD_OUT_SPLITS",
+        str,
+        "Drop chains on questions of these splits, by default validation,test; none keeps all.",
+        _KEEP,
+        value=lambda typed: () if typed == "none" else tuple(typed.split(",")),
     ),
     require_logprobs=Short("REQUIRE_LOGPROBS", bool, "Drop chains without, as KL wants.", _KEEP),
     consistent=Short("CONSISTENT", bool, "Drop chains with a wrong equation.", _KEEP),
@@ -87,6 +96,7 @@ def _columns(typed: str) -> dict[str, str]:
         "Share of chains with characters that the vocabulary lacks to go on with, by default 0.1.",
         _RUN,
     ),
+    overwrite=Short("OVERWRITE", bool, "Replace a finished store of something else.", _RUN),
     runner=Short(
         "BEAM_RUNNER",
         str,

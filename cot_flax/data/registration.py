@@ -168,6 +168,11 @@ def cot_task(name: str) -> TaskCard:
     return dataclasses.replace(card, answer_kind=_kind(card.answer_kind), **facts)
 
 
+def registered() -> list[TaskCard]:
+    """Of the tasks that `add_cot_task` registered, in order, without what gin binds of prompts."""
+    return [card for card, _ in _REGISTERED.values()]
+
+
 @dataclass(frozen=True)
 class _Drawn:
     """Exemplars of a pool, others for every question."""

@@ -73,8 +73,9 @@ def _prepare(out: Path, size: Size, seed: int) -> Path:
     write_samples(samples, make_samples(stories, samples=size.samples, seed=seed))
     from cot_flax.tasks.stories import VOCABULARY
 
-    prepare([str(samples)], str(out / "store"), vocabulary=VOCABULARY, settings=Preparation())
-    preparation.write(out / "store", layout.read_manifest(str(out / "store")))
+    store, settings = str(out / "store"), Preparation()
+    prepare([str(samples)], store, vocabulary=VOCABULARY, settings=settings, overwrite=True)
+    preparation.write(out / "store", layout.read_manifest(store))
     return out / "store"
 
 

@@ -41,6 +41,7 @@ def prepare(
     flags: Sequence[str] = (),
     max_rejected: float = 0.05,
     max_unknown_chains: float = 0.1,
+    overwrite: bool = False,
     bytes_per_shard: int = BYTES_PER_SHARD,
 ) -> Tally:
     """Filters, aligns and tokenizes samples into a store, on a Beam runner.
@@ -51,13 +52,13 @@ def prepare(
 
     Args:
         inputs: files that `chains.readers` knows, or patterns of them.
-        out: the store's folder. A finished one of the same inputs and settings is left as it is,
-            any other store there is replaced.
+        out: the store's folder. A finished one of the same inputs and settings is left as it is.
         vocabulary: the student's.
         settings: what is kept and how it is aligned.
         flags: Beam's, such as "--runner=DataflowRunner".
         max_rejected: the share of unreadable records that is allowed, which is known at the end.
         max_unknown_chains: likewise of chains with characters that the vocabulary lacks.
+        overwrite: replace a finished store of other inputs or settings.
         bytes_per_shard: bytes of input a shard, on average.
 
     Returns:
@@ -69,7 +70,7 @@ def prepare(
     """
     job = Job(tokenizer_of(vocabulary), settings)
     folder, plan = epath.Path(path_at(out)), _plan(inputs, vocabulary, settings, bytes_per_shard)
-    if tally := layout.finished(folder, plan):
+    if tally := layout.finished(folder, plan, overwrite=overwrite):
         return tally
     pipeline = beam_steps.new_pipeline(flags)
     layout.remove(folder)

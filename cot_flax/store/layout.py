@@ -19,6 +19,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import seqio
@@ -199,15 +200,49 @@ def top_k_of(path: str | None, default: int) -> int:
         return default
 
 
-def finished(folder: Path, plan: dict) -> Tally | None:
-    """The counts of a finished store of this plan; None where there is another one, or none."""
+def finished(folder: Path, plan: dict, *, overwrite: bool = True) -> Tally | None:
+    """The counts of a finished store of this plan; None where there is another one, or none.
+
+    Raises:
+        UserError: there is another one, which is not to be overwritten.
+    """
     if not (folder / COMPLETED).exists():
         return None
     try:
         manifest = read_manifest(str(folder))
     except UserError:
         return None
-    return Tally.from_json(manifest["tally"]) if manifest.get("plan") == plan else None
+    if manifest.get("plan") == plan:
+        return Tally.from_json(manifest["tally"])
+    if not overwrite:
+        made_of = ", ".join(Path(path).name for path, *_ in manifest["plan"]["inputs"])
+        raise UserError(
+            f"another finished store in {folder}: {manifest['kept']:,} chains of {made_of} "
+            f"(it differs in {_difference(manifest['plan'], plan)})",
+            "a folder without one",
+            "choose another --out, or pass --overwrite, which replaces it: what was trained on it "
+            "will no longer find its data",
+        )
+    return None
+
+
+def _difference(there: dict, wanted: dict) -> str:
+    """Names what differs in two plans: "settings.top_k 5 instead of 3"."""
+    there, wanted = _flat(there), _flat(wanted)
+    named = []
+    for name in {**there, **wanted}:
+        old, new = there.get(name), wanted.get(name)
+        if old != new:
+            named.append(f"{name} {old} instead of {new}" if "settings" in name else name)
+    return ", ".join(named)
+
+
+def _flat(plan: dict, prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in plan.items():
+        inner = isinstance(value, dict)
+        found |= _flat(value, f"{prefix}{name}.") if inner else {prefix + name: value}
+    return found
 
 
 @functools.lru_cache(maxsize=8)

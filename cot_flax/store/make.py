@@ -1,15 +1,21 @@
 """The stage `prepare`: a store for a task of the student, on this machine or on Apache Beam."""
 
+import contextlib
+import itertools
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import tensorflow as tf
 
 from cot_flax.chains.preparation import Preparation
-from cot_flax.chains.readers import find_format
-from cot_flax.chains.tally import Tally
+from cot_flax.chains.readers import SAMPLES, find_format
+from cot_flax.chains.records import BadRecord
+from cot_flax.chains.tally import Tally, most
 from cot_flax.data.batches import find_task
-from cot_flax.data.registration import cot_task
+from cot_flax.data.cards import TaskCard
+from cot_flax.data.registration import cot_task, registered
+from cot_flax.errors import UserError
 from cot_flax.store.prepare import prepare
 
 
@@ -22,6 +28,7 @@ def store(
     workers: int | None = None,
     max_rejected: float = 0.05,
     max_unknown_chains: float = 0.1,
+    overwrite: bool = False,
     beam_runner: str | None = None,
     beam_flags: Sequence[str] = (),
 ) -> str:
@@ -35,17 +42,23 @@ def store(
         workers: processes; by default one a core.
         max_rejected: the share of unreadable records at which it stops.
         max_unknown_chains: the share of chains with unknown characters at which it stops.
+        overwrite: replace a finished store of other inputs or settings.
         beam_runner: of Apache Beam, such as "DataflowRunner"; None is this machine, without Beam.
         beam_flags: Beam's, such as "--region=europe-west4".
 
     Raises:
-        UserError: see `store.prepare.prepare`; no such task.
+        UserError: see `store.prepare.prepare`; no such task; samples of a data set that has tasks
+            of its own.
     """
+    vocabulary, card = find_task(task).output_features["targets"].vocabulary, cot_task(task)
+    for file in _files(samples):
+        _refuse_another(file, card)
     options = {
-        "vocabulary": find_task(task).output_features["targets"].vocabulary,
+        "vocabulary": vocabulary,
         "settings": settings,
         "max_rejected": max_rejected,
         "max_unknown_chains": max_unknown_chains,
+        "overwrite": overwrite,
     }
     if beam_runner:
         from cot_flax.store import beam
@@ -54,7 +67,10 @@ def store(
         tally = beam.prepare(_files(samples), out, flags=flags, **options)
     else:
         tally = prepare(_files(samples), out, workers=workers, progress=_show, **options)
-    return tally.summary()
+    own = _own_names(card)
+    others = Counter({name: n for name, n in tally.datasets.items() if name not in own})
+    named = f"\nkept of other data sets than {min(own)}: {most(others)}" if others else ""
+    return tally.summary() + named
 
 
 def own_rules(samples: str | Sequence[str], columns: Mapping[str, str] | None = None) -> str:
@@ -67,6 +83,37 @@ def own_rules(samples: str | Sequence[str], columns: Mapping[str, str] | None = 
 def answer_kind(task: str) -> str:
     """The kind of a task's answers, by which its chains are judged."""
     return cot_task(task).answer_kind
+
+
+def _own_names(card: TaskCard) -> set[str]:
+    """What samples for a task call their data set; a teacher's tasks are called after its own."""
+    return {card.dataset, card.dataset.removesuffix("_teacher")}
+
+
+def _refuse_another(file: str, card: TaskCard) -> None:
+    """Raises UserError where the first sample of a file is of another registered data set."""
+    found, own = _first_dataset(file), _own_names(card)
+    others = [other for other in registered() if found in _own_names(other)]
+    if not others or found in own:
+        return
+    near = [other for other in others if other.format == card.format] or others
+    raise UserError(
+        f"{file} with samples of {found} for {card.name}",
+        f"samples of {min(own)}, whose answer kind and exemplars the task has",
+        f"give --task {near[-1].name}, or other samples",
+    )
+
+
+def _first_dataset(file: str) -> str | None:
+    """What a samples file says of its first sample; None where it does not, or cannot be read."""
+    try:
+        if find_format(file) is SAMPLES:
+            for raw in itertools.islice(SAMPLES.read(file), 100):
+                with contextlib.suppress(BadRecord):
+                    return SAMPLES.parse(raw).dataset
+    except UserError:  # `prepare` says why
+        pass
+    return None
 
 
 def _files(samples: str | Sequence[str]) -> list[str]:

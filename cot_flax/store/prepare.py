@@ -42,6 +42,7 @@ def prepare(
     workers: int | None = None,
     max_rejected: float = 0.05,
     max_unknown_chains: float = 0.1,
+    overwrite: bool = False,
     records_per_shard: int = RECORDS_PER_SHARD,
     progress: Progress = lambda tally: None,
 ) -> Tally:
@@ -50,14 +51,15 @@ def prepare(
     Args:
         inputs: files that `chains.readers` knows. The chains of a question stand together in one.
         out: the store's folder. An unfinished one of the same inputs and settings is gone on with,
-            a finished one is left as it is, and any other store there is replaced. One in a bucket
-            grows at `files.work_path` until it is uploaded whole.
+            a finished one is left as it is. One in a bucket grows at `files.work_path` until it is
+            uploaded whole.
         vocabulary: the student's.
         settings: what is kept and how it is aligned.
         workers: processes; by default one a core.
         max_rejected: the share of unreadable records at which it stops.
         max_unknown_chains: the share of otherwise good chains at which it stops that hold
             characters which the vocabulary lacks, kept ones and dropped ones.
+        overwrite: replace a finished store of other inputs or settings.
         records_per_shard: records a chunk, at least.
         progress: called with the counts after each chunk.
 
@@ -66,11 +68,11 @@ def prepare(
 
     Raises:
         UserError: a vocabulary without a tokenizer, an input that cannot be used, too many
-            rejected records or unknown characters, or nothing kept.
+            rejected records or unknown characters, nothing kept, or another finished store.
     """
     job = Job(tokenizer_of(vocabulary), settings)
     final, plan = path_at(out), _plan(inputs, vocabulary, settings, records_per_shard)
-    if tally := layout.finished(final, plan):
+    if tally := layout.finished(final, plan, overwrite=overwrite):
         return tally
     folder = work_path(out)
     total = layout.finished(folder, plan)  # where a kill came between the last part and the bucket

@@ -157,6 +157,15 @@ def test_no_rules_reject_only_what_is_no_chain():
     assert reason(finish_reason="malformed", rules="none") == "malformed"
 
 
+@pytest.mark.parametrize("rules", RULES)
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_chains_on_held_out_questions_are_dropped_whatever_the_rules(rules, split):
+    sample = replace(RIGHT, split=split)
+    assert rejection(sample, Filters(rules=rules)) == "held_out"
+    assert rejection(sample, Filters(rules="none", held_out_splits=())) is None
+    assert rejection(sample, Filters(rules="none", held_out_splits=["dev"])) is None
+
+
 def test_a_run_with_kl_needs_log_probabilities():
     logprobs = Logprobs(("1200",), (-0.1,), ({"1200": -0.1},))
     assert reason(text="1200", logprobs=logprobs, require_logprobs=True) is None
@@ -196,6 +205,11 @@ def test_consistent_steps(text, expected):
 def test_a_setting_out_of_range_is_named(name, value):
     with pytest.raises(UserError, match=f"{name} = {value!r}; expected "):
         Filters(**{name: value})
+
+
+def test_held_out_splits_are_several():
+    with pytest.raises(UserError, match=r"held_out_splits = 'test'; expected names of splits"):
+        Filters(held_out_splits="test")
 
 
 def test_settings_are_json():

@@ -31,6 +31,7 @@ def filled(n):
         target_tokens=Counter({"16": n}),
         tokens=5 * n,
         teachers=Counter(somebody=n),
+        datasets=Counter(sums=n),
         prompts=6 * n,
     )
     tally.add_projection(projection(["soft", "end"], [0.5, 1]), example(n / 10, str(n)))

@@ -181,7 +181,12 @@ def test_a_finished_store_is_left_and_another_is_replaced(on_beam, chains, tmp_p
     (completed.parent / layout.REJECTED).write_text("mine")
     on_beam(tmp_path / "samples.jsonl", bytes_per_shard=4096)
     assert (completed.parent / layout.REJECTED).read_text() == "mine"
-    folder = on_beam(tmp_path / "samples.jsonl", settings=Preparation(top_k=2))
+    other = {"settings": Preparation(top_k=2)}
+    with pytest.raises(
+        UserError, match=r"another finished store .* settings\.top_k 5 instead of 2"
+    ):
+        on_beam(tmp_path / "samples.jsonl", **other)
+    folder = on_beam(tmp_path / "samples.jsonl", overwrite=True, **other)
     manifest = layout.read_manifest(str(folder))
     assert manifest["top_k"] == 2
     assert {file.name for file in folder.glob("*tfrecord*")} <= manifest["files"].keys()
@@ -219,7 +224,10 @@ def test_refuses_flags_before_it_removes_a_store(on_beam, chains, tmp_path):
     folder = on_beam(tmp_path / "samples.jsonl")
     with pytest.raises(UserError, match="--runner=Unheard: Unexpected pipeline runner"):
         on_beam(
-            tmp_path / "samples.jsonl", settings=Preparation(top_k=2), flags=["--runner=Unheard"]
+            tmp_path / "samples.jsonl",
+            settings=Preparation(top_k=2),
+            overwrite=True,
+            flags=["--runner=Unheard"],
         )
     assert kept(folder)
 

@@ -461,7 +461,7 @@ def test_a_finished_store_without_a_readable_manifest_is_made_again(tmp_path, sa
 
 
 @pytest.mark.parametrize("change", ["settings", "input", "shards"])
-def test_another_plan_replaces_the_store_and_nothing_else(tmp_path, samples, change):
+def test_another_plan_replaces_the_store_if_told_to_and_nothing_else(tmp_path, samples, change):
     path = written(tmp_path / "samples.jsonl", samples)
     run(path, tmp_path / "out", records_per_shard=4)
     (tmp_path / "out" / "notes.txt").write_text("mine")
@@ -472,8 +472,20 @@ def test_another_plan_replaces_the_store_and_nothing_else(tmp_path, samples, cha
         write_samples(path, samples[:-2])
     else:
         options["records_per_shard"] = 100
+    before = content(tmp_path / "out")
+    differs = {
+        "settings": "settings.top_k 5 instead of 2",
+        "input": "inputs",
+        "shards": "records_per_shard",
+    }
+    kept = layout.read_manifest(str(tmp_path / "out"))["kept"]
+    message = rf"another finished store in .*out: {kept} chains of samples\.jsonl \(it differs in "
+    with pytest.raises(UserError, match=rf"{message}{differs[change]}\).*--overwrite") as caught:
+        run(path, tmp_path / "out", **options)
+    assert "\n" not in str(caught.value)
+    assert content(tmp_path / "out") == before
     run(path, tmp_path / "new", **options)
-    run(path, tmp_path / "out", **options)
+    run(path, tmp_path / "out", overwrite=True, **options)
     assert content(tmp_path / "out") == content(tmp_path / "new") | {"notes.txt": b"mine"}
 
 

@@ -19,6 +19,7 @@ REASONS = {  # what they mean to a reader
     # dropped: filtering, selection and preparation
     "malformed": "Its reader marked it as broken.",
     "empty": "The teacher wrote nothing.",
+    "held_out": "Its question is of a split that students are tested on.",
     "truncated": "The teacher was cut off at its token limit.",
     "no_answer": "The chain states no answer of the kind asked for.",
     "wrong_answer": "The chain's answer is not the gold answer.",
