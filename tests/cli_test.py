@@ -204,6 +204,7 @@ def test_prepares_flags_are_its_settings(folder, tmp_path):
         "max_question_tokens": 200,
         "columns": {"question": "ticket", "text": "reasoning"},
         "max_unknown": 0.2,
+        "columns": None,
     }
 
 
@@ -255,7 +256,7 @@ EVALUATE += ["--gin.EVAL_OUTPUT_DIR='{tmp}/test'"]
             ["prepare", "{tmp}/bad.jsonl", *OUT, *TASK],
             "1 of 2 records .*'bad_json': 1.*at most 5.0%; .*--max-rejected",
         ),
-        (["prepare", "{tmp}/bad.csv", *OUT, *TASK], "bad.csv, a file of unknown format; .*.jsonl"),
+        (["prepare", "{tmp}/bad.csv", *OUT, *TASK], "{tmp}/bad.csv: No such file"),
         (["prepare", "{tmp}/bad.jsonl", *OUT, *TASK, "--rules", "fu2O23"], "rules = 'fu2O23'"),
         (
             ["prepare", "{tmp}/bad.jsonl", *OUT, *TASK, "--alignment", "dtw"],
@@ -271,7 +272,7 @@ EVALUATE += ["--gin.EVAL_OUTPUT_DIR='{tmp}/test'"]
             "'stories_teacher_zero_shot_cat'; .*stories_teacher_zero_shot_cot",
         ),
         (["prepare", "{tmp}/bad.jsonl", *OUT, "--task", "stories_teacher_cot_mix"], "task 'stor"),
-        (["prepare", "{tmp}/bad.jsonl", *OUT, *TASK, "now"], "now, a file of unknown format"),
+        (["prepare", "{tmp}/bad.jsonl", *OUT, *TASK, "now"], "now: No such file"),
         (
             ["prepare", "{tmp}/bad.jsonl", *OUT, *TASK, "--topk"],
             "argument '--topk'; .*--gin.NAME=VALUE",
