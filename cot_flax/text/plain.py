@@ -56,7 +56,7 @@ _DEGREES = r"\^\{?\\circ\b\}?"
 _ENVIRONMENT = r"\\(?:begin|end)\{[^{}]*\}"
 _NO_SPACE_BEFORE = " \n\t([/=*+"
 _NO_SPACE_AFTER = " \n\t.,;:!?)]%/=*+"
-_SIMPLE, _SPACES = re.compile(r"[\w.,$%]*"), re.compile(" *")
+_SIMPLE = re.compile(r"[\w.,$%]*")
 _NEAR = 8  # characters beside a fraction, spaces included
 
 
@@ -203,7 +203,9 @@ def _command_groups(
     text: str, old: str, end: int, partners: Mapping[int, int]
 ) -> dict[int, str] | None:
     """What is written for the braces of a command's arguments; None where it has none."""
-    name, opening = old[1:], _SPACES.match(text, end).end()
+    name, opening = old[1:], end
+    while text[opening : opening + 1] == " ":
+        opening += 1
     if opening not in partners:
         return None
     closing = partners[opening]
@@ -214,7 +216,8 @@ def _command_groups(
     second = closing + 1
     if name not in ("frac", "dfrac", "tfrac") or second not in partners:
         return None
-    written, start = {}, end - len(old)
+    written: dict[int, str] = {}
+    start = end - len(old)
     for begin, close, after in ((opening, closing, "/"), (second, partners[second], "")):
         simple = _SIMPLE.fullmatch(text, begin + 1, close)
         written |= {begin: "" if simple else "(", close: ("" if simple else ")") + after}
@@ -270,5 +273,5 @@ def _name(old: str) -> str:
     if re.fullmatch(_DEGREES, old):
         return r"^\circ"
     if re.fullmatch(f"{_SHORT_FRACTION}|{_ENVIRONMENT}", old):
-        return re.match(r"\\[a-z]+", old)[0]
+        return re.sub(r"(?<=[a-z])[^a-z].*", "", old, flags=re.DOTALL)
     return old[0] if old[0] in POWERS else old

@@ -49,6 +49,8 @@ class Tokenizer(Protocol):
     special_ids: SpecialIds
     fingerprint: str
 
+    def __hash__(self) -> int: ...
+
     @property
     def unk_id(self) -> int | None: ...
 
