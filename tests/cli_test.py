@@ -204,7 +204,6 @@ def test_prepares_flags_are_its_settings(folder, tmp_path):
         "max_question_tokens": 200,
         "columns": {"question": "ticket", "text": "reasoning"},
         "max_unknown": 0.2,
-        "columns": None,
     }
 
 

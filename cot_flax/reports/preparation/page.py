@@ -41,8 +41,6 @@ REASONS = {  # what they mean to a reader
     "too_long": "The chain or its question has more tokens than allowed.",
     # rejected: records and samples that cannot be read
     "bad_json": "The line is no JSON object.",
-    "bad_csv": "The row cannot be read as CSV.",
-    "several_turns": "The chat is not one question and one answer.",
     "bad_text": "The line is not UTF-8.",
     "bad_csv": "The row's quotes are not closed as CSV wants.",
     "columns": "The line has not as many columns as the format.",
