@@ -11,7 +11,7 @@ from cot_flax.text.plain import FRACTIONS, POWERS, Stretch, apply, find_edits, s
 LONGEST_EXPRESSION = 64
 _SYMBOLS = dict.fromkeys("×·∗⋅✕✖xX", "*") | {"−": "-", "–": "-", "÷": "/", "**": "^"}
 _BINARY = ("+", "-", "*", "/", "^")
-_REWRITTEN = ("\\", "{", "}", "√", "⁄", *FRACTIONS, *POWERS)
+_REWRITTEN = frozenset(("\\", "{", "}", "√", "⁄", *FRACTIONS, *POWERS))
 _FULL_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}
 _LARGEST_EXPONENT = 64
 _NEAR = 4  # characters beside `**`, spaces included
