@@ -5,6 +5,7 @@ import dataclasses
 import gzip
 import hashlib
 import json
+import math
 import os
 import sys
 import tempfile
@@ -15,6 +16,9 @@ from typing import Any
 
 from cot_flax.chains.records import records, reject, require
 from cot_flax.files import make_folder, new_file, work_path
+
+MASS_NOISE = 0.01
+"""The probabilities of a position may sum to more than 1 by this: servers round to bfloat16."""
 
 BUCKETS = 256  # files that merging spreads questions over
 
@@ -149,7 +153,8 @@ def sample_from_record(record: Mapping[str, Any], place: str) -> Sample:
 
     Raises:
         UserError: a field is missing, unknown or of the wrong type; the log-probabilities do not
-            have one entry a token, are positive or not finite; the tokens do not join to the text.
+            have one entry a token, are positive or not finite, or sum to a probability above 1 at
+            a position; the tokens do not join to the text.
     """
     if unknown := sorted(record.keys() - set(_NAMES)):
         reject("unknown_field", place, f"unknown fields {unknown}", f"only {', '.join(_NAMES)}")
@@ -184,9 +189,18 @@ def _logprobs(record: Mapping[str, Any], text: str, place: str) -> Logprobs:
         got, wanted = "top_logprobs that are no objects", "one {token: logprob} a token"
         reject("wrong_type", place, got, wanted)
     _check_values(token_logprobs, place)
-    for top in top_logprobs:
+    for token, value, top in zip(tokens, token_logprobs, top_logprobs, strict=True):
         _check_values(top.values(), place)
+        if (found := mass(token, value, top)) > 1 + MASS_NOISE:
+            got, wanted = f"probabilities at {token!r} that sum to {found:.3f}", "at most 1"
+            reject("mass_above_1", place, got, wanted)
     return Logprobs(tuple(tokens), tuple(token_logprobs), tuple(top_logprobs))
+
+
+def mass(token: str, value: float, top: Mapping[str, float]) -> float:
+    """The probability of a sampled token and its alternatives together, each token once."""
+    others = sum(map(math.exp, top.values()))
+    return others if token in top else others + math.exp(value)
 
 
 def _check_values(values: Collection[Any], place: str) -> None:

@@ -1,50 +1,79 @@
-"""Reads the log-probabilities of OpenAI-compatible servers; their tokens must join to the text.
+"""Reads the log-probabilities of OpenAI-compatible servers: finds the text in the joined tokens.
 
 Three shapes are known: that of the completions API (vLLM too), that of the chat API (llama.cpp's
-completions too), and vLLM's `prompt_logprobs`. A character may be spread over several tokens; such
-a run becomes one token, whose log-probability is the sum (the chain rule).
+completions too), and vLLM's `prompt_logprobs`. The text may begin behind other tokens (reasoning, a
+begin-of-text token, white space) and end inside one (a stop string began there): a token through
+which it is cut keeps its log-probability and loses its alternatives, as in `clipping`. A character
+may be spread over several tokens; such a run becomes one token, whose log-probability is the sum
+(the chain rule).
 """
 
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import groupby, pairwise
 from typing import Any
 
-from cot_flax.chains.samples import Logprobs
+from cot_flax.chains.samples import MASS_NOISE, Logprobs, mass
 
 FLOAT_NOISE = 1e-4  # A log-probability above 0 by no more than this is 0.
 NO_VALUE = -9999.0  # What servers write for a token below their top list, or for minus infinity.
+LEAST_FORESEEN = 6  # With fewer next tokens among the alternatives nothing is called shifted.
 
 _ESCAPED_BYTE = re.compile(rb"\\x([0-9a-f]{2})")
+_PIECE_BYTE = re.compile(rb"<0x([0-9A-F]{2})>")
+_LOST = "\ufffd".encode()  # what a server writes for a part of a character
+_SPACE_MARK = "\u2581".encode()
+# Tokens that servers leave out of the text: <|im_end|>, <｜end｜>, <s>, </think>, [INST].
+_SPECIAL = re.compile("<[|\uff5c].+[|\uff5c]>|</?[a-z_]+>|\\[/?[A-Z_]+\\]")
+
+
+def _byte_level_alphabet() -> dict[str, int]:
+    """The character that stands for each byte in a byte-level BPE (GPT-2's `bytes_to_unicode`)."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    alphabet = {chr(byte): byte for byte in printable}
+    return alphabet | {chr(256 + i): byte for i, byte in enumerate(others)}
+
+
+_BYTE_OF = _byte_level_alphabet()
 
 
 @dataclass(frozen=True)
 class _Step:
-    """One token of the server as it came; a value may be None, NaN or infinite."""
+    """One token of the server as it came; a value may be None, NaN or infinite.
+
+    A special one writes nothing: it belongs to what follows it, unless it stands before the text.
+    """
 
     token: bytes
     logprob: float | None
     top: Sequence[tuple[bytes, float | None]]
+    is_special: bool = False
 
 
 class _Unusable(Exception):
     """Its only argument is the reason."""
 
 
-def read_logprobs(record: Mapping[str, Any] | None, text: str) -> tuple[Logprobs | None, str]:
+def read_logprobs(
+    record: Mapping[str, Any] | None, text: str, thought: str = ""
+) -> tuple[Logprobs | None, str]:
     """Reads the `logprobs` of one choice.
 
     Args:
         record: in the shape of the completions or of the chat API.
-        text: what the server wrote; tokens after its end (a stop string) are cut off.
+        text: what the server wrote; tokens before and after it (a stop string) are cut off.
+        thought: what the server wrote before it and returned apart from it.
 
     Returns:
         (log-probabilities in nats, "") or (None, reason). Reasons: "not_given", "unknown_shape",
-        "token_ids" (numbers in place of tokens), "tokens_do_not_join", "no_probability" (of a
-        sampled token), "nan", "probability_above_1".
+        "token_ids" (numbers in place of tokens), "tokens_do_not_join" (to anything that holds the
+        text), "no_probability" (of a sampled token), "nan", "probability_above_1", "mass_above_1"
+        (of the alternatives together).
     """
-    return _read(lambda: _steps(record), "", text)
+    return _read(lambda: _steps(record), "", text, thought=thought)
 
 
 def read_echo(
@@ -52,10 +81,18 @@ def read_echo(
 ) -> tuple[Logprobs | None, str]:
     """Reads the part of `text` from the log-probabilities of an echoed `prompt + text`.
 
-    A begin-of-text token before the prompt is left out. Returns as `read_logprobs` does; one more
-    reason is "boundary_inside_token": a token holds the prompt's end and the text's beginning.
+    Returns as `read_logprobs` does; two more reasons are "boundary_inside_token" (a token holds the
+    prompt's end and the text's beginning) and "shifted" (the values are those of the place behind,
+    as llama-cpp-python 0.3 gives them).
     """
-    return _read(lambda: _without_begin(_steps(record), prompt + text), prompt, text)
+
+    def steps() -> list[_Step]:
+        echoed = _steps(record)
+        if _is_shifted(echoed):
+            raise _Unusable("shifted")
+        return echoed
+
+    return _read(steps, prompt, text)
 
 
 def read_prompt_logprobs(
@@ -66,14 +103,25 @@ def read_prompt_logprobs(
     An entry maps token ids to {"logprob", "decoded_token"}, the prompt's own token first; the
     first entry is None. Returns as `read_echo` does.
     """
-    return _read(lambda: _prompt_steps(entries, _bytes(prompt + text)), prompt, text)
+    return _read(lambda: _prompt_steps(entries), prompt, text, first_is_unknown=True)
 
 
 def _read(
-    steps: Callable[[], Iterable[_Step]], before: str, text: str
+    steps: Callable[[], list[_Step]],
+    before: str,
+    text: str,
+    *,
+    thought: str = "",
+    first_is_unknown: bool = False,
 ) -> tuple[Logprobs | None, str]:
+    whole = _bytes(before + text)
     try:
-        kept = list(_whole(_between(steps(), _bytes(before), _bytes(text))))
+        found, start = _located(steps(), whole, _bytes(thought), first_is_unknown)
+        end = start + len(whole)
+        start += len(_bytes(before))
+        if before and _is_inside_token(found, start):
+            raise _Unusable("boundary_inside_token")
+        kept = list(_whole(_clipped(found, start, end)))
     except _Unusable as reason:
         return None, str(reason)
     except (AttributeError, KeyError, TypeError, ValueError):
@@ -87,8 +135,24 @@ def _steps(record: Mapping[str, Any] | None) -> list[_Step]:
     if record.get("tokens"):
         return list(_completions_steps(record))
     if record.get("content"):
-        return [_chat_step(entry) for entry in record["content"]]
+        return _chat_steps(record["content"])
     raise _Unusable("not_given")
+
+
+def _is_shifted(steps: Sequence[_Step]) -> bool:
+    """Whether alternatives foresee the next token, and their own seldom.
+
+    A server puts a token's own entry among them; it is foreseen where it is not the last of them.
+    """
+    own = following = 0
+    for step, after in pairwise(steps):
+        if len(step.top) < 2:
+            continue
+        last = min(step.top, key=lambda pair: math.inf if pair[1] is None else pair[1])[0]
+        others = {token for token, _ in step.top} - {step.token}
+        own += step.token != last
+        following += after.token in others
+    return following >= LEAST_FORESEEN and following > 2 * own
 
 
 def _completions_steps(record: Mapping[str, Any]) -> Iterator[_Step]:
@@ -99,9 +163,24 @@ def _completions_steps(record: Mapping[str, Any]) -> Iterator[_Step]:
         yield _Step(_token_bytes(token), logprob, pairs)
 
 
-def _chat_step(entry: Mapping[str, Any]) -> _Step:
-    pairs = [(_chat_token(other), other["logprob"]) for other in entry.get("top_logprobs") or ()]
-    return _Step(_chat_token(entry), entry["logprob"], pairs)
+def _chat_steps(entries: Sequence[Mapping[str, Any]]) -> list[_Step]:
+    """llama.cpp withholds a token that may begin a stop string, and writes it with the next one.
+
+    Such an entry is empty; its own text is that of the alternative that has its id.
+    """
+    steps, withheld = [], b""
+    for entry in entries:
+        others = entry.get("top_logprobs") or ()
+        pairs = [(_chat_token(other), other["logprob"]) for other in others]
+        token = _chat_token(entry).removeprefix(withheld)
+        if token:
+            withheld = b""
+        elif entry.get("id") is not None:
+            own = [other for other in others if other.get("id") == entry["id"]]
+            token = _chat_token(own[0]) if own else b""
+            withheld += token
+        steps.append(_Step(token, entry["logprob"], pairs))
+    return steps
 
 
 def _chat_token(entry: Mapping[str, Any]) -> bytes:
@@ -110,44 +189,143 @@ def _chat_token(entry: Mapping[str, Any]) -> bytes:
     return _no_id(bytes(entry["bytes"]))
 
 
-def _prompt_steps(
-    entries: Sequence[Mapping[str, Any] | None] | None, whole: bytes
-) -> Iterator[_Step]:
+def _prompt_steps(entries: Sequence[Mapping[str, Any] | None] | None) -> list[_Step]:
     if not entries:
         raise _Unusable("not_given")
     steps = []
     for entry in entries[1:]:
         pairs = [(_token_bytes(e["decoded_token"]), e["logprob"]) for e in entry.values()]
         steps.append(_Step(*pairs[0], pairs))
-    rest = b"".join(step.token for step in steps)
-    if not whole.endswith(rest):
-        raise _Unusable("tokens_do_not_join")
-    yield _Step(whole.removesuffix(rest), None, ())
-    yield from steps
+    return steps
 
 
-def _without_begin(steps: list[_Step], whole: str) -> list[_Step]:
-    first = steps[0]
-    special = first.logprob is None and not _bytes(whole).startswith(first.token)
-    return steps[1:] if special else steps
+def _located(
+    steps: list[_Step], whole: bytes, thought: bytes, first_is_unknown: bool
+) -> tuple[list[_Step], int]:
+    """The steps in the reading in which they join to something that holds `whole`, and where."""
+    for reading in _readings(steps, whole):
+        joined = b"".join(step.token for step in reading)
+        if first_is_unknown and whole.endswith(joined):
+            first = whole.removesuffix(joined)
+            return [_Step(first, None, ())] * bool(first) + reading, 0
+        if (start := _start(joined, whole, thought)) >= 0:
+            return reading, start
+    raise _Unusable("tokens_do_not_join")
 
 
-def _between(steps: Iterable[_Step], before: bytes, text: bytes) -> Iterator[_Step]:
-    """The steps that make up `text` after those that make up `before`."""
-    whole, position = before + text, 0
+def _start(joined: bytes, whole: bytes, thought: bytes) -> int:
+    """Behind the thought; else at the beginning; else the last place, for others stand before it.
+
+    Returns -1 where it is nowhere.
+    """
+    if thought and thought in joined:
+        behind = joined.find(whole, joined.index(thought) + len(thought))
+        if behind >= 0:
+            return behind
+    space = len(joined) - len(joined.lstrip())
+    for start in (0, space):
+        if joined.startswith(whole, start):
+            return start
+    return joined.rfind(whole)
+
+
+def _readings(steps: list[_Step], whole: bytes) -> Iterator[list[_Step]]:
+    """What the strings of a server may mean, the usual first."""
+    for decode in (lambda token: token, _from_byte_level, _from_pieces):
+        try:
+            decoded = [_decoded(step, decode) for step in steps]
+        except ValueError:
+            continue
+        yield decoded
+        yield _without_special(decoded)
+    if any(_LOST in step.token for step in steps):
+        yield _restored(steps, whole)
+
+
+def _decoded(step: _Step, decode: Callable[[bytes], bytes]) -> _Step:
+    top = []
+    for token, value in step.top:
+        try:
+            top.append((decode(token), value))
+        except ValueError:
+            top.append((token, value))
+    return replace(step, token=decode(step.token), top=top)
+
+
+def _from_byte_level(token: bytes) -> bytes:
+    """Raises ValueError for what byte-level BPE does not write; special tokens stay."""
+    text = _text(token) or ""
+    if _SPECIAL.fullmatch(text):
+        return token
+    if not all(character in _BYTE_OF for character in text):
+        raise ValueError(text)
+    return bytes(_BYTE_OF[character] for character in text)
+
+
+def _from_pieces(token: bytes) -> bytes:
+    """SentencePiece's pieces: a mark for the space, <0x0A> for a byte."""
+    if byte := _PIECE_BYTE.fullmatch(token):
+        return bytes([int(byte[1], 16)])
+    return token.replace(_SPACE_MARK, b" ")
+
+
+def _without_special(steps: list[_Step]) -> list[_Step]:
+    return [
+        replace(step, token=b"", is_special=True)
+        if _SPECIAL.fullmatch(_text(step.token) or "")
+        else step
+        for step in steps
+    ]
+
+
+def _restored(steps: list[_Step], whole: bytes) -> list[_Step]:
+    """Gives runs of tokens that hold parts of characters what stands between their neighbours.
+
+    Each U+FFFD stands for at least one byte, so a run writes at most as many characters as it has.
+    """
+    text, place, restored = _text(whole) or "", 0, []
+    groups = [(lost, list(run)) for lost, run in groupby(steps, lambda step: _LOST in step.token)]
+    written = [_text(b"".join(step.token for step in run)) or "" for _, run in groups]
+    for i, (lost, run) in enumerate(groups):
+        token = written[i] if i else written[i].lstrip()
+        end = place + len(token)
+        if lost:
+            following = written[i + 1] if i + 1 < len(groups) else ""
+            ends = range(place + 1, min(end, len(text)) + 1)
+            end = next((end for end in ends if _goes_on(text[end:], following)), end)
+            run = [replace(step, token=b"") for step in run]
+            run[-1] = replace(run[-1], token=_bytes(text[place:end]))
+        restored += run
+        place = end
+    return restored
+
+
+def _goes_on(rest: str, following: str) -> bool:
+    return rest.startswith(following) if following and rest else not rest
+
+
+def _is_inside_token(steps: Iterable[_Step], place: int) -> bool:
+    begin = 0
     for step in steps:
-        if position == len(whole):
-            break
-        end = position + len(step.token)
-        if whole[position:end] != step.token:
-            raise _Unusable("tokens_do_not_join")
-        if position >= len(before):
-            yield step
-        elif end > len(before):
-            raise _Unusable("boundary_inside_token")
-        position = end
-    if position < len(whole):
-        raise _Unusable("tokens_do_not_join")
+        end = begin + len(step.token)
+        if begin < place < end:
+            return True
+        begin = end
+    return False
+
+
+def _clipped(steps: Iterable[_Step], start: int, end: int) -> Iterator[_Step]:
+    """The steps that make up the bytes [start, end) of the joined tokens.
+
+    An empty step belongs to what follows it.
+    """
+    place = 0
+    for step in steps:
+        piece = step.token[max(start - place, 0) : max(end - place, 0)]
+        is_begin = place == start and not step.is_special
+        if piece or (not step.token and (is_begin or start < place) and place < end):
+            yield step if piece == step.token else _Step(piece, step.logprob, ())
+        place += len(step.token)
 
 
 def _whole(steps: Iterable[_Step]) -> Iterator[tuple[str, float, dict[str, float]]]:
@@ -167,9 +345,15 @@ def _merged(run: Sequence[_Step], text: str) -> tuple[str, float, dict[str, floa
     total, top = sum(logprobs), {}
     for raw, logprob in run[0].top:
         token, value = _text(raw), _value(logprob)
+        if len(run) > 1 and raw == run[0].token:
+            continue  # its probability is that of all that it begins, of which the run is one
         if token and "\ufffd" not in token and value is not None:
             top[token] = max(value, top.get(token, value))
-    return text, total, top if len(run) == 1 else top | {text: total}
+    if len(run) > 1:
+        top[text] = total
+    if mass(text, total, top) > 1 + MASS_NOISE:
+        raise _Unusable("mass_above_1")
+    return text, total, top
 
 
 def _value(logprob: float | None) -> float | None:

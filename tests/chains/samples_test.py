@@ -2,6 +2,7 @@ import copy
 import dataclasses
 import gzip
 import json
+import math
 import re
 
 import pytest
@@ -95,8 +96,22 @@ def test_writes_the_contract(tmp_path):
     assert "é" in path.read_text(encoding="utf-8")  # for a person to read
 
 
+def test_a_thought_is_in_the_file_where_there_is_one(tmp_path):
+    thinking = dataclasses.replace(SAMPLE, thought="Hm. 1 and 1.")
+    write_samples(tmp_path / "s.jsonl", [thinking, SAMPLE])
+    first, second = map(json.loads, (tmp_path / "s.jsonl").read_text().splitlines())
+    assert (first, second) == (RECORD | {"thought": "Hm. 1 and 1."}, RECORD)
+    assert list(read_samples(tmp_path / "s.jsonl")) == [thinking, SAMPLE]
+
+
+def test_rounding_may_lift_the_mass_of_a_position(tmp_path):
+    tops = [{"Two": math.log(0.6), " 2": math.log(0.405)}, {}, {}]
+    record = changed(["logprobs", "top_logprobs"], tops)
+    assert sample_from_record(record, "here").logprobs.top_logprobs[0] == tops[0]
+
+
 TEXT = st.text(max_size=8)
-LOGPROB = st.floats(max_value=0, allow_infinity=False)
+LOGPROB = st.floats(max_value=-1.4, allow_infinity=False)  # four of them: at most 1
 
 
 @st.composite
@@ -112,7 +127,8 @@ def samples(draw):
     if values:
         strings["text"] = "".join(values.tokens)
     teacher = {"model": draw(TEXT), "params": {"temperature": draw(LOGPROB), "stop": ["\n"]}}
-    return Sample(**strings, teacher=teacher, sample=draw(st.integers(0)), logprobs=values)
+    rest = {"sample": draw(st.integers(0)), "thought": draw(TEXT)}
+    return Sample(**strings, teacher=teacher, logprobs=values, **rest)
 
 
 @given(st.lists(samples(), min_size=1, max_size=3), st.sampled_from(["s.jsonl", "s.jsonl.gz"]))
@@ -232,6 +248,9 @@ def test_files_that_cannot_be_read_are_named(tmp_path):
         (["logprobs", "token_logprobs", 1], None, "wrong_type"),
         (["logprobs", "token_logprobs", 1], 0.1, "probability_above_1"),
         (["logprobs", "top_logprobs", 0, "Two"], 1, "probability_above_1"),
+        (["logprobs", "top_logprobs", 0], {"Two": -0.1, " 2": -0.1}, "mass_above_1"),
+        (["logprobs", "top_logprobs", 0], {" 2": -0.5}, "mass_above_1"),  # and "Two": -0.5
+        (["thought"], None, "wrong_type"),
         (["logprobs", "token_logprobs", 1], float("nan"), "nan_or_infinite"),
         (["logprobs", "token_logprobs", 1], -(10**400), "nan_or_infinite"),
         (["logprobs", "top_logprobs", 0, "Two"], -float("inf"), "nan_or_infinite"),

@@ -1,4 +1,6 @@
+import json
 import math
+from pathlib import Path
 
 import pytest
 
@@ -8,7 +10,7 @@ from cot_flax.teacher.tokens import read_echo, read_logprobs, read_prompt_logpro
 TWO = {
     "tokens": ["It", " is"],
     "token_logprobs": [-0.5, -0.25],
-    "top_logprobs": [{"It": -0.5, "He": -1.5}, {" was": -0.125}],
+    "top_logprobs": [{"It": -0.5, "He": -1.5}, {" was": -1.75}],
 }
 
 
@@ -18,7 +20,7 @@ def entry(token, logprob, *top, **more):
 
 
 def test_the_completions_shape():
-    expected = Logprobs(("It", " is"), (-0.5, -0.25), ({"It": -0.5, "He": -1.5}, {" was": -0.125}))
+    expected = Logprobs(("It", " is"), (-0.5, -0.25), ({"It": -0.5, "He": -1.5}, {" was": -1.75}))
     assert read_logprobs(TWO, "It is") == (expected, "")
 
 
@@ -26,7 +28,7 @@ def test_the_completions_shape():
 def test_the_chat_shape(shape):
     content = [
         entry("It", -0.5, ("It", -0.5, shape), ("He", -1.5, shape), **shape),
-        entry(" is", -0.25, (" was", -0.125, {"bytes": list(b" was")}), bytes=list(b" is")),
+        entry(" is", -0.25, (" was", -1.75, {"bytes": list(b" was")}), bytes=list(b" is")),
     ]
     assert read_logprobs({"content": content, "refusal": None}, "It is") == read_logprobs(
         TWO, "It is"
@@ -119,7 +121,6 @@ def test_float_noise_above_0_is_0():
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"tokens": ["It", " isn't"]}, "tokens_do_not_join"),  # a stop string cut it
         ({"tokens": ["It", " was"]}, "tokens_do_not_join"),
         ({"tokens": ["It", " i"]}, "tokens_do_not_join"),
         ({"tokens": ["It", "bytes:\\xe2\\x80"]}, "tokens_do_not_join"),
@@ -136,6 +137,8 @@ def test_float_noise_above_0_is_0():
         ({"token_logprobs": [-0.5, 1.1e-4]}, "probability_above_1"),
         ({"top_logprobs": [{"It": math.nan}, {}]}, "nan"),
         ({"top_logprobs": [{"It": 0.5}, {}]}, "probability_above_1"),
+        ({"top_logprobs": [{"It": -0.5, "He": -0.5}, {}]}, "mass_above_1"),  # 2 e^-0.5 = 1.21
+        ({"top_logprobs": [{"He": -0.5}, {}]}, "mass_above_1"),  # and "It": -0.5
     ],
 )
 def test_what_cannot_be_used_has_a_reason(change, reason):
@@ -163,6 +166,139 @@ def test_the_text_is_cut_out_of_the_echo(begin):
 
 def test_a_boundary_inside_a_token_is_named():
     assert read_echo(echo(["Q", ": It", " is"]), "Q:", " It is") == (None, "boundary_inside_token")
+
+
+def plain(*tokens):
+    """Tokens with log-probabilities -1, -2, ..., each its own alternative beside " x"."""
+    values = [-1.0 - i for i in range(len(tokens))]
+    tops = [{token: value, " x": -9.0} for token, value in zip(tokens, values, strict=True)]
+    return {"tokens": list(tokens), "token_logprobs": values, "top_logprobs": tops}
+
+
+def kept(*pairs):
+    """(token, log-probability) pairs as the two rows that are read."""
+    tokens, values = zip(*pairs, strict=True)
+    return tokens, values
+
+
+@pytest.mark.parametrize(
+    ("tokens", "text", "pairs", "cut"),
+    [
+        # A stop string "\nQ:" that begins inside "\n\n" or ".\n\n" (vLLM).
+        (["It", " is", "\n\n", "Q", ":"], "It is\n", [("It", -1), (" is", -2), ("\n", -3)], {2}),
+        (["It", " is", ".\n\n", "Q"], "It is.", [("It", -1), (" is", -2), (".", -3)], {2}),
+        # A server that strips the text.
+        ([" It", " is"], "It is", [("It", -1), (" is", -2)], {0}),
+        (["\n", "\n", "It", " is", " "], "It is", [("It", -3), (" is", -4)], set()),
+        # Reasoning before it, which may hold the same words (SGLang).
+        (
+            ["<think>", "It is", "</think>", "\n", "It", " is", "<|im_end|>"],
+            "It is",
+            [("It", -5), (" is", -6)],
+            set(),
+        ),
+        # A begin-of-text token, and special tokens that the text leaves out.
+        (["<s>", "It", " is", "</s>"], "It is", [("It", -2), (" is", -3)], set()),
+        (["<s>", "It", "<|x|>", " is"], "It is", [("It", -2), (" is", -3 - 4)], set()),
+    ],
+)
+def test_the_text_is_found_in_the_joined_tokens(tokens, text, pairs, cut):
+    read, reason = read_logprobs(plain(*tokens), text)
+    assert reason == ""
+    assert (read.tokens, read.token_logprobs) == kept(*pairs)
+    assert {i for i, top in enumerate(read.top_logprobs) if not top} == cut
+
+
+def test_the_text_stands_behind_the_thought_that_came_apart():
+    record = plain("8", " pens", ".", "8", "!")
+    read, _ = read_logprobs(record, "8", thought="8 pens.")
+    assert read == Logprobs(("8",), (-4.0,), ({"8": -4.0, " x": -9.0},))
+    assert read_logprobs(record, "8")[0].token_logprobs == (-1.0,)
+
+
+def test_byte_level_strings_are_decoded():
+    """vLLM 0.9 with some tokenizers; `bytes` are those of the string, too."""
+    tokens = ["It", "\u0120is", "\u010a", "\u00c3", "\u00a9"]
+    record = plain(*tokens)
+    record["top_logprobs"][1]["\u0120was"] = -7.0
+    read, _ = read_logprobs(record, "It is\n\u00e9")
+    assert (read.tokens, read.token_logprobs) == (
+        ("It", " is", "\n", "\u00e9"),
+        (-1.0, -2.0, -3.0, -4.0 - 5.0),
+    )
+    assert read.top_logprobs[1] == {" is": -2.0, " x": -9.0, " was": -7.0}
+    content = [entry(token, -1.0, bytes=list(token.encode())) for token in tokens]
+    assert read_logprobs({"content": content}, "It is\n\u00e9")[0].tokens == read.tokens
+
+
+def test_sentencepiece_pieces_are_decoded():
+    read, _ = read_logprobs(plain("\u2581It", "\u2581is", "<0x0A>", "\u2581so"), "It is\n so")
+    assert read.tokens == ("It", " is", "\n", " so")
+    assert read.token_logprobs == (-1.0, -2.0, -3.0, -4.0)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "text", "pairs"),
+    [
+        (
+            ["It", "\ufffd", "\ufffd", " is"],
+            "It\u2019 is",
+            [("It", -1), ("\u2019", -2 - 3), (" is", -4)],
+        ),
+        (["1 \ufffd", "\ufffd2", "."], "1 \u20132.", [("1 \u20132", -1 - 2), (".", -3)]),
+        (["\ufffd", "\ufffd\ufffd", "!"], "\u4f60\u597d!", [("\u4f60\u597d", -1 - 2), ("!", -3)]),
+        (["a", "\ufffd", "\ufffd"], "a\u00e9", [("a", -1), ("\u00e9", -2 - 3)]),
+    ],
+)
+def test_parts_of_characters_get_the_characters_of_the_text(tokens, text, pairs):
+    """Ollama writes U+FFFD for each; nothing else tells which bytes they are."""
+    read, reason = read_logprobs(plain(*tokens), text)
+    assert reason == ""
+    assert (read.tokens, read.token_logprobs) == kept(*pairs)
+
+
+def test_a_run_of_tokens_does_not_count_its_beginning_twice():
+    """The first part's own entry is the probability of all that begins so."""
+    record = {
+        "tokens": ["", " \u20133"],
+        "token_logprobs": [-0.5, -0.25],
+        "top_logprobs": [{" to": -2.0}, {" \u20133": -0.25}],
+    }
+    whole = Logprobs((" \u20133",), (-0.75,), ({" to": -2.0, " \u20133": -0.75},))
+    assert read_logprobs(record, " \u20133") == (whole, "")
+
+
+def real(name):
+    path = Path(__file__).parents[1] / "fixtures" / "servers" / f"{name}.json"
+    return json.loads(path.read_text(encoding="utf-8"))["response"]["choices"][0]
+
+
+def test_llama_cpp_withholds_what_may_begin_a_stop_string():
+    choice = real("llama_server_b11434_stop")
+    read, reason = read_logprobs(choice["logprobs"], choice["text"])
+    assert reason == ""
+    assert "|".join(read.tokens) == "\n|2|+|3|=|5|\n|The| answer| is| |5|\n"
+    values = [entry["logprob"] for entry in choice["logprobs"]["content"]]
+    assert read.token_logprobs == tuple(values)
+    assert all(
+        top[token] == value
+        for token, value, top in zip(read.tokens, values, read.top_logprobs, strict=True)
+    )
+
+
+def test_vllm_writes_a_character_with_its_last_part():
+    choice = real("vllm_0.32_zh_partial_utf8")
+    read, _ = read_logprobs(choice["logprobs"], choice["text"])
+    assert "|".join(read.tokens) == "\u94c5|\u7b14|2|\u5143|\uff0c|6|\u5143"
+    values = choice["logprobs"]["token_logprobs"]
+    sums = [sum(values[:3]), sum(values[3:5]), values[5], sum(values[6:8]), *values[8:10]]
+    assert read.token_logprobs == pytest.approx([*sums, sum(values[10:])])
+
+
+def test_an_echo_whose_values_are_shifted_by_a_place_is_named():
+    choice = real("llama_cpp_python_0.3.36_echo_shifted")
+    read = read_echo(choice["logprobs"], "Q: 1+1?\nA:", " The answer is 2")
+    assert read == (None, "shifted")
 
 
 def test_without_a_prompt_the_first_token_has_no_probability():
