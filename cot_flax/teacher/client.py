@@ -10,7 +10,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import openai
 import stamina
@@ -21,18 +21,25 @@ from cot_flax.errors import UserError
 from cot_flax.teacher.requests import (
     Completion,
     NotNow,
+    Refused,
     Reply,
     Request,
-    RequestFailed,
     Unscorable,
     of_status,
 )
 from cot_flax.teacher.tokens import read_echo, read_logprobs, read_prompt_logprobs
 
 RETRIES_IN_SILENCE = 3  # From this one on, a retry of the same request is a warning.
+CONNECT_SECONDS = 10.0  # A server takes a connection at once, however long it then writes.
 _OPENAI = "api.openai.com"
 _LOCAL = ("localhost", "127.0.0.1", "::1", "0.0.0.0")
 _DEFAULTS = vars(Request(""))
+# By name, for it is the library's choice which HTTP library raises them.
+_NO_CONNECTION = ("ConnectError", "ConnectTimeout")
+# What a choice, or the message in it, may have; where there is a content it may be null.
+_CONTENTS = {"text", "content", "reasoning_content", "reasoning", "refusal", "tool_calls"}
+# Of reading scores: another of the options below may do better.
+_NO_SCORES = ("not_given", "unknown_shape", "token_ids", "tokens_do_not_join", "shifted")
 # How to get the log-probabilities of a given text: plainly, for servers that must write at
 # least one token, and for a vLLM that refuses `echo`.
 _SCORING_OPTIONS = (
@@ -46,8 +53,8 @@ class OpenAITeacher:
     """A `Teacher` over HTTP. It belongs to the event loop of its first request.
 
     Every request is repeated with a growing wait after 408, 409, 429, 5xx, a timeout, a lost
-    connection or an answer that cannot be read; Retry-After is honoured. The key is sent to the
-    server and appears nowhere else.
+    connection or an answer that was cut off; Retry-After is honoured. A server that has never
+    answered is not waited for. The key is sent to the server and appears nowhere else.
 
     Attributes:
         name: the model's.
@@ -90,69 +97,89 @@ class OpenAITeacher:
         )
         self._scoring_options: Sequence[Mapping[str, Any]] = _SCORING_OPTIONS
         self._has_scored = False
+        self._asks_singly = False
 
     async def close(self) -> None:
         """Closes the connections."""
         await self._connection.close()
 
     async def complete(self, request: Request) -> Reply:
-        """Answers one request; asks again for what is missing where a server ignores `n`.
+        """Answers one request; asks for what is missing where a server ignores or refuses `n`.
 
         Raises:
-            RequestFailed: the server refuses this request, or all attempts are used up.
+            Refused: the server refuses this request for good.
+            NotNow: all attempts are used up.
             UserError: the server refuses every request (key, model, path, credit).
         """
         completions: list[Completion] = []
         paid: Counter[str] = Counter()
         while len(completions) < request.n:
-            body = self._body(request, len(completions))
-            answer = await self._connection.post(request.is_chat, body)
+            answer = await self._choices(request, len(completions))
             completions += [self._completion(choice, request) for choice in answer["choices"]]
             paid.update(_tokens_used(answer))
         kept = tuple(completions[: request.n])
         return Reply(kept, paid["prompt_tokens"], paid["completion_tokens"])
+
+    async def _choices(self, request: Request, done: int) -> dict[str, Any]:
+        """One answer with some of what is missing after `done` completions."""
+        missing = request.n - done
+        body = self._body(request, done, 1 if self._asks_singly else missing)
+        try:
+            return await self._connection.post(request.is_chat, body)
+        except Refused as error:
+            if body["n"] == 1 or not error.reason.startswith("http_"):
+                raise
+        # Some servers take no n above 1 (vLLM where it is greedy) or above 4 (llama.cpp).
+        answer = await self._connection.post(request.is_chat, self._body(request, done, 1))
+        self._asks_singly = True
+        return answer
 
     async def score(self, prompt: str, text: str, top_logprobs: int) -> Logprobs:
         """Scores `text` after `prompt` through the completions API.
 
         Raises:
             Unscorable: not this text: its tokens do not fit the text, or the server refuses it.
-            RequestFailed: all attempts are used up.
+            NotNow: all attempts are used up.
             UserError: the server scores no given text, or refuses every request.
         """
+        reasons = []
         for options in self._scoring_options:
-            choice = await self._scored_choice(options, prompt + text, top_logprobs)
-            if choice is not None:
+            logprobs, reason = await self._scored(options, prompt, text, top_logprobs)
+            if logprobs is not None:
                 self._scoring_options, self._has_scored = (options,), True
-                return _scores(choice, prompt, text)
-        if self._has_scored:
-            raise Unscorable("refused")
+                return logprobs
+            reasons.append(reason)
+        of_text = [reason for reason in reasons if reason not in (*_NO_SCORES, "refused")]
+        if of_text or self._has_scored:
+            raise Unscorable((of_text or reasons)[0])
         raise UserError(
-            f"no log-probabilities of a given text from {self._connection.place}",
+            f"no log-probabilities of a given text from {self._connection.place} "
+            f"({', '.join(dict.fromkeys(reasons))})",
             "a server with `echo` or `prompt_logprobs` in its completions API",
             "serve the model with vLLM, or score with a checkpoint",
         )
 
-    async def _scored_choice(
-        self, options: Mapping[str, Any], whole: str, k: int
-    ) -> Mapping[str, Any] | None:
-        """None: the server refuses these options, or its answer shows that it knows them not."""
+    async def _scored(
+        self, options: Mapping[str, Any], prompt: str, text: str, k: int
+    ) -> tuple[Logprobs | None, str]:
+        """The scores, or why these options give none."""
+        whole = prompt + text
         body = {"model": self.name, "prompt": whole, "temperature": 0.0, "logprobs": k, **options}
         if "echo" not in options:
             body["extra_body"] = {"prompt_logprobs": k}
         try:
             (choice, *_) = (await self._connection.post(False, body))["choices"]
-        except NotNow:
-            raise
-        except RequestFailed:
-            return None
+        except Refused as error:
+            return None, "refused" if error.reason.startswith("http_") else error.reason
         if "echo" not in options:
-            return choice if choice.get("prompt_logprobs") else None
-        return choice if text_of(choice).startswith(whole) and choice.get("logprobs") else None
+            return read_prompt_logprobs(choice.get("prompt_logprobs"), prompt, text)
+        if not read_choice(choice).text.startswith(whole):
+            return None, "not_given"
+        return read_echo(choice.get("logprobs"), prompt, text)
 
-    def _body(self, request: Request, done: int) -> dict[str, Any]:
-        """The call for what is missing after `done` completions."""
-        body = {"model": self.name, "n": request.n - done, "temperature": request.temperature}
+    def _body(self, request: Request, done: int, n: int) -> dict[str, Any]:
+        """The call for `n` completions after `done` of them."""
+        body = {"model": self.name, "n": n, "temperature": request.temperature}
         for name in ("top_p", "presence_penalty", "frequency_penalty", "stop", "seed"):
             if (value := getattr(request, name)) != _DEFAULTS[name]:
                 body[name] = value
@@ -169,20 +196,10 @@ class OpenAITeacher:
         return body if k is None else body | {"logprobs": True, "top_logprobs": k}
 
     def _completion(self, choice: Mapping[str, Any], request: Request) -> Completion:
-        text, logprobs, problem = text_of(choice), None, ""
+        read, logprobs, problem = read_choice(choice), None, ""
         if request.top_logprobs is not None:
-            logprobs, problem = read_logprobs(choice.get("logprobs"), text)
-        return Completion(text, logprobs, choice.get("finish_reason") or "unknown", problem)
-
-
-def _scores(choice: Mapping[str, Any], prompt: str, text: str) -> Logprobs:
-    if choice.get("prompt_logprobs"):
-        logprobs, reason = read_prompt_logprobs(choice["prompt_logprobs"], prompt, text)
-    else:
-        logprobs, reason = read_echo(choice["logprobs"], prompt, text)
-    if logprobs is None:
-        raise Unscorable(reason)
-    return logprobs
+            logprobs, problem = read_logprobs(choice.get("logprobs"), read.text, read.thought)
+        return Completion(read.text, logprobs, read.finish_reason, problem, read.thought)
 
 
 def _tokens_used(answer: Mapping[str, Any]) -> dict[str, int]:
@@ -218,8 +235,12 @@ class Connection:
             remedy = "write it like http://localhost:8000/v1"
             raise UserError(f"the base URL {base_url!r}", "http:// or https:// before it", remedy)
         self._client = openai.AsyncOpenAI(
-            base_url=base_url, api_key=self._key or "none", timeout=timeout, max_retries=0
+            base_url=base_url,
+            api_key=self._key or "none",
+            timeout=openai.Timeout(timeout, connect=min(timeout, CONNECT_SECONDS)),
+            max_retries=0,
         )
+        self._has_answered = False
         url = self._client.base_url
         self.host, self.place = url.host, f"{url.netloc.decode()}{url.path}"
         if not self._key and self.host not in _LOCAL:
@@ -239,12 +260,12 @@ class Connection:
         await self._client.close()
 
     async def post(self, is_chat: bool, body: Mapping[str, Any]) -> dict[str, Any]:
-        """Returns the decoded answer, of which it is known that every choice has a text.
+        """Returns the decoded answer, every choice of which `read_choice` can read.
 
         Raises:
             NotNow: all attempts are used up.
-            RequestFailed: the server refuses this request.
-            UserError: the server refuses every request (key, model, path, credit).
+            Refused: the server refuses this request, or its answer has an unknown shape.
+            UserError: no server is there, or it refuses every request (key, model, path, credit).
         """
         async for attempt in stamina.retry_context(on=_when_to_retry, **self._retries):
             with attempt:
@@ -259,32 +280,62 @@ class Connection:
         api = self._client.chat.completions if is_chat else self._client.completions
         try:
             response = await api.with_raw_response.create(**body)
+            self._has_answered = True
             return self._answer(response.http_response.text)
         except openai.APIStatusError as error:
+            self._has_answered = True
             return self._status_failure(error)
         except openai.OpenAIError as error:
+            cause = type(error.__cause__).__name__
+            if not self._has_answered and cause in _NO_CONNECTION:
+                return UserError(
+                    f"no server at {self._client.base_url} ({cause})",
+                    "one that speaks OpenAI's API",
+                    "start it, such as `vllm serve MODEL`, or correct the base URL",
+                )
             return NotNow(f"{type(error).__name__} from {self.place}")
 
-    def _answer(self, raw: str) -> dict[str, Any] | NotNow:
+    def _answer(self, raw: str) -> dict[str, Any] | UserError:
+        if raw.lstrip().startswith("<"):
+            got = f"a page of HTML from {self.place}"
+            return UserError(got, "JSON", "correct the base URL, which usually ends in /v1")
         try:
             answer = json.loads(raw)
-            texts = [text_of(choice) for choice in answer["choices"]]
-        except (ValueError, KeyError, TypeError):
-            texts = []
-        if not texts or not all(isinstance(text, str) for text in texts):
-            return NotNow(f"an answer that cannot be read from {self.place}: {self._shown(raw)}")
+        except ValueError:
+            return NotNow(f"an answer that is cut off from {self.place}: {self._shown(raw)}")
+        try:
+            if "choices" not in answer and (error := answer["error"]):
+                return self._failure(int(error["code"]), raw, error)
+            choices = [read_choice(choice) for choice in answer["choices"]]
+        except (AttributeError, KeyError, TypeError, ValueError):
+            return Refused(
+                "unknown_shape",
+                f"an answer of an unknown shape from {self.place}: {self._shown(raw)}",
+                "choices, each with a text or a message with a content",
+                "ask a server that speaks OpenAI's API",
+                is_paid=True,
+            )
+        if not choices:
+            return NotNow(f"an answer without choices from {self.place}: {self._shown(raw)}")
         return answer
 
     def _status_failure(self, error: openai.APIStatusError) -> UserError:
-        if error.code == "insufficient_quota":
-            remedy = "see the account's limits"
-            return UserError(f"no credit left at {self.place}", "some credit", remedy)
+        body = error.body if isinstance(error.body, Mapping) else {}
+        retry_after = _retry_after(error.response.headers)
+        return self._failure(error.status_code, error.response.text, body, retry_after)
+
+    def _failure(
+        self, status: int, raw: str, error: Mapping[str, Any], retry_after: float | None = None
+    ) -> UserError:
+        """`error` is the object that the answer has under this name."""
+        names = [error.get("type"), error.get("code") or ""]
         return of_status(
-            error.status_code,
-            self._shown(error.response.text),
+            status,
+            self._shown(raw),
             place=self.place,
             key_variable=self._key_variable,
-            retry_after=_retry_after(error.response.headers),
+            retry_after=retry_after,
+            code="insufficient_quota" if "insufficient_quota" in names else str(names[-1]),
         )
 
     def _shown(self, text: str) -> str:
@@ -294,12 +345,50 @@ class Connection:
         return " ".join(text.split())[:300]
 
 
-def text_of(choice: Mapping[str, Any]) -> str:
-    """The text of one choice of either API."""
-    if "message" not in choice:
-        return choice["text"]
-    # The content is null where a model only refuses or only calls a tool.
-    return choice["message"]["content"] or ""
+class Choice(NamedTuple):
+    """What a choice of either API says; `finish_reason` as in `Completion`."""
+
+    text: str
+    thought: str
+    finish_reason: str
+
+
+def read_choice(choice: Mapping[str, Any]) -> Choice:
+    """Reads one choice of the completions or of the chat API.
+
+    A content may be null (the model only thought, refused or called a tool), a text, or a list of
+    chunks, of which those of type "thinking" are thought. Servers that keep reasoning apart have
+    it in `reasoning_content` or `reasoning`.
+
+    Raises:
+        AttributeError, KeyError, TypeError, ValueError: it has another shape.
+    """
+    message = choice if choice.get("message") is None else choice["message"]
+    if not _CONTENTS & message.keys():
+        raise KeyError("content")
+    text, inner = _parts(message.get("text") if message is choice else message.get("content"))
+    apart = "".join(_parts(message.get("reasoning_content") or message.get("reasoning")))
+    is_refused = message.get("refusal") and not text
+    finish_reason = "refusal" if is_refused else choice.get("finish_reason") or "unknown"
+    return Choice(text, "\n".join(filter(None, [apart, inner])), finish_reason)
+
+
+def _parts(content: str | Sequence[Any] | None) -> tuple[str, str]:
+    """The text and the thought of a content."""
+    if content is None or isinstance(content, str):
+        return content or "", ""
+    if not isinstance(content, list):
+        raise TypeError(content)
+    texts, thoughts = [], []
+    for chunk in content:
+        kind = "text" if isinstance(chunk, str) else chunk["type"]
+        if kind == "text":
+            texts.append(chunk if isinstance(chunk, str) else chunk["text"])
+        elif kind == "thinking":
+            thoughts.append("".join(_parts(chunk["thinking"])))
+        elif kind != "reference":  # Mistral's: where in its sources a text comes from
+            raise ValueError(kind)
+    return "".join(texts), "".join(thoughts)
 
 
 def _when_to_retry(error: Exception) -> bool | float:

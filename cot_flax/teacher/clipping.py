@@ -11,6 +11,8 @@ from dataclasses import replace
 from cot_flax.chains.samples import Logprobs
 from cot_flax.teacher.requests import Completion
 
+_THOUGHT_BEGIN = re.compile(r"\s*(<think(ing)?>|\[THINK\])", re.IGNORECASE)
+_THOUGHT_END = re.compile(r"</think(ing)?>|\[/THINK\]", re.IGNORECASE)
 _PIECE = re.compile(r"\s?\w+|\s|[^\w\s]")
 
 
@@ -42,6 +44,25 @@ def end_at(completion: Completion, marker: re.Pattern) -> Completion:
     return trim(replace(kept, finish_reason="stop"))
 
 
+def split_thought(completion: Completion) -> Completion:
+    """Takes what a teacher thought in the text itself, `<think>...</think>`, out of it.
+
+    Many chat templates write the opening mark at the prompt's end, so that the text may begin in
+    the thought. A thought without an end takes the whole text.
+    """
+    text = completion.text
+    begin, end = _THOUGHT_BEGIN.match(text), _THOUGHT_END.search(text)
+    if not begin and not end:
+        return completion
+    thought = text[begin.end() if begin else 0 : end.start() if end else None]
+    answer = clip(completion, end.end() if end else len(text), len(text))
+    return replace(answer, thought=_thoughts([completion.thought, thought]))
+
+
+def _thoughts(parts: Iterable[str]) -> str:
+    return "\n".join(filter(None, map(str.strip, parts)))
+
+
 def certain(text: str) -> Completion:
     """A text that nobody sampled: words of log-probability 0 without alternatives."""
     tokens = tuple(_PIECE.findall(text))
@@ -54,7 +75,10 @@ def join(parts: Iterable[Completion], finish_reason: str) -> Completion:
     parts = list(parts)
     values = [part.logprobs for part in parts]
     logprobs = None if None in values else Logprobs(*(sum(row, ()) for row in _rows(values)))
-    return Completion("".join(part.text for part in parts), logprobs, finish_reason)
+    thought = _thoughts(part.thought for part in parts)
+    return Completion(
+        "".join(part.text for part in parts), logprobs, finish_reason, thought=thought
+    )
 
 
 def _rows(values: list[Logprobs]) -> Iterable[list[tuple]]:

@@ -41,6 +41,10 @@ class Totals:
         prompt_tokens: sent in this run, as the server counts.
         completion_tokens: received in this run, as the server counts.
         problems: samples that should have log-probabilities and have none, by reason.
+        refused: chains that are left out because the teacher refused them, by reason.
+        refusals: what it said, by question.
+        thoughts: samples whose teacher thought apart from the text.
+        empty: samples without a text.
     """
 
     prices: Prices | None = None
@@ -50,6 +54,10 @@ class Totals:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     problems: Counter[str] = field(default_factory=Counter)
+    refused: Counter[str] = field(default_factory=Counter)
+    refusals: dict[str, str] = field(default_factory=dict)
+    thoughts: int = 0
+    empty: int = 0
 
     @property
     def cost(self) -> float | None:
@@ -106,7 +114,7 @@ def plan(
             if len(prompts) < PROMPTS_SHOWN:
                 prompts.append(first[0].prompt)
             found["requests"] += len(first)
-            found["answered"] += sum(request.key(teacher) in answers for request in first)
+            found["answered"] += sum(_is_known(request, teacher, answers) for request in first)
             for prompt_tokens, completion_tokens in _to_pay(question, recipe, teacher, answers):
                 found["most_requests"] += 1
                 found["prompt_tokens"] += prompt_tokens
@@ -125,7 +133,7 @@ def _to_pay(
 ) -> Iterator[tuple[int, int]]:
     """(prompt, completion) tokens of each request that the journal does not answer."""
     for request in recipe.first(question):
-        known = request.key(teacher) in answers
+        known = _is_known(request, teacher, answers)
         if not known:
             yield _tokens(request)
         completions = (
@@ -133,8 +141,13 @@ def _to_pay(
         )
         for completion in completions:
             follow_up = recipe.next(question, request, completion)
-            if follow_up and not (known and follow_up.key(teacher) in answers):
+            if follow_up and not (known and _is_known(follow_up, teacher, answers)):
                 yield _tokens(follow_up, unwritten=0 if known else request.max_tokens)
+
+
+def _is_known(request: Request, teacher: str, answers: Answers) -> bool:
+    key = request.key(teacher)
+    return key in answers and request.is_answered_by(answers[key])
 
 
 def _tokens(request: Request, unwritten: int = 0) -> tuple[int, int]:

@@ -12,8 +12,10 @@ import json
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from datetime import timedelta
+from typing import NoReturn
 from weakref import WeakValueDictionary
 
 from rich.console import Console
@@ -29,13 +31,22 @@ from rich.progress import (
 from cot_flax.chains.samples import Sample, write_samples
 from cot_flax.errors import UserError
 from cot_flax.teacher.costs import Prices, Totals
-from cot_flax.teacher.journal import Answers, Journal, journal_path
+from cot_flax.teacher.journal import Journal, journal_path
 from cot_flax.teacher.questions import Question
 from cot_flax.teacher.recipes import Recipe
-from cot_flax.teacher.requests import Completion, Reply, Request, RequestFailed, Teacher
+from cot_flax.teacher.requests import (
+    REFUSALS,
+    Completion,
+    Refused,
+    Reply,
+    Request,
+    RequestFailed,
+    Teacher,
+)
 
 LINE_SECONDS = 30.0
 FAILURES_IN_A_ROW = 20  # With more of them the run stops.
+FIRST_ANSWERS = 3  # If none of so many has the log-probabilities that were asked for, it stops.
 
 
 @contextlib.contextmanager
@@ -76,42 +87,117 @@ def _print_line(task: Task) -> None:
 
 
 class Desk:
-    """Hands to the teacher what the journal cannot answer, a bounded number at a time."""
+    """Hands to the teacher what the journal cannot answer, a bounded number at a time.
+
+    Attributes:
+        refused: what was refused in this run, by key: asked once, and again by the next run.
+    """
 
     def __init__(self, journal: Journal, totals: Totals, concurrency: int):
         self.journal, self.totals, self.concurrency = journal, totals, concurrency
+        self.refused: dict[str, Refused] = {}
+        self._asked: set[str] = set()
         self._slots = asyncio.Semaphore(concurrency)
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._failures_in_a_row = 0
+        self._lacking_in_a_row: list[Reply] = []
+        self._was_answered = False
+        self._has_failed = False
 
-    async def ask(self, key: str, call: Callable[[], Awaitable[Reply]]) -> Reply:
+    async def ask(
+        self,
+        key: str,
+        call: Callable[[], Awaitable[Reply]],
+        is_answer: Callable[[Reply], bool],
+    ) -> Reply:
+        """Returns the journal's answer, else the teacher's.
+
+        Args:
+            key: names the request.
+            call: asks the teacher.
+            is_answer: whether a reply has what was asked for. One that has not stays in the journal
+                for this run; the next run asks again.
+        """
         lock = self._locks.setdefault(key, asyncio.Lock())
         async with lock:  # An equal request waits for the answer to this one.
+            if key in self.refused:
+                raise self.refused[key]
             if key in self.journal:
-                self.totals.from_journal += 1
-                return self.journal[key]
+                reply = self.journal[key]
+                if key in self._asked or is_answer(reply):
+                    self.totals.from_journal += 1
+                    self._was_answered |= is_answer(reply)
+                    return reply
             async with self._slots:
-                reply = await self._call(call)
+                reply = await self._call(key, call)
                 self.journal.add(key, reply)
+            self._asked.add(key)
             self.totals.requests += 1
             self.totals.prompt_tokens += reply.prompt_tokens
             self.totals.completion_tokens += reply.completion_tokens
+            self._watch(reply, is_answer(reply))
             return reply
 
-    async def _call(self, call: Callable[[], Awaitable[Reply]]) -> Reply:
+    async def _call(self, key: str, call: Callable[[], Awaitable[Reply]]) -> Reply:
         try:
             reply = await call()
+        except Refused as error:
+            self.refused[key] = error
+            most = 0 if error.is_paid else FAILURES_IN_A_ROW
+            if not self.answered and len(self.refused) > most:
+                self.stop_refused()
+            raise
         except RequestFailed as error:
             self._failures_in_a_row += 1
+            self._has_failed = True
             if self._failures_in_a_row <= FAILURES_IN_A_ROW:
                 raise
             raise UserError(
-                f"{self._failures_in_a_row} failed requests in a row, the last with: {error}",
+                f"{self._failures_in_a_row} failed requests in a row, the last with: {error.got}",
                 "a server that answers",
                 "run the same command again when it does; no answer is lost",
             ) from None
         self._failures_in_a_row = 0
         return reply
+
+    @property
+    def width(self) -> int:
+        """How many items to work on at a time: one, until it is seen what the answers are like."""
+        return self.concurrency if self._was_answered or self._has_failed else 1
+
+    @property
+    def answered(self) -> int:
+        """Requests of this run that have an answer."""
+        return self.totals.requests + self.totals.from_journal
+
+    def stop_refused(self) -> NoReturn:
+        """Raises the UserError of a run of which nothing was answered."""
+        (error, *_), count = self.refused.values(), len(self.refused)
+        got = f"{count} of {count} requests refused, the first: {error.got}"
+        raise UserError(got, "a teacher that takes them", error.remedy)
+
+    def _watch(self, reply: Reply, is_answer: bool) -> None:
+        """Stops before much is paid for answers that lack what was asked for."""
+        self._was_answered |= is_answer
+        self._lacking_in_a_row = [] if is_answer else [*self._lacking_in_a_row, reply]
+        most = FAILURES_IN_A_ROW if self._was_answered else FIRST_ANSWERS
+        if len(self._lacking_in_a_row) >= most:
+            self.stop_lacking()
+
+    def check_answers(self) -> None:
+        """Raises UserError where the run has answers, and all lack what was asked for."""
+        if self._lacking_in_a_row and not self._was_answered:
+            self.stop_lacking()
+
+    def stop_lacking(self) -> NoReturn:
+        lacking = self._lacking_in_a_row
+        reasons = Counter(c.logprob_problem for reply in lacking for c in reply.completions)
+        named = ", ".join(f"{reason} {count}" for reason, count in reasons.most_common())
+        raise UserError(
+            f"{len(lacking)} answers in a row without log-probabilities ({named})",
+            "those of every token, as asked for",
+            "ask a server and model that give them, or for none (--top-logprobs 0)",
+        )
 
 
 def work_through(
@@ -121,28 +207,33 @@ def work_through(
     desk: Desk,
     close: Callable[[], Awaitable[None]],
 ) -> None:
-    """Does `work` for every item, then `close`; all in one event loop.
+    """Does `work` for every item, then `close`; all in one event loop. Leaves out what is refused.
 
     Raises:
-        UserError: items are left without an answer.
+        UserError: items are left without an answer, or none has what was asked for.
     """
     failed: list[tuple[str, RequestFailed]] = []
 
     async def attempt(item) -> None:
         try:
             await work(item)
+        except Refused:
+            pass  # The desk has it.
         except RequestFailed as error:
             failed.append((item.id, error))
 
     with progress(total, desk.totals) as advance:
-        asyncio.run(_closing(_pool(items, attempt, advance, desk.concurrency), close))
+        asyncio.run(_closing(_pool(items, attempt, advance, lambda: desk.width), close))
     if failed:
         (name, error), names = failed[0], _listed([name for name, _ in failed])
         raise UserError(
-            f"{len(failed)} of {total} without an answer ({names}); {name}: {error}",
+            f"{len(failed)} of {total} without an answer ({names}); {name}: {error.got}",
             "an answer to every request",
             "run the same command again: answers are kept in the journal and not asked for again",
         )
+    if desk.refused and not desk.answered:
+        desk.stop_refused()
+    desk.check_answers()
 
 
 async def _closing(work: Awaitable[None], close: Callable[[], Awaitable[None]]) -> None:
@@ -152,8 +243,10 @@ async def _closing(work: Awaitable[None], close: Callable[[], Awaitable[None]]) 
         await close()
 
 
-async def _pool(items: Iterable, work: Callable, advance: Callable[[], None], size: int) -> None:
-    """Works on `size` items at a time; the first exception ends it."""
+async def _pool(
+    items: Iterable, work: Callable, advance: Callable[[], None], size: Callable[[], int]
+) -> None:
+    """Works on `size()` items at a time; the first exception ends it."""
     running: set[asyncio.Task] = set()
 
     async def wait() -> None:
@@ -165,7 +258,7 @@ async def _pool(items: Iterable, work: Callable, advance: Callable[[], None], si
 
     try:
         for item in items:
-            if len(running) == size:
+            while len(running) >= size():
                 await wait()
             running.add(asyncio.create_task(work(item)))
         while running:
@@ -181,7 +274,11 @@ async def all_of(calls: Iterable[Awaitable]) -> None:
     results = await asyncio.gather(*calls, return_exceptions=True)
     errors = [result for result in results if isinstance(result, BaseException)]
     if errors:
-        raise min(errors, key=lambda error: isinstance(error, RequestFailed))
+        raise min(errors, key=_harmlessness)
+
+
+def _harmlessness(error: BaseException) -> int:
+    return isinstance(error, RequestFailed) + isinstance(error, Refused)
 
 
 def _listed(names: Sequence[str], most: int = 3) -> str:
@@ -201,7 +298,8 @@ def sample(
 
     Every answer goes at once into the journal beside `out`. A run that was ended at any moment
     goes on where it was when it is started again: it sends only requests whose answer is not in
-    the journal. The samples file is written when all answers are there, whole or not at all.
+    the journal. The samples file is written when all answers are there, whole or not at all;
+    chains that the teacher refuses for good are left out of it and counted.
 
     Args:
         out: the samples file, .jsonl or .jsonl.gz.
@@ -210,14 +308,16 @@ def sample(
 
     Raises:
         UserError: the teacher refuses all requests, more than 20 failed in a row, or some have no
-            answer in the end; another run uses the journal, or it has a broken line.
+            answer in the end; the first 3 answers, or 20 in a row, lack the log-probabilities that
+            were asked for; another run uses the journal, or it has a broken line.
     """
     totals = Totals(prices)
     with Journal(journal_path(out)) as journal:
         desk = Desk(journal, totals, concurrency)
 
         async def ask(request: Request) -> Reply:
-            return await desk.ask(request.key(teacher.name), lambda: teacher.complete(request))
+            key, call = request.key(teacher.name), lambda: teacher.complete(request)
+            return await desk.ask(key, call, request.is_answered_by)
 
         async def answer(question: Question) -> None:
             await all_of(
@@ -225,7 +325,7 @@ def sample(
             )
 
         work_through(questions, len(questions), answer, desk, teacher.close)
-        write_samples(out, _samples(questions, recipe, teacher.name, journal, totals))
+        write_samples(out, _samples(questions, recipe, teacher.name, desk))
     return totals
 
 
@@ -241,30 +341,51 @@ async def _chains(
 
 
 def _samples(
-    questions: Iterable[Question], recipe: Recipe, teacher: str, answers: Answers, totals: Totals
+    questions: Iterable[Question], recipe: Recipe, teacher: str, desk: Desk
 ) -> Iterator[Sample]:
+    totals = desk.totals
     for question in questions:
         number = itertools.count()
-        for request in recipe.first(question):
-            for completion in answers[request.key(teacher)].completions:
-                chain = _chain(question, request, completion, recipe, teacher, answers)
-                totals.samples += 1
-                if request.top_logprobs is not None and chain.logprobs is None:
-                    totals.problems[completion.logprob_problem or "no_logprobs"] += 1
-                yield Sample(
-                    id=question.id,
-                    dataset=question.dataset,
-                    split=question.split,
-                    question=question.question,
-                    gold_answer=question.answer,
-                    format=recipe.format,
-                    prompt_hash=_prompt_hash(request),
-                    teacher={"model": teacher, "params": recipe.params},
-                    sample=next(number),
-                    text=chain.text,
-                    logprobs=chain.logprobs,
-                    finish_reason=chain.finish_reason,
-                )
+        for request, completion in _completions(question, recipe, teacher, desk):
+            try:
+                chain = _chain(question, request, completion, recipe, teacher, desk)
+            except Refused as error:
+                _leave_out(question, error, 1, totals)
+                continue
+            totals.samples += 1
+            totals.thoughts += bool(chain.thought)
+            totals.empty += not chain.text.strip()
+            if request.top_logprobs is not None and chain.logprobs is None:
+                reason = completion.logprob_problem or chain.logprob_problem
+                totals.problems[reason or "no_logprobs"] += 1
+            yield Sample(
+                id=question.id,
+                dataset=question.dataset,
+                split=question.split,
+                question=question.question,
+                gold_answer=question.answer,
+                format=recipe.format,
+                prompt_hash=_prompt_hash(request),
+                teacher={"model": teacher, "params": recipe.params},
+                sample=next(number),
+                text=chain.text,
+                logprobs=chain.logprobs,
+                finish_reason=chain.finish_reason,
+                thought=chain.thought,
+            )
+
+
+def _completions(
+    question: Question, recipe: Recipe, teacher: str, desk: Desk
+) -> Iterator[tuple[Request, Completion]]:
+    for request in recipe.first(question):
+        try:
+            reply = _reply(request, teacher, desk)
+        except Refused as error:
+            _leave_out(question, error, request.n, desk.totals)
+            continue
+        for completion in reply.completions:
+            yield request, completion
 
 
 def _chain(
@@ -273,11 +394,27 @@ def _chain(
     completion: Completion,
     recipe: Recipe,
     teacher: str,
-    answers: Answers,
+    desk: Desk,
 ) -> Completion:
+    """Raises Refused where the teacher refused either step."""
     follow_up = recipe.next(question, request, completion)
-    second = follow_up and answers[follow_up.key(teacher)].completions[0]
+    second = follow_up and _reply(follow_up, teacher, desk).completions[0]
+    for step in filter(None, [completion, second]):
+        if step.finish_reason in REFUSALS:
+            raise Refused(step.finish_reason, f"an answer that ended by {step.finish_reason}")
     return recipe.sample_of(question, completion, follow_up, second)
+
+
+def _reply(request: Request, teacher: str, desk: Desk) -> Reply:
+    key = request.key(teacher)
+    if key in desk.refused:
+        raise desk.refused[key]
+    return desk.journal[key]
+
+
+def _leave_out(question: Question, error: Refused, chains: int, totals: Totals) -> None:
+    totals.refused[error.reason] += chains
+    totals.refusals.setdefault(question.id, error.got)
 
 
 def _prompt_hash(request: Request) -> str:

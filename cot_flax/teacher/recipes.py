@@ -11,9 +11,9 @@ from typing import Any
 
 from cot_flax.errors import UserError
 from cot_flax.teacher import templates
-from cot_flax.teacher.clipping import certain, end_at, join, trim
+from cot_flax.teacher.clipping import certain, end_at, join, split_thought, trim
 from cot_flax.teacher.questions import Question
-from cot_flax.teacher.requests import Completion, Messages, Request
+from cot_flax.teacher.requests import REFUSALS, Completion, Messages, Request
 from cot_flax.text.answers import ANSWER_MARKER
 from cot_flax.text.equations import find_equations
 from cot_flax.text.prompts import normalize_question
@@ -165,6 +165,7 @@ class Recipe:
         prompt: makes a question into what is sent.
         clean: makes what came back into the chain.
         two_steps: a second, greedy call draws the answer out of each chain (Zero-shot-CoT).
+        thought_in_text: a chain's text begins with what the teacher thought apart from it.
     """
 
     name: str
@@ -173,13 +174,15 @@ class Recipe:
     prompt: Callable[[Question], str | Messages]
     clean: Callable[[Completion], Completion]
     two_steps: bool = False
+    thought_in_text: bool = False
 
     @property
     def params(self) -> dict[str, Any]:
         """The sampling parameters, for the record of a sample."""
         numbers = asdict(self.numbers) | {"stop": list(self.numbers.stop)}
         del numbers["per_request"]
-        return {"recipe": self.name, **numbers}
+        thought = {"thought_in_text": True} if self.thought_in_text else {}
+        return {"recipe": self.name, **numbers, **thought}
 
     def first(self, question: Question) -> list[Request]:
         """The calls for one question; together they ask for `samples` completions."""
@@ -207,13 +210,14 @@ class Recipe:
 
         Chains of the same words share it: it is greedy.
         """
-        if not self.two_steps:
+        if not self.two_steps or completion.finish_reason in REFUSALS:
             return None
+        text = split_thought(completion).text
         if request.is_chat:
-            turns = [("assistant", completion.text), ("user", BRIDGE)]
+            turns = [("assistant", text), ("user", BRIDGE)]
             prompt = (*request.prompt, *messages(turns))
         else:
-            prompt = f"{request.prompt}{completion.text}\n{BRIDGE}"
+            prompt = f"{request.prompt}{text}\n{BRIDGE}"
         return replace(request, prompt=prompt, n=1, temperature=0.0, series=0)
 
     def sample_of(
@@ -227,11 +231,25 @@ class Recipe:
 
         The words between the steps have log-probability 0 and no alternatives. Of a second
         completion that is no chat's the first line counts: a plain language model runs on. A chain
-        of which either step hit the token limit has finish_reason "length".
+        of which either step hit the token limit has finish_reason "length". What was thought apart
+        stays apart, or becomes the text's beginning; nothing has its log-probabilities.
         """
-        chain = self.clean(completion)
+        chain = self._chain(completion, follow_up_request, follow_up)
+        if not (self.thought_in_text and chain.thought):
+            return chain
+        text = "\n".join(filter(None, [chain.thought, chain.text]))
+        return Completion(text, None, chain.finish_reason, "thought_in_text")
+
+    def _chain(
+        self,
+        completion: Completion,
+        follow_up_request: Request | None,
+        follow_up: Completion | None,
+    ) -> Completion:
+        chain = self.clean(split_thought(completion))
         if follow_up is None:
             return chain
+        follow_up = split_thought(follow_up)
         is_chat = follow_up_request.is_chat
         answer = trim(follow_up) if is_chat else end_at(follow_up, _BEHIND_FIRST_LINE)
         cut = "length" in (chain.finish_reason, answer.finish_reason)
@@ -333,6 +351,7 @@ def make_recipe(
     exemplars: Iterable[Question] = (),
     pool: Iterable[Question] = (),
     chat: bool = False,
+    thought_in_text: bool = False,
     **numbers: Any,
 ) -> Recipe:
     """Returns the recipe of a paper.
@@ -345,6 +364,7 @@ def make_recipe(
         pool: worked questions from which the recipe takes its own choice, where no `exemplars`
             are given: training items, or the questions themselves if they have rationales.
         chat: sends the same text as one message of a user.
+        thought_in_text: as in `Recipe`.
         **numbers: fields of `Numbers`, in place of the paper's.
 
     Raises:
@@ -373,7 +393,9 @@ def make_recipe(
         text = preset.template(question, choose(question))
         return messages([("user", text)]) if chat else text
 
-    return Recipe(name, preset.format, asked, prompt, preset.clean, preset.two_steps)
+    return Recipe(
+        name, preset.format, asked, prompt, preset.clean, preset.two_steps, thought_in_text
+    )
 
 
 def _chooser(

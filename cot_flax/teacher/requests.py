@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Protocol
@@ -10,7 +11,27 @@ from cot_flax.chains.samples import Logprobs
 from cot_flax.errors import UserError
 
 Messages = tuple[Mapping[str, str], ...]
+REFUSALS = ("content_filter", "refusal")
+"""Values of `Completion.finish_reason`: what was written, if anything, is no answer."""
+
 _NOT_NOW = (408, 409, 429)  # and all of 5xx
+_NO_CREDIT = re.compile(
+    r"insufficient[ _](quota|balance|credits?|funds)|exceeded your current quota"
+    r"|credit balance is too low|out of credits|billing[ _]hard[ _]limit",
+    re.IGNORECASE,
+)
+# Of a limit a minute Gemini says that the current quota was exceeded, too.
+_SOON = re.compile(r"retry ?(in|after|delay)", re.IGNORECASE)
+_FILTERED = re.compile(
+    r"content[ _](filter|management|policy)|moderation|flagged|ResponsibleAIPolicyViolation"
+    r"|data_inspection_failed|inappropriate content",
+    re.IGNORECASE,
+)
+_TOO_LONG = re.compile(
+    r"context[ _](length|size|window)|maximum context|(prompt|input) is too long|too many tokens"
+    r"|max_model_len|maximum (input|model|prompt) length",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True)
@@ -52,6 +73,13 @@ class Request:
         content = json.dumps({"teacher": teacher, **asdict(self)}, sort_keys=True)
         return hashlib.sha256(content.encode(errors="surrogatepass")).hexdigest()[:32]
 
+    def is_answered_by(self, reply: "Reply") -> bool:
+        """Whether a reply has what was asked for: of log-probabilities, those of one completion."""
+        return self.top_logprobs is None or any(
+            completion.logprobs is not None or completion.finish_reason in REFUSALS
+            for completion in reply.completions
+        )
+
 
 @dataclass(frozen=True)
 class Completion:
@@ -62,12 +90,14 @@ class Completion:
         logprobs: of its tokens, or None where the teacher gave none that fit the text.
         finish_reason: "stop", "length", or the API's own.
         logprob_problem: why it has no log-probabilities though they were asked for, by name.
+        thought: what the teacher wrote before the text and returned apart from it.
     """
 
     text: str
     logprobs: Logprobs | None
     finish_reason: str
     logprob_problem: str = ""
+    thought: str = ""
 
 
 @dataclass(frozen=True)
@@ -82,8 +112,9 @@ class Reply:
 class Teacher(Protocol):
     """Anything that answers requests: a server, a checkpoint of ours, a Hugging Face model.
 
-    A UserError ends the whole run; a `RequestFailed` only its question, and an
-    `Unscorable` leaves one text without log-probabilities.
+    A UserError ends the whole run. A `Refused` leaves out one request and its chains, an
+    `Unscorable` the log-probabilities of one text; any other `RequestFailed` leaves the run to be
+    started again.
     """
 
     name: str
@@ -102,7 +133,16 @@ class Teacher(Protocol):
 
 
 class RequestFailed(UserError):
-    """This request has no answer; others may have one. A plain UserError concerns them all."""
+    """This request has no answer; others may have one. A plain UserError concerns them all.
+
+    Attributes:
+        got: of the message.
+        remedy: of the message.
+    """
+
+    def __init__(self, got: str, expected: str, remedy: str):
+        super().__init__(got, expected, remedy)
+        self.got, self.remedy = got, remedy
 
 
 class NotNow(RequestFailed):
@@ -117,20 +157,44 @@ class NotNow(RequestFailed):
         self.retry_after = retry_after
 
 
-class Unscorable(RequestFailed):
-    """The teacher cannot say how likely this text is.
+class Refused(RequestFailed):
+    """The same request would be refused again, others may not be.
 
     Attributes:
         reason: a name to count by.
+        is_paid: such an answer was paid for.
     """
 
+    def __init__(
+        self,
+        reason: str,
+        got: str,
+        expected: str = "a request that the server accepts",
+        remedy: str = "change what it complains of",
+        *,
+        is_paid: bool = False,
+    ):
+        super().__init__(got, expected, remedy)
+        self.reason, self.is_paid = reason, is_paid
+
+
+class Unscorable(Refused):
+    """The teacher cannot say how likely this text is."""
+
     def __init__(self, reason: str):
-        super().__init__(f"no log-probabilities: {reason}", "those of the text", "leave it out")
-        self.reason = reason
+        super().__init__(
+            reason, f"no log-probabilities: {reason}", "those of the text", "leave it out"
+        )
 
 
 def of_status(
-    status: int, message: str, *, place: str, key_variable: str, retry_after: float | None
+    status: int,
+    message: str,
+    *,
+    place: str,
+    key_variable: str,
+    retry_after: float | None = None,
+    code: str = "",
 ) -> UserError:
     """The exception for an HTTP status that is no success.
 
@@ -139,8 +203,14 @@ def of_status(
         place: the server's address.
         key_variable: the environment variable of the key.
         retry_after: seconds that the server asks to wait, or None.
+        code: the error's own name for itself, "" without one.
     """
     got = f"HTTP {status} from {place}"
+    about = f"{code} {message}"
+    if code == "insufficient_quota" or status == 402 or _has_no_credit(status, about):
+        return UserError(f"no credit left at {place}", "some credit", "see the account's limits")
+    if status == 403 and _FILTERED.search(about):
+        return Refused("content_filter", got)
     if status in (401, 403):
         remedy = f"put such a key in the environment variable {key_variable}"
         return UserError(got, "a key that may use this model", remedy)
@@ -148,6 +218,17 @@ def of_status(
     if status == 404:
         remedy = "check the model's name and the base URL, which usually ends in /v1"
         return UserError(got, "a server that has this model and this path", remedy)
+    if status not in _NOT_NOW and (status == 413 or _TOO_LONG.search(about)):
+        remedy = "show fewer exemplars, or serve the model with a longer context"
+        return Refused("prompt_too_long", got, "a prompt that the model can hold", remedy)
     if status in _NOT_NOW or status >= 500:
         return NotNow(got, retry_after)
-    return RequestFailed(got, "a request that the server accepts", "change what it complains of")
+    return Refused("content_filter" if _FILTERED.search(about) else f"http_{status}", got)
+
+
+def _has_no_credit(status: int, about: str) -> bool:
+    return (
+        status in (400, 403, 429)
+        and _NO_CREDIT.search(about) is not None
+        and not _SOON.search(about)
+    )

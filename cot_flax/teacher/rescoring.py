@@ -10,7 +10,7 @@ from cot_flax.chains.samples import Sample, read_samples, write_samples
 from cot_flax.teacher.costs import Prices, Totals
 from cot_flax.teacher.dispatch import Desk, work_through
 from cot_flax.teacher.journal import Journal, journal_path
-from cot_flax.teacher.requests import Completion, Reply, Teacher, Unscorable
+from cot_flax.teacher.requests import Completion, Reply, Teacher
 
 
 def rescore(
@@ -44,12 +44,14 @@ def rescore(
 
         async def score(sample: Sample) -> None:
             call = call_of(sample)
-            await desk.ask(_score_key(teacher.name, *call), lambda: _score(teacher, *call))
+            await desk.ask(
+                _score_key(teacher.name, *call), lambda: _score(teacher, *call), _is_score
+            )
 
         def scored() -> Iterator[Sample]:
             for sample in read_samples(samples):
-                (score,) = journal[_score_key(teacher.name, *call_of(sample))].completions
-                yield _rescored(sample, score, teacher.name, totals)
+                key = _score_key(teacher.name, *call_of(sample))
+                yield _rescored(sample, key, teacher.name, desk)
 
         work_through(read_samples(samples), total, score, desk, teacher.close)
         write_samples(out, scored())
@@ -57,12 +59,13 @@ def rescore(
 
 
 async def _score(teacher: Teacher, prompt: str, text: str, top_logprobs: int) -> Reply:
-    """An answer for the journal; its finish_reason says why there are no log-probabilities."""
-    try:
-        logprobs = await teacher.score(prompt, text, top_logprobs)
-    except Unscorable as error:
-        return Reply((Completion("", None, error.reason),), 0, 0)
+    logprobs = await teacher.score(prompt, text, top_logprobs)
     return Reply((Completion("", logprobs, "scored"),), len(logprobs.tokens), 0)
+
+
+def _is_score(reply: Reply) -> bool:
+    """Journals of older versions hold failures, too."""
+    return reply.completions[0].logprobs is not None
 
 
 def _score_key(teacher: str, prompt: str, text: str, top_logprobs: int) -> str:
@@ -70,9 +73,12 @@ def _score_key(teacher: str, prompt: str, text: str, top_logprobs: int) -> str:
     return hashlib.sha256(content.encode()).hexdigest()[:32]
 
 
-def _rescored(sample: Sample, score: Completion, teacher: str, totals: Totals) -> Sample:
-    totals.samples += 1
-    if score.logprobs is None:
-        totals.problems[score.finish_reason] += 1
+def _rescored(sample: Sample, key: str, teacher: str, desk: Desk) -> Sample:
+    desk.totals.samples += 1
+    if key in desk.refused:
+        desk.totals.problems[desk.refused[key].reason] += 1
+        logprobs = None
+    else:
+        logprobs = desk.journal[key].completions[0].logprobs
     params = {**sample.teacher["params"], "scored_by": teacher}
-    return replace(sample, logprobs=score.logprobs, teacher={**sample.teacher, "params": params})
+    return replace(sample, logprobs=logprobs, teacher={**sample.teacher, "params": params})

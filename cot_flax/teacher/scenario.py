@@ -124,7 +124,9 @@ def read_test(folder: str | os.PathLike) -> list[Question]:
     return items
 
 
-def scenario_recipe(scenario: Scenario, *, chat: bool = False, **numbers: Any) -> Recipe:
+def scenario_recipe(
+    scenario: Scenario, *, chat: bool = False, thought_in_text: bool = False, **numbers: Any
+) -> Recipe:
     """Returns the recipe that shows the instruction, all exemplars worked out, and then an input.
 
     Exemplars and input look as in the student's few-shot format (`text.prompts`, style fu2023). A
@@ -134,6 +136,7 @@ def scenario_recipe(scenario: Scenario, *, chat: bool = False, **numbers: Any) -
     Args:
         scenario: what `read_scenario` read.
         chat: sends messages.
+        thought_in_text: as in `Recipe`.
         **numbers: fields of `Numbers`, in place of the settings; all exemplars are always shown.
 
     Raises:
@@ -156,7 +159,14 @@ def scenario_recipe(scenario: Scenario, *, chat: bool = False, **numbers: Any) -
         worked_out = [Exemplar(item.question, item.rationale, item.answer) for item in shown]
         return layout(scenario.instruction, worked_out, question.question)
 
-    return Recipe("scenario", _FORMAT, Numbers(**given | numbers), prompt, _clean)
+    return Recipe(
+        "scenario",
+        _FORMAT,
+        Numbers(**given | numbers),
+        prompt,
+        _clean,
+        thought_in_text=thought_in_text,
+    )
 
 
 def _clean(completion: Completion) -> Completion:

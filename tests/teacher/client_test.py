@@ -5,6 +5,7 @@ import math
 import random
 import traceback
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from support.story_server import STORIES, TEACHER, StoryServer, prompt_of
@@ -12,7 +13,14 @@ from support.story_server import STORIES, TEACHER, StoryServer, prompt_of
 from cot_flax.errors import UserError
 from cot_flax.lab.world.teacher import tokenize
 from cot_flax.teacher.client import OpenAITeacher
-from cot_flax.teacher.requests import NotNow, Request, RequestFailed, Unscorable
+from cot_flax.teacher.requests import (
+    Completion,
+    NotNow,
+    Refused,
+    Request,
+    RequestFailed,
+    Unscorable,
+)
 
 STORY = next(story for story in STORIES if len(story.steps) == 3)
 PROMPT = prompt_of(STORY.question)
@@ -126,11 +134,21 @@ def test_a_server_that_hangs_is_given_up_and_asked_again():
     assert len(server.bodies) >= 2
 
 
-def test_a_server_that_is_not_there():
+def test_a_server_that_is_not_there_is_named_at_once():
     with StoryServer() as server:
         pass
+    with pytest.raises(UserError, match=r"no server at http://127.*vllm serve") as caught:
+        complete(server, REQUEST, wait_initial=60.0)
+    assert not isinstance(caught.value, RequestFailed)
+
+
+def test_a_server_that_has_answered_before_is_waited_for():
+    with StoryServer() as server:
+        pass
+    teacher = teacher_at(server, attempts=2)
+    teacher._connection._has_answered = True
     with pytest.raises(NotNow, match="APIConnectionError from 127"):
-        complete(server, REQUEST, attempts=2)
+        ask(teacher, lambda teacher: teacher.complete(REQUEST))
 
 
 def test_attempts_are_used_up():
@@ -180,8 +198,9 @@ def test_a_wrong_path_is_fatal():
 
 
 def test_a_refused_request_concerns_itself_alone():
-    with StoryServer([400]) as server, pytest.raises(RequestFailed, match=r"HTTP 400.*no, Bearer"):
-        complete(server, REQUEST)
+    with StoryServer([400]) as server, pytest.raises(Refused, match=r"HTTP 400.*no, B") as caught:
+        complete(server, replace(REQUEST, n=1))
+    assert caught.value.reason == "http_400"
     assert len(server.bodies) == 1
 
 
@@ -279,3 +298,209 @@ def test_a_refusal_after_a_success_concerns_one_text():
         ask(teacher_at(server), *calls)
     assert caught.value.reason == "refused"
     assert json.dumps(server.bodies[0]) == json.dumps(server.bodies[1])
+
+
+# Answers of other shapes --------------------------------------------------------------------------
+
+
+def choice(text="", **more):
+    return {"choices": [{"text": text, "finish_reason": "stop", "index": 0} | more]}
+
+
+def message(finish_reason="stop", **fields):
+    answer = {"role": "assistant"} | fields
+    return {"choices": [{"message": answer, "finish_reason": finish_reason, "index": 0}]}
+
+
+def answered(answer, request=None, status=200, **server):
+    """The one completion that a server's answer becomes, and how often it was asked."""
+    plain_chat = replace(CHAT, n=1, top_logprobs=None)
+    with StoryServer(script=lambda body: (status, answer), **server) as running:
+        try:
+            (completion,) = complete(running, request or plain_chat, attempts=3).completions
+        finally:
+            answered.calls = len(running.bodies)
+    return completion
+
+
+def real(name):
+    path = Path(__file__).parents[1] / "fixtures" / "servers" / f"{name}.json"
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+THINKING = [{"type": "text", "text": "9 + 8 "}, {"type": "text", "text": "= 17."}]
+
+
+@pytest.mark.parametrize(
+    ("fields", "text", "thought"),
+    [
+        ({"content": "It is 17.", "reasoning_content": "9 + 8 = 17."}, "It is 17.", "9 + 8 = 17."),
+        ({"content": "It is 17.", "reasoning": "9 + 8 = 17."}, "It is 17.", "9 + 8 = 17."),
+        ({"content": None, "reasoning": "9 + 8 ="}, "", "9 + 8 ="),
+        ({"reasoning_content": "9 + 8 ="}, "", "9 + 8 ="),
+        ({"content": "It is 17.", "reasoning": None}, "It is 17.", ""),
+        ({"content": None, "tool_calls": []}, "", ""),
+        (
+            {
+                "content": [
+                    {"type": "thinking", "thinking": THINKING},
+                    {"type": "text", "text": "It is "},
+                    {"type": "reference", "reference_ids": [1]},
+                    {"type": "text", "text": "17."},
+                ]
+            },
+            "It is 17.",
+            "9 + 8 = 17.",
+        ),
+    ],
+)
+def test_reasoning_is_kept_apart(fields, text, thought):
+    completion = answered(message("length", **fields))
+    assert completion == Completion(text, None, "length", "", thought)
+
+
+def test_a_real_reasoning_parser_has_log_probabilities_of_the_thought_alone():
+    """vLLM 0.32: content null, `reasoning`, and one token after the other in `logprobs`."""
+    path = (
+        Path(__file__).parents[1] / "fixtures" / "servers" / "vllm_0.32_reasoning_parser_chat.json"
+    )
+    answer = json.loads(path.read_text())["response"]
+    completion = answered(answer, replace(CHAT, n=1))
+    assert (completion.text, completion.thought) == ("", "1 + 1 = 2 in mathematics.")
+    answer["choices"][0]["message"] |= {"reasoning": "1 + 1", "content": "= 2 in mathematics."}
+    read = answered(answer, replace(CHAT, n=1)).logprobs
+    assert "|".join(read.tokens) == "=| |2| in| mathematics|."
+
+
+@pytest.mark.parametrize(
+    ("fields", "finish_reason", "found"),
+    [
+        ({"content": None, "refusal": "I cannot."}, "stop", "refusal"),
+        ({"content": "Half", "refusal": None}, "content_filter", "content_filter"),
+    ],
+)
+def test_a_refusal_is_a_finish_reason(fields, finish_reason, found):
+    assert answered(message(finish_reason, **fields)).finish_reason == found
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        message(content=[{"type": "image_url", "image_url": {}}]),
+        message(content={"text": "17"}),
+        message(audio={}),
+        {"choices": [{"delta": {"content": "17"}}]},
+        {"output": [{"content": "17"}]},
+        ["17"],
+    ],
+)
+def test_an_unknown_shape_is_paid_once(answer):
+    with pytest.raises(Refused, match="an answer of an unknown shape from 127") as caught:
+        answered(answer)
+    assert (caught.value.reason, caught.value.is_paid, answered.calls) == ("unknown_shape", True, 1)
+
+
+def error(message, code=None, **more):
+    return {"error": {"message": message, "type": "t", "code": code} | more}
+
+
+@pytest.mark.parametrize(
+    ("status", "answer", "reason"),
+    [
+        (400, error("The response was filtered", "content_filter"), "content_filter"),
+        (400, error("Your prompt triggered our content management policy."), "content_filter"),
+        (403, error("Your input was flagged by moderation"), "content_filter"),
+        (400, error("This model's maximum context length is 4097 tokens"), "prompt_too_long"),
+        (400, error("too big", "context_length_exceeded"), "prompt_too_long"),
+        (500, error("the request exceeds the available context size"), "prompt_too_long"),
+        (413, error("Payload"), "prompt_too_long"),
+        (422, error("no such parameter"), "http_422"),
+        (200, error("The response was filtered", 400, type="content_filter"), "content_filter"),
+    ],
+)
+def test_what_is_refused_for_good_has_a_name(status, answer, reason):
+    with pytest.raises(Refused) as caught:
+        answered(answer, status=status)
+    assert (caught.value.reason, answered.calls) == (reason, 1)
+
+
+@pytest.mark.parametrize(
+    ("status", "answer"),
+    [
+        (429, error("You exceeded your current quota, see billing", "insufficient_quota")),
+        (429, error("You exceeded your current quota, see billing", type="insufficient_quota")),
+        (429, error("You exceeded your current quota, please check your plan")),
+        (402, error("Insufficient Balance")),
+        (400, error("Your credit balance is too low to access the API")),
+        (200, error("Insufficient credits", 402)),
+    ],
+)
+def test_an_empty_account_stops_at_once(status, answer):
+    with pytest.raises(UserError, match="no credit left at 127") as caught:
+        answered(answer, status=status)
+    assert not isinstance(caught.value, RequestFailed) and answered.calls == 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Rate limit reached. Visit https://example.org/account/billing to add a payment method.",
+        "You exceeded your current quota, limit: 10 a minute. Please retry in 12s.",
+    ],
+)
+def test_a_limit_a_minute_is_waited_for(text):
+    with pytest.raises(NotNow):
+        answered(error(text), status=429)
+    assert answered.calls == 3
+
+
+def test_a_page_in_place_of_json_is_named():
+    with StoryServer(["page"]) as server, pytest.raises(UserError, match=r"a page of HTML.*/v1"):
+        complete(server, REQUEST)
+    assert len(server.bodies) == 1
+
+
+@pytest.mark.parametrize("name", ["llama_server_b11434_n8", "vllm_0.32_greedy_n3"])
+def test_an_n_that_is_refused_is_asked_singly_from_then_on(name):
+    refusal = real(name)
+    answer = (refusal["status"], refusal["response"])
+    with StoryServer(script=lambda body: answer if body["n"] > 1 else None) as server:
+        calls = [lambda teacher: teacher.complete(replace(REQUEST, seed=5))] * 2
+        first, second = ask(teacher_at(server), *calls)
+    assert [body["n"] for body in server.bodies] == [3, 1, 1, 1, 1, 1, 1]
+    assert [body["seed"] for body in server.bodies] == [5, 5, 6, 7, 5, 6, 7]
+    assert len(first.completions) == len(second.completions) == 3
+
+
+LLAMA_ECHO = {"text": PROMPT + "First", "logprobs": {"content": []}, "finish_reason": "length"}
+VALUELESS = {"tokens": [PROMPT, "First"], "token_logprobs": [None, None], "top_logprobs": None}
+
+
+@pytest.mark.parametrize(
+    "echo",
+    [
+        LLAMA_ECHO,
+        LLAMA_ECHO | {"logprobs": VALUELESS},
+        LLAMA_ECHO | {"logprobs": None},
+    ],
+)
+def test_a_way_to_score_that_gives_no_scores_is_followed_by_the_next(echo):
+    """llama.cpp echoes the text, and has log-probabilities of what it generates alone."""
+    values = [None, {"1": {"logprob": -2.0, "decoded_token": "First"}}]
+
+    def script(body):
+        scored = {"text": "!", "prompt_logprobs": values, "finish_reason": "length"}
+        return 200, {"choices": [echo if body.get("echo") else scored]}
+
+    with StoryServer(script=script) as server:
+        assert score(server, "First").token_logprobs == (-2.0,)
+    assert len(server.bodies) == 3
+
+
+def test_a_server_without_any_scores_says_so_at_the_first_text():
+    answer = (200, {"choices": [LLAMA_ECHO]})
+    with (
+        StoryServer(script=lambda body: answer) as server,
+        pytest.raises(UserError, match=r"no log-probabilities of a given text.*\(not_given\)"),
+    ):
+        score(server, "First")

@@ -1,11 +1,12 @@
 import re
 from dataclasses import replace
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cot_flax.chains.samples import Logprobs
-from cot_flax.teacher.clipping import certain, clip, end_at, join, trim
+from cot_flax.teacher.clipping import certain, clip, end_at, join, split_thought, trim
 from cot_flax.teacher.requests import Completion
 
 
@@ -41,6 +42,37 @@ def test_end_at_the_first_marker():
     assert end_at(text, re.compile("\n#")) == replace(completion("a"), finish_reason="stop")
     assert end_at(text, re.compile("b(\n)")).text == "a\n# b"
     assert end_at(text, re.compile("c")) == text
+
+
+@pytest.mark.parametrize(
+    ("tokens", "thought", "text"),
+    [
+        (["<think>", " Maybe 5?", "</think>", "\n", "It is 8."], "Maybe 5?", "\nIt is 8."),
+        (["\n<think>", "Maybe 5?\n", "</think>"], "Maybe 5?", ""),
+        (["Maybe", " 5?", "</think>It", " is 8."], "Maybe 5?", "It is 8."),  # begun in the prompt
+        (["<think>", "Maybe", " 5"], "Maybe 5", ""),  # cut at the token limit
+        (["[THINK]", "Maybe", "[/THINK]", "8"], "Maybe", "8"),
+        (["It is", " 8."], "", "It is 8."),
+        (["I <think> so."], "", "I <think> so."),
+    ],
+)
+def test_a_thought_in_the_text_is_taken_out(tokens, thought, text):
+    found = split_thought(completion(*tokens, finish_reason="length"))
+    assert (found.thought, found.text, found.finish_reason) == (thought, text, "length")
+    assert "".join(found.logprobs.tokens) == text
+    values = dict(zip(found.logprobs.tokens, found.logprobs.token_logprobs, strict=True))
+    assert all(value == -1.0 - tokens.index(t) for t, value in values.items() if t in tokens)
+
+
+def test_thoughts_of_both_kinds_and_of_both_steps_are_joined():
+    inner = replace(completion("<think>b</think>", "c"), thought="a")
+    assert split_thought(inner).thought == "a\nb"
+    parts = [
+        replace(completion("a"), thought="x"),
+        certain("-"),
+        replace(certain("c"), thought="y"),
+    ]
+    assert join(parts, "stop").thought == "x\ny"
 
 
 def test_certain_joins_to_its_text():

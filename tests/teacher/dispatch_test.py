@@ -1,3 +1,4 @@
+import json
 import random
 import signal
 import subprocess
@@ -77,13 +78,151 @@ def test_the_samples(tmp_path):
     assert not totals.problems
 
 
-def test_samples_without_log_probabilities_are_counted(tmp_path):
+def choices(*texts, **more):
+    """An answer in the completions shape without log-probabilities."""
+    return 200, {"choices": [{"text": text, "finish_reason": "stop"} | more for text in texts]}
+
+
+def of_question(number, answer):
+    """A script that answers the requests about one of QUESTIONS, and no other."""
+    return lambda body: answer if QUESTIONS[number].question in json.dumps(body) else None
+
+
+@pytest.mark.parametrize(("questions", "asked"), [(QUESTIONS, 3), (FEW[:2], 2)])
+def test_a_run_without_log_probabilities_stops_at_the_first_answers(tmp_path, questions, asked):
+    out = tmp_path / "s.jsonl"
+    message = (
+        rf"{asked} answers in a row without log-prob.*\(not_given {2 * asked}\).*--top-logprobs"
+    )
     with StoryServer(dialect="no_logprobs") as server:
-        totals = run(server, tmp_path / "s.jsonl")
-        again = run(server, tmp_path / "s.jsonl")  # from the journal
-    assert totals.problems == again.problems == {"not_given": 12}
-    assert again.requests == 0
-    assert next(read_samples(tmp_path / "s.jsonl")).logprobs is None
+        with pytest.raises(UserError, match=message):
+            run(server, out, questions, concurrency=1)
+        assert len(server.bodies) == asked
+    assert not out.exists()
+    # What it did get is no result: a server that gives them is asked anew.
+    with StoryServer() as server:
+        totals = run(server, out, questions)
+        assert (totals.requests, totals.from_journal) == (len(questions), 0)
+        assert not totals.problems
+    assert out.read_bytes() == undisturbed(tmp_path, questions)
+
+
+def test_a_few_samples_without_log_probabilities_are_counted(tmp_path):
+    out = tmp_path / "s.jsonl"
+    with StoryServer(script=of_question(0, choices("So 1", "So 2"))) as server:
+        totals = run(server, out, concurrency=1)
+    assert totals.problems == {"not_given": 2}
+    assert [s.logprobs is None for s in read_samples(out)] == [True] * 2 + [False] * 10
+    found = plan(FEW, RECIPE, "story", out)
+    assert (found.answered, found.most_requests) == (5, 1)
+    with StoryServer() as server:
+        again = run(server, out)
+    assert (again.requests, again.from_journal, again.problems) == (1, 5, {})
+
+
+def test_log_probabilities_that_end_on_the_way_stop_the_run(tmp_path):
+    bad = [q.question for q in QUESTIONS[3:]]
+    script = lambda body: choices("So 1", "So") if any(q in body["prompt"] for q in bad) else None  # noqa: E731
+    with (
+        StoryServer(script=script) as server,
+        pytest.raises(UserError, match="20 answers in a row"),
+    ):
+        run(server, tmp_path / "s.jsonl", QUESTIONS, concurrency=1)
+    assert len(server.bodies) == 3 + 20
+
+
+FILTERED = (400, {"error": {"message": "filtered", "code": "content_filter"}})
+
+
+def test_a_refused_question_is_left_out_and_counted(tmp_path):
+    out = tmp_path / "s.jsonl"
+    with StoryServer(script=of_question(2, FILTERED)) as server:
+        totals = run(server, out)
+        again = run(server, out)
+        assert len(server.bodies) == 6 + 1
+    assert totals.refused == again.refused == {"content_filter": 2}
+    assert list(totals.refusals) == ["story-2"] and "HTTP 400" in totals.refusals["story-2"]
+    kept = [q.id for q in FEW if q.id != "story-2"]
+    assert [s.id for s in read_samples(out)] == [id for id in kept for _ in range(2)]
+    assert (again.requests, again.from_journal) == (0, 5)
+
+
+def test_a_choice_that_was_filtered_is_left_out(tmp_path):
+    answer = choices("1 + 1 = 2", "")
+    answer[1]["choices"][1]["finish_reason"] = "content_filter"
+    recipe = replace(TWO_STEPS, numbers=replace(RECIPE.numbers, top_logprobs=None))
+    first = lambda body: answer if body["n"] == 2 else choices("2")  # noqa: E731
+    with StoryServer(script=first) as server:
+        totals = run(server, tmp_path / "s.jsonl", FEW[:1], recipe)
+        assert len(server.bodies) == 2  # and no second step for it
+    assert totals.refused == {"content_filter": 1} and totals.samples == 1
+    (sample,) = read_samples(tmp_path / "s.jsonl")
+    assert (sample.sample, sample.text) == (0, "1 + 1 = 2\nTherefore, the answer is 2")
+
+
+def test_a_second_step_that_is_refused_costs_its_chain(tmp_path):
+    refuse_one = lambda body: (  # noqa: E731
+        choices("One", "Two") if body["n"] == 2 else FILTERED if "Two" in body["prompt"] else None
+    )
+    with StoryServer(script=refuse_one) as server:
+        recipe = replace(TWO_STEPS, numbers=replace(RECIPE.numbers, top_logprobs=None))
+        totals = run(server, tmp_path / "s.jsonl", FEW[:1], recipe)
+    assert (totals.refused, totals.samples) == ({"content_filter": 1}, 1)
+
+
+@pytest.mark.parametrize(
+    ("questions", "answer", "sent"),
+    [
+        (QUESTIONS, FILTERED, 21),
+        (FEW, FILTERED, 6),
+        (FEW, (200, {"output": "17"}), 1),  # of an unknown shape, and paid for
+    ],
+)
+def test_a_run_of_refusals_alone_stops(tmp_path, questions, answer, sent):
+    with StoryServer(script=lambda body: answer) as server:
+        with pytest.raises(UserError, match=rf"{sent} of {sent} requests refused, the first: "):
+            run(server, tmp_path / "s.jsonl", questions, concurrency=1)
+        assert len(server.bodies) == sent
+    assert not (tmp_path / "s.jsonl").exists()
+
+
+def test_more_refused_questions_than_a_run_of_failures_do_not_stop_it(tmp_path):
+    kept = [q.question for q in QUESTIONS[:10]]
+    script = lambda body: None if any(q in body["prompt"] for q in kept) else FILTERED  # noqa: E731
+    with StoryServer(script=script) as server:
+        totals = run(server, tmp_path / "s.jsonl", QUESTIONS, concurrency=1)
+        again = run(server, tmp_path / "s.jsonl", QUESTIONS, concurrency=1)
+    assert totals.refused == again.refused == {"content_filter": 2 * 30}
+    assert totals.samples == again.samples == 20
+
+
+def test_thoughts_are_kept_counted_and_put_before_the_text_where_asked(tmp_path):
+    def script(body):
+        said = {"content": "It is 17.", "reasoning_content": "9 + 8 = 17."}
+        return 200, {"choices": [{"message": said, "finish_reason": "stop"}] * body["n"]}
+
+    numbers = replace(RECIPE.numbers, top_logprobs=None)
+    recipe = replace(CHAT, two_steps=False, numbers=numbers)
+    with StoryServer(script=script) as server:
+        apart = run(server, tmp_path / "s.jsonl", recipe=recipe)
+        (first, *_) = read_samples(tmp_path / "s.jsonl")
+        within = run(server, tmp_path / "s.jsonl", recipe=replace(recipe, thought_in_text=True))
+        (second, *_) = read_samples(tmp_path / "s.jsonl")
+        assert len(server.bodies) == 6  # the answers are the journal's
+    assert apart.thoughts == 12 and within.thoughts == 0
+    assert (first.text, first.thought) == ("It is 17.", "9 + 8 = 17.")
+    assert (second.text, second.thought) == ("9 + 8 = 17.\nIt is 17.", "")
+    assert second.teacher["params"] == first.teacher["params"] | {"thought_in_text": True}
+
+
+def test_texts_that_a_thought_left_no_room_for_are_counted(tmp_path):
+    said = {"content": None, "reasoning": "9 + 8 ="}
+    answer = 200, {"choices": [{"message": said, "finish_reason": "length"}] * 2}
+    numbers = replace(RECIPE.numbers, top_logprobs=None)
+    with StoryServer(script=lambda body: answer) as server:
+        recipe = replace(CHAT, two_steps=False, numbers=numbers)
+        totals = run(server, tmp_path / "s.jsonl", FEW[:1], recipe)
+    assert (totals.empty, totals.thoughts) == (2, 2)
 
 
 @pytest.mark.parametrize("recipe", [TWO_STEPS, CHAT], ids=["completions", "chat"])
@@ -133,10 +272,17 @@ def test_at_most_so_many_requests_at_one_time(tmp_path):
     assert 1 < server.most_parallel <= 3
 
 
+def test_one_question_is_asked_until_an_answer_is_as_it_should_be(tmp_path):
+    with StoryServer(dialect="no_logprobs", delay=0.02) as server:
+        with pytest.raises(UserError, match="3 answers in a row"):
+            run(server, tmp_path / "s.jsonl", QUESTIONS, concurrency=16)
+        assert (len(server.bodies), server.most_parallel) == (3, 1)
+
+
 def test_a_failed_request_leaves_no_samples_file_and_is_made_up_later(tmp_path):
     out = tmp_path / "s.jsonl"
-    with StoryServer([None, 500, 400]) as server:
-        with pytest.raises(UserError, match=r"2 of 6 .*\(story-1, story-2\); story-1: .*HTTP 500"):
+    with StoryServer([None, 500, 503]) as server:
+        with pytest.raises(UserError, match=r"2 of 6 .*\(story-1, story-2\); story-1: HTTP 500"):
             run(server, out, concurrency=1, attempts=1)
         assert not out.exists()
         assert len(server.bodies) == 6
@@ -150,7 +296,7 @@ def test_a_failed_request_leaves_no_samples_file_and_is_made_up_later(tmp_path):
     ("faults", "sent", "message"),
     [
         ([500] * 40, 21, "21 failed requests in a row, the last with: .*HTTP 500"),
-        ([None, *[500] * 20, None, *[400] * 18], 40, "38 of 40 without an answer"),
+        ([None, *[500] * 20, None, *[503] * 18], 40, "38 of 40 without an answer"),
         ([None, None, 401], 3, "HTTP 401"),
     ],
 )

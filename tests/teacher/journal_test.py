@@ -14,7 +14,9 @@ from cot_flax.teacher.journal import Journal, journal_path, read_answers
 from cot_flax.teacher.requests import Completion, Reply
 
 LOGPROBS = Logprobs(("It", " é"), (-0.5, 0.0), ({"It": -0.5}, {}))
-REPLY = Reply((Completion("It é", LOGPROBS, "stop"), Completion("", None, "length", "nan")), 12, 34)
+REPLY = Reply(
+    (Completion("It é", LOGPROBS, "stop"), Completion("", None, "length", "nan", "Hm.")), 12, 34
+)
 OTHER = Reply((Completion("half \ud83d\u2028\n", None, "stop"),), 1, 2)
 
 
@@ -46,10 +48,22 @@ def test_the_format(written):
     }
     first_one = {"text": "It é", "logprobs": logprobs, "finish_reason": "stop"}
     second_one = {"text": "", "logprobs": None, "finish_reason": "length"}
-    completions = [first_one | {"logprob_problem": ""}, second_one | {"logprob_problem": "nan"}]
+    completions = [
+        first_one | {"logprob_problem": "", "thought": ""},
+        second_one | {"logprob_problem": "nan", "thought": "Hm."},
+    ]
     reply = {"completions": completions, "prompt_tokens": 12, "completion_tokens": 34}
     assert first == {"key": "a", "reply": reply}
     assert second["key"] == "b"
+
+
+def test_answers_of_older_versions_are_read(path):
+    old = {"text": "It", "logprobs": None, "finish_reason": "stop", "logprob_problem": ""}
+    reply = {"completions": [old], "prompt_tokens": 1, "completion_tokens": 2}
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps({"key": "a", "reply": reply}) + "\n")
+    with read_answers(path) as answers:
+        assert answers["a"] == Reply((Completion("It", None, "stop"),), 1, 2)
 
 
 def test_answers_come_back_in_the_same_run_and_in_the_next(path):

@@ -249,6 +249,29 @@ def test_each_paper_keeps_its_part_of_a_completion(name, text, kept, finish_reas
     assert found == Completion(kept, None, finish_reason or "stop")
 
 
+def test_no_recipe_reads_a_thought_as_the_answer():
+    text = "<think>Maybe the answer is 5?\nNo.</think>\nTwo fours.\nThe answer is 8\n\nQuestion: 9"
+    for name in ("fu2023", "magister2022", "kim2023"):
+        found = make_recipe(name).sample_of(ASKED, Completion(text, None, "stop"))
+        assert found.text.startswith("Two fours.\nThe answer is 8")
+        assert found.thought == "Maybe the answer is 5?\nNo."
+    thinking = make_recipe("fu2023", thought_in_text=True)
+    found = thinking.sample_of(ASKED, Completion(text, None, "stop"))
+    assert found.text == "Maybe the answer is 5?\nNo.\nTwo fours.\nThe answer is 8"
+    assert (found.thought, found.logprob_problem) == ("", "thought_in_text")
+
+
+def test_the_second_step_follows_on_the_text_alone():
+    recipe = make_recipe("ho2022", chat=True)
+    (first,) = recipe.first(ASKED)
+    chain = Completion("<think>Hm.</think>Two fours.", None, "stop")
+    second = recipe.next(ASKED, first, chain)
+    assert second.prompt[1] == {"role": "assistant", "content": "Two fours."}
+    answer = Completion("<think>4 + 4</think>8", None, "stop")
+    found = recipe.sample_of(ASKED, chain, second, answer)
+    assert (found.text, found.thought) == ("Two fours.\nTherefore, the answer is 8", "Hm.\n4 + 4")
+
+
 def test_complex_exemplars_have_the_most_steps():
     three = question("c?", "1", "x\n\ny\nz")
     also_three = question("b?", "1", "1+1=2, 2+1=3, 3+1=4")

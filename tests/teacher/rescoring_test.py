@@ -8,6 +8,8 @@ from cot_flax.chains.samples import read_samples, write_samples
 from cot_flax.errors import UserError
 from cot_flax.lab.world.teacher import make_samples, tokenize
 from cot_flax.teacher.client import OpenAITeacher
+from cot_flax.teacher.journal import Journal, journal_path, read_answers
+from cot_flax.teacher.requests import Completion, Reply
 from cot_flax.teacher.rescoring import rescore
 
 # Every text once: of two equal calls one is sent.
@@ -55,18 +57,40 @@ def test_the_scores_are_the_servers_distribution(samples, tmp_path, dialect):
     assert not totals.problems
 
 
-def test_texts_that_cannot_be_scored_are_counted_and_not_asked_for_again(samples, tmp_path):
+def test_texts_that_cannot_be_scored_are_counted_and_asked_for_again(samples, tmp_path):
     odd = [replace(SAMPLES[3], text=text, sample=9 + i) for i, text in enumerate(["No.", "Oh?"])]
     write_samples(samples, [SAMPLES[0], SAMPLES[2], *odd])
     out = tmp_path / "scored.jsonl"
     with StoryServer() as server:
         totals = run(server, samples, out)
-        assert totals.problems == {"no_probability": 2}
         again = run(server, samples, out)
-        assert len(server.bodies) == 4
-    assert (again.requests, again.from_journal) == (0, 4)
-    assert again.problems == totals.problems
+    assert totals.problems == again.problems == {"no_probability": 2}
+    assert (totals.requests, totals.from_journal) == (2, 0)
+    assert (again.requests, again.from_journal) == (0, 2)
     assert [sample.logprobs is None for sample in read_samples(out)] == [False, False, True, True]
+
+
+def test_failures_that_an_older_version_remembered_are_asked_for_again(samples, tmp_path):
+    out = tmp_path / "scored.jsonl"
+    with StoryServer() as server:
+        run(server, samples, out)
+        expected = out.read_bytes()
+        failed = Reply((Completion("", None, "not_given"),), 0, 0)
+        with read_answers(journal_path(out)) as answers:
+            keys = list(answers._offsets)
+        with Journal(journal_path(out)) as journal:
+            journal.add(keys[0], failed)
+        totals = run(server, samples, out)
+    assert (totals.requests, totals.from_journal) == (1, 9)
+    assert not totals.problems and out.read_bytes() == expected
+
+
+def test_a_run_that_scores_nothing_stops(samples, tmp_path):
+    write_samples(samples, [replace(s, text="Nonsense") for s in SAMPLES])
+    out = tmp_path / "scored.jsonl"
+    with StoryServer() as server, pytest.raises(UserError, match=r"refused.*no_probability"):
+        run(server, samples, out)
+    assert not out.exists()
 
 
 def test_a_broken_samples_file_costs_nothing(samples, tmp_path):

@@ -12,7 +12,7 @@ from cot_flax.errors import UserError
 from cot_flax.generation.generator import Generator, Scores
 from cot_flax.generation.sampling import Sampling
 from cot_flax.teacher.local import cut_at_stop, refuse_settings, seed_of
-from cot_flax.teacher.requests import Completion, Reply, Request, RequestFailed, Unscorable
+from cot_flax.teacher.requests import Completion, Refused, Reply, Request, Unscorable
 from cot_flax.text.tokenizers import open_tokenizer
 from cot_flax.training.state import abstract_variables
 from cot_flax.weights import tokenizer_files
@@ -59,7 +59,7 @@ class JaxTeacher:
         """Draws the continuations; stop strings are cut off afterwards.
 
         Raises:
-            RequestFailed: the prompt is too long.
+            Refused: the prompt is too long.
             UserError: a chat or a penalty.
         """
         return await asyncio.get_running_loop().run_in_executor(
@@ -126,7 +126,7 @@ class JaxTeacher:
         tokens[-1] += after
         try:
             prompt_ids = self._encode(prompt)
-        except RequestFailed:
+        except Refused:
             raise Unscorable("prompt_too_long") from None
         (scores,) = self._generator.score([prompt_ids], [pieces.ids], top_logprobs)
         return self._logprobs(tokens, scores)
@@ -134,7 +134,8 @@ class JaxTeacher:
     def _encode(self, prompt: str) -> list[int]:
         ids = self._generator.encode(prompt)
         if len(ids) > self._max_input_tokens:
-            raise RequestFailed(
+            raise Refused(
+                "prompt_too_long",
                 f"a prompt of {len(ids)} tokens",
                 f"at most {self._max_input_tokens}",
                 "shorten the prompt, or raise max_input_tokens",

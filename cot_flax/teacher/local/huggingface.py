@@ -15,9 +15,9 @@ from cot_flax.teacher.local import cut_at_stop, refuse_settings, seed_of
 from cot_flax.teacher.requests import (
     Completion,
     Messages,
+    Refused,
     Reply,
     Request,
-    RequestFailed,
     Unscorable,
 )
 
@@ -85,7 +85,7 @@ class HuggingFaceTeacher:
         """Draws the continuations.
 
         Raises:
-            RequestFailed: the prompt leaves no room for max_tokens.
+            Refused: the prompt leaves no room for max_tokens.
             UserError: a penalty, a chat where the tokenizer has no template for it, or an empty
                 prompt.
         """
@@ -123,7 +123,7 @@ class HuggingFaceTeacher:
             raise Unscorable("text_changed_by_tokenizer")
         try:
             self._check_length(len(prompt_ids) + len(ids))
-        except RequestFailed:
+        except Refused:
             raise Unscorable("too_long") from None
         return self._logprobs(prompt_ids, ids, top_logprobs)
 
@@ -149,7 +149,8 @@ class HuggingFaceTeacher:
     def _check_length(self, tokens: int) -> None:
         most = getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
         if most is not None and tokens > most:
-            raise RequestFailed(
+            raise Refused(
+                "prompt_too_long",
                 f"{tokens} tokens of prompt and continuation",
                 f"at most the {most} of {self.name}",
                 "shorten the prompt, or lower max_tokens",

@@ -39,6 +39,7 @@ class StoryServer:
             "no_logprobs" passes over logprobs.
         delay: seconds that every answer takes.
         retry_after: the header of a 429.
+        script: from the body of a request to (status, object) of its answer; None is nothing.
 
     Attributes:
         bodies: of all requests, in the order of arrival.
@@ -47,7 +48,8 @@ class StoryServer:
         most_parallel: the most requests at one time.
     """
 
-    def __init__(self, faults=(), *, dialect="openai", delay=0.0, retry_after="0"):
+    def __init__(self, faults=(), *, dialect="openai", delay=0.0, retry_after="0", script=None):
+        self.script = script or (lambda body: None)
         self.faults, self.dialect, self.delay = list(faults), dialect, delay
         self.retry_after = retry_after
         self.bodies, self.keys, self.answered = [], [], Counter()
@@ -101,6 +103,10 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             return None
         time.sleep(self.story_server.delay)
+        if fault == "page":
+            return self.send(200, b"<!doctype html><title>Welcome</title>", None)
+        if scripted := self.story_server.script(body):
+            return self.send(scripted[0], json.dumps(scripted[1]).encode(), None)
         if complaint := self.complaint(body):
             return self.refuse(400, complaint)
         with self.story_server.lock:
