@@ -4,6 +4,7 @@ import json
 import math
 import re
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -171,6 +172,74 @@ def test_a_dry_run_asks_nothing_and_says_what_it_would_cost(files, monkeypatch, 
     prompt_tokens = int(found[1].replace(",", ""))
     assert float(found[2]) == pytest.approx(prompt_tokens / 1000 + 120 / 500, abs=0.01)
     assert not (files / "samples.jsonl.journal").exists()
+
+
+def test_no_server_is_one_line_within_seconds(files, monkeypatch, capsys):
+    with StoryServer() as server:
+        pass
+    start = time.monotonic()
+    assert call(monkeypatch, *sampling(files, server.url)) == 2
+    assert time.monotonic() - start < 10
+    planned, line = capsys.readouterr().err.splitlines()
+    assert planned.startswith("6 questions")
+    assert re.search(f"no server at {server.url}.*start it, such as `vllm serve", line)
+
+
+def test_what_is_sent_can_be_set(files, monkeypatch):
+    sent = {"--stop": r"\nQ:", "--top-p": 0.5, "--presence-penalty": 1, "--frequency-penalty": 2}
+    options = [word for pair in sent.items() for word in pair]
+    with StoryServer() as server:
+        assert call(monkeypatch, *sampling(files, server.url, "--limit", 1)) == 0
+        more = ("--limit", 1, *options, "--stop", "END", "--per-request", 2)
+        assert call(monkeypatch, *sampling(files, server.url, *more)) == 0
+    recipes_own, *others = server.bodies
+    assert recipes_own["stop"] == ["\nQuestion:"] and "top_p" not in recipes_own
+    assert [body["n"] for body in others] == [2, 1]
+    for body in others:
+        assert (body["stop"], body["top_p"]) == (["\nQ:", "END"], 0.5)
+        assert (body["presence_penalty"], body["frequency_penalty"]) == (1.0, 2.0)
+
+
+def test_held_out_questions_are_neither_asked_nor_shown(files, monkeypatch, capsys):
+    lines = (files / "questions.jsonl").read_text().splitlines(keepends=True)
+    (files / "held.jsonl").write_text(lines[0].replace("? ", " ?  ") + lines[4])
+    arguments = sampling(files, "http://127.0.0.1:1/v1", "--dry-run", "--held-out")
+    del arguments[arguments.index("--exemplars") :][:2]
+    assert call(monkeypatch, *arguments, files / "held.jsonl") == 0
+    printed = capsys.readouterr()
+    assert "held-out questions left out: 2" in printed.err
+    assert "4 questions, 4 first requests" in printed.out
+    for i in (0, 4):
+        assert STORIES[i].question not in printed.out
+    everything = files / "questions.jsonl"
+    assert call(monkeypatch, *arguments, everything) == 2
+    assert "questions that are all held out" in capsys.readouterr().err
+
+
+def test_what_is_left_out_or_apart_is_said(files, monkeypatch, capsys):
+    refusal = {"error": {"message": "filtered", "type": "t", "code": "content_filter"}}
+
+    def script(body):
+        if STORIES[2].question in json.dumps(body):
+            return 400, refusal
+        said = {"content": "It is 5.", "reasoning": "2 + 3 = 5."}
+        cut = {"content": None, "reasoning": "2 + 3"}
+        return 200, {
+            "choices": [{"message": m, "finish_reason": "stop"} for m in (said, said, cut)]
+        }
+
+    with StoryServer(script=script) as server:
+        arguments = sampling(files, server.url, "--chat", "--top-logprobs", 0)
+        assert call(monkeypatch, *arguments) == 0
+        printed = capsys.readouterr().out.splitlines()
+        assert printed[0].startswith("15 samples in")
+        assert re.search(r"refused, left out: content_filter 3, of 1 .*\(s2: HTTP 400", printed[1])
+        assert re.search(r"WARNING: 15 samples have a thought.*--thought-in-text", printed[2])
+        assert printed[3].startswith("5 samples without a text")
+        assert call(monkeypatch, *arguments, "--thought-in-text") == 0
+        assert len(server.bodies) == 6 + 1  # only what was refused is asked again
+    sample = next(read_samples(files / "samples.jsonl"))
+    assert (sample.text, sample.thought) == ("2 + 3 = 5.\nIt is 5.", "")
 
 
 def test_given_chains_get_the_teachers_own_log_probabilities(files, monkeypatch):

@@ -78,12 +78,32 @@ TEACHER = {
 TOP_LOGPROBS = Short(
     "TEACH_TOP_LOGPROBS", int, "Likeliest tokens a position to ask for; 0 asks for none.", _HOW
 )
+STOP = Short(
+    "TEACH_STOP",
+    tuple,
+    "A string that ends a chain; may be repeated. A written \\n is a newline.",
+    _HOW,
+    value=lambda typed: tuple(string.replace("\\n", "\n") for string in typed),
+)
 NUMBERS = {
     "samples": Short("TEACH_SAMPLES", int, "Chains a question.", _HOW),
     "temperature": Short("TEACH_TEMPERATURE", float, "0 is greedy.", _HOW),
     "max_tokens": Short("TEACH_MAX_TOKENS", int, "Tokens of a chain, at most.", _HOW),
+    "top_p": Short("TEACH_TOP_P", float, "Nucleus sampling; 1 is off.", _HOW),
+    "presence_penalty": Short("TEACH_PRESENCE_PENALTY", float, "As in OpenAI's API.", _HOW),
+    "frequency_penalty": Short("TEACH_FREQUENCY_PENALTY", float, "As in OpenAI's API.", _HOW),
+    "stop": STOP,
+    "per_request": Short(
+        "TEACH_PER_REQUEST", int, "Chains that one request may ask for, at most.", _HOW
+    ),
     "top_logprobs": TOP_LOGPROBS,
     "chat": Short("TEACH_CHAT", bool, "Use the chat API, not completions.", _HOW),
+    "thought_in_text": Short(
+        "TEACH_THOUGHT_IN_TEXT",
+        bool,
+        "Begin a chain with what the teacher thought apart from its text.",
+        _HOW,
+    ),
 }
 
 
@@ -105,6 +125,11 @@ NUMBERS = {
         "EXEMPLARS_FILE",
         str,
         "Worked questions to show; else the recipe chooses among QUESTIONS.",
+    ),
+    held_out=Short(
+        "HELD_OUT_FILES",
+        tuple,
+        "A file of questions neither to ask nor to show; may be repeated.",
     ),
     shots=Short("TEACH_SHOTS", int, "How many to show.", _HOW),
     **NUMBERS,

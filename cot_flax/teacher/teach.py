@@ -2,17 +2,19 @@
 
 import os
 import sys
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from cot_flax.chains.samples import read_samples
 from cot_flax.errors import UserError
 from cot_flax.teacher import costs, dispatch, rescoring
 from cot_flax.teacher.costs import Plan, Prices, Totals
-from cot_flax.teacher.questions import read_questions
+from cot_flax.teacher.questions import Question, read_questions
 from cot_flax.teacher.recipes import Overrides, Recipe, make_recipe
 from cot_flax.teacher.requests import Messages, Teacher
 from cot_flax.teacher.scenario import read_scenario, scenario_recipe
+from cot_flax.text.prompts import normalize_question
 
 PROMPT = "Q: {question}\nLet's think step by step\n"
 _RULE = "-" * 40
@@ -84,8 +86,10 @@ def sample(
     split: str = "train",
     max_questions: int | None = None,
     exemplars: str | None = None,
+    held_out: Sequence[str] = (),
     overrides: Overrides = Overrides(),  # noqa: B008 (frozen)
     chat: bool = False,
+    thought_in_text: bool = False,
     concurrency: int = 16,
     price_in: float | None = None,
     price_out: float | None = None,
@@ -102,16 +106,30 @@ def sample(
         max_questions: only so many of the first are asked.
         exemplars: a file of worked questions to show; without it the recipe chooses among the
             questions.
+        held_out: files of questions that are neither asked nor shown.
         overrides: of the paper's numbers.
         chat: by the chat API.
+        thought_in_text: a chain begins with what the teacher thought apart from its text.
         concurrency: requests in flight, at most.
         price_in: $ per million prompt tokens.
         price_out: $ per million written tokens.
         dry_run: asks nothing; returns prompts, requests and cost.
     """
-    pool = list(read_questions(questions, dataset=dataset, split=split))
-    shown = list(read_questions(exemplars, dataset=dataset, split="exemplars")) if exemplars else []
-    chosen = make_recipe(recipe, exemplars=shown, pool=pool, chat=chat, **overrides.given())
+
+    def read(file: str, split: str) -> list[Question]:
+        return list(read_questions(file, dataset=dataset, split=split))
+
+    kept_away = [item for file in held_out for item in read(file, "held_out")]
+    pool = _without(read(questions, split), kept_away)
+    shown = read(exemplars, "exemplars") if exemplars else []
+    chosen = make_recipe(
+        recipe,
+        exemplars=shown,
+        pool=pool,
+        chat=chat,
+        thought_in_text=thought_in_text,
+        **overrides.given(),
+    )
     prices = _prices(price_in, price_out)
     return _ask(pool[:max_questions], chosen, out, teacher, concurrency, prices, dry_run)
 
@@ -123,6 +141,7 @@ def scenario(
     teacher: NamedTeacher,
     overrides: Overrides = Overrides(top_logprobs=5),  # noqa: B008 (frozen)
     chat: bool = False,
+    thought_in_text: bool = False,
     concurrency: int = 16,
     price_in: float | None = None,
     price_out: float | None = None,
@@ -137,7 +156,7 @@ def scenario(
     read = read_scenario(folder)
     for note in read.notes:
         print(note, file=sys.stderr)
-    chosen = scenario_recipe(read, chat=chat, **overrides.given())
+    chosen = scenario_recipe(read, chat=chat, thought_in_text=thought_in_text, **overrides.given())
     prices = _prices(price_in, price_out)
     return _ask(read.inputs, chosen, out, teacher, concurrency, prices, dry_run)
 
@@ -181,6 +200,18 @@ def rescore(
     return _done(totals, out)
 
 
+def _without(questions: Sequence[Question], held_out: Iterable[Question]) -> list[Question]:
+    """Leaves out the questions of the same wording; says how many on standard error."""
+    wordings = {normalize_question(item.question) for item in held_out}
+    kept = [item for item in questions if normalize_question(item.question) not in wordings]
+    if len(kept) < len(questions):
+        print(f"held-out questions left out: {len(questions) - len(kept):,}", file=sys.stderr)
+    if not kept:
+        remedy = "give other questions, or hold out fewer"
+        raise UserError("questions that are all held out", "some to ask", remedy)
+    return kept
+
+
 def _ask(questions, recipe: Recipe, out: str, teacher, concurrency, prices, dry_run) -> str:
     plan = costs.plan(questions, recipe, teacher.name, out, prices=prices)
     if dry_run:
@@ -211,9 +242,32 @@ def _done(totals: Totals, out: str) -> str:
         f"{totals.from_journal:,} answers from the journal; {_spent(totals)}"
     ]
     if totals.problems:
-        named = ", ".join(f"{name} {count:,}" for name, count in totals.problems.most_common())
-        lines.append(f"without log-probabilities: {named}")
+        lines.append(
+            f"without log-probabilities: {_counts(totals.problems)}; where a whole answer lacks "
+            "them, the next run of this command asks again"
+        )
+    if totals.refused:
+        (id, got), *_ = totals.refusals.items()
+        lines.append(
+            f"chains that the teacher refused, left out: {_counts(totals.refused)}, of "
+            f"{len(totals.refusals):,} questions ({id}: {got})"
+        )
+    if totals.thoughts:
+        lines.append(
+            f"WARNING: {totals.thoughts:,} samples have a thought apart from their text, which may "
+            "be a bare answer: it is in the field `thought`; --thought-in-text makes it the text's "
+            "beginning (nothing is asked again)"
+        )
+    if totals.empty:
+        lines.append(
+            f"{totals.empty:,} samples without a text: the token limit came first, or nothing was "
+            "written"
+        )
     return "\n".join(lines)
+
+
+def _counts(counts: Counter[str]) -> str:
+    return ", ".join(f"{name} {count:,}" for name, count in counts.most_common())
 
 
 def _planned(plan: Plan) -> str:
