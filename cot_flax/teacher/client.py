@@ -138,9 +138,10 @@ class OpenAITeacher:
         """Scores `text` after `prompt` through the completions API.
 
         Raises:
-            Unscorable: not this text: its tokens do not fit the text, or the server refuses it.
+            Unscorable: not this text: its tokens do not fit the text, or the server refuses it; or
+                none, where the server scores no given text.
             NotNow: all attempts are used up.
-            UserError: the server scores no given text, or refuses every request.
+            UserError: the server refuses every request.
         """
         reasons = []
         for options in self._scoring_options:
@@ -150,13 +151,14 @@ class OpenAITeacher:
                 return logprobs
             reasons.append(reason)
         of_text = [reason for reason in reasons if reason not in (*_NO_SCORES, "refused")]
-        if of_text or self._has_scored:
+        if of_text or self._has_scored or set(reasons) == {"refused"}:
             raise Unscorable((of_text or reasons)[0])
-        raise UserError(
+        raise Unscorable(
+            reasons[0],
             f"no log-probabilities of a given text from {self._connection.place} "
             f"({', '.join(dict.fromkeys(reasons))})",
-            "a server with `echo` or `prompt_logprobs` in its completions API",
             "serve the model with vLLM, or score with a checkpoint",
+            is_paid=True,
         )
 
     async def _scored(
@@ -305,7 +307,8 @@ class Connection:
             return NotNow(f"an answer that is cut off from {self.place}: {self._shown(raw)}")
         try:
             if "choices" not in answer and (error := answer["error"]):
-                return self._failure(int(error["code"]), raw, error)
+                code = error.get("code")
+                return self._failure(code if isinstance(code, int) else 400, raw, error)
             choices = [read_choice(choice) for choice in answer["choices"]]
         except (AttributeError, KeyError, TypeError, ValueError):
             return Refused(

@@ -122,7 +122,8 @@ class Desk:
         async with lock:  # An equal request waits for the answer to this one.
             if key in self.refused:
                 raise self.refused[key]
-            if key in self.journal:
+            lacked_before = key in self.journal
+            if lacked_before:
                 reply = self.journal[key]
                 if key in self._asked or is_answer(reply):
                     self.totals.from_journal += 1
@@ -135,7 +136,9 @@ class Desk:
             self.totals.requests += 1
             self.totals.prompt_tokens += reply.prompt_tokens
             self.totals.completion_tokens += reply.completion_tokens
-            self._watch(reply, is_answer(reply))
+            # A run that is started again may ask for nothing but what lacked something before.
+            if not (lacked_before and self._was_answered):
+                self._watch(reply, is_answer(reply))
             return reply
 
     async def _call(self, key: str, call: Callable[[], Awaitable[Reply]]) -> Reply:

@@ -181,10 +181,16 @@ class Refused(RequestFailed):
 class Unscorable(Refused):
     """The teacher cannot say how likely this text is."""
 
-    def __init__(self, reason: str):
-        super().__init__(
-            reason, f"no log-probabilities: {reason}", "those of the text", "leave it out"
-        )
+    def __init__(
+        self,
+        reason: str,
+        got: str = "",
+        remedy: str = "leave it out",
+        *,
+        is_paid: bool = False,
+    ):
+        got = got or f"no log-probabilities: {reason}"
+        super().__init__(reason, got, "those of the text", remedy, is_paid=is_paid)
 
 
 def of_status(

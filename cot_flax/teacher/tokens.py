@@ -254,7 +254,7 @@ def _decoded(step: _Step, decode: Callable[[bytes], bytes]) -> _Step:
 
 def _from_byte_level(token: bytes) -> bytes:
     """Raises ValueError for what byte-level BPE does not write; special tokens stay."""
-    text = _text(token) or ""
+    text = token.decode()
     if _SPECIAL.fullmatch(text):
         return token
     if not all(character in _BYTE_OF for character in text):

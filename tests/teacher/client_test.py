@@ -287,9 +287,11 @@ def test_a_text_that_cannot_be_scored_is_named():
 
 
 def test_a_server_that_scores_nothing_is_named():
-    with StoryServer(dialect="llama") as server, pytest.raises(UserError, match="`echo`") as caught:
+    with StoryServer(dialect="llama") as server, pytest.raises(Unscorable) as caught:
         score(server, "First")
-    assert not isinstance(caught.value, RequestFailed)
+    assert caught.value.is_paid  # so that a run stops at it
+    assert "no log-probabilities of a given text from 127" in caught.value.got
+    assert "serve the model with vLLM" in caught.value.remedy
 
 
 def test_a_refusal_after_a_success_concerns_one_text():
@@ -497,10 +499,7 @@ def test_a_way_to_score_that_gives_no_scores_is_followed_by_the_next(echo):
     assert len(server.bodies) == 3
 
 
-def test_a_server_without_any_scores_says_so_at_the_first_text():
-    answer = (200, {"choices": [LLAMA_ECHO]})
-    with (
-        StoryServer(script=lambda body: answer) as server,
-        pytest.raises(UserError, match=r"no log-probabilities of a given text.*\(not_given\)"),
-    ):
+def test_a_text_that_is_refused_is_no_verdict_on_the_server():
+    with StoryServer([400] * 3) as server, pytest.raises(Unscorable) as caught:
         score(server, "First")
+    assert (caught.value.reason, caught.value.is_paid) == ("refused", False)

@@ -131,6 +131,18 @@ def test_log_probabilities_that_end_on_the_way_stop_the_run(tmp_path):
     assert len(server.bodies) == 3 + 20
 
 
+def test_a_run_may_be_started_again_for_all_that_it_lacks(tmp_path):
+    """Every other question lacks them: 20, and the next run asks these one after the other."""
+    bad = [q.question for q in QUESTIONS[1::2]]
+    script = lambda body: choices("So 1", "So") if any(q in body["prompt"] for q in bad) else None  # noqa: E731
+    out = tmp_path / "s.jsonl"
+    with StoryServer(script=script) as server:
+        first = run(server, out, QUESTIONS, concurrency=1)
+        again = run(server, out, [QUESTIONS[0], *QUESTIONS[1::2], QUESTIONS[1]], concurrency=1)
+    assert first.problems == {"not_given": 40}
+    assert (again.requests, again.from_journal) == (20, 2)
+
+
 FILTERED = (400, {"error": {"message": "filtered", "code": "content_filter"}})
 
 

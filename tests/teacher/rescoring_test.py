@@ -85,6 +85,24 @@ def test_failures_that_an_older_version_remembered_are_asked_for_again(samples, 
     assert not totals.problems and out.read_bytes() == expected
 
 
+def test_a_server_without_scores_stops_the_run_at_the_first_text(samples, tmp_path):
+    """llama.cpp: the text comes back, the log-probabilities are of what it generated."""
+    out = tmp_path / "scored.jsonl"
+
+    def script(body):
+        echo = body["prompt"] * body.get("echo", False)
+        return 200, {"choices": [{"text": echo, "logprobs": {"content": []}}]}
+
+    with StoryServer(script=script) as server:
+        message = r"1 of 1 requests refused.*no log-prob.*from 127.*\(not_given\).*with vLLM"
+        with pytest.raises(UserError, match=message):
+            run(server, samples, out)
+        assert len(server.bodies) == 3
+    assert not out.exists()
+    with StoryServer() as server:
+        assert run(server, samples, out).requests == 10
+
+
 def test_a_run_that_scores_nothing_stops(samples, tmp_path):
     write_samples(samples, [replace(s, text="Nonsense") for s in SAMPLES])
     out = tmp_path / "scored.jsonl"

@@ -53,6 +53,7 @@ REASONS = {  # what they mean to a reader
     "tokens_do_not_join": "The tokens do not join to the text.",
     "nan_or_infinite": "A log-probability is not finite.",
     "probability_above_1": "A log-probability is above 0.",
+    "mass_above_1": "The probabilities of a token and its alternatives sum to more than 1.",
 }
 
 
