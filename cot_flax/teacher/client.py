@@ -19,6 +19,7 @@ import stamina.instrumentation
 from cot_flax.chains.samples import Logprobs
 from cot_flax.errors import UserError
 from cot_flax.teacher.requests import (
+    REFUSALS,
     Completion,
     NotNow,
     Refused,
@@ -367,12 +368,14 @@ def read_choice(choice: Mapping[str, Any]) -> Choice:
         AttributeError, KeyError, TypeError, ValueError: it has another shape.
     """
     message = choice if choice.get("message") is None else choice["message"]
-    if not _CONTENTS & message.keys():
+    finish_reason = (choice.get("finish_reason") or "unknown").partition(":")[0]
+    # Gemini leaves the content out where it wrote none.
+    if not _CONTENTS & message.keys() and finish_reason not in ("length", *REFUSALS):
         raise KeyError("content")
     text, inner = _parts(message.get("text") if message is choice else message.get("content"))
     apart = "".join(_parts(message.get("reasoning_content") or message.get("reasoning")))
-    is_refused = message.get("refusal") and not text
-    finish_reason = "refusal" if is_refused else choice.get("finish_reason") or "unknown"
+    if message.get("refusal") and not text:
+        finish_reason = "refusal"
     return Choice(text, "\n".join(filter(None, [apart, inner])), finish_reason)
 
 

@@ -222,7 +222,10 @@ def of_status(
         return UserError(got, "a key that may use this model", remedy)
     got = f"{got}: {message}"
     if status == 404:
-        remedy = "check the model's name and the base URL, which usually ends in /v1"
+        remedy = (
+            "check the model's name and the base URL, which usually ends in /v1; use --chat where "
+            "the server has the chat API alone"
+        )
         return UserError(got, "a server that has this model and this path", remedy)
     if status not in _NOT_NOW and (status == 413 or _TOO_LONG.search(about)):
         remedy = "show fewer exemplars, or serve the model with a longer context"

@@ -26,7 +26,7 @@ _PIECE_BYTE = re.compile(rb"<0x([0-9A-F]{2})>")
 _LOST = "\ufffd".encode()  # what a server writes for a part of a character
 _SPACE_MARK = "\u2581".encode()
 # Tokens that servers leave out of the text: <|im_end|>, <｜end｜>, <s>, </think>, [INST].
-_SPECIAL = re.compile("<[|\uff5c].+[|\uff5c]>|</?[a-z_]+>|\\[/?[A-Z_]+\\]")
+_SPECIAL = re.compile("<[|\uff5c].+[|\uff5c]>|</?[a-z_0-9]+>|\\[/?[A-Z_]+\\]")
 
 
 def _byte_level_alphabet() -> dict[str, int]:

@@ -342,6 +342,7 @@ THINKING = [{"type": "text", "text": "9 + 8 "}, {"type": "text", "text": "= 17."
         ({"reasoning_content": "9 + 8 ="}, "", "9 + 8 ="),
         ({"content": "It is 17.", "reasoning": None}, "It is 17.", ""),
         ({"content": None, "tool_calls": []}, "", ""),
+        ({}, "", ""),  # Gemini, whose thought took all tokens
         (
             {
                 "content": [
@@ -379,6 +380,7 @@ def test_a_real_reasoning_parser_has_log_probabilities_of_the_thought_alone():
     [
         ({"content": None, "refusal": "I cannot."}, "stop", "refusal"),
         ({"content": "Half", "refusal": None}, "content_filter", "content_filter"),
+        ({}, "content_filter: RECITATION", "content_filter"),
     ],
 )
 def test_a_refusal_is_a_finish_reason(fields, finish_reason, found):
