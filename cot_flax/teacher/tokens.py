@@ -254,9 +254,9 @@ def _decoded(step: _Step, decode: Callable[[bytes], bytes]) -> _Step:
 
 def _from_byte_level(token: bytes) -> bytes:
     """Raises ValueError for what byte-level BPE does not write; special tokens stay."""
-    text = token.decode()
-    if _SPECIAL.fullmatch(text):
+    if _is_special(token):
         return token
+    text = token.decode()
     if not all(character in _BYTE_OF for character in text):
         raise ValueError(text)
     return bytes(_BYTE_OF[character] for character in text)
@@ -270,12 +270,17 @@ def _from_pieces(token: bytes) -> bytes:
 
 
 def _without_special(steps: list[_Step]) -> list[_Step]:
-    return [
-        replace(step, token=b"", is_special=True)
-        if _SPECIAL.fullmatch(_text(step.token) or "")
-        else step
-        for step in steps
-    ]
+    return [_emptied(step) if _is_special(step.token) else step for step in steps]
+
+
+def _emptied(step: _Step) -> _Step:
+    """Its own alternative is all that may follow it, of which what does follow is one."""
+    others = [pair for pair in step.top if pair[0] != step.token]
+    return _Step(b"", step.logprob, others, is_special=True)
+
+
+def _is_special(token: bytes) -> bool:
+    return _SPECIAL.fullmatch(_text(token) or "") is not None
 
 
 def _restored(steps: list[_Step], whole: bytes) -> list[_Step]:
@@ -345,8 +350,6 @@ def _merged(run: Sequence[_Step], text: str) -> tuple[str, float, dict[str, floa
     total, top = sum(logprobs), {}
     for raw, logprob in run[0].top:
         token, value = _text(raw), _value(logprob)
-        if len(run) > 1 and raw == run[0].token:
-            continue  # its probability is that of all that it begins, of which the run is one
         if token and "\ufffd" not in token and value is not None:
             top[token] = max(value, top.get(token, value))
     if len(run) > 1:

@@ -257,15 +257,16 @@ def test_parts_of_characters_get_the_characters_of_the_text(tokens, text, pairs)
     assert (read.tokens, read.token_logprobs) == kept(*pairs)
 
 
-def test_a_run_of_tokens_does_not_count_its_beginning_twice():
-    """The first part's own entry is the probability of all that begins so."""
+def test_a_special_token_that_the_text_leaves_out_does_not_count_twice():
+    """Its own entry is the probability of all that follows it, of which the next token is one."""
     record = {
-        "tokens": ["", " \u20133"],
-        "token_logprobs": [-0.5, -0.25],
-        "top_logprobs": [{" to": -2.0}, {" \u20133": -0.25}],
+        "tokens": ["It", "<|x|>", " is"],
+        "token_logprobs": [-1.0, -0.25, -0.125],
+        "top_logprobs": [{}, {"<|x|>": -0.25, " was": -2.0}, {" is": -0.125}],
     }
-    whole = Logprobs((" \u20133",), (-0.75,), ({" to": -2.0, " \u20133": -0.75},))
-    assert read_logprobs(record, " \u20133") == (whole, "")
+    read, reason = read_logprobs(record, "It is")
+    assert reason == ""
+    assert read.top_logprobs == ({}, {" was": -2.0, " is": -0.375})
 
 
 def real(name):
