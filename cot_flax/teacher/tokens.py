@@ -164,23 +164,29 @@ def _completions_steps(record: Mapping[str, Any]) -> Iterator[_Step]:
 
 
 def _chat_steps(entries: Sequence[Mapping[str, Any]]) -> list[_Step]:
-    """llama.cpp withholds a token that may begin a stop string, and writes it with the next one.
+    """llama.cpp withholds what may begin a stop string, and writes it with the next token.
 
-    Such an entry is empty; its own text is that of the alternative that has its id.
+    What such an entry lacks, all or the end of it, is in the alternative that has its id.
     """
     steps, withheld = [], b""
     for entry in entries:
         others = entry.get("top_logprobs") or ()
         pairs = [(_chat_token(other), other["logprob"]) for other in others]
-        token = _chat_token(entry).removeprefix(withheld)
+        token = _chat_token(entry)
         if token:
-            withheld = b""
-        elif entry.get("id") is not None:
-            own = [other for other in others if other.get("id") == entry["id"]]
-            token = _chat_token(own[0]) if own else b""
-            withheld += token
+            token, withheld = token.removeprefix(withheld), b""
+        whole = _text_of_id(entry.get("id"), others)
+        if whole.startswith(token):
+            withheld += whole.removeprefix(token)
+            token = whole
         steps.append(_Step(token, entry["logprob"], pairs))
     return steps
+
+
+def _text_of_id(id: int | None, others: Iterable[Mapping[str, Any]]) -> bytes:
+    """Empty where no alternative has this id."""
+    own = [other for other in others if id is not None and other.get("id") == id]
+    return _chat_token(own[0]) if own else b""
 
 
 def _chat_token(entry: Mapping[str, Any]) -> bytes:

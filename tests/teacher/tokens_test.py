@@ -287,6 +287,20 @@ def test_llama_cpp_withholds_what_may_begin_a_stop_string():
     )
 
 
+def test_llama_cpp_withholds_the_end_of_a_token():
+    """The stop string begins with its second newline; the alternatives have it whole."""
+    ends = [("\n\n", -0.25, {"id": 7}), ("\n", -2.0, {"id": 8})]
+    five = entry("5", -0.5, ("5", -0.5, {"id": 3}), id=3)
+    record = {"content": [five, entry("\n", -0.25, *ends, id=7)]}
+    read, reason = read_logprobs(record, "5\n")
+    assert reason == ""
+    assert read == Logprobs(("5", "\n"), (-0.5, -0.25), ({"5": -0.5}, {}))
+    record["content"].append(entry("\nQ", -1.0, ("Q", -1.0, {"id": 9}), id=9))
+    read, _ = read_logprobs(record, "5\n\nQ")  # it was no stop string
+    assert read.tokens == ("5", "\n\n", "Q")
+    assert read.top_logprobs[1] == {"\n\n": -0.25, "\n": -2.0}
+
+
 def test_vllm_writes_a_character_with_its_last_part():
     choice = real("vllm_0.32_zh_partial_utf8")
     read, _ = read_logprobs(choice["logprobs"], choice["text"])
