@@ -292,7 +292,7 @@ class Connection:
             cause = type(error.__cause__).__name__
             if not self._has_answered and cause in _NO_CONNECTION:
                 return UserError(
-                    f"no server at {self._client.base_url} ({cause})",
+                    f"no server at {self._client.base_url.scheme}://{self.place} ({cause})",
                     "one that speaks OpenAI's API",
                     "start it, such as `vllm serve MODEL`, or correct the base URL",
                 )

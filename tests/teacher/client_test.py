@@ -142,6 +142,16 @@ def test_a_server_that_is_not_there_is_named_at_once():
     assert not isinstance(caught.value, RequestFailed)
 
 
+def test_a_password_in_the_base_url_is_not_shown():
+    with StoryServer() as server:
+        pass
+    url = server.url.replace("127", "me:secret@127")
+    teacher = OpenAITeacher("story", base_url=url)
+    with pytest.raises(UserError, match=r"no server at http://127") as caught:
+        ask(teacher, lambda teacher: teacher.complete(REQUEST))
+    assert "secret" not in str(caught.value)
+
+
 def test_a_server_that_has_answered_before_is_waited_for():
     with StoryServer() as server:
         pass
