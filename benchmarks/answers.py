@@ -23,9 +23,15 @@ ENDINGS = Path(__file__).resolve().parents[1] / "tests/fixtures/answer_endings.j
 def main() -> None:
     rows = [json.loads(line) for line in ENDINGS.read_text(encoding="utf-8").splitlines()]
     total = Counter(row["kind"] for row in rows)
-    ours = [row for row in rows if extract_answer(row["text"], mode="flexible", kind=row["kind"]) == row["answer"]]
+    ours = [
+        row
+        for row in rows
+        if extract_answer(row["text"], mode="flexible", kind=row["kind"]) == row["answer"]
+    ]
     right = Counter(row["kind"] for row in ours)
-    print(f"ours: {len(ours)} of {len(rows)};", *(f"{k} {right[k]} of {n}" for k, n in total.items()))
+    print(
+        f"ours: {len(ours)} of {len(rows)};", *(f"{k} {right[k]} of {n}" for k, n in total.items())
+    )
     numbers = [row for row in rows if row["kind"] == "number"]
     print(f"math-verify alone: {sum(map(_verified, numbers))} of {len(numbers)} numbers")
     for row in rows:

@@ -4,45 +4,191 @@ The papers' own rules lose signs, thousands and trailing zeros, or read a choice
 letter (see `legacy`). Here numbers are exact, choices are letters that stand as choices, and an
 answer that cannot be found is None, which never matches.
 
-Cut a generation at its end-of-sequence token before it comes here: where a model runs on into a
-next question, that question's answer is the last one.
+A text is read in this order:
+
+1. What a model thinks aloud (`<think>...`, closed or not) and what follows the mark that ends its
+   turn (`<|im_end|>`, `</s>`) is no part of the text. Other scripts' digits and full-width signs
+   become ASCII.
+2. The last answer marker decides: `The answer is`, `**Answer**:`, `Final result:`, `####`, `-->`,
+   `[ANSWER]`, `<answer>`, `\boxed{`, a heading `Answer`, and some other languages' words. A marker
+   with nothing of the kind behind it gives way to the one before. One that says that there is no
+   answer (`unknown`, `cannot be determined`) or an answer that cannot be read (`5/0`, `\\sqrt{2}`,
+   `(A) or (B)`) ends the search: there is none.
+3. Without a marker, mode `flexible` takes the last one of the text; of kind `text` it takes the
+   whole text where it is a bare answer, one line of at most `BARE_WORDS` words.
 """
 
 import re
-from collections.abc import Callable
+import unicodedata
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 
 from cot_flax.errors import UserError
-from cot_flax.text import legacy
-from cot_flax.text.numerals import find_numbers, format_number
+from cot_flax.text import latex, legacy
+from cot_flax.text.arithmetic import evaluate, tokenize
+from cot_flax.text.numerals import (
+    ASCII_FORMS,
+    find_numbers,
+    first_number,
+    fold_numbers,
+    format_number,
+    only_number,
+)
 
 KINDS = ["number", "choice", "yes_no", "text"]  # and those of ADDED
 ADDED: dict[str, Callable[[str], list[str]]] = {}
 """The `find` of every kind that `add_answer_kind` added."""
 MODES = ("strict", "flexible", *legacy.RULES)
+BARE_WORDS = 5
 
+_WORDS = r"\b(?:answer|respuesta|r[ée]ponse|antwort|resposta|risposta|ответ)"
+_RESULT = (
+    r"\bfinal\s+(?:result|solution|output|choice|decision|conclusion)"
+    r"|\b(?:correct|right|best)\s+(?:option|choice|letter)"
+)
+_REMARK = r"(?:\s*\([^()\n]{0,40}\))?"
+_ABOUT = r"\s+(?:to|for|in|of)\s[^.:=\n]{0,60}?"
+_IS = (
+    r"\b(?:is|equals|comes\s+to|es|est|ist|lautet)\b(?:\s*:)?"
+    r"|\b(?:would|should|must|will)\s+be\b|(?=\bcan(?:not|'t| not)\b)"
+)
 ANSWER_MARKER = re.compile(
-    r"\banswer(?:\s*\([^()\n]{0,40}\))?\s*(?:\bis\b(?:\s*:)?|[:=])|####|-->|\[answer\]",
+    rf"(?:{_WORDS}|{_RESULT})(?:[*_`\"”]*{_REMARK}\s*[*_`\"”]*\s*(?:{_IS}|[:=])"
+    rf"|{_ABOUT}\s+(?:{_IS}))"
+    r"|####|-->|\[answer\]|<answer>|\\(?:boxed|fbox)\b|答案(?:\s*(?:是|为|[:：]))?|答えは"
+    r"|(?:^|\n)[#*_ ]*(?:the )?(?:final )?answer[*_ ]*\n",
     re.IGNORECASE,
 )
+_CHOICE_MARKER = re.compile(
+    rf"{ANSWER_MARKER.pattern}|\bI(?:'ll| will| would)?\s+(?:choose|pick|select)\b", re.IGNORECASE
+)
+# One of these is in every marker of an ASCII text, with at most so many characters before it.
+_STEMS = ("answer", "respuesta", "reponse", "antwort", "resposta", "risposta", "final", "correct")
+_STEMS += ("right", "best", "####", "-->", "boxed", "fbox", "choose", "pick", "select")
+_BEFORE_STEM = 20
+_HOPED = re.compile(r"\b(?:hope|sure)\b[^.!?\n]*$")  # `I hope that my answer is right`
 _SENTENCE_END = re.compile(
     r"\n|###|[.!?](?=\s+[A-Z(\"]|\s*$)|(?<=[0-9%)])\.\s"  # not the dot of `Rs. 500` or `approx. 5`
 )
+_ADVERB = re.compile(r"(?:\s|[*_`:]|,|\b(?:therefore|thus|hence|then|simply|clearly)\b)*", re.I)
+_BULLET = re.compile(r"[^\S\n]*\n\s*+[-*•]\s+")
+_OPENING = re.compile(r"(?:\s|[*_`:]|\\[\[(]|\$+(?=\s|\\))*")
+_NO_ANSWER = re.compile(
+    r"\W*(?:(?:is|are)\s+)?(?:unknown|unclear|undetermined|undefined|indeterminate|impossible"
+    r"|ambiguous|uncertain|cannot|can't|can not|none|n/a|not\b(?!\s+only))",
+    re.IGNORECASE,
+)
+_BUT = re.compile(r"\W*not\b[^.!?\n]*?\b(?:but|rather|it is|it's)\s+", re.IGNORECASE)
+# Words behind a marker that speak of the answer and do not give it.
+_COMMENT = re.compile(
+    r"\W*(?:(?:the\s+)?(?:correct|right|helpful|useful|clear|obvious|complete|found|shown|given"
+    r"|verified|reasonable|above|below|here|as\s+follows)\b|$)",
+    re.IGNORECASE,
+)
 
-_BRACKETED = r"(?<!\w)\(([A-Za-z])\)"
+_THOUGHT = re.compile(r"<(/?)(?:think|thinking|thought|reasoning|scratchpad)\s*>", re.IGNORECASE)
+_FINAL_CHANNEL = "<|channel|>final<|message|>"
+_OTHER_CHANNEL = "<|channel|>"
+_TURN_START = re.compile(
+    r"(?:\s|<pad>|<s>|<bos>|<\|(?:im_start|start|assistant)\|>(?:assistant)?)*"
+)
+_TURN_END = re.compile(
+    r"<\|(?:im_end|endoftext|end_of_text|eot_id|eom_id|end|return)\|>|</s>|<eos>|<end_of_turn>"
+    r"|<｜end▁of▁sentence｜>|<\|im_start\|>"
+)
+
+_BRACKETED = r"(?<!\w)\((?:(?:option|choice|answer)\s+)?([A-Za-z])\)"
 # `A` and `I` are words first: they are choices unless a word follows that may follow an article or
 # a pronoun.
 _ALONE = r"(?!\s+(?!(?:because|since|as|is|and|or|which)\b)\w)"
 _BARE = rf"(?<![\w'’.&/-])([B-HJ-Z]|[AI]{_ALONE})(?![\w'’&/+-])(?!\.\w)"
 _CHOICE = re.compile(rf"{_BRACKETED}|{_BARE}")
 _LONE_LETTER = re.compile(r"\W*([A-Za-z])\W*")
-_YES_NO = re.compile(r"(?<![\w-])(yes|no)(?![\w-])", re.IGNORECASE)
+_LETTERED = re.compile(r"\W*([A-Za-z])\)(?!\w)")
+_REJECTED = re.compile(
+    r"\b(?:not|isn't|than|instead of|unlike|ruled? out|exclude|eliminate|reject|none of"
+    r"|neither|nor)\s+"
+    r"(?:option\s+|choice\s+)?(?:\([A-Za-z]\)|[A-Z]\b)"
+    r"(?:(?:,|,? and|,? or)\s+(?:\([A-Za-z]\)|[A-Z]\b))*",
+    re.IGNORECASE,
+)
+_AFFIRMED = re.compile(
+    rf"(?:{_BRACKETED}|{_BARE}) (?:is|would be|must be|seems) (?:the )?"
+    r"(?:(?:most )?(?:correct|right|best|likely)|answer)\b"
+)
+_NEGATED = re.compile(r"\b(?:none|neither|nor|not|no)\b[^.!?\n]*$", re.IGNORECASE)
+_DISMISSED = re.compile(
+    r"(?:(?:\([A-Za-z]\)|\b[A-Z]\b)(?:,? and |,? or |, )?){1,6} (?:is|are) "
+    r"(?:not|wrong|incorrect|false|out)\b"
+)
+_EITHER = re.compile(
+    r"(?:\([A-Za-z]\)|[A-Z]\b)(?:\s*/\s*|,?\s+(?:or|and)\s+)(?:option\s+)?(?:\([A-Za-z]\)|[B-HJ-Z]\b)"
+)
+
+_YES_NO = re.compile(
+    r"(?<![\w-])(?:(?P<both>(?:yes|true)\s*(?:/|\bor\b)\s*(?:no|false))"
+    r"|(?P<not>\bnot\s+)?(?P<word>yes|no|true|false))(?![\w-])",
+    re.IGNORECASE,
+)
+# `no` is an answer, unless it belongs to a noun (`no doubt`); in a sentence of its own words may
+# follow that go on (`no it is not`).
+_GOES_ON = re.compile(
+    r"\W*$|\W*[^\w\s]|\s+(?:and|as|at|because|but|for|he|i|if|in|it|not|on|she|since|so|that|the"
+    r"|there|they|this|we|you)\b",
+    re.IGNORECASE,
+)
+_OF_A_NOUN = re.compile(
+    r"\s+(?:doubt|longer|more|one|idea|matter|question|way|need|such|other|reason|answer)\b", re.I
+)
+_ENDS = re.compile(r"\W*$|[*_\"'”)]*[.,;!?\n]")
+_FALSE = {"no", "false"}
+
 _QUOTES = " \"'`“”‘’*"
+_ABBREVIATION = re.compile(
+    r"(?:\b(?:St|Mt|Ft|Mr|Mrs|Ms|Dr|Prof|Jr|Sr|vs|etc|approx|e\.g|i\.e|a\.m|p\.m)"
+    r"|(?:^|\s)[A-Z](?:\.[A-Z])*)$"
+)
+_STARTS_SENTENCE = re.compile(
+    r"\s+(?:The|This|That|It|So|Therefore|Thus|Hence|He|She|They|We|I|A|An|In|If|Because|Since"
+    r"|However|There|You|Q|Question|Answer|What|How)\b"
+)
+_TEXT_END = re.compile(
+    r"\n|\s*###|\s+(?:Q|Question):\s|[.!?](?=[*_\"'”)]*\s+[A-Z(\"])|,?\s+(?:because|since)\s"
+    r"|,\s+(?:as|so|which|given|due to)\s|\s+[–—]\s|;\s"
+)
+_QUOTED = re.compile(r"\s*(?:\"([^\"\n]+)\"|“([^”\n]+)”)(?=\W*$|[.,;}]|\s*\()")
+_PARENTHESIS = re.compile(r"(?<=\w)\s*\([^()]*\)$")
+
+_EQUATION_REMARK = re.compile(r"(?<=\w)\s*\([^()]*=[^()]*\)(?!\s*=)")
+_WHICH_IS = re.compile(
+    r",?\s+which (?:is|equals)\s+(?=\S*[0-9]\S*(?:\s+(?!more|less|fewer|times)\w+)?\W*$)"
+)
+_REASON = re.compile(r",?\s+(?:because|since|as|where|which)\s")
+_EXPRESSION = re.compile(r"[-−(]?\s*[$€£¥₹]?[0-9][0-9.,()+\-−–*/×·÷xX%$€£¥₹ ]*")
+_OPERATOR = re.compile(r"[0-9)%]\s*[+*×·÷]\s*[-−0-9($€£]|[0-9)%]\s+[-−–/xX]\s+[-−0-9($€£]")
+_SPAN = re.compile(
+    r"(?<![0-9.,])[$€£¥₹]?([0-9][0-9.,]*+)\s?%?[-–][$€£¥₹]?([0-9][0-9.,]*+)(?![-–/^])"
+)
+_DASHED = re.compile(r"(?<![0-9])[0-9]++(?:[-–/][0-9]++){2,}+")
+_BETWEEN = re.compile(r"\W*between\b", re.IGNORECASE)
+_TUPLE = re.compile(
+    r"(?!\W*\d{1,3}(?:,\d{3})+\W)\W*[(\[{]\s*[-−]?[0-9.]+(?:\s*[,;]\s*[-−]?[0-9.]+)+\s*[)\]}]"
+)
+_OR = re.compile(r"\s+or\s+(?:[a-z]\s*=\s*)?(?=[-−$]?[0-9])")
+_IN_WORDS = {"plus": "+", "minus": "-", "times": "*", "divided by": "/"}
+_WORD_OPERATOR = re.compile(r"(?<=[0-9]) (plus|minus|times|divided by) (?=[0-9])")
+
+_DIGIT = re.compile("[0-9¼-¾⅐-⅞]")
+_LONGEST_FORMULAS = 400  # characters of a text in which formulas are read
 
 # A gold such as 0.6666666667 is a quotient that its data set rounded (29 golds each of PAL's AddSub
 # and SingleEq): from this many decimals on, agreement to _ROUNDED_TOLERANCE is equality.
 _ROUNDED_DECIMALS = 9
 _ROUNDED_TOLERANCE = Fraction(1, 10**9)
+
+_NONE_THERE = ""
+"""What a finder returns for an answer that cannot be read or is none: the search ends. (None: it
+found nothing, and the search goes on.)"""
 
 
 def extract_answer(text: str, *, kind: str, mode: str) -> str | None:
@@ -51,13 +197,13 @@ def extract_answer(text: str, *, kind: str, mode: str) -> str | None:
     Args:
         text: a generation, a chain of thought, or a gold answer.
         kind: `number` (normal form `18`, `-0.75`, `1/3`; a percent sign is a unit, so `50%` is 50),
-            `choice` (a capital letter), `yes_no`, or `text` (lower-cased, single spaces, no quotes
-            or final full stop), or one that `add_answer_kind` added.
-        mode: `strict` reads only what follows the last answer marker (`The answer is`, `Answer:`,
-            `####`, `-->`, `[ANSWER]`): the first number, choice or yes/no of that sentence (what
-            follows the last `=`, if any), or the rest of the line. `flexible` does the same, and
-            takes the last one of the whole text (for `text` the last line) where there is no
-            marker. `fu2023`, `ho2022`, `kim2023` are the papers' rules, see `legacy`.
+            `choice` (a capital letter), `yes_no` (`true` is yes), or `text` (case-folded, in NFC,
+            single spaces, no quotes or final full stop), or one that `add_answer_kind` added.
+        mode: `strict` reads only what follows an answer marker: the first number, choice or yes/no
+            of that sentence (what follows the last `=`, if any), or the sentence up to `because`.
+            `flexible` does the same, and takes the last one of the whole text where no marker gives
+            one; for `text` the whole text, if it is one line of at most `BARE_WORDS` words.
+            `fu2023`, `ho2022`, `kim2023` are the papers' rules, see `legacy`.
 
     Raises:
         UserError: unknown `kind` or `mode`.
@@ -65,10 +211,11 @@ def extract_answer(text: str, *, kind: str, mode: str) -> str | None:
     _check_names(kind, mode)
     if mode in legacy.RULES:
         return legacy.RULES[mode].extract(text, kind)
-    markers = list(ANSWER_MARKER.finditer(text))
-    if markers:
-        return _FIRST[kind](text[markers[-1].end() :].lstrip())
-    return _LAST[kind](text) if mode == "flexible" else None
+    text = said(text)
+    found, decided = _marked(text, kind)
+    if found or decided or mode == "strict":
+        return found or None
+    return _LAST[kind](text) or None
 
 
 def answers_match(pred: str | None, gold: str, *, kind: str, mode: str = "strict") -> bool:
@@ -76,9 +223,11 @@ def answers_match(pred: str | None, gold: str, *, kind: str, mode: str = "strict
 
     Args:
         pred: the extracted answer; None (nothing found) never matches.
-        gold: the gold answer, bare (`1,080`) or at the end of its solution (`... #### 1,080`).
+        gold: the gold answer, bare (`1,080`) or at the end of its solution (`... #### 1,080`). Of
+            kind `text` a bare one may have any length: without a marker its last line is read.
         kind: as in `extract_answer`. Numbers are compared as exact fractions; only a gold with nine
-            or more decimals, which some data set rounded, is met within 1e-9.
+            or more decimals, which some data set rounded, is met within 1e-9. A text may add a
+            remark in brackets to the gold one: `page (urgent)` is `page`, not the other way round.
         mode: the mode of the extraction. A paper's name asks for that paper's comparison too, in
             which a gold that cannot be read is merely never matched.
 
@@ -88,23 +237,27 @@ def answers_match(pred: str | None, gold: str, *, kind: str, mode: str = "strict
     _check_names(kind, mode)
     if mode in legacy.RULES:
         return pred is not None and legacy.RULES[mode].matches(pred, gold, kind)
-    wanted = extract_answer(gold, kind=kind, mode="flexible")
+    wanted = _given(gold, kind)
     if wanted is None:
         raise UserError(
             f"the gold answer {gold[:80]!r}",
             f"an answer of kind {kind!r}",
             "fix the data or its kind",
         )
-    found = None if pred is None else extract_answer(pred, kind=kind, mode="flexible")
+    found = None if pred is None else _given(pred, kind)
     if found is None:
         return False
-    return _same_number(found, wanted) if kind == "number" else found == wanted
+    if kind == "number":
+        return _same_number(found, wanted)
+    if kind == "text" and found != wanted:  # what `The answer is` and this gold would give
+        return found == _first_text(_last_line(gold)) or _PARENTHESIS.sub("", found) == wanted
+    return found == wanted
 
 
 def add_answer_kind(name: str, find: Callable[[str], list[str]]) -> None:
     """Adds a kind of answer, such as a time of day; call it where a module of yours is imported.
 
-    Its answers are read as numbers are: the first one of the sentence behind the last marker, or,
+    Its answers are read as choices are: the first one of the sentence behind the last marker, or,
     in mode `flexible` and without a marker, the last one of the text. The papers' rules treat the
     kind as text.
 
@@ -136,6 +289,25 @@ def first_sentence(text: str) -> str:
     return _SENTENCE_END.split(text, maxsplit=1)[0]
 
 
+def said(text: str) -> str:
+    """Returns what a model says in `text`: not what it thinks, nor what follows its turn.
+
+    A thought that is never closed goes to the end; one that the chat template opened, from the
+    start. Full-width signs and other scripts' digits become ASCII.
+    """
+    if "<" in text:
+        text = _without_thoughts(text)
+        text = text[_TURN_START.match(text).end() :]
+        text = _TURN_END.split(text, maxsplit=1)[0]
+    return text if text.isascii() else text.translate(ASCII_FORMS)
+
+
+def same_text(text: str, gold: str) -> bool:
+    """Says whether `text` as a whole is a gold answer of kind `text`, however long."""
+    wanted = _given(gold, "text")
+    return wanted is not None and _given(text, "text") == wanted
+
+
 def check_kind(kind: str) -> None:
     """Raises UserError for a kind that is neither ours nor added."""
     if kind not in KINDS:
@@ -150,20 +322,156 @@ def _check_names(kind: str, mode: str) -> None:
         raise UserError(f"extraction mode {mode!r}", f"one of {MODES}", "correct the name")
 
 
+def _given(text: str, kind: str) -> str | None:
+    """The answer in a gold or in an extracted answer: bare texts may have any length."""
+    if kind != "text":
+        return extract_answer(text, kind=kind, mode="flexible")
+    text = said(text)
+    return _marked(text, kind)[0] or _normal_text(_last_line(text)) or None
+
+
 def _same_number(found: str, gold: str) -> bool:
     rounded = len(gold.partition(".")[2]) >= _ROUNDED_DECIMALS
     return abs(Fraction(found) - Fraction(gold)) <= rounded * _ROUNDED_TOLERANCE
 
 
+def _without_thoughts(text: str) -> str:
+    if _FINAL_CHANNEL in text:
+        return text.rpartition(_FINAL_CHANNEL)[2]
+    if _OTHER_CHANNEL in text:
+        return ""
+    kept, start, thinks = [], 0, False
+    for tag in _THOUGHT.finditer(text):
+        if not tag[1] and not thinks:
+            kept.append(text[start : tag.start()])
+        elif tag[1] and not thinks:
+            kept = []  # opened by the template
+        thinks, start = not tag[1], tag.end()
+    return " ".join([*kept, "" if thinks else text[start:]])
+
+
+def _marked(text: str, kind: str) -> tuple[str | None, bool]:
+    """The answer behind the last marker that gives one, and whether the search ends there."""
+    for end, tail in _tails(text, kind):
+        if _HOPED.search(text, max(0, end - 60), end):
+            continue
+        if kind != "text" and _NO_ANSWER.match(tail):
+            return None, True
+        found = _FIRST[kind](tail)
+        if found is not None:
+            return found, True
+        if kind != "number" and not _COMMENT.match(first_sentence(tail)):
+            return None, True  # another answer stands there, such as `Bank` for a choice
+    return None, False
+
+
+def _tails(text: str, kind: str) -> Iterator[tuple[int, str]]:
+    """(end of a marker, what follows it up to the next one), the last marker first."""
+    pattern = _CHOICE_MARKER if kind == "choice" else ANSWER_MARKER
+    markers = list(pattern.finditer(text, _first_stem(text)))
+    if kind == "choice":
+        markers = sorted([*markers, *_AFFIRMED.finditer(text)], key=re.Match.end)
+    end = len(text)
+    for marker in reversed(markers):
+        if marker.re is not _AFFIRMED:
+            yield marker.end(), _tail(text[marker.end() : end], marker[0].lower())
+        elif not _NEGATED.search(text, max(0, marker.start() - 60), marker.start()):
+            yield marker.end(), f"({marker[1] or marker[2]})"
+        end = marker.start()
+
+
+def _first_stem(text: str) -> int:
+    """Where a marker may begin at the earliest: finding substrings is faster than the pattern."""
+    if not text.isascii():
+        return 0
+    lower = text.lower()
+    places = [place for place in map(lower.find, _STEMS) if place >= 0]
+    return max(0, min(places) - _BEFORE_STEM) if places else len(text)
+
+
+def _tail(tail: str, marker: str) -> str:
+    if marker.endswith(("boxed", "fbox")):
+        tail = tail.lstrip()
+        return (latex.group(tail, 0) or "").strip() if tail.startswith("{") else ""
+    if marker == "<answer>":
+        tail = tail.partition("</")[0]
+    if marker.endswith("\n"):
+        tail = f"\n{tail}"
+    if bullet := _BULLET.match(tail):
+        tail = tail[bullet.end() :]
+    tail = tail[_ADVERB.match(tail).end() :]
+    but = _BUT.match(tail)
+    return tail[but.end() :] if but else tail
+
+
 def _first_number(tail: str) -> str | None:
-    sentence = first_sentence(tail)
-    numbers = find_numbers(sentence.rpartition("=")[2]) or find_numbers(sentence) or [None]
-    return None if numbers[0] is None else format_number(numbers[0])
+    sentence = first_sentence(tail[_OPENING.match(tail).end() :])
+    sentence = _EQUATION_REMARK.sub("", latex.plain(fold_numbers(sentence)))
+    sentence = _WHICH_IS.sub(" = ", sentence)
+    reason = _REASON.search(sentence)
+    if reason and first_number(sentence[: reason.start()]):
+        sentence = sentence[: reason.start()]
+    return _written(_stated(sentence))
+
+
+def _written(numbers: list[Fraction | None]) -> str | None:
+    if not numbers:
+        return None
+    return _NONE_THERE if numbers[-1] is None else format_number(numbers[-1])
+
+
+def _stated(sentence: str) -> list[Fraction | None]:
+    """What follows the last `=`; a sum only where no other side has a number (`5 = 2 + 3`)."""
+    value: list[Fraction | None] = []
+    for side in reversed(re.split("=+", sentence)):
+        if total := _sum(side):
+            value = value or total
+        elif number := _one_number(side):
+            return number
+    return value
+
+
+def _sum(side: str) -> list[Fraction | None]:
+    """The value of the expression that `side` begins with; [] where it is none."""
+    match = _EXPRESSION.search(_WORD_OPERATOR.sub(lambda m: _IN_WORDS[m[1]].center(3), side))
+    if not match or match.string[match.end() : match.end() + 1] == "^":
+        return []
+    written = match[0].rstrip(" .,+-−–*/×·÷xX($€£¥₹")
+    if not _OPERATOR.search(written):
+        return []
+    value = evaluate(tokenize(written, 0, len(written)))
+    return [] if value is None else [value]
+
+
+def _one_number(side: str) -> list[Fraction | None]:
+    """The first number of `side`; [None] where it is one of several, such as a range."""
+    if _BETWEEN.match(side) or _TUPLE.match(side) or _DASHED.search(side):
+        return [None] if find_numbers(side) else []
+    if span := _SPAN.search(side):
+        low, high = (find_numbers(end)[0] for end in span.groups())
+        if None not in (low, high) and not find_numbers(side[: span.start()]):
+            return [low - high if low > high else None]
+    number = first_number(side)
+    if other := _OR.search(side):
+        numbers = [find_numbers(side[: other.start()]), first_number(side[other.end() :])]
+        if all(len(found) == 1 for found in numbers) and numbers[0] != numbers[1]:
+            return [None]
+    return number
 
 
 def _last_number(text: str) -> str | None:
-    numbers = find_numbers(text) or [None]
-    return None if numbers[-1] is None else format_number(numbers[-1])
+    if _is_bare(text):
+        plain = latex.plain(fold_numbers(text))
+        if numbers := only_number(plain) or ([] if _DIGIT.search(plain) else first_number(plain)):
+            return _written(numbers)
+    line = next((line for line in reversed(text.split("\n")) if _DIGIT.search(line)), "")
+    if latex.MARKUP.search(line):
+        line = latex.plain(fold_numbers(line[-_LONGEST_FORMULAS:]))
+    return _written(find_numbers(line))
+
+
+def _is_bare(text: str) -> bool:
+    return "\n" not in text.strip() and len(text.split(maxsplit=BARE_WORDS)) <= BARE_WORDS
 
 
 def _choices(text: str) -> list[str]:
@@ -174,7 +482,13 @@ def _choices(text: str) -> list[str]:
 
 
 def _first_choice(tail: str) -> str | None:
-    sentence = first_sentence(tail)
+    sentence = first_sentence(latex.plain(tail[:_LONGEST_FORMULAS]) if "\\" in tail else tail)
+    lettered = _LETTERED.match(sentence)
+    if lettered:
+        return lettered[1].upper()
+    sentence = _REJECTED.sub(" ", sentence)
+    if _EITHER.match(sentence.lstrip(_QUOTES)):
+        return _NONE_THERE
     bracketed = re.search(_BRACKETED, sentence)  # `Plan B (D)` is D
     if bracketed:
         return bracketed[1].upper()
@@ -182,26 +496,73 @@ def _first_choice(tail: str) -> str | None:
 
 
 def _last_choice(text: str) -> str | None:
-    choices = _choices(text)
-    return choices[-1] if choices else None
+    return next(reversed(_choices(_DISMISSED.sub(" ", _REJECTED.sub(" ", text)))), None)
 
 
 def _first_yes_no(tail: str) -> str | None:
-    match = _YES_NO.search(first_sentence(tail))
-    return match[1].lower() if match else None
+    sentence = first_sentence(latex.plain(tail[:_LONGEST_FORMULAS]) if "\\" in tail else tail)
+    return next(_yes_no(sentence, answers=True), None)
 
 
 def _last_yes_no(text: str) -> str | None:
-    return next((word.lower() for word in reversed(_YES_NO.findall(text))), None)
+    return next(reversed([*_yes_no(text, answers=False)]), None)
 
 
-def _first_line(tail: str) -> str | None:
-    line = " ".join(tail.partition("\n")[0].split())
-    return line.strip(_QUOTES).rstrip("." + _QUOTES).casefold() or None
+def _yes_no(text: str, *, answers: bool) -> Iterator[str]:
+    """The yes and no of `text`; `answers`: one is expected at its start."""
+    for match in _YES_NO.finditer(text):
+        if match["both"]:
+            continue
+        word, start = match["word"].lower(), not re.search(r"\w", text[: match.start()])
+        goes_on = _GOES_ON.match(text, match.end())
+        if word == "no" and not (
+            not _OF_A_NOUN.match(text, match.end()) if answers and start else goes_on
+        ):
+            continue
+        if word in ("true", "false"):
+            if not answers and not _ENDS.match(text, match.end()):
+                continue  # `it is true that ...`
+        elif match["not"]:
+            continue
+        yield "no" if (word in _FALSE) != bool(match["not"]) else "yes"
 
 
-def _last_line(text: str) -> str | None:
-    return _first_line(text.strip().rpartition("\n")[2])
+def _first_text(tail: str) -> str | None:
+    if "\\" in tail:
+        tail = latex.plain(tail[:_LONGEST_FORMULAS])
+    if quoted := _QUOTED.match(tail):
+        return _normal_text(quoted[1] or quoted[2]) or None
+    tail = tail.strip()
+    for end in _TEXT_END.finditer(tail):
+        initial = _ABBREVIATION.search(tail, max(0, end.start() - 12), end.start())
+        if (
+            end[0] != "."
+            or not initial
+            or (len(initial[0].strip()) == 1 and _STARTS_SENTENCE.match(tail, end.end()))
+        ):
+            tail = tail[: end.start()]
+            break
+    return _normal_text(tail) or None
+
+
+def _bare_text(text: str) -> str | None:
+    return _first_text(text) if _is_bare(text) and not ANSWER_MARKER.search(text) else None
+
+
+def _last_line(text: str) -> str:
+    return text.strip().rpartition("\n")[2]
+
+
+def _normal_text(line: str) -> str:
+    for _ in range(2):  # once more: the canonical caseless form of Unicode 3.13, D145
+        line = unicodedata.normalize("NFD", line).casefold()
+    line, before = " ".join(unicodedata.normalize("NFC", line).split()), None
+    while line != before:
+        before, line = line, line.strip(_QUOTES).removeprefix("__").removesuffix("__")
+        line = line.rstrip(".!?,;:" + _QUOTES)
+        if re.fullmatch(r"\([^()]*\)", line):
+            line = line[1:-1]
+    return line
 
 
 _Finder = Callable[[str], str | None]
@@ -209,11 +570,11 @@ _FIRST: dict[str, _Finder] = {
     "number": _first_number,
     "choice": _first_choice,
     "yes_no": _first_yes_no,
-    "text": _first_line,
+    "text": _first_text,
 }
 _LAST: dict[str, _Finder] = {
     "number": _last_number,
     "choice": _last_choice,
     "yes_no": _last_yes_no,
-    "text": _last_line,
+    "text": _bare_text,
 }

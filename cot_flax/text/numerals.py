@@ -1,11 +1,15 @@
 """Numbers as people and models write them, read exactly.
 
-One grammar serves the answer extraction and the calculator: thousands separators, decimals with or
-without a leading zero, exponents, fractions (`3/4`), mixed numbers (`2 1/2`), a minus before or
-after a currency sign. A percent sign or a unit after a number does not change it.
+Two grammars share one syntax. `find_numbers` reads what is clear anywhere in a text: thousands
+separators of several locales, decimals with or without a leading zero, exponents, fractions
+(`3/4`, `½`), mixed numbers (`2 1/2`), a minus sign or word, other scripts' digits, scales (`2.5
+million`). `first_number` reads where an answer is expected, and there also takes what elsewhere
+could be two numbers or a unit (`1 250`, `12,5`, `5k`), a sum, and number words. A percent sign or a
+unit after a number does not change it. What stands in LaTeX comes through `latex.plain` first.
 """
 
 import re
+import unicodedata
 from fractions import Fraction
 
 # A value is read only if its numerator and denominator stay below this. Generated text holds runs
@@ -18,19 +22,119 @@ UNSIGNED = (
     r"(?:(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?"
     r"|(?<![\w.])\.[0-9]+)"
 )
-_EXPONENT = r"(?:[eE][+-]?[0-9]+(?!\w))?"
-# A minus is a sign only where nothing stands before it that it could be subtracted from.
-_SIGN = r"(?<![\w)\]%-])(?<![0-9)%] )[-−]"
-_NUMBER = re.compile(
-    rf"(?P<sign>{_SIGN}(?:[$€£¥₹] ?)?)?"
-    r"(?:(?P<whole>[0-9]+) (?=[0-9]+[/⁄][0-9]))?"
-    rf"(?P<top>{UNSIGNED}{_EXPONENT})(?:[/⁄](?P<bottom>{UNSIGNED}{_EXPONENT}))?"
+_NARROW = "\u00a0\u2007\u2009\u202f"  # spaces that do not end a line
+_LOCAL = (
+    r"[0-9]{1,2}(?:,[0-9]{2})+,[0-9]{3}(?:\.[0-9]+)?(?![0-9])"  # 1,00,000
+    r"|[1-9][0-9]{0,2}(?:\.[0-9]{3}){2,}(?:,[0-9]+)?(?![0-9])"  # 1.234.567
+    r"|[1-9][0-9]{0,2}(?:\.[0-9]{3})+,[0-9]{1,2}(?![0-9])"  # 1.234,56
+    r"|[1-9][0-9]{0,2}(?:['’][0-9]{3})+(?:[.,][0-9]+)?(?![0-9])"  # 1'250
+    rf"|[1-9][0-9]{{0,2}}(?:[{_NARROW}][0-9]{{3}})+(?:[.,][0-9]+)?(?![0-9])"
+    r"|(?<![(\[{,0-9])0,[0-9]+(?![,0-9])"  # 0,125
 )
+_LOOSE = (
+    r"|[1-9][0-9]{0,2}(?: [0-9]{3})+(?:[.,][0-9]+)?(?![0-9.,]?[0-9])"  # 1 250
+    r"|(?<![(\[{,])[0-9]+,[0-9]{1,2}(?![,0-9]|\s*(?:,|and\b|or\b|&)\s*[0-9])"  # 12,5
+)
+_EXPONENT = r"(?:[eE][+-]?[0-9]+(?!\w))?"
+# A minus is a sign only where nothing stands before it that it could be subtracted from; with a
+# space behind it, or as the word `minus`, only where a number is about to be named.
+_SIGN = (
+    r"(?:(?<![\w)\]%-])(?<![0-9)%] )[-−–]"
+    r"|(?:^|(?<=[=(])|(?<=[=:(] )|(?<=\bis )|(?<=\bto )|(?<=\bbe )|(?<=\bwas ))"
+    r"(?:[-−–] |[Mm]inus )|\b[Nn]egative )"
+)
+_CURRENCY = r"[$€£¥₹]"
+_SCALES = {"hundred": 2, "thousand": 3, "lakh": 5, "million": 6, "crore": 7, "billion": 9}
+_SCALES |= {"trillion": 12, "k": 3, "m": 6, "b": 9, "bn": 9}
+_SCALE_WORD = r"[ -]?(?P<scale>(?:hundred|thousand|lakh|million|crore|billion|trillion)(?=s?\b))"
+
+
+def _grammar(*, loose: bool) -> re.Pattern:
+    literal = rf"(?:{_LOCAL}{_LOOSE * loose}|{UNSIGNED}{_EXPONENT})"
+    gap = r"(?: and | & |[ -])" if loose else " "
+    thousands = r"(?P<kilo>[kK])(?!\w)" if loose else r"(?P<kilo>(?!))"
+    return re.compile(
+        r"(?=[-−–.0-9MmNn])(?:"
+        r"(?:(?<![0-9:.,])(?P<hour>[0-9]{1,2}):(?P<minute>[0-5][0-9])(?![0-9:]))"
+        rf"|(?P<sign>{_SIGN}(?:{_CURRENCY} ?)?)?(?P<money>(?<={_CURRENCY})|(?<={_CURRENCY} ))?"
+        rf"(?:(?P<whole>[0-9]+){gap}(?=[0-9]+[/⁄][0-9]))?"
+        rf"(?<![A-Za-z)\]]\^)(?P<top>{literal})(?:[/⁄](?P<bottom>{UNSIGNED}{_EXPONENT}))?"
+        rf"(?:{_SCALE_WORD}|{thousands}|(?(money)(?P<short>[kKmMbB]|bn)(?!\w)|(?!)))?"
+        r"(?P<pi> ?(?:π|pi\b))?)"
+    )
+
+
+_CLEAR = _grammar(loose=False)
+_EXPECTED = _grammar(loose=True)
+_LITERAL_OF_DECIMAL_COMMA = re.compile(r"0,[0-9]+|[0-9]+,[0-9]{1,2}")
+
+_SMALL = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
+_SMALL += ["eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen"]
+_SMALL += ["eighteen", "nineteen"]
+_TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
+_WORDS = {word: Fraction(i) for i, word in enumerate(_SMALL)}
+_WORDS |= {word: Fraction(10 * i) for i, word in enumerate(_TENS, start=2)}
+_MULTIPLES = {word: Fraction(10 ** _SCALES[word]) for word in _SCALES if len(word) > 2}
+_MULTIPLES["dozen"] = Fraction(12)
+_PARTS = {"half": 2, "halves": 2, "third": 3, "quarter": 4, "fourth": 4, "fifth": 5, "sixth": 6}
+_PARTS |= {"seventh": 7, "eighth": 8, "ninth": 9, "tenth": 10}
+_WORD = "|".join([*_WORDS, *_MULTIPLES])
+_PART = "|".join(_PARTS)
+_SPELT = re.compile(
+    r"(?<![\w-])(?P<sign>(?:minus|negative) )?"
+    rf"(?:(?P<an>an?) (?P<some>hundred|thousand|million|billion|dozen|(?:{_PART})(?!s))\b"
+    rf"|(?P<lone>half)\b|(?P<words>(?:{_WORD})s?(?:(?:[\s-]+|\s+and\s+)(?:{_WORD})s?)*)\b"
+    rf"(?:(?P<and>\s+and\s+(?:an?|(?P<count>{'|'.join(_SMALL)})))?[\s-]+(?P<part>{_PART})s?\b)?)"
+    r"(?!-)",
+    re.IGNORECASE,
+)
+# `one of them`, `no one`: a pronoun.
+_PRONOUN_BEFORE = re.compile(
+    r"\b(?:no|any|every|some|each|the|this|that|another|which|only)\s+$", re.I
+)
+_PRONOUN_BEHIND = re.compile(
+    r"\s+(?:of|another|that|who|which|by|at a time|can|is|has|was)\b", re.I
+)
+
+_VULGAR = re.compile(r"([0-9])?[  ]?([¼-¾⅐-⅞])")
+_RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
+_SUPERSCRIPT = re.compile(r"(?<=[0-9)])[⁻⁰¹²³⁴-⁹]+")
 
 
 def find_numbers(text: str) -> list[Fraction | None]:
-    """Returns the numbers in `text` in order; None stands for one that is beyond `LIMIT` or x/0."""
-    return [value for match in _NUMBER.finditer(text) for value in _values(match)]
+    """Returns the numbers in `text` in order; None stands for one that has no value: it is beyond
+    `LIMIT`, x/0, a multiple of pi, or a time such as 5:30."""
+    return [value for match in _CLEAR.finditer(fold_numbers(text)) for value in _values(match)]
+
+
+def first_number(text: str) -> list[Fraction | None]:
+    """Returns the first number of `text`, where an answer is expected, as a list of at most one.
+
+    Spelt numbers count at the start of `text`, or where there are no digits.
+    """
+    text = fold_numbers(text)
+    match = _EXPECTED.search(text)
+    spelt = _first_spelt(text, before=match.start() if match else None)
+    if spelt is not None:
+        return [spelt]
+    return _values(match)[:1] if match else []
+
+
+def only_number(text: str) -> list[Fraction | None]:
+    """Returns the number of a text that has no other, read as `first_number` does; else []."""
+    text = fold_numbers(text)
+    match = _EXPECTED.search(text)
+    if match and (any(c.isdigit() for c in text[match.end() :]) or len(_values(match)) > 1):
+        return []
+    return first_number(text)
+
+
+def fold_numbers(text: str) -> str:
+    """Writes other scripts' digits, `½` and `10⁴` as `0-9`, `1/2` and `10^{4}`."""
+    if text.isascii():
+        return text
+    text = _SUPERSCRIPT.sub(lambda match: f"^{{{match[0].translate(_RAISED)}}}", text)
+    return _VULGAR.sub(_vulgar, text).translate(ASCII_FORMS)
 
 
 def read_literal(literal: str) -> Fraction | None:
@@ -38,6 +142,8 @@ def read_literal(literal: str) -> Fraction | None:
     mantissa, _, exponent = literal.replace(",", "").lower().partition("e")
     if len(mantissa) > _LONGEST_LITERAL or len(exponent) > 4:
         return None
+    if mantissa.isdecimal() and not exponent:
+        return bounded(Fraction(int(mantissa)))
     return bounded(Fraction(f"{mantissa}e{exponent or 0}"))
 
 
@@ -55,14 +161,41 @@ def bounded(value: Fraction) -> Fraction | None:
     return value if abs(value.numerator) < LIMIT and value.denominator < LIMIT else None
 
 
+class _AsciiForms(dict):
+    """For str.translate: digits of any script, full-width signs and a few stops as ASCII."""
+
+    def __missing__(self, code: int) -> str | int:
+        digit = unicodedata.decimal(chr(code), None)
+        wide = code - 0xFEE0 if 0xFF01 <= code <= 0xFF5E else code
+        self[code] = wide if digit is None else str(digit)
+        return self[code]
+
+
+ASCII_FORMS = _AsciiForms({ord("٫"): ".", ord("٬"): ",", ord("。"): ".\n", ord("\u3000"): " "})
+
+
 def _with_point(scaled: int, places: int) -> str:
     digits = str(abs(scaled)).zfill(places + 1)
     point = len(digits) - places
     return "-" * (scaled < 0) + digits[:point] + ("." + digits[point:] if places else "")
 
 
+def _vulgar(match: re.Match) -> str:
+    part = Fraction(unicodedata.numeric(match[2])).limit_denominator(10)
+    return f"{match[1] + ' ' if match[1] else ''}{part.numerator}/{part.denominator}"
+
+
 def _values(match: re.Match) -> list[Fraction | None]:
-    value = _divide(read_literal(match["top"]), read_literal(match["bottom"] or "1"))
+    if match["hour"]:  # a time of day is a number on the hour alone: `5:00 pm` is 5
+        return [Fraction(int(match["hour"])) if match["minute"] == "00" else None]
+    if match["pi"]:
+        return [None]
+    value = _read_local(match["top"])
+    if match["bottom"]:
+        value = _divide(value, read_literal(match["bottom"]))
+    scale = match["scale"] or match["kilo"] or match["short"]
+    if scale and value is not None:
+        value = bounded(value * 10 ** _SCALES[scale.lower()])
     values: list[Fraction | None] = [value]
     if match["whole"]:
         whole = read_literal(match["whole"])
@@ -75,5 +208,69 @@ def _values(match: re.Match) -> list[Fraction | None]:
     return values
 
 
+def _read_local(literal: str) -> Fraction | None:
+    """Reads a literal with the separators of any locale: the last of `.` and `,` is the point."""
+    if literal.isdecimal():
+        return read_literal(literal)
+    literal = re.sub(rf"['’ {_NARROW}]", "", literal)
+    point, comma = literal.rfind("."), literal.rfind(",")
+    if comma > point >= 0 or _LITERAL_OF_DECIMAL_COMMA.fullmatch(literal):
+        literal = literal.replace(".", "").replace(",", ".")
+    elif literal.count(".") > 1:
+        literal = literal.replace(".", "")
+    return read_literal(literal)
+
+
 def _divide(top: Fraction | None, bottom: Fraction | None) -> Fraction | None:
     return None if top is None or not bottom else bounded(top / bottom)
+
+
+def _first_spelt(text: str, before: int | None) -> Fraction | None:
+    """The first number in words; where there are digits from `before` on, at the start alone."""
+    for match in _SPELT.finditer(text, 0, len(text) if before is None else before):
+        if before is not None and match.start() > 0:
+            return None
+        value = _spelt(match, text)
+        if value is not None:
+            return value
+    return None
+
+
+def _spelt(match: re.Match, text: str) -> Fraction | None:
+    if match["an"]:
+        word = match["some"].lower()
+        value = _MULTIPLES.get(word) or Fraction(1, _PARTS[word])
+    elif match["lone"]:
+        value = Fraction(1, 2)
+    else:
+        value = _cardinal(match["words"])
+        if value is not None and match["part"]:
+            part = Fraction(1, _PARTS[match["part"].lower()])
+            count = _WORDS.get((match["count"] or "one").lower(), Fraction(1))
+            value = value + count * part if match["and"] else value * part
+        elif value == 1 and (
+            _PRONOUN_BEHIND.match(text, match.end())
+            or _PRONOUN_BEFORE.search(text, 0, match.start())
+        ):
+            return None
+    return value if value is None or not match["sign"] else -value
+
+
+def _cardinal(words: str) -> Fraction | None:
+    """`three hundred and five` is 305; None for what is no single number, such as `two three`."""
+    total, current, room = Fraction(0), Fraction(0), None
+    for word in re.findall(r"[a-z]+", words.lower()):
+        word = word if word in _WORDS or word in _MULTIPLES else word.removesuffix("s")
+        if word in _WORDS:
+            value = _WORDS[word]
+            if room is not None and not 0 < value < room:
+                return None
+            current += value
+            room = Fraction(10) if value >= 20 else Fraction(1)
+        elif word in _MULTIPLES:
+            if word in ("hundred", "dozen"):
+                current = (current or 1) * _MULTIPLES[word]
+            else:
+                total, current = total + (current or 1) * _MULTIPLES[word], Fraction(0)
+            room = Fraction(100)
+    return total + current
