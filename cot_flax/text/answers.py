@@ -41,7 +41,7 @@ ADDED: dict[str, Callable[[str], list[str]]] = {}
 MODES = ("strict", "flexible", *legacy.RULES)
 BARE_WORDS = 5
 
-_WORDS = r"\b(?:answer|respuesta|r[ée]ponse|antwort|resposta|risposta|ответ)"
+_WORDS = r"(?<![^\W_])(?:answer|respuesta|r[ée]ponse|antwort|resposta|risposta|ответ)"
 _RESULT = (
     r"\bfinal\s+(?:result|solution|output|choice|decision|conclusion)"
     r"|\b(?:correct|right|best)\s+(?:option|choice|letter)"
@@ -70,6 +70,7 @@ _HOPED = re.compile(r"\b(?:hope|sure)\b[^.!?\n]*$")  # `I hope that my answer is
 _SENTENCE_END = re.compile(
     r"\n|###|[.!?](?=\s+[A-Z(\"]|\s*$)|(?<=[0-9%)])\.\s"  # not the dot of `Rs. 500` or `approx. 5`
 )
+_EMPHASIS = re.compile(r"(?:\s|[*`:]|__)*")
 _ADVERB = re.compile(r"(?:\s|[*_`:]|,|\b(?:therefore|thus|hence|then|simply|clearly)\b)*", re.I)
 _BULLET = re.compile(r"[^\S\n]*\n\s*+[-*•]\s+")
 _OPENING = re.compile(r"(?:\s|[*_`:]|\\[\[(]|\$+(?=\s|\\))*")
@@ -78,7 +79,11 @@ _NO_ANSWER = re.compile(
     r"|ambiguous|uncertain|cannot|can't|can not|none|n/a|not\b(?!\s+only))",
     re.IGNORECASE,
 )
-_BUT = re.compile(r"\W*not\b[^.!?\n]*?\b(?:but|rather|it is|it's)\s+", re.IGNORECASE)
+_BUT = re.compile(
+    r"\W*not\b(?!\s+(?:known|clear|given|enough|possible|sure|certain))[^.!?\n]*?"
+    r"\b(?:but|rather|it is|it's)\s+",
+    re.IGNORECASE,
+)
 # Words behind a marker that speak of the answer and do not give it.
 _COMMENT = re.compile(
     r"\W*(?:(?:the\s+)?(?:correct|right|helpful|useful|clear|obvious|complete|found|shown|given"
@@ -104,7 +109,7 @@ _ALONE = r"(?!\s+(?!(?:because|since|as|is|and|or|which)\b)\w)"
 _BARE = rf"(?<![\w'’.&/-])([B-HJ-Z]|[AI]{_ALONE})(?![\w'’&/+-])(?!\.\w)"
 _CHOICE = re.compile(rf"{_BRACKETED}|{_BARE}")
 _LONE_LETTER = re.compile(r"\W*([A-Za-z])\W*")
-_LETTERED = re.compile(r"\W*([A-Za-z])\)(?!\w)")
+_LETTERED = re.compile(r"[^\w(]*([A-Za-z])\)(?!\w)")
 _REJECTED = re.compile(
     r"\b(?:not|isn't|than|instead of|unlike|ruled? out|exclude|eliminate|reject|none of"
     r"|neither|nor)\s+"
@@ -140,7 +145,7 @@ _GOES_ON = re.compile(
 _OF_A_NOUN = re.compile(
     r"\s+(?:doubt|longer|more|one|idea|matter|question|way|need|such|other|reason|answer)\b", re.I
 )
-_ENDS = re.compile(r"\W*$|[*_\"'”)]*[.,;!?\n]")
+_ENDS = re.compile(r"\W*$|[*_\"'”)]*[.,;!?\n]|\s+(?:because|since)\b")
 _FALSE = {"no", "false"}
 
 _QUOTES = " \"'`“”‘’*"
@@ -154,27 +159,27 @@ _STARTS_SENTENCE = re.compile(
 )
 _TEXT_END = re.compile(
     r"\n|\s*###|\s+(?:Q|Question):\s|[.!?](?=[*_\"'”)]*\s+[A-Z(\"])|,?\s+(?:because|since)\s"
-    r"|,\s+(?:as|so|which|given|due to)\s|\s+[–—]\s|;\s"
+    r"|,\s+(?:as|so|which|given|due to)\s"
 )
 _QUOTED = re.compile(r"\s*(?:\"([^\"\n]+)\"|“([^”\n]+)”)(?=\W*$|[.,;}]|\s*\()")
 _PARENTHESIS = re.compile(r"(?<=\w)\s*\([^()]*\)$")
 
-_EQUATION_REMARK = re.compile(r"(?<=\w)\s*\([^()]*=[^()]*\)(?!\s*=)")
+_EQUATION_REMARK = re.compile(r"(?<=[\w%€°$*])\s*\([^()]*=[^()]*\)(?!\s*=)")
 _WHICH_IS = re.compile(
     r",?\s+which (?:is|equals)\s+(?=\S*[0-9]\S*(?:\s+(?!more|less|fewer|times)\w+)?\W*$)"
 )
 _REASON = re.compile(r",?\s+(?:because|since|as|where|which)\s")
-_EXPRESSION = re.compile(r"[-−(]?\s*[$€£¥₹]?[0-9][0-9.,()+\-−–*/×·÷xX%$€£¥₹ ]*")
+_EXPRESSION = re.compile(r"(?:[-−(]\s*)*+[$€£¥₹]?[0-9][0-9.,()+\-−–*/×·÷xX%$€£¥₹ ]*")
 _OPERATOR = re.compile(r"[0-9)%]\s*[+*×·÷]\s*[-−0-9($€£]|[0-9)%]\s+[-−–/xX]\s+[-−0-9($€£]")
 _SPAN = re.compile(
     r"(?<![0-9.,])[$€£¥₹]?([0-9][0-9.,]*+)\s?%?[-–][$€£¥₹]?([0-9][0-9.,]*+)(?![-–/^])"
 )
-_DASHED = re.compile(r"(?<![0-9])[0-9]++(?:[-–/][0-9]++){2,}+")
+_DASHED = re.compile(r"(?<![0-9])[0-9]++([-–/])[0-9]++(?:\1[0-9]++)++")
 _BETWEEN = re.compile(r"\W*between\b", re.IGNORECASE)
 _TUPLE = re.compile(
     r"(?!\W*\d{1,3}(?:,\d{3})+\W)\W*[(\[{]\s*[-−]?[0-9.]+(?:\s*[,;]\s*[-−]?[0-9.]+)+\s*[)\]}]"
 )
-_OR = re.compile(r"\s+or\s+(?:[a-z]\s*=\s*)?(?=[-−$]?[0-9])")
+_OR = re.compile(r"\s+(?:or|to)\s+(?:[a-z]\s*=\s*)?(?=[-−$]?[0-9])")
 _IN_WORDS = {"plus": "+", "minus": "-", "times": "*", "divided by": "/"}
 _WORD_OPERATOR = re.compile(r"(?<=[0-9]) (plus|minus|times|divided by) (?=[0-9])")
 
@@ -302,10 +307,11 @@ def said(text: str) -> str:
     return text if text.isascii() else text.translate(ASCII_FORMS)
 
 
-def same_text(text: str, gold: str) -> bool:
-    """Says whether `text` as a whole is a gold answer of kind `text`, however long."""
-    wanted = _given(gold, "text")
-    return wanted is not None and _given(text, "text") == wanted
+def whole_text(text: str, gold: str) -> str | None:
+    """Returns `text` in the normal form of kind `text` if all of it, however long, is `gold`."""
+    text = said(text)
+    normal = _normal_text(text) if "\n" not in text.strip() else None
+    return normal if normal and normal == _given(gold, "text") else None
 
 
 def check_kind(kind: str) -> None:
@@ -374,7 +380,7 @@ def _tails(text: str, kind: str) -> Iterator[tuple[int, str]]:
     end = len(text)
     for marker in reversed(markers):
         if marker.re is not _AFFIRMED:
-            yield marker.end(), _tail(text[marker.end() : end], marker[0].lower())
+            yield marker.end(), _tail(text[marker.end() : end], marker[0].lower(), kind)
         elif not _NEGATED.search(text, max(0, marker.start() - 60), marker.start()):
             yield marker.end(), f"({marker[1] or marker[2]})"
         end = marker.start()
@@ -389,7 +395,8 @@ def _first_stem(text: str) -> int:
     return max(0, min(places) - _BEFORE_STEM) if places else len(text)
 
 
-def _tail(tail: str, marker: str) -> str:
+def _tail(tail: str, marker: str, kind: str) -> str:
+    """What stands behind a marker as the answer: in its box or tag, behind `therefore`, ..."""
     if marker.endswith(("boxed", "fbox")):
         tail = tail.lstrip()
         return (latex.group(tail, 0) or "").strip() if tail.startswith("{") else ""
@@ -399,6 +406,9 @@ def _tail(tail: str, marker: str) -> str:
         tail = f"\n{tail}"
     if bullet := _BULLET.match(tail):
         tail = tail[bullet.end() :]
+    tail = tail[_EMPHASIS.match(tail).end() :]
+    if kind == "text":  # `therefore` may be an answer
+        return tail
     tail = tail[_ADVERB.match(tail).end() :]
     but = _BUT.match(tail)
     return tail[but.end() :] if but else tail
@@ -460,9 +470,10 @@ def _one_number(side: str) -> list[Fraction | None]:
 
 
 def _last_number(text: str) -> str | None:
-    if _is_bare(text):
+    if _is_bare(text) or _EXPRESSION.fullmatch(text):
         plain = latex.plain(fold_numbers(text))
-        if numbers := only_number(plain) or ([] if _DIGIT.search(plain) else first_number(plain)):
+        numbers = only_number(plain) or ([] if _DIGIT.search(plain) else first_number(plain))
+        if numbers := numbers or (_EXPRESSION.fullmatch(plain) and _sum(plain)):
             return _written(numbers)
     line = next((line for line in reversed(text.split("\n")) if _DIGIT.search(line)), "")
     if latex.MARKUP.search(line):
@@ -538,7 +549,7 @@ def _first_text(tail: str) -> str | None:
         if (
             end[0] != "."
             or not initial
-            or (len(initial[0].strip()) == 1 and _STARTS_SENTENCE.match(tail, end.end()))
+            or (initial[0].strip()[-1:].isupper() and _STARTS_SENTENCE.match(tail, end.end()))
         ):
             tail = tail[: end.start()]
             break
@@ -560,7 +571,7 @@ def _normal_text(line: str) -> str:
     while line != before:
         before, line = line, line.strip(_QUOTES).removeprefix("__").removesuffix("__")
         line = line.rstrip(".!?,;:" + _QUOTES)
-        if re.fullmatch(r"\([^()]*\)", line):
+        if re.fullmatch(r"\(\w[^()]*\)|\[\w[^\[\]]*\]", line):
             line = line[1:-1]
     return line
 

@@ -47,7 +47,7 @@ _EXPONENT = re.compile(r"[-−]?\d+|\S?")
 _COMMAND = re.compile(r"\\[A-Za-z]+")
 _AMBIGUOUS = re.compile(r"\d\s+\d|\d\s*\(")  # two numbers side by side: of a product, or of a list
 _OPERAND = "0123456789.,+-−*/×·÷() "
-_BEFORE = re.compile(r"[-−(\d](?:(?>\d+(?:[.,]\d+)*)|[-−+*/×·÷() ])*+$")
+_BEFORE = re.compile(r"(?<![\d.,])(?=[-−(\d])(?:(?>\d+(?:[.,]\d+)*)|[-−+*/×·÷() ])++$")
 
 
 def plain(text: str) -> str:

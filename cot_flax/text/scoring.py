@@ -5,7 +5,7 @@ from math import sqrt
 from typing import NamedTuple
 
 from cot_flax.errors import UserError
-from cot_flax.text.answers import answers_match, extract_answer
+from cot_flax.text.answers import answers_match, extract_answer, whole_text
 
 
 class Score(NamedTuple):
@@ -17,6 +17,9 @@ class Score(NamedTuple):
 
 def score(predictions: Sequence[str], golds: Sequence[str], *, kind: str, mode: str) -> list[Score]:
     """Scores each prediction against the gold answer of the same place.
+
+    A prediction of kind `text` that is the gold answer and nothing else is right in mode
+    `flexible`, though without a marker a long text is no answer.
 
     Args:
         predictions: generated texts.
@@ -34,11 +37,14 @@ def score(predictions: Sequence[str], golds: Sequence[str], *, kind: str, mode: 
             "one each",
             "predict every item once, in the order of the data",
         )
-    extracted = [extract_answer(text, kind=kind, mode=mode) for text in predictions]
-    return [
-        Score(answers_match(answer, gold, kind=kind, mode=mode), answer)
-        for answer, gold in zip(extracted, golds, strict=True)
-    ]
+    return [_score(text, gold, kind, mode) for text, gold in zip(predictions, golds, strict=True)]
+
+
+def _score(text: str, gold: str, kind: str, mode: str) -> Score:
+    answer = extract_answer(text, kind=kind, mode=mode)
+    if answer is None and kind == "text" and mode == "flexible":
+        answer = whole_text(text, gold)
+    return Score(answers_match(answer, gold, kind=kind, mode=mode), answer)
 
 
 def summarize(records: Iterable[tuple[bool, str | None]]) -> dict[str, float]:

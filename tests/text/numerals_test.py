@@ -6,7 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cot_flax.text.numerals import LIMIT, bounded, find_numbers, format_number, read_literal
+from cot_flax.text.numerals import (
+    LIMIT,
+    bounded,
+    find_numbers,
+    first_number,
+    format_number,
+    only_number,
+    read_literal,
+)
 
 
 @pytest.mark.parametrize(
@@ -31,6 +39,17 @@ from cot_flax.text.numerals import LIMIT, bounded, find_numbers, format_number, 
         ("50% -20%", "50 20"),
         ("10 * -3", "10 -3"),
         ("item-3, COVID-19, pages 5-10", "3 19 5 10"),
+        ("1.234.567 and 1.234,56", "1234567 1234.56"),
+        ("1'250, 1’250’000 and 12\u202f500", "1250 1250000 12500"),
+        ("1,00,000 and 0,125", "100000 0.125"),
+        ("½, 2½ and 3⁄8", "0.5 2.5 0.375"),
+        ("١٬٢٥٠٫٥ १२५", "1250.5 125"),
+        ("it is –7, is minus 7, is - 7, negative 7", "-7 -7 -7 -7"),
+        ("10 minus 7, 10 - 7", "10 7 10 7"),
+        ("2.5 million, $5 million, $5k, 3 lakh", "2500000 5000000 5000 300000"),
+        ("5 km, 5k, 5M", "5 5 5"),
+        ("25 m^2 and x^2", "25"),
+        ("at 5:00 pm", "5"),
         ("no numbers", ""),
     ],
 )
@@ -38,7 +57,61 @@ def test_find_numbers(text, numbers):
     assert [format_number(value) for value in find_numbers(text)] == numbers.split()
 
 
-@pytest.mark.parametrize("text", ["5/0", "9" * 101, "1e100", "1e-101", "1e999999999", "9" * 10**6])
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("1 234 567", "1234567"),
+        ("CHF 1 250 for 3", "1250"),
+        ("12,5 kg", "12.5"),
+        ("5k", "5000"),
+        ("2 and 1/2", "2.5"),
+        ("1-3/4 cups", "1.75"),
+        ("twenty-five", "25"),
+        ("three hundred and five", "305"),
+        ("two thousand forty", "2040"),
+        ("one hundred twenty-three thousand four hundred", "123400"),
+        ("minus seven", "-7"),
+        ("a dozen", "12"),
+        ("two thirds of 9", "2/3"),
+        ("two and a half", "2.5"),
+        ("five for 3", "5"),
+        ("at most 3 of five", "3"),
+        ("one of them", ""),
+        ("no one", ""),
+        ("two three", ""),
+    ],
+)
+def test_first_number(text, number):
+    assert [format_number(value) for value in first_number(text)] == number.split()
+
+
+def test_only_number():
+    assert only_number("about 1 250 kg") == [1250]
+    assert only_number("1 250 for 3") == []
+
+
+@given(st.integers(0, 10**6 - 1))
+def test_numbers_are_read_in_words(value):
+    """Written as English is taught, thousands and hundreds first."""
+    assert first_number(in_words(value)) == [value]
+
+
+def in_words(value: int) -> str:
+    small = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen"
+    small = [*small.split(), "fifteen", "sixteen", "seventeen", "eighteen", "nineteen"]
+    tens = [*"__", "twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
+    for unit, name in ((1000, "thousand"), (100, "hundred")):
+        if value >= unit:
+            rest = f" and {in_words(value % unit)}" if value % unit else ""
+            return f"{in_words(value // unit)} {name}{rest}"
+    if value < 20:
+        return small[value]
+    return tens[value // 10] + (f"-{small[value % 10]}" if value % 10 else "")
+
+
+@pytest.mark.parametrize(
+    "text", ["16π", "5:30", "5/0", "9" * 101, "1e100", "1e-101", "1e999999999", "9" * 10**6]
+)
 def test_what_is_beyond_the_limit_is_no_number(text):
     assert find_numbers(text) == [None]
 

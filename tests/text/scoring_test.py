@@ -56,6 +56,20 @@ def test_score_and_summary():
     }
 
 
+def test_a_long_gold_of_kind_text_is_right_as_a_whole():
+    gold = "apple banana cherry date elder fig"
+    texts = [f"{gold.title()}.", f"{gold} grape", f"Sorted: {gold}", f"The answer is {gold}"]
+    flexible = score(texts, [gold] * 4, kind="text", mode="flexible")
+    assert flexible == [
+        Score(True, gold),
+        Score(False, None),
+        Score(False, None),
+        Score(True, gold),
+    ]
+    strict = score(texts[:1], [gold], kind="text", mode="strict")
+    assert strict == [Score(False, None)]
+
+
 def test_score_uses_the_papers_comparison():
     assert score(["1,000"], ["5,000"], kind="number", mode="fu2023") == [Score(True, "0")]
 
