@@ -33,6 +33,7 @@ from cot_flax.text.numerals import (
     fold_numbers,
     format_number,
     only_number,
+    read_literal,
 )
 
 KINDS = ["number", "choice", "yes_no", "text"]  # and those of ADDED
@@ -63,8 +64,10 @@ _CHOICE_MARKER = re.compile(
     rf"{ANSWER_MARKER.pattern}|\bI(?:'ll| will| would)?\s+(?:choose|pick|select)\b", re.IGNORECASE
 )
 # One of these is in every marker of an ASCII text, with at most so many characters before it.
-_STEMS = ("answer", "respuesta", "reponse", "antwort", "resposta", "risposta", "final", "correct")
-_STEMS += ("right", "best", "####", "-->", "boxed", "fbox", "choose", "pick", "select")
+_STEMS = (
+    *("answer", "respuesta", "reponse", "antwort", "resposta", "risposta", "final", "correct"),
+    *("right", "best", "####", "-->", "boxed", "fbox", "choose", "pick", "select"),
+)
 _BEFORE_STEM = 20
 _HOPED = re.compile(r"\b(?:hope|sure)\b[^.!?\n]*$")  # `I hope that my answer is right`
 _SENTENCE_END = re.compile(
@@ -86,8 +89,8 @@ _BUT = re.compile(
 )
 # Words behind a marker that speak of the answer and do not give it.
 _COMMENT = re.compile(
-    r"\W*(?:(?:the\s+)?(?:correct|right|helpful|useful|clear|obvious|complete|found|shown|given"
-    r"|verified|reasonable|above|below|here|as\s+follows)\b|$)",
+    r"[\s*_`\".:]*(?:(?:the\s+)?(?:correct|right|helpful|useful|clear|obvious|complete|found|shown"
+    r"|given|verified|reasonable|above|below|here|as\s+follows)\b|$)",
     re.IGNORECASE,
 )
 
@@ -164,6 +167,7 @@ _TEXT_END = re.compile(
 _QUOTED = re.compile(r"\s*(?:\"([^\"\n]+)\"|“([^”\n]+)”)(?=\W*$|[.,;}]|\s*\()")
 _PARENTHESIS = re.compile(r"(?<=\w)\s*\([^()]*\)$")
 
+_SIMPLE = re.compile(r"\$?((?:[1-9][0-9]{0,2}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?)%?[.\s]*")
 _EQUATION_REMARK = re.compile(r"(?<=[\w%€°$*])\s*\([^()]*=[^()]*\)(?!\s*=)")
 _WHICH_IS = re.compile(
     r",?\s+which (?:is|equals)\s+(?=\S*[0-9]\S*(?:\s+(?!more|less|fewer|times)\w+)?\W*$)"
@@ -302,7 +306,7 @@ def said(text: str) -> str:
     """
     if "<" in text:
         text = _without_thoughts(text)
-        text = text[_TURN_START.match(text).end() :]
+        text = _behind(_TURN_START, text)
         text = _TURN_END.split(text, maxsplit=1)[0]
     return text if text.isascii() else text.translate(ASCII_FORMS)
 
@@ -386,6 +390,11 @@ def _tails(text: str, kind: str) -> Iterator[tuple[int, str]]:
         end = marker.start()
 
 
+def _behind(pattern: re.Pattern[str], text: str) -> str:
+    match = pattern.match(text)
+    return text[match.end() :] if match else text
+
+
 def _first_stem(text: str) -> int:
     """Where a marker may begin at the earliest: finding substrings is faster than the pattern."""
     if not text.isascii():
@@ -406,16 +415,18 @@ def _tail(tail: str, marker: str, kind: str) -> str:
         tail = f"\n{tail}"
     if bullet := _BULLET.match(tail):
         tail = tail[bullet.end() :]
-    tail = tail[_EMPHASIS.match(tail).end() :]
+    tail = _behind(_EMPHASIS, tail)
     if kind == "text":  # `therefore` may be an answer
         return tail
-    tail = tail[_ADVERB.match(tail).end() :]
+    tail = _behind(_ADVERB, tail)
     but = _BUT.match(tail)
     return tail[but.end() :] if but else tail
 
 
 def _first_number(tail: str) -> str | None:
-    sentence = first_sentence(tail[_OPENING.match(tail).end() :])
+    sentence = first_sentence(_behind(_OPENING, tail))
+    if simple := _SIMPLE.fullmatch(sentence):  # as most are: the steps below find the same
+        return _written([read_literal(simple[1])])
     sentence = _EQUATION_REMARK.sub("", latex.plain(fold_numbers(sentence)))
     sentence = _WHICH_IS.sub(" = ", sentence)
     reason = _REASON.search(sentence)
@@ -459,7 +470,7 @@ def _one_number(side: str) -> list[Fraction | None]:
         return [None] if find_numbers(side) else []
     if span := _SPAN.search(side):
         low, high = (find_numbers(end)[0] for end in span.groups())
-        if None not in (low, high) and not find_numbers(side[: span.start()]):
+        if low is not None and high is not None and not find_numbers(side[: span.start()]):
             return [low - high if low > high else None]
     number = first_number(side)
     if other := _OR.search(side):
@@ -473,7 +484,7 @@ def _last_number(text: str) -> str | None:
     if _is_bare(text) or _EXPRESSION.fullmatch(text):
         plain = latex.plain(fold_numbers(text))
         numbers = only_number(plain) or ([] if _DIGIT.search(plain) else first_number(plain))
-        if numbers := numbers or (_EXPRESSION.fullmatch(plain) and _sum(plain)):
+        if numbers := numbers or (_sum(plain) if _EXPRESSION.fullmatch(plain) else []):
             return _written(numbers)
     line = next((line for line in reversed(text.split("\n")) if _DIGIT.search(line)), "")
     if latex.MARKUP.search(line):

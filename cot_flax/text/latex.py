@@ -57,8 +57,8 @@ def plain(text: str) -> str:
     for pattern, new in _LAYOUT:
         text = pattern.sub(new, text)
     for _ in range(_DEEPEST):
-        text, found = _WRAPPED.subn(r"\1", text)
-        if not found:
+        text, unwrapped = _WRAPPED.subn(r"\1", text)
+        if not unwrapped:
             break
     parts, end = [], 0
     while match := _FORMULA.search(text, end):
@@ -111,7 +111,8 @@ def _argument(text: str, i: int) -> int:
         inner = group(text, i)
         return len(text) if inner is None else i + len(inner) + 2
     if text[i - 1 : i] == "^":
-        return _EXPONENT.match(text, i).end()
+        exponent = _EXPONENT.match(text, i)
+        return exponent.end() if exponent else i
     return min(i + 1, len(text))
 
 
@@ -126,10 +127,9 @@ def _value(formula: str) -> str | None:
     formula = re.sub(r"(?<=\d),(?=\d{3})", "", formula)
     formula = re.sub(r"(\d*)\.(\d+)", _decimal, formula)  # a parser's decimals are rounded
     try:
-        value = _exact(_tree(formula))
+        value = bounded(_exact(_tree(formula)))
     except (ValueError, ZeroDivisionError, OverflowError, RecursionError):
         return None
-    value = bounded(value)
     return None if value is None else format_number(value)
 
 

@@ -237,6 +237,7 @@ def _first_spelt(text: str, before: int | None) -> Fraction | None:
 
 
 def _spelt(match: re.Match, text: str) -> Fraction | None:
+    value: Fraction | None
     if match["an"]:
         word = match["some"].lower()
         value = _MULTIPLES.get(word) or Fraction(1, _PARTS[word])
