@@ -77,6 +77,7 @@ _EMPHASIS = re.compile(r"(?:\s|[*`:]|__)*")
 _ADVERB = re.compile(r"(?:\s|[*_`:]|,|\b(?:therefore|thus|hence|then|simply|clearly)\b)*", re.I)
 _BULLET = re.compile(r"[^\S\n]*\n\s*+[-*•]\s+")
 _OPENING = re.compile(r"(?:\s|[*_`:]|\\[\[(]|\$+(?=\s|\\))*")
+_REFUSABLE = {"number", "choice", "yes_no"}  # elsewhere `none` or `not urgent` may be an answer
 _NO_ANSWER = re.compile(
     r"\W*(?:(?:is|are)\s+)?(?:unknown|unclear|undetermined|undefined|indeterminate|impossible"
     r"|ambiguous|uncertain|cannot|can't|can not|none|n/a|not\b(?!\s+only))",
@@ -365,7 +366,7 @@ def _marked(text: str, kind: str) -> tuple[str | None, bool]:
     for end, tail in _tails(text, kind):
         if _HOPED.search(text, max(0, end - 60), end):
             continue
-        if kind != "text" and _NO_ANSWER.match(tail):
+        if kind in _REFUSABLE and _NO_ANSWER.match(tail):
             return None, True
         found = _FIRST[kind](tail)
         if found is not None:
@@ -416,7 +417,7 @@ def _tail(tail: str, marker: str, kind: str) -> str:
     if bullet := _BULLET.match(tail):
         tail = tail[bullet.end() :]
     tail = _behind(_EMPHASIS, tail)
-    if kind == "text":  # `therefore` may be an answer
+    if kind not in _REFUSABLE:  # `therefore` may be an answer
         return tail
     tail = _behind(_ADVERB, tail)
     but = _BUT.match(tail)

@@ -455,6 +455,7 @@ def colour():
         ("The answer is blue. Not red.", None, None),
         ("Red and green make yellow", None, "green"),
         ("blue", None, None),
+        ("The answer is not red. The answer is", "red", "red"),  # `not` may be of a label
     ],
 )
 def test_an_added_kind_is_read_as_numbers_are(colour, text, strict, flexible):
