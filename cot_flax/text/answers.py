@@ -80,7 +80,8 @@ _OPENING = re.compile(r"(?:\s|[*_`:]|\\[\[(]|\$+(?=\s|\\))*")
 _REFUSABLE = {"number", "choice", "yes_no"}  # elsewhere `none` or `not urgent` may be an answer
 _NO_ANSWER = re.compile(
     r"\W*(?:(?:is|are)\s+)?(?:unknown|unclear|undetermined|undefined|indeterminate|impossible"
-    r"|ambiguous|uncertain|cannot|can't|can not|none|n/a|not\b(?!\s+only))",
+    r"|ambiguous|uncertain|cannot|can't|can not|none(?!\s+of\s+(?:the|these))|n/a"
+    r"|not\b(?!\s+only))",
     re.IGNORECASE,
 )
 _BUT = re.compile(
@@ -169,7 +170,10 @@ _QUOTED = re.compile(r"\s*(?:\"([^\"\n]+)\"|“([^”\n]+)”)(?=\W*$|[.,;}]|\s*
 _PARENTHESIS = re.compile(r"(?<=\w)\s*\([^()]*\)$")
 
 _SIMPLE = re.compile(r"\$?((?:[1-9][0-9]{0,2}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?)%?[.\s]*")
-_EQUATION_REMARK = re.compile(r"(?<=[\w%€°$*])\s*\([^()]*=[^()]*\)(?!\s*=)")
+_REMARKS = re.compile(  # `18 dollars (9 + 9 = 18)`, `4 (4 x 1)`; not `2 (3 + 4) = 14`
+    r"(?:(?<=[\w%€°$*])\s*\([^()]*=[^()]*\)|(?:(?<=[0-9%€°])|(?<=\*\*))\s+\([^()]*\))"
+    r"(?!\s*[-−=+*/×·÷])"
+)
 _WHICH_IS = re.compile(
     r",?\s+which (?:is|equals)\s+(?=\S*[0-9]\S*(?:\s+(?!more|less|fewer|times)\w+)?\W*$)"
 )
@@ -185,6 +189,7 @@ _TUPLE = re.compile(
     r"(?!\W*\d{1,3}(?:,\d{3})+\W)\W*[(\[{]\s*[-−]?[0-9.]+(?:\s*[,;]\s*[-−]?[0-9.]+)+\s*[)\]}]"
 )
 _OR = re.compile(r"\s+(?:or|to)\s+(?:[a-z]\s*=\s*)?(?=[-−$]?[0-9])")
+_OTHER_UNIT = re.compile(r"[$€£¥₹]\s?[0-9.,]+ or [0-9]")  # `$5 or 500 cents`
 _IN_WORDS = {"plus": "+", "minus": "-", "times": "*", "divided by": "/"}
 _WORD_OPERATOR = re.compile(r"(?<=[0-9]) (plus|minus|times|divided by) (?=[0-9])")
 
@@ -428,7 +433,7 @@ def _first_number(tail: str) -> str | None:
     sentence = first_sentence(_behind(_OPENING, tail))
     if simple := _SIMPLE.fullmatch(sentence):  # as most are: the steps below find the same
         return _written([read_literal(simple[1])])
-    sentence = _EQUATION_REMARK.sub("", latex.plain(fold_numbers(sentence)))
+    sentence = _REMARKS.sub("", latex.plain(fold_numbers(sentence)))
     sentence = _WHICH_IS.sub(" = ", sentence)
     reason = _REASON.search(sentence)
     if reason and first_number(sentence[: reason.start()]):
@@ -474,7 +479,7 @@ def _one_number(side: str) -> list[Fraction | None]:
         if low is not None and high is not None and not find_numbers(side[: span.start()]):
             return [low - high if low > high else None]
     number = first_number(side)
-    if other := _OR.search(side):
+    if (other := _OR.search(side)) and not _OTHER_UNIT.search(side):
         numbers = [find_numbers(side[: other.start()]), first_number(side[other.end() :])]
         if all(len(found) == 1 for found in numbers) and numbers[0] != numbers[1]:
             return [None]

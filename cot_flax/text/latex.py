@@ -29,7 +29,7 @@ _LAYOUT = [
     (re.compile(r"\{,\}|(?<=\d)\\,(?=\d{3})"), ","),
     (re.compile(r"\^\s*\{?\s*\\circ\s*\}?"), "°"),
     (re.compile(r"\\\\|\\newline\b"), "\n"),
-    (re.compile(r"\\([$%&#_])"), r"\1"),
+    (re.compile(r"\\([$%&#_{}])"), r"\1"),
     (re.compile(r"\\[,;:! ()\[\]]|\\q?quad\b|~"), " "),
     (re.compile(r"\\times(?![A-Za-z])"), "×"),
     (re.compile(r"\\(?:cdot|ast)(?![A-Za-z])"), "·"),
