@@ -31,7 +31,7 @@ from cot_flax.generation.generator import Beams, Continuation, Generator, place_
 from cot_flax.generation.sampling import Sampling
 from cot_flax.students.student import Student
 from cot_flax.text import scoring
-from cot_flax.text.answers import MODES, extract_answer
+from cot_flax.text.answers import MODES, gold_answer
 from cot_flax.text.prompts import is_cot
 from cot_flax.training import hosts, sharding, state
 from cot_flax.weights.opening import open_source
@@ -348,7 +348,7 @@ def is_chain(text: str) -> bool:
 def _labels(rows: Sequence[Mapping]) -> dict:
     if any(row["answer_kind"] == "number" for row in rows):
         return {}
-    golds = [extract_answer(r["gold"], kind=r["answer_kind"], mode="flexible") for r in rows]
+    golds = [gold_answer(r["gold"], kind=r["answer_kind"]) for r in rows]
     counts, given = Counter(golds), Counter(row["extracted"] for row in rows)
     right = Counter(gold for gold, row in zip(golds, rows, strict=True) if row["right"])
     for unread in (counts, given):

@@ -252,14 +252,14 @@ def answers_match(pred: str | None, gold: str, *, kind: str, mode: str = "strict
     _check_names(kind, mode)
     if mode in legacy.RULES:
         return pred is not None and legacy.RULES[mode].matches(pred, gold, kind)
-    wanted = _given(gold, kind)
+    wanted = gold_answer(gold, kind=kind)
     if wanted is None:
         raise UserError(
             f"the gold answer {gold[:80]!r}",
             f"an answer of kind {kind!r}",
             "fix the data or its kind",
         )
-    found = None if pred is None else _given(pred, kind)
+    found = None if pred is None else gold_answer(pred, kind=kind)
     if found is None:
         return False
     if kind == "number":
@@ -317,11 +317,23 @@ def said(text: str) -> str:
     return text if text.isascii() else text.translate(ASCII_FORMS)
 
 
+def gold_answer(gold: str, *, kind: str) -> str | None:
+    """Returns a gold answer in its normal form, or None if there is none of that kind in it.
+
+    As `extract_answer` in mode `flexible`, except that a bare text may have any length: its last
+    line is the answer.
+    """
+    if kind != "text":
+        return extract_answer(gold, kind=kind, mode="flexible")
+    text = said(gold)
+    return _marked(text, kind)[0] or _normal_text(_last_line(text)) or None
+
+
 def whole_text(text: str, gold: str) -> str | None:
     """Returns `text` in the normal form of kind `text` if all of it, however long, is `gold`."""
     text = said(text)
     normal = _normal_text(text) if "\n" not in text.strip() else None
-    return normal if normal and normal == _given(gold, "text") else None
+    return normal if normal and normal == gold_answer(gold, kind="text") else None
 
 
 def check_kind(kind: str) -> None:
@@ -336,14 +348,6 @@ def _check_names(kind: str, mode: str) -> None:
     check_kind(kind)
     if mode not in MODES:
         raise UserError(f"extraction mode {mode!r}", f"one of {MODES}", "correct the name")
-
-
-def _given(text: str, kind: str) -> str | None:
-    """The answer in a gold or in an extracted answer: bare texts may have any length."""
-    if kind != "text":
-        return extract_answer(text, kind=kind, mode="flexible")
-    text = said(text)
-    return _marked(text, kind)[0] or _normal_text(_last_line(text)) or None
 
 
 def _same_number(found: str, gold: str) -> bool:

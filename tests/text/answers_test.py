@@ -20,6 +20,7 @@ from cot_flax.text.answers import (
     answers_match,
     extract_answer,
     first_sentence,
+    gold_answer,
 )
 from cot_flax.text.numerals import bounded
 
@@ -291,6 +292,13 @@ def test_nothing_found_never_matches(kind, mode):
 def test_gold_without_an_answer_is_an_error(pred, gold, kind):
     with pytest.raises(UserError, match="gold answer"):
         answers_match(pred, gold, kind=kind)
+
+
+def test_a_gold_text_may_have_any_length():
+    gold = "Apple banana cherry date elder fig."
+    assert gold_answer(gold, kind="text") == "apple banana cherry date elder fig"
+    assert gold_answer(f"The answer is {gold}", kind="text") == gold_answer(gold, kind="text")
+    assert gold_answer("many", kind="number") is None
 
 
 def test_unknown_names_are_refused():
