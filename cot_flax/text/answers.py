@@ -96,7 +96,9 @@ _COMMENT = re.compile(
     re.IGNORECASE,
 )
 
-_THOUGHT = re.compile(r"<(/?)(?:think|thinking|thought|reasoning|scratchpad)\s*>", re.IGNORECASE)
+_THOUGHT = re.compile(
+    r"<(/?)(?:think|thinking|thought|reasoning|scratchpad)\s*>|\[(/?)think\]", re.IGNORECASE
+)
 _FINAL_CHANNEL = "<|channel|>final<|message|>"
 _OTHER_CHANNEL = "<|channel|>"
 _TURN_START = re.compile(
@@ -310,7 +312,7 @@ def said(text: str) -> str:
     A thought that is never closed goes to the end; one that the chat template opened, from the
     start. Full-width signs and other scripts' digits become ASCII.
     """
-    if "<" in text:
+    if "<" in text or "[" in text:
         text = _without_thoughts(text)
         text = _behind(_TURN_START, text)
         text = _TURN_END.split(text, maxsplit=1)[0]
@@ -362,11 +364,12 @@ def _without_thoughts(text: str) -> str:
         return ""
     kept, start, thinks = [], 0, False
     for tag in _THOUGHT.finditer(text):
-        if not tag[1] and not thinks:
+        closes = bool(tag[1] or tag[2])
+        if not closes and not thinks:
             kept.append(text[start : tag.start()])
-        elif tag[1] and not thinks:
+        elif closes and not thinks:
             kept = []  # opened by the template
-        thinks, start = not tag[1], tag.end()
+        thinks, start = not closes, tag.end()
     return " ".join([*kept, "" if thinks else text[start:]])
 
 

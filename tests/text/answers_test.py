@@ -145,6 +145,7 @@ def test_last_marker_counts():
         ("The answer is (B). The answer is", "choice", "B", "B"),
         ("The answer is (B). The answer is Bank", "choice", None, None),
         ("The answer is page. I hope this answer is helpful.", "text", "page", "page"),
+        ("[THINK]The answer is 5.[/THINK]The answer is 6.", "number", "6", "6"),
     ],
 )
 def test_a_marker_without_an_answer_gives_way_to_the_one_before(text, kind, strict, flexible):
