@@ -3,36 +3,34 @@
 import ast
 import copy
 import difflib
-import inspect
-import os
+import json
 import re
 import sys
 import tokenize
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, Union, get_args, get_origin
+from types import NoneType
+from typing import Any
 
 import gin
 
 import cot_flax
+from cot_flax import annotations
 from cot_flax.errors import UserError, missing_extra
-from cot_flax.files import make_folder
-from cot_flax.run_folder import CONFIG
 
 _MALFORMED = (ValueError, SyntaxError, tokenize.TokenError)
+_MACRO, _REQUIRED = "gin.macro", "%gin.REQUIRED"
+_TRAINER = "loop.train"
 _RUN_FACTS = {
-    "data": {
-        "mixture": "MIXTURE_OR_TASK_NAME",
-        "lengths": "TASK_FEATURE_LENGTHS",
-        "store": "TEACHER_STORE",
-    },
+    "data": {"store": "TEACHER_STORE"},
     "training": {
         "optimizer": "OPTIMIZER",
         "schedule": "SCHEDULE",
         "learning_rate": "LEARNING_RATE",
     },
 }
+_KNOWN_OTHERWISE = ("TEACHER_STORE", "T5_VOCABULARY_FILE")  # by fingerprints of what is there
+_PARTS = ("models", "objectives")
 _OPENING, _CLOSING = tuple("([{'\"@%"), tuple(")]}'\"")
 
 
@@ -72,7 +70,8 @@ def parse(
 
     Raises:
         UserError: a file that is not there, a name or parameter that gin does not know, a required
-            macro without a value.
+            macro without a value, a value of another type than what takes it, a scope that nothing
+            has, a model or objective that a later file replaces.
     """
     gin.clear_config()
     # gin's second reader takes the first folder of a path for a Python package, so that a folder
@@ -82,8 +81,10 @@ def parse(
     for path in (*search_paths, str(gin_root())):
         gin.add_config_file_search_path(path)
     try:
-        gin.parse_config_files_and_bindings(list(files), None, finalize_config=False)
+        _parse_files(files)
         texts = [text for binding in bindings if (text := _bind(binding))]
+        _check_scopes()
+        _check_values()
         if needed is not None:
             _fill_macros(needed)
         gin.finalize()
@@ -148,23 +149,194 @@ def run_facts(fingerprint_of_store: Callable[[str], str]) -> dict[str, dict[str,
     Args:
         fingerprint_of_store: of the store in a folder; "" where there is none.
     """
-    known = {
+    known: dict[str, dict[str, Any]] = {
         section: {name: value for name, key in macros.items() if (value := _plain(key)) is not None}
         for section, macros in _RUN_FACTS.items()
     }
+    known["data"]["settings"] = _settings(_is_of_a_task)
+    makers = [str(macro(name, "")) for name in ("OPTIMIZER", "SCHEDULE")]
+    known["training"]["settings"] = _settings(
+        lambda selector: any(f"@{_short(selector)}()" == maker for maker in makers)
+    )
     store = known["data"].get("store")
     if store and (fingerprint := fingerprint_of_store(store)):
         known["data"]["fingerprint"] = fingerprint
     return known
 
 
-def save(model_dir: str | os.PathLike) -> None:
-    """Writes the whole configuration to config.gin, so that the run can be repeated from it.
+def train(fingerprint_of_store: Callable[[str], str]) -> Any:
+    """Calls the trainer with what is bound; the run keeps the configuration, to be repeated from.
+
+    Args:
+        fingerprint_of_store: as of `run_facts`.
+    """
+    return call(_TRAINER, facts=run_facts(fingerprint_of_store), config=gin.config_str())
+
+
+def check_syntax(bindings: Sequence[str]) -> None:
+    """Raises UserError for a `NAME=VALUE` that cannot be read, before any file is.
+
+    What files import takes seconds; a forgotten quote need not wait for it.
+    """
+    for binding in bindings:
+        value = binding.partition("=")[2].strip()
+        if not value or _is_bare(value):
+            continue
+        try:
+            list(gin.config_parser.ConfigParser(f"NAME = {value}", _Unread()))
+        except _MALFORMED as error:
+            raise _unreadable(binding, error) from error
+
+
+class _Unread(gin.config_parser.ParserDelegate):
+    """Takes references for what they are called."""
+
+    def configurable_reference(self, scoped_name, evaluate):
+        return scoped_name
+
+    def macro(self, name):
+        return name
+
+
+def _parse_files(files: Sequence[str]) -> None:
+    """Parses files in order.
 
     Raises:
-        UserError: a folder that cannot be written to.
+        UserError: one of models/ or objectives/ has no effect, since a later file has its own.
     """
-    (make_folder(model_dir) / CONFIG).write_text(gin.config_str())
+    parts: list[tuple[str, dict]] = []
+    for file in files:
+        gin.parse_config_file(file)
+        now = {
+            (*key, name): value
+            for key, bound in gin.config._CONFIG.items()
+            for name, value in bound.items()
+        }
+        kind = Path(file).parent.name
+        for part, then in parts:
+            lost = {key for key, value in then.items() if str(now[key]) != str(value)}
+            if lost and kind != Path(part).parent.name:
+                raise UserError(
+                    f"{part} before {file}, which has its own",
+                    f"a file of {Path(part).parent.name}/ after what it replaces",
+                    f"name it later: --gin_file={file} --gin_file={part}",
+                )
+        if kind in _PARTS:
+            parts.append((file, now))
+
+
+def _settings(wanted: Callable[[str], bool]) -> dict[str, Any]:
+    """What is bound to some configurables, by name, but for references and what macros name."""
+    named = {name for macros in _RUN_FACTS.values() for name in macros.values()}
+    named |= {"TRAIN_STEPS", *_KNOWN_OTHERWISE}
+    found = {}
+    for scope, selector, parameter, holder, value in _bindings():
+        if wanted(selector) and holder not in named:
+            try:
+                value = json.loads(json.dumps(value))
+            except TypeError:  # a reference
+                continue
+            place = f"{scope}/" if scope else ""
+            found[holder or f"{place}{_short(selector)}.{parameter}"] = value
+    return found
+
+
+def _is_of_a_task(selector: str) -> bool:
+    """Whether it is a function of a task, ours or a user's, which the data depend on."""
+    ours, _, module = selector.rpartition(".")[0].partition(".")
+    if ours != "cot_flax":
+        return ours not in ("t5x", "seqio", "gin", "__main__")
+    return module.startswith("tasks.") or selector.endswith("registration.prompting")
+
+
+def _bindings() -> Iterator[tuple[str, str, str, str | None, Any]]:
+    """(scope, selector, parameter, macro, value) of all that is bound to something but macros.
+
+    The macro is the one that holds the value, None where the parameter does by itself.
+    """
+    for (scope, selector), bound in list(gin.config._CONFIG.items()):
+        if selector != _MACRO:
+            for parameter, value in list(bound.items()):
+                holder, value = _resolved(value)
+                yield scope, selector, parameter, holder, value
+
+
+def _resolved(value: Any) -> tuple[str | None, Any]:
+    """The macro that holds a value, and the value."""
+    holder = None
+    while getattr(value, "selector", None) == _MACRO and str(value) != _REQUIRED:
+        name = str(value).removeprefix("%")
+        known = gin.config._CONFIG.get((name, _MACRO))
+        if known is None:  # gin says so
+            return holder, value
+        holder, value = name, known["value"]
+    return holder, value
+
+
+def _short(selector: str) -> str:
+    """As gin files have it: `optimizers.adamw`."""
+    return ".".join(selector.split(".")[-2:])
+
+
+def _check_values() -> None:
+    """Checks all values against the annotations of what takes them; 1e3 becomes the integer.
+
+    Raises:
+        UserError: another type, with the macro's name.
+    """
+    for scope, selector, parameter, holder, value in _bindings():
+        annotation = _annotation(selector, parameter)
+        if str(value) == _REQUIRED:
+            continue
+        name = holder or f"{scope}/{_short(selector)}.{parameter}".removeprefix("/")
+        try:
+            fitting = annotations.fit(value, annotation)
+        except TypeError:
+            makers = _makers(annotation)
+            raise UserError(
+                f"{name} = {value!r}",
+                annotations.says(annotation) + (f", such as {makers}" if makers else ""),
+                annotations.advice(name, value, annotation),
+            ) from None
+        if fitting is not value:
+            key = f"{holder}/{_MACRO}.value" if holder else f"{scope}/{selector}.{parameter}"
+            gin.bind_parameter(key.removeprefix("/"), fitting)
+
+
+def _makers(annotation: Any) -> str:
+    """References that make what a parameter takes, among those that files bind something to."""
+    classes = [a for a in annotations.members(annotation) if isinstance(a, type)]
+    found = []
+    for _, selector in gin.config._CONFIG:
+        match = gin.config._REGISTRY.get_match(selector)
+        made = match and annotations.returned(match.wrapped)
+        if made in classes and made not in annotations.PLAIN:
+            found.append(f"@{_short(selector)}()")
+    return ", ".join(sorted(set(found))[:3])
+
+
+def _check_scopes() -> None:
+    """Raises UserError for a binding under a scope that nothing of ours ever has."""
+    referred = {
+        part
+        for bound in gin.config._CONFIG.values()
+        for text in map(str, bound.values())
+        for reference in re.findall(r"@([\w./-]+)/", text)
+        for part in reference.split("/")
+    }
+    for scope, selector in gin.config._CONFIG:
+        if not scope or selector == _MACRO or not selector.startswith("cot_flax."):
+            continue
+        module, _, name = selector.rpartition(".")
+        own = getattr(sys.modules.get(module), "scopes", dict)()
+        known = referred | own.get(name, set())
+        if unknown := set(scope.split("/")) - known:
+            near = difflib.get_close_matches(scope, known, n=3)
+            raise UserError(
+                f"{scope}/{_short(selector)}, which binds nothing",
+                "a scope that is used" + (f", such as {', '.join(near)}" if near else ""),
+                f"correct {', '.join(sorted(unknown))}, or import the module that registers it",
+            )
 
 
 def _plain(name: str) -> Any:
@@ -180,16 +352,15 @@ def _plain(name: str) -> Any:
 
 
 def _raise_if_macro_is_missing(error: BaseException) -> None:
-    missing = re.match(r"(\w+)/macro.value set to `%gin.REQUIRED`", str(error))
+    missing = re.match(rf"(\w+)/macro.value set to `{_REQUIRED}`", str(error))
     if missing:
         raise NoValue(missing.group(1)) from error
 
 
 def _fill_macros(needed: Sequence[str]) -> None:
     """Sets the required macros without a value to None, but for those that are needed."""
-    macros = [name for name, selector in gin.config._CONFIG if selector == "gin.macro"]
-    for name in set(macros).difference(needed):
-        if str(gin.query_parameter(f"{name}/gin.macro.value")) == "%gin.REQUIRED":
+    for name in _macros().difference(needed):
+        if str(gin.query_parameter(f"{name}/gin.macro.value")) == _REQUIRED:
             gin.bind_parameter(f"{name}/gin.macro.value", None)
 
 
@@ -197,27 +368,34 @@ def _bind(binding: str) -> str | None:
     """Binds one NAME=VALUE of the command line; returns what it says if VALUE was a bare text."""
     _check_macro(binding)
     name, _, value = map(str.strip, binding.partition("="))
-    bare = bool(value) and not _is_literal(value) and not value.startswith(_OPENING)
+    bare = _is_bare(value)
     if bare:
         _check_text(name, value)
         binding = f"{name}={value!r}"
     try:
         gin.parse_config(binding)
     except _MALFORMED as error:
-        raise UserError(
-            f"--gin.{binding} ({_first_line(error).partition(' on line 1: <')[0]})",
-            "a name that exists and a Python value",
-            "correct the name, or quote the text: --gin.NAME=\"'TEXT'\"",
-        ) from error
+        raise _unreadable(binding, error) from error
     return f"{name} = {value!r}" if bare else None
 
 
-def _is_literal(value: str) -> bool:
+def _unreadable(binding: str, error: BaseException) -> UserError:
+    return UserError(
+        f"--gin.{binding} ({_first_line(error).partition(' on line 1: <')[0]})",
+        "a name that exists and a Python value",
+        "correct the name, or quote the text: --gin.NAME=\"'TEXT'\"",
+    )
+
+
+def _is_bare(value: str) -> bool:
+    """Whether it is a text without quotes."""
+    if not value or value.startswith(_OPENING):
+        return False
     try:
         ast.literal_eval(value)
     except (ValueError, SyntaxError):
-        return False
-    return True
+        return True
+    return False
 
 
 def _check_text(name: str, value: str) -> None:
@@ -234,9 +412,13 @@ def _check_text(name: str, value: str) -> None:
         expected = "a Python value or a text without brackets and quotes at its end"
     else:
         return
-    raise UserError(
-        f"--gin.{name}={value}", expected, f"correct it, or quote the text: --gin.{name}=\"'TEXT'\""
-    )
+    remedy = f"correct it, or quote the text: --gin.{name}=\"'TEXT'\""
+    if types and str not in types:
+        expected = (
+            " or ".join(constants) if bool in types else expected.partition(", or the text")[0]
+        )
+        remedy = f"set --gin.{name}={near[0]}" if near else "correct it"
+    raise UserError(f"--gin.{name}={value}", expected, remedy)
 
 
 def _types(name: str) -> Iterator[type]:
@@ -247,11 +429,11 @@ def _types(name: str) -> Iterator[type]:
     """
     if "." in name:
         selector, _, parameter = name.rpartition("/")[2].rpartition(".")
-        yield from _annotated(selector, parameter)
+        yield from annotations.members(_annotation(selector, parameter))
         return
     users = list(_users(name))
     for selector, parameter in users:
-        yield from _annotated(selector, parameter)
+        yield from annotations.members(_annotation(selector, parameter))
     if not users:
         value = gin.config._CONFIG[name, "gin.macro"]["value"]
         if value is not None and value is not gin.REQUIRED:
@@ -270,16 +452,10 @@ def _users(macro: str) -> Iterator[tuple[str, str]]:
                 yield selector, parameter
 
 
-def _annotated(selector: str, parameter: str) -> Iterator[type]:
-    try:
-        wrapped = gin.config._REGISTRY.get_match(selector).wrapped
-        annotation = inspect.signature(wrapped).parameters[parameter].annotation
-    except (AttributeError, KeyError, TypeError, ValueError):  # gin says what is wrong with it
-        return
-    if annotation in (Any, inspect.Parameter.empty) or isinstance(annotation, str):
-        return
-    is_union = get_origin(annotation) in (Union, UnionType)
-    yield from get_args(annotation) if is_union else (annotation,)
+def _annotation(selector: str, parameter: str) -> Any:
+    """What a parameter takes; Any where nothing says so."""
+    match = gin.config._REGISTRY.get_match(selector)
+    return annotations.of(match.wrapped, parameter) if match else Any
 
 
 def _check_macro(binding: str) -> None:
@@ -287,15 +463,19 @@ def _check_macro(binding: str) -> None:
     name = binding.partition("=")[0].strip()
     if "." in name:
         return
-    known = [m for (m, selector) in gin.config._CONFIG if selector == "gin.macro"]
+    known = _macros()
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=1)
+        near = difflib.get_close_matches(name.upper(), known, n=1)
         hint = f", such as {near[0]}" if near else ""
         raise UserError(
             f"--gin.{name}",
             f"a macro that the gin files define{hint}",
             "correct the name",
         )
+
+
+def _macros() -> set[str]:
+    return {name for name, selector in gin.config._CONFIG if selector == _MACRO}
 
 
 def _first_line(error: BaseException) -> str:

@@ -2,17 +2,18 @@
 
 import json
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from cot_flax.errors import UserError
-from cot_flax.files import path_at, write_whole
+from cot_flax.files import is_bucket, path_at, write_whole
 
 CONFIG, FACTS, METRICS = "config.gin", "run.json", "metrics.jsonl"
 PREDICTIONS, RESULTS = "predictions.jsonl", "results.json"
-CHECKPOINTS = "checkpoints"
-"""The folder of the steps."""
+CHECKPOINTS, TENSORBOARD = "checkpoints", "tensorboard"
+"""The folders of the steps, and of TensorBoard's files."""
 FOLDERS = (".", "test")
 """Where an evaluation lies as a rule, seen from the model directory; any folder in it may."""
 
@@ -68,15 +69,51 @@ def write_facts(model_dir: str | os.PathLike, facts: Mapping) -> None:
             - `student`: `family`, `special_ids`, `config` (its fields), `parameters` (how many,
               adapters included) and `vocabulary` (its fingerprint).
             - `started_from`: the checkpoint; "" for random parameters.
-            - `data`: `mixture` (or task), `lengths` (tokens, by feature), `store` (of the teacher's
-              chains), `fingerprint` (SHA-256 of the store's manifest, which holds those of its
-              files), `shards`.
+            - `data`: `mixture` (or task), `lengths` (tokens, by feature), `rates` (shares, by
+              task), `split`, `pack`, `shuffle`, `seed`, `cached`, `settings` (what is bound to
+              functions of tasks, such as the shots of prompts), `store` (of the teacher's chains),
+              `fingerprint` (SHA-256 of the store's manifest, which holds those of its files),
+              `shards`.
             - `objective`: the fields of `objectives.losses.Objective`.
-            - `training`: `optimizer` and `schedule` (names), `learning_rate` (the peak), `steps`,
-              `batch_size`, `microbatches`, `mesh` (devices by axis, and `fsdp`), `seed`.
-            - `versions`: of `cot_flax`, `jax` and `python`.
+            - `training`: `optimizer` and `schedule` (names), `settings` (what is bound to them),
+              `learning_rate` (the peak), `steps`, `batch_size`, `microbatches`, `mesh` (devices by
+              axis, and `fsdp`), `seed`.
+            - `versions`: of `cot_flax`, `jax` and `python`, with which it began.
+            - `resumed`: of a run that went on with other values, which the sections above have: for
+              each time `after` (steps) and `changes` (the old and the new value, by path).
     """
     write_whole(path_at(model_dir) / FACTS, json.dumps(facts, indent=1) + "\n")
+
+
+def write_config(model_dir: str | os.PathLike, text: str, step: int) -> None:
+    """Keeps a run's gin configuration: config.gin; config-STEP.gin where it goes on with another.
+
+    Args:
+        step: after which the run goes on; 0 begins it.
+    """
+    first = path_at(model_dir) / CONFIG
+    if step and first.exists():
+        if first.read_text() == text:
+            return
+        first = first.with_name(f"{first.stem}-{step}{first.suffix}")
+    write_whole(first, text)
+
+
+def has_results(model_dir: str | os.PathLike) -> bool:
+    """Whether an evaluation wrote into a model directory."""
+    return _find(path_at(model_dir), RESULTS) is not None
+
+
+def clear(model_dir: str | os.PathLike) -> None:
+    """Deletes what training and evaluation left in a model directory, and nothing else."""
+    folder = path_at(model_dir)
+    for name in (CHECKPOINTS, TENSORBOARD):
+        if (folder / name).is_dir():
+            (folder / name).rmtree() if is_bucket(folder) else shutil.rmtree(folder / name)
+    evaluated = (folder / sub / name for sub in FOLDERS for name in (RESULTS, PREDICTIONS))
+    configs = folder.glob(f"{Path(CONFIG).stem}*{Path(CONFIG).suffix}") if folder.is_dir() else ()
+    for path in (*evaluated, *configs, folder / FACTS, folder / METRICS):
+        path.unlink(missing_ok=True)
 
 
 def read_facts(model_dir: str | os.PathLike) -> dict:

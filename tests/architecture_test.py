@@ -15,7 +15,8 @@ FOUNDATION = {
     "axes": set(),
     "files": {"errors"},
     "run_folder": {"errors", "files"},
-    "configuration": {"errors", "files", "run_folder"},
+    "annotations": set(),
+    "configuration": {"errors", "annotations"},
 }
 # From the inside out: a room sees rooms above its own line alone, so there is no circle.
 ROOMS = {

@@ -71,7 +71,17 @@ def test_search_paths_come_before_our_own_files_and_last_for_one_call(tmp_path):
         (BASE, [MODEL_DIR, "TRAIN_STEPS=many"], "--gin.TRAIN_STEPS=many; expected a Python value"),
         (BASE, [MODEL_DIR, "OPTIMIZER=adamw"], "--gin.OPTIMIZER=adamw; expected a Python value"),
         (BASE, [MODEL_DIR, "TASK_FEATURE_LENGTHS={'inputs': 1"], "EOF in multi-line statement"),
-        (BASE, [MODEL_DIR, "PACK=ture"], "--gin.PACK=ture; expected True, or the text in quotes"),
+        (
+            BASE,
+            [MODEL_DIR, "PACK=ture"],
+            "--gin.PACK=ture; expected True or False; set --gin.PACK=True",
+        ),
+        (
+            BASE,
+            [MODEL_DIR, "PACK=false"],
+            "--gin.PACK=false; expected True or False; set --gin.PACK=F",
+        ),
+        (BASE, [MODEL_DIR, "learning_rate=1"], "--gin.learning_rate; .* such as LEARNING_RATE"),
         (BASE, [MODEL_DIR, "TEACHER_STORE=none"], "TEACHER_STORE=none; expected None, or the text"),
         (BASE, [MODEL_DIR, "loop.train.seed=one"], "--gin.loop.train.seed=one; expected a Python"),
         (BASE, [MODEL_DIR, "TRAIN_STEPS"], "--gin.TRAIN_STEPS (Couldn't parse statement"),
@@ -79,9 +89,128 @@ def test_search_paths_come_before_our_own_files_and_last_for_one_call(tmp_path):
     ],
 )
 def test_what_gin_does_not_know_is_one_line(files, bindings, message):
-    with pytest.raises(UserError, match=re.escape(message)) as caught:
+    assert_refused(files, bindings, message)
+
+
+def assert_refused(files, bindings, message):
+    """In one line, which has the parts of a message between its `.*` as they are."""
+    pattern = ".*".join(map(re.escape, message.split(".*")))
+    with pytest.raises(UserError, match=pattern) as caught:
         configuration.parse(files, bindings)
     assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("binding", "message"),
+    [
+        (
+            "TRAIN_STEPS='four'",
+            "TRAIN_STEPS = 'four'; expected a whole number; correct TRAIN_STEPS",
+        ),
+        ("TRAIN_STEPS='4'", "TRAIN_STEPS = '4'; expected a whole number; set TRAIN_STEPS=4"),
+        ("TRAIN_STEPS=1.5", "TRAIN_STEPS = 1.5; expected a whole number"),
+        ("TRAIN_STEPS=True", "TRAIN_STEPS = True; expected a whole number"),
+        (
+            "LEARNING_RATE='1e-3'",
+            "LEARNING_RATE = '1e-3'; expected a number; set LEARNING_RATE=0.001",
+        ),
+        ("PACK='false'", "PACK = 'false'; expected True or False; set PACK=False"),
+        ("PACK=0", "PACK = 0; expected True or False"),
+        ("ALLOW_PICKLE='false'", "ALLOW_PICKLE = 'false'; expected True or False"),
+        ("MODEL_DIR=['x']", "MODEL_DIR = ['x']; expected a text"),
+        ("MODEL_DIR=7", "MODEL_DIR = 7; expected a text"),
+        ("MIXTURE_OR_TASK_NAME=['a', 'b']", "MIXTURE_OR_TASK_NAME = ['a', 'b']; expected a text"),
+        (
+            "TASK_FEATURE_LENGTHS=[96, 72]",
+            "TASK_FEATURE_LENGTHS = [96, 72]; expected a dict whose values are each a whole number",
+        ),
+        ("TASK_FEATURE_LENGTHS={'inputs': '96'}", "LENGTHS = {'inputs': '96'}; expected a dict"),
+        (
+            "OPTIMIZER='adamw'",
+            "OPTIMIZER = 'adamw'; .*to a Optimizer, such as @optimizers.adafactor()",
+        ),
+        ("OPTIMIZER=@optimizers.adamw", "OPTIMIZER = @optimizers.adamw; .*@optimizers.adamw()"),
+        ("loop.train.total_steps='x'", "loop.train.total_steps = 'x'; expected a whole number"),
+        ("EVALUATORS=5", "EVALUATORS = 5; expected a list"),
+        ("KEEP_CHECKPOINTS='all'", "KEEP_CHECKPOINTS = 'all'; expected a whole number or None"),
+    ],
+)
+def test_a_value_of_another_type_is_one_line_with_its_macro(binding, message):
+    assert_refused(["experiments/world_answer.gin"], [MODEL_DIR, binding], message)
+
+
+def test_a_float_that_is_whole_is_the_integer_where_one_is_wanted():
+    lengths = "TASK_FEATURE_LENGTHS={'inputs': 1e2, 'targets': 16}"
+    configuration.parse(BASE, [MODEL_DIR, "TRAIN_STEPS=1e3", "BATCH_SIZE=8.0", lengths])
+    found = [configuration.macro(name) for name in ("TRAIN_STEPS", "BATCH_SIZE")]
+    assert found == [1000, 8] and all(type(number) is int for number in found)
+    assert configuration.macro("TASK_FEATURE_LENGTHS") == {"inputs": 100, "targets": 16}
+    assert type(configuration.macro("TASK_FEATURE_LENGTHS")["inputs"]) is int
+    configuration.parse(BASE, [MODEL_DIR, "loop.train.total_steps=2e0", "LEARNING_RATE=1"])
+    assert gin.query_parameter("loop.train.total_steps") == 2
+
+
+@pytest.mark.parametrize(
+    ("binding", "message"),
+    [
+        (
+            "storys_cot_mix/registration.format_rates.few_shot_cot=0",
+            "storys_cot_mix/registration.format_rates, which binds nothing; .*stories_cot_mix",
+        ),
+        (
+            "stories/registration.format_rates.few_shot_cot=0",
+            "stories/registration.format_rates, wh",
+        ),
+        ("storys/registration.prompting.shots=1", "storys/registration.prompting, wh.*stories"),
+        (
+            "valid/batches.TaskBatches.batch_size=4",
+            "valid/batches.TaskBatches, which binds nothing",
+        ),
+    ],
+)
+def test_a_scope_that_binds_nothing_is_refused_with_near_ones(binding, message):
+    assert_refused(BASE, [MODEL_DIR, binding], message)
+
+
+def test_scopes_of_tasks_data_sets_mixtures_and_references_are_known():
+    names = "stories_cot_mix/registration.format_rates.few_shot_cot", "stories/registration"
+    bindings = [f"{names[0]}=0.5", f"{names[1]}.prompting.shots=1"]
+    bindings += ["stories_few_shot_cot/registration.prompting.shots=3"]
+    configuration.parse(BASE, [MODEL_DIR, *bindings])
+    bindings = ["validation/batches.TaskBatches.batch_size=4"]
+    configuration.parse(["experiments/gsm8k_human_ce.gin"], [MODEL_DIR, *bindings])
+
+
+@pytest.mark.parametrize(
+    ("first", "then"),
+    [
+        ("models/t5_1_1_base.gin", "experiments/world_answer.gin"),
+        ("objectives/topk_kl.gin", "experiments/world_answer.gin"),
+    ],
+)
+def test_a_model_or_objective_that_a_later_file_replaces_is_refused(first, then):
+    message = f"{first} before {then}.*--gin_file={then} --gin_file={first}"
+    assert_refused([first, then], [MODEL_DIR], message)
+    configuration.parse([then, first], [MODEL_DIR])
+
+
+@pytest.mark.parametrize("binding", ["MODEL_DIR='run", "A={'a': 1", "A=(1,", "A='a' b"])
+def test_a_value_that_cannot_be_read_is_refused_before_files_are_parsed(binding):
+    with pytest.raises(UserError, match=re.escape(f"--gin.{binding} (")):
+        configuration.check_syntax(["B=1", binding])
+
+
+def test_values_that_can_be_read_are_no_matter_of_syntax():
+    good = [
+        "A=1",
+        "A=text",
+        "A=@a.b()",
+        "A=%B",
+        "a/b.c = (@d/e.f(), %G)",
+        "A={'a': [1, None]}",
+        "A",
+    ]
+    configuration.check_syntax(good)
 
 
 @pytest.mark.parametrize(
@@ -174,12 +303,21 @@ def test_call_runs_what_is_bound():
     assert configuration.call("losses.Objective", z_loss=0.5).z_loss == 0.5
 
 
-def test_save_makes_folders_and_writes_what_was_bound(tmp_path):
-    configuration.parse(BASE, [MODEL_DIR, "TRAIN_STEPS=7"])
-    configuration.save(tmp_path / "new")
-    configuration.parse([str(tmp_path / "new" / "config.gin")], [])
-    assert configuration.macro("TRAIN_STEPS") == 7
-    assert configuration.macro("MODEL_DIR") == "run"
+def test_what_a_run_is_told_of_itself():
+    bindings = [MODEL_DIR, "TRAIN_STEPS=7", "optimizers.adamw.b2=0.95", "TEACHER_STORE=store"]
+    bindings += ["optimizers.adafactor.clip_norm=1.0", "WORLD_SEED=3"]
+    bindings += ["stories/registration.prompting.shots=1"]
+    configuration.parse(BASE, bindings)
+    facts = configuration.run_facts({"store": "abc"}.get)
+    settings = {"WORLD_SEED": 3, "registration.prompting.shots": 2}
+    settings["stories/registration.prompting.shots"] = 1
+    assert facts["data"] == {"store": "store", "fingerprint": "abc", "settings": settings}
+    assert facts["training"] == {
+        "optimizer": "adamw",
+        "schedule": "warmup_cosine",
+        "learning_rate": 1e-2,
+        "settings": {"optimizers.adamw.b2": 0.95, "WARMUP_STEPS": 100},
+    }
 
 
 def test_the_gin_files_lie_beside_or_inside_the_package():

@@ -73,9 +73,7 @@ def train(
     from cot_flax.training import hosts
 
     with hosts.initialize_distributed(coordinator_address, process_count, process_index):
-        if hosts.is_first():
-            configuration.save(configuration.macro("MODEL_DIR"))
-        configuration.call("loop.train", facts=configuration.run_facts(layout.fingerprint))
+        configuration.train(layout.fingerprint)
 
 
 @app.command(context_settings=GIN_FLAGS)

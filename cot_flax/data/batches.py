@@ -1,6 +1,7 @@
 """Batches of a registered task or mixture, for the trainer."""
 
 import atexit
+import copy
 import difflib
 import itertools
 import weakref
@@ -27,6 +28,7 @@ from cot_flax.students.layouts import Layout
 from cot_flax.text.tokenizers import SENTENCEPIECE, SpecialIds
 
 BLOCK = 64
+_TASK = "task"
 _ENOUGH = 1000  # examples of which none fits
 _OPEN: weakref.WeakSet = weakref.WeakSet()
 
@@ -106,6 +108,21 @@ class TaskBatches:
         return special_ids(self._provider.output_features["targets"].vocabulary)
 
     @property
+    def facts(self) -> dict:
+        """What the stream depends on beside its batch size and shards, as run.json holds it."""
+        rates = self._rates()
+        total = sum(rates.values())
+        return {
+            "mixture": self.mixture_or_task_name,
+            "lengths": dict(self.feature_lengths),
+            "split": self.split,
+            "pack": self.pack,
+            "shuffle": self.shuffle,
+            "seed": self.seed,
+            "cached": self.use_cached,
+        } | ({"rates": {name: rate / total for name, rate in rates.items()}} if rates else {})
+
+    @property
     def has_teacher(self) -> bool:
         return "teacher_top_ids" in self._provider.output_features
 
@@ -113,9 +130,11 @@ class TaskBatches:
         """Raises UserError where a run asks for KL and no example has a teacher's row.
 
         Others have trained for days without noticing that. It also raises where the vocabulary has
-        ids for which the model, of `vocab_size` rows, has none, or a mixture two vocabularies.
+        ids for which the model, of `vocab_size` rows, has none, or a mixture two vocabularies or
+        rates that are no shares.
         """
         self._check_vocabularies()
+        self._check_rates()
         ids = self._provider.output_features["targets"].vocabulary.vocab_size
         if ids > vocab_size:
             raise UserError(
@@ -139,13 +158,14 @@ class TaskBatches:
     ) -> Iterator[dict[str, np.ndarray]]:
         """Yields the rows that these shards (None: all) have in every batch, for ever.
 
-        The first `skip` batches are made but not given, to resume exactly.
+        The first `skip` rows of all shards are made but not given, to resume exactly.
         """
         self._forget_counts()
         chosen = range(self.shards) if shards is None else shards
         size = self.batch_size // self.shards
-        streams = [packing.batched(self._rows(layout, shard), size) for shard in chosen]
-        for groups in itertools.islice(zip(*streams, strict=True), skip, None):
+        skipped = skip // self.shards  # all shards have given as many
+        streams = (itertools.islice(self._rows(layout, shard), skipped, None) for shard in chosen)
+        for groups in zip(*(packing.batched(rows, size) for rows in streams), strict=True):
             rows = list(itertools.chain(*groups))
             yield layout.to_batch(
                 rows,
@@ -156,16 +176,29 @@ class TaskBatches:
             )
 
     def report(self) -> str:
-        """What was left out; where there are several processes, all of them have to ask."""
+        """What was left out, of which task, and what remains of a mixture's rates.
+
+        Where there are several processes, all of them have to ask.
+        """
         counts = multihost_utils.process_allgather(self._counts)
-        seen, overlong = counts.reshape(-1, *self._counts.shape).max(axis=0).sum(axis=0)
+        counts = counts.reshape(-1, *self._counts.shape).max(axis=0).sum(axis=0)
+        seen, overlong = counts.sum(axis=0)
         if not overlong:
             return ""
         lengths = ", ".join(f"{k} {v}" for k, v in self.feature_lengths.items())
-        return (
+        text = (
             f"left out {overlong:,} of {seen:,} examples of "
             f"{self.mixture_or_task_name}: longer than {lengths} tokens"
         )
+        if len(counts) == 1:
+            return text
+        # A task of small rate may not have been drawn yet.
+        parts = [
+            f"{name} {long:,} of {all:,} (share {all / seen:.1%}, without them "
+            f"{(all - long) / max(seen - overlong, 1):.1%})"
+            for name, (all, long) in zip(self._tasks(), counts, strict=True)
+        ]
+        return f"{text}; {', '.join(parts)}"
 
     def _check_vocabularies(self):
         tasks = getattr(self._provider, "tasks", [self._provider])
@@ -177,8 +210,31 @@ class TaskBatches:
                 "register them with the same vocabulary",
             )
 
+    def _check_rates(self):
+        rates = self._rates()
+        wrong = {name: rate for name, rate in rates.items() if not rate >= 0}
+        if wrong or (rates and not any(rates.values())):
+            shown = ", ".join(f"{name} {rate:g}" for name, rate in (wrong or rates).items())
+            raise UserError(
+                f"mixing rates of {self.mixture_or_task_name}: {shown}",
+                "0 or more, one of them above 0",
+                f"correct {self.mixture_or_task_name}/registration.format_rates",
+            )
+
+    def _rates(self) -> dict[str, float]:
+        """The rates of a mixture's tasks; empty for a task."""
+        if isinstance(self._provider, seqio.Task):
+            return {}
+        return {task.name: self._provider.get_rate(task) for task in self._provider.tasks}
+
+    def _tasks(self) -> list[str]:
+        """Those that have the split, in the order in which seqio mixes them."""
+        tasks = getattr(self._provider, "tasks", [self._provider])
+        return [task.name for task in tasks if self.split in task.splits]
+
     def _forget_counts(self):
-        self._counts = np.zeros((self.shards, 2), np.int64)  # read, and of these overlong
+        # Of every shard and task: read, and of these overlong.
+        self._counts = np.zeros((self.shards, len(self._tasks()), 2), np.int64)
 
     def _rows(self, layout: Layout, shard: int):
         fitting = self._fitting(shard)
@@ -189,7 +245,8 @@ class TaskBatches:
     def _examples(
         self, num_epochs: int | None, shard_info: seqio.ShardInfo | None = None
     ) -> Iterator[dict[str, np.ndarray]]:
-        dataset = self._provider.get_dataset(
+        """The examples; each says in its feature "task" ([1]) of which of `_tasks` it is."""
+        dataset = _numbered(self._provider).get_dataset(
             sequence_length=None,
             split=self.split,
             shuffle=self.shuffle,
@@ -199,16 +256,16 @@ class TaskBatches:
             shard_info=shard_info,
         )
         teacher = TEACHER_FEATURES if self.has_teacher else ()
-        return _closed_before_exit(_in_blocks(dataset, ("inputs", "targets", *teacher)))
+        return _closed_before_exit(_in_blocks(dataset, ("inputs", "targets", *teacher, _TASK)))
 
     def _fitting(self, shard: int):
         limits = self.feature_lengths
         for example in self._examples(None, seqio.ShardInfo(shard, self.shards)):
             overlong = any(len(example[side]) > limits[side] for side in ("inputs", "targets"))
-            self._counts[shard] += 1, overlong
+            self._counts[shard, example.pop(_TASK)[0]] += 1, overlong
             if not overlong:
                 yield example
-            elif self._counts[shard].tolist() == [_ENOUGH, _ENOUGH]:
+            elif self._counts[shard].sum(axis=0).tolist() == [_ENOUGH, _ENOUGH]:
                 raise UserError(
                     f"{_ENOUGH} examples of {self.mixture_or_task_name}, none within "
                     f"{dict(limits)} tokens",
@@ -220,6 +277,23 @@ class TaskBatches:
         return rows[0][0]["teacher_top_ids"].shape[1] if self.has_teacher else 0
 
 
+def _numbered(provider: seqio.Task | seqio.Mixture) -> seqio.Task | seqio.Mixture:
+    """The same with a feature more: the place of an example's task among the tasks mixed."""
+
+    def number(dataset, n):
+        return dataset.map(lambda example: {**example, _TASK: tf.constant([n], tf.int32)})
+
+    provider, original = copy.copy(provider), provider
+    if isinstance(original, seqio.Task):
+        provider.get_dataset = lambda **settings: number(original.get_dataset(**settings), 0)
+    else:
+        # seqio filters features before it mixes, so that none of a task's own says which it is.
+        provider._sample_fn = lambda datasets, *rest: original._sample_fn(
+            [number(dataset, n) for n, dataset in enumerate(datasets)], *rest
+        )
+    return provider
+
+
 def _in_blocks(dataset: tf.data.Dataset, names: Sequence[str]) -> Iterator[dict[str, np.ndarray]]:
     """The named features of the examples, read BLOCK at a time: a step costs as much as ten do."""
     chosen = dataset.map(lambda example: {name: example[name] for name in names})
@@ -228,8 +302,10 @@ def _in_blocks(dataset: tf.data.Dataset, names: Sequence[str]) -> Iterator[dict[
             yield dict(zip(names, values, strict=True))
 
 
-def _rows(ragged: tf.RaggedTensor) -> list[np.ndarray]:
-    return np.split(ragged.values.numpy(), ragged.row_splits.numpy()[1:-1])
+def _rows(block: tf.RaggedTensor | tf.Tensor) -> list[np.ndarray]:
+    if isinstance(block, tf.Tensor):  # all of one length
+        return list(block.numpy())
+    return np.split(block.values.numpy(), block.row_splits.numpy()[1:-1])
 
 
 def _closed_before_exit(examples: Iterator) -> Iterator:

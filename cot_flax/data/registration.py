@@ -151,6 +151,15 @@ def add_cot_task(
     )
 
 
+def scopes() -> dict[str, set[str]]:
+    """The gin scopes that exist, by what may be bound under them (configuration.py asks)."""
+    cards = [card for card, _ in _REGISTERED.values()]
+    return {
+        "prompting": {name for card in cards for name in (card.name, card.dataset)},
+        "format_rates": {f"{card.dataset}_cot_mix" for card in cards},
+    }
+
+
 def cot_task(name: str) -> TaskCard:
     """The card of a task, its prompts as gin binds them.
 

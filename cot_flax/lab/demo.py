@@ -87,8 +87,7 @@ def _train(experiment: str, folder: Path, seed: int, macros: dict) -> None:
         "WARMUP_STEPS": macros["TRAIN_STEPS"] // 6,
     }
     configuration.parse([f"experiments/{experiment}.gin"], _bindings(macros))
-    configuration.save(folder)
-    configuration.call("loop.train", facts=configuration.run_facts(layout.fingerprint))
+    configuration.train(layout.fingerprint)
 
 
 def _evaluate(folder: Path, seed: int, size: Size) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 
 import jax
 import orbax.checkpoint as ocp
@@ -21,19 +22,24 @@ class Checkpointer:
     """Saves a run's state under `model_dir/checkpoints`, in the background."""
 
     def __init__(self, model_dir: str, *, period: int, keep: int | None):
+        self._folder, self._period, self._keep = path_at(model_dir) / CHECKPOINTS, period, keep
+
+    @cached_property
+    def _manager(self) -> ocp.CheckpointManager:
+        """Made when it is needed: it makes the folder."""
         # Orbax's default policy would also save the very first step.
         policies = ocp.checkpoint_managers
-        due = [policies.FixedIntervalPolicy(period), policies.PreemptionCheckpointingPolicy()]
-        self._manager = ocp.CheckpointManager(
-            path_at(model_dir) / CHECKPOINTS,
+        due = [policies.FixedIntervalPolicy(self._period), policies.PreemptionCheckpointingPolicy()]
+        return ocp.CheckpointManager(
+            self._folder,
             options=ocp.CheckpointManagerOptions(
-                save_decision_policy=policies.AnySavePolicy(due), max_to_keep=keep
+                save_decision_policy=policies.AnySavePolicy(due), max_to_keep=self._keep
             ),
         )
 
     @property
     def latest_step(self) -> int | None:
-        return self._manager.latest_step()
+        return self._manager.latest_step() if self._folder.is_dir() else None
 
     def is_due(self, step: int) -> bool:
         return self._manager.should_save(step)
@@ -55,22 +61,23 @@ class Checkpointer:
         """Restores the latest step into the shapes and shardings of `state`.
 
         Raises:
-            UserError: the checkpoint is of another model or vocabulary than `metadata`, or its run
-                read the data in other shards.
+            UserError: the checkpoint is of another model or vocabulary than `metadata`, its data
+                were read in other shards, or its optimizer kept another state.
         """
         step = self.latest_step
         place = str(self._manager.directory / str(step))
         stored = self._manager.restore(
             step, args=ocp.args.Composite(metadata=ocp.args.JsonRestore())
         )
-        stored = Metadata(**stored["metadata"])
+        stored = Metadata.from_json(stored["metadata"])
         check_fits(stored, metadata, place)
         if stored.shards != metadata.shards:
             raise UserError(
                 f"data in {metadata.shards} shards for the run at {place}",
-                f"{stored.shards}, in which it has read {stored.batches:,} batches",
+                f"{stored.shards}, in which it has read the first {step:,} batches",
                 f"set DATA_SHARDS={stored.shards}",
             )
+        self._check_optimizer(step, state, place)
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
         restored = self._manager.restore(
             step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
@@ -79,8 +86,33 @@ class Checkpointer:
 
     def close(self):
         """Waits for what is being written."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+        if "_manager" in vars(self):
+            self._manager.wait_until_finished()
+            self._manager.close()
+
+    def _check_optimizer(self, step, state, place):
+        saved = ocp.StandardCheckpointHandler().metadata(self._folder / str(step) / "state")
+        stored = _shapes(saved.tree["opt_state"])
+        wanted = _shapes(jax.tree.map(ocp.utils.to_shape_dtype_struct, state).opt_state)
+        if stored != wanted:
+            raise UserError(
+                f"an optimizer's state of {len(stored)} arrays at {place}, of which "
+                f"{len(stored.items() & wanted.items())} are the run's",
+                f"the state of the run's OPTIMIZER, of {len(wanted)} arrays",
+                "set the OPTIMIZER that it was begun with (Adafactor's before version 0.1.0 kept "
+                "another state, which does not go on), or start anew from its parameters: another "
+                f"MODEL_DIR with INITIAL_CHECKPOINT_PATH={place}",
+            )
+
+
+def _shapes(tree) -> dict[tuple[str, ...], tuple[int, ...]]:
+    """Shapes by path, whatever the containers are: orbax gives tuples back as lists or dicts."""
+
+    def name(key):
+        return str(getattr(key, "key", getattr(key, "idx", getattr(key, "name", key))))
+
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {tuple(map(name, path)): tuple(leaf.shape) for path, leaf in leaves}
 
 
 def save_vocabulary(model_dir: str, files: Mapping[str, bytes]) -> None:

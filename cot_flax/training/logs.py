@@ -1,21 +1,24 @@
-"""What a run tells: metrics.jsonl, TensorBoard, and one progress line."""
+"""What a run tells: metrics.jsonl, TensorBoard, and lines on standard error."""
 
+import datetime
 import json
 import math
 import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
+import jax
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from cot_flax.errors import UserError
 from cot_flax.files import is_bucket, make_folder, path_at
-from cot_flax.run_folder import METRICS
+from cot_flax.run_folder import METRICS, TENSORBOARD
+from cot_flax.training import hosts
 
 T = TypeVar("T")
 
@@ -23,13 +26,12 @@ T = TypeVar("T")
 class Logs:
     """Writes metrics of a step everywhere at once. A resumed run appends.
 
+    A terminal gets a progress line at its bottom; a file or pipe a line at every logging period.
     Where there are several processes, the first one writes and speaks for all.
     """
 
     def __init__(self, model_dir: str, *, total_steps: int, first_step: int = 0):
         from tensorboardX import SummaryWriter  # imports torch, where that is installed
-
-        from cot_flax.training import hosts  # imports JAX, which a report need not wait for
 
         first = hosts.is_first()
         self._mirror = _Mirror(model_dir) if first and is_bucket(model_dir) else None
@@ -38,33 +40,40 @@ class Logs:
             make_folder(folder)
         file = folder / METRICS if first else os.devnull
         self._jsonl = open(file, "a", buffering=1)  # noqa: SIM115 (closed in close)
-        self._board = SummaryWriter(str(folder / "tensorboard"), write_to_disk=first)
+        self._board = SummaryWriter(str(folder / TENSORBOARD), write_to_disk=first)
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=20),
             TimeElapsedColumn(),
             TextColumn("eta"),
             TimeRemainingColumn(),
-            console=Console(file=sys.stderr, quiet=not first),
+            console=_console(),
             transient=False,
+            disable=not _console().is_terminal,
         )
         self._task = self._progress.add_task("compiling", total=total_steps, completed=first_step)
         self._progress.start()
+        self._total, self._before = total_steps, (first_step, time.monotonic())
 
     def write(self, step: int, metrics: dict[str, float], *, kind: str = "train") -> None:
         """Logs float metrics; `kind` is "train" or "eval"."""
         self._jsonl.write(json.dumps({"step": step, "kind": kind, **metrics}) + "\n")
         for name, value in metrics.items():
             self._board.add_scalar(f"{kind}/{name}", value, step)
-        if kind == "train":
+        if kind == "eval":
+            self.say(
+                f"step {step}  {kind}  " + "  ".join(f"{k} {v:.4g}" for k, v in metrics.items())
+            )
+        elif self._progress.disable:
+            self.say(f"{_line(step, metrics)}  eta {self._eta(step)}")
+        else:
             self._progress.update(self._task, completed=step, description=_line(step, metrics))
-
         if self._mirror:
             self._mirror.copy_if_due()
 
     def say(self, text: str) -> None:
         """Prints a line above the progress line."""
-        self._progress.console.print(text, highlight=False, markup=False)
+        _print(self._progress.console, text)
 
     def close(self) -> None:
         self._progress.stop()
@@ -72,6 +81,40 @@ class Logs:
         self._jsonl.close()
         if self._mirror:
             self._mirror.close()
+
+    def _eta(self, step: int) -> str:
+        """The time left, H:MM:SS, at the speed since the last line."""
+        last, then = self._before
+        self._before = step, time.monotonic()
+        seconds = (self._before[1] - then) / max(step - last, 1) * (self._total - step)
+        return str(datetime.timedelta(seconds=round(seconds)))
+
+
+def say(*lines: str) -> None:
+    """Prints lines on standard error, where this process speaks for all."""
+    for line in lines:
+        _print(_console(), line)
+
+
+def summary(facts: Mapping[str, Any], model_dir: str) -> list[str]:
+    """What is trained from where, on what, how long; see `run_folder.write_facts` for the facts."""
+    student, data, training = facts["student"], facts["data"], facts["training"]
+    objective = facts["objective"]
+    begun = facts["started_from"] or "random weights (INITIAL_CHECKPOINT_PATH is None)"
+    devices = " x ".join(f"{axis} {n}" for axis, n in training["mesh"].items() if axis != "fsdp")
+    rates = ", ".join(f"{task} {rate:.1%}" for task, rate in data.get("rates", {}).items())
+    tokens = training["batch_size"] * sum(data.get("lengths", {}).values())
+    rows = f"{training['batch_size']} {'packed rows' if data.get('pack') else 'examples'}"
+    kl = [f"KL x {objective['kl_weight']:g} (tail {objective['tail']}"]
+    kl.append(f"temperature {objective['temperature']:g})")
+    return [
+        f"student: {student['family']}, {student['parameters']:,} parameters, from {begun}",
+        f"data: {data.get('mixture', 'a stream')}" + (f" = {rates}" if rates else ""),
+        f"objective: {', '.join(kl) if objective['kl_weight'] else 'cross entropy'}; "
+        f"{training['steps']:,} steps of {rows}"
+        + (f", at most {tokens:,} tokens" if tokens else ""),
+        f"devices: {jax.devices()[0].device_kind} ({devices}); MODEL_DIR: {model_dir}",
+    ]
 
 
 class _Mirror:
@@ -143,6 +186,14 @@ def check_finite(
                 "a finite value",
                 f"lower the learning rate or inspect the batch; metrics are in {model_dir}",
             )
+
+
+def _console() -> Console:
+    return Console(file=sys.stderr, quiet=not hosts.is_first())
+
+
+def _print(console: Console, text: str) -> None:
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def _line(step: int, metrics: dict[str, float]) -> str:

@@ -1,6 +1,7 @@
 """The trainer. One function, readable from top to bottom."""
 
 import dataclasses
+import json
 import math
 import platform
 import queue
@@ -12,6 +13,7 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 from flax.linen import partitioning
+from jax.experimental import multihost_utils
 
 import cot_flax
 from cot_flax import run_folder
@@ -21,7 +23,17 @@ from cot_flax.students import lora
 from cot_flax.students.layouts import Layout
 from cot_flax.students.student import Student, build, to_json
 from cot_flax.text.tokenizers import SpecialIds
-from cot_flax.training import checkpoints, guard, hosts, logs, sharding, state, step
+from cot_flax.training import (
+    checkpoints,
+    guard,
+    hosts,
+    interruption,
+    logs,
+    resume,
+    sharding,
+    state,
+    step,
+)
 from cot_flax.training.optimizers import Optimizer
 from cot_flax.weights.source import Access
 
@@ -38,6 +50,7 @@ class Data(Protocol):
         vocabulary: fingerprint of the vocabulary that made the tokens.
         vocabulary_files: the files that hold it, by their names in a run folder.
         special_ids: of the vocabulary.
+        facts: what else the batches depend on, as the section `data` of run.json holds it.
     """
 
     batch_size: int
@@ -45,6 +58,7 @@ class Data(Protocol):
     vocabulary: str
     vocabulary_files: Mapping[str, bytes]
     special_ids: SpecialIds
+    facts: Mapping[str, Any]
 
     def check(self, objective: Objective, vocab_size: int) -> None:
         """Raises UserError where the data cannot serve the objective, or has ids that no row has.
@@ -57,13 +71,15 @@ class Data(Protocol):
     ) -> Iterator[dict[str, np.ndarray]]:
         """Yields the rows of these shards in each batch, for ever and always the same ones.
 
-        The first `skip` batches are left out.
+        The first `skip` rows, those of all shards counted, are left out; which rows follow does not
+        depend on the batch size.
         """
 
     def report(self) -> str:
         """One line on what was left out so far; "" if nothing. Every process asks."""
 
 
+@interruption.memory_named()
 def train(
     *,
     model_dir: str,
@@ -77,14 +93,19 @@ def train(
     seed: int = 0,
     initial_checkpoint_path: str | None = None,
     access: Access = Access(),  # noqa: B008 (frozen)
-    checkpoint_period: int = 1000,
+    checkpoint_period: int | None = None,
     keep_checkpoints: int | None = 3,
     log_period: int = 10,
     eval_period: int = 0,
     evaluators: Sequence[Evaluator] = (),
     facts: Mapping[str, Mapping] | None = None,
+    config: str = "",
+    accept_changes: bool = False,
+    overwrite: bool = False,
 ) -> state.TrainState:
     """Trains a student, or resumes the run that `model_dir` holds.
+
+    What is refused leaves `model_dir` as it was. SIGTERM and Ctrl-C save a checkpoint first.
 
     Args:
         model_dir: gets checkpoints, run.json, metrics.jsonl, TensorBoard files, the vocabulary.
@@ -94,19 +115,27 @@ def train(
         initial_checkpoint_path: where a fresh run takes its parameters from, all but the adapters
             of LoRA: a checkpoint of ours, of Hugging Face or its hub, or of T5X; None is random.
         access: what reading that checkpoint may do.
+        checkpoint_period: None saves ten times in a run, and every 1,000 steps of a long one.
         log_period: metrics are means over so many steps.
         eval_period: 0 evaluates at the end only.
         facts: what the caller knows of the run, by the sections of run.json, which a fresh run
             writes; see `run_folder.write_facts`.
+        config: the text of config.gin; "" writes none.
+        accept_changes: go on although the run in `model_dir` was begun as another one; where it is
+            the data that changed, they are read from their beginning.
+        overwrite: delete the run in `model_dir` and begin anew.
 
     Returns:
         The state after the last step.
 
     Raises:
         UserError: a batch that the mesh does not divide, a checkpoint of another model or
-            vocabulary, data that cannot serve the objective, a loss that is not finite.
+            vocabulary, data that cannot serve the objective, a loss that is not finite, a run in
+            `model_dir` that was begun with other data, another objective or optimizer, no memory.
+        SystemExit: a signal; with the exit code of a process that it ends.
     """
     # All that can be wrong is found out before anything is compiled or written.
+    _check("TRAIN_STEPS", total_steps, least=1)
     _check("LOG_PERIOD", log_period, least=1)
     _check("CHECKPOINT_PERIOD", checkpoint_period, least=1)
     _check("KEEP_CHECKPOINTS", keep_checkpoints, least=1)
@@ -114,20 +143,37 @@ def train(
     devices = sharding.make_mesh(mesh)
     sharding.check_batch_size(data.batch_size, microbatches, devices)
     data.check(objective, model.vocab_size)
-    checkpoints.save_vocabulary(model_dir, data.vocabulary_files)
     student = build(model, data.special_ids)
-    metadata = checkpoints.Metadata(
-        to_json(student), data.vocabulary, batches=0, shards=data.shards
-    )
-    checkpointer = checkpoints.Checkpointer(
-        model_dir, period=checkpoint_period, keep=keep_checkpoints
-    )
+    metadata = checkpoints.Metadata(to_json(student), data.vocabulary, 0, data.shards)
+    period = checkpoint_period or min(1000, max(1, total_steps // 10))
+    checkpointer = checkpoints.Checkpointer(model_dir, period=period, keep=keep_checkpoints)
+    resumes = not overwrite and checkpointer.latest_step is not None
     with jax.set_mesh(devices), partitioning.axis_rules(mesh.rules()):
         # Shapes and shardings first: what is restored or loaded goes straight to its devices, and
         # no second copy of the parameters is ever made.
         abstract = state.abstract(student, optimizer, devices, mesh.rules())
         shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-        if checkpointer.latest_step is not None:
+        known = _facts(student, abstract.params, data, objective) | {
+            "started_from": initial_checkpoint_path or "",
+            "training": {
+                "steps": total_steps,
+                "batch_size": data.batch_size,
+                "microbatches": microbatches,
+                "mesh": {**devices.shape, "fsdp": mesh.fsdp},
+                "seed": seed,
+            },
+        }
+        known = json.loads(json.dumps(_merged(known, facts or {})))
+        before = run_folder.read_facts(model_dir) if resumes else {}
+        changes = resume.changes(before, known)
+        resume.check(changes, model_dir, accept=accept_changes)
+        if not (resumes or overwrite) and run_folder.has_results(model_dir):
+            raise UserError(
+                f"{model_dir} with results of an evaluation and no checkpoint",
+                "a new folder, or a run to go on with",
+                "set another MODEL_DIR, or OVERWRITE=True, which deletes what is there",
+            )
+        if resumes:
             train_state, metadata = checkpointer.restore(abstract, metadata)
         elif initial_checkpoint_path:
             # Adapters are drawn: a checkpoint to start from has none.
@@ -136,30 +182,36 @@ def train(
             train_state = state.create(student, optimizer, seed, abstract, base)
         else:
             train_state = state.create(student, optimizer, seed, abstract)
-        if checkpointer.latest_step is None and hosts.is_first():
-            known = _facts(student, abstract.params, data, objective) | {
-                "started_from": initial_checkpoint_path or "",
-                "training": {
-                    "steps": total_steps,
-                    "batch_size": data.batch_size,
-                    "microbatches": microbatches,
-                    "mesh": {**devices.shape, "fsdp": mesh.fsdp},
-                    "seed": seed,
-                },
-            }
-            run_folder.write_facts(model_dir, _merged(known, facts or {}))
+        first = int(train_state.step)
+        rows_read = resume.rows_read(metadata.rows, before, changes, first, data.batch_size)
+        if first >= total_steps:
+            logs.say(
+                f"nothing to do: the run at {model_dir} has done {first:,} steps, TRAIN_STEPS is "
+                f"{total_steps:,}"
+            )
+            return train_state
+        # From here on the folder is written to.
+        if hosts.is_first():
+            if not resumes:
+                run_folder.clear(model_dir)
+            run_folder.write_facts(model_dir, resume.merged(before, known, changes, first))
+            if config:
+                run_folder.write_config(model_dir, config, first)
+            checkpoints.save_vocabulary(model_dir, data.vocabulary_files)
+        multihost_utils.sync_global_devices("the folder of the run")  # one process cleared it
         train_step = jax.jit(
             step.make_train_step(student, optimizer, objective, microbatches),
             in_shardings=(shardings, sharding.batch_sharding(devices)),
             out_shardings=(shardings, sharding.replicated(devices)),
             donate_argnums=0,  # the new state takes the old one's memory
         )
-        first = int(train_state.step)
         log = logs.Logs(model_dir, total_steps=total_steps, first_step=first)
+        for line in logs.summary(known, model_dir):
+            log.say(line)
         if first:
-            log.say(f"goes on after step {first}")
-        elif initial_checkpoint_path:
-            log.say(f"starts from {initial_checkpoint_path}")
+            log.say(f"goes on after step {first:,}, {rows_read:,} rows into the data")
+        if changes:
+            log.say(f"changed since it was begun: {'; '.join(map(str, changes))}")
         trainable, _ = state.split_trainable(student, train_state.params)
         locate_nonfinite = partial(
             guard.locate_nonfinite, student.places, guard.names(student, trainable)
@@ -168,30 +220,47 @@ def train(
         window = _Window(log, model_dir, log_period, locate_nonfinite, speed)
         # This process makes the rows that lie on its own devices, and no others.
         rows = sharding.Rows(devices, data.batch_size, data.shards)
-        batches = prefetch(data.batches(student.layout, metadata.batches, rows.shards), rows.put)
-        compiled = None
+        batches = prefetch(data.batches(student.layout, rows_read, rows.shards), rows.put)
+        compiled, done = None, first
+        signals = interruption.Signals()
+
+        def save():
+            window.catch_up()  # a state that is not finite must not be saved
+            read = rows_read + (done - first) * data.batch_size
+            checkpointer.save(train_state, dataclasses.replace(metadata, rows=read), step=done)
+
         try:
-            for i in range(first + 1, total_steps + 1):
-                batch = speed.wait_for(batches)
-                # Once: a batch of another shape is an error, never another compilation.
-                compiled = compiled or train_step.lower(train_state, batch).compile()
-                with jax.transfer_guard("disallow"):  # of copies that nobody asked for
-                    train_state, metrics = compiled(train_state, batch)
-                    window.add(i, metrics)
-                # The step is on its way; the host reads the one before while it runs.
-                last = i == total_steps
-                if last:
-                    window.flush()
-                if evaluators and (last or (eval_period and i % eval_period == 0)):
-                    window.flush()  # so that training's line stands before the evaluation's
-                    for evaluator in evaluators:
-                        log.write(i, evaluator(student, train_state.params), kind="eval")
-                if last or checkpointer.is_due(i):
-                    window.catch_up()  # a state that is not finite must not be saved
-                    metadata = dataclasses.replace(metadata, batches=i)
-                    checkpointer.save(train_state, metadata, step=i)
+            with signals.listening():
+                for i in range(first + 1, total_steps + 1):
+                    batch = speed.wait_for(batches)
+                    # Once: a batch of another shape is an error, never another compilation.
+                    compiled = compiled or train_step.lower(train_state, batch).compile()
+                    with signals.deferred():  # the step takes the memory of the state before it
+                        with jax.transfer_guard("disallow"):  # of copies that nobody asked for
+                            train_state, metrics = compiled(train_state, batch)
+                            window.add(i, metrics)
+                        done = i
+                    # The step is on its way; the host reads the one before while it runs.
+                    last = i == total_steps
+                    if last:
+                        window.flush()
+                    if evaluators and (last or (eval_period and i % eval_period == 0)):
+                        window.flush()  # so that training's line stands before the evaluation's
+                        for evaluator in evaluators:
+                            log.write(i, evaluator(student, train_state.params), kind="eval")
+                    if last or checkpointer.is_due(i):
+                        with signals.deferred():
+                            save()
             if left_out := data.report():
                 log.say(left_out)
+        except interruption.Stopped as stopped:
+            if done > first:
+                save()
+            log.say(
+                f"{stopped.name} after step {done:,} of {total_steps:,}, "
+                + ("which is saved: the same line goes on" if done > first else "nothing was done")
+            )
+            raise SystemExit(stopped.code) from None
         finally:
             # In this order: the thread that makes batches first, or it would outlive the data.
             batches.close()
@@ -210,7 +279,7 @@ def _facts(student: Student, params, data: Data, objective: Objective) -> dict[s
             "parameters": sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params)),
             "vocabulary": data.vocabulary,
         },
-        "data": {"shards": data.shards},
+        "data": {"shards": data.shards, **data.facts},
         "objective": dataclasses.asdict(objective),
         "versions": {
             "cot_flax": cot_flax.__version__,

@@ -26,14 +26,20 @@ class Metadata:
     Attributes:
         model: its student, as `students.student.to_json` gives it.
         vocabulary: the fingerprint of its vocabulary; "" where unknown.
-        batches: batches of the data that were consumed.
+        rows: of the data that were consumed (packed ones hold several examples each); None where
+            the checkpoint counts in batches, as those from before version 0.1.0 do.
         shards: parts that the data were read in; the batches depend on it.
     """
 
     model: dict
     vocabulary: str
-    batches: int
+    rows: int | None = None
     shards: int = 1
+
+    @classmethod
+    def from_json(cls, stored: Mapping) -> "Metadata":
+        """The fields that this version knows."""
+        return cls(**{name: stored[name] for name in cls.__dataclass_fields__ if name in stored})
 
 
 def find(found: Listing) -> str | None:
@@ -61,7 +67,7 @@ def read_metadata(step: str) -> Metadata:
     text = files.read(step, "metadata/metadata")
     if text is None:
         raise UserError(f"no metadata in {step}", "a checkpoint of cot-flax", "copy it again")
-    return Metadata(**json.loads(text))
+    return Metadata.from_json(json.loads(text))
 
 
 def open_step(step: str) -> Source:

@@ -20,6 +20,7 @@ from cot_flax.errors import UserError
 from cot_flax.lab.world.vocabulary import VOCABULARY_PATH
 from cot_flax.objectives.losses import Objective
 from cot_flax.students.layouts import EncoderDecoder
+from cot_flax.text.prompts import FORMATS
 from cot_flax.text.tokenizers import open_tokenizer
 
 LAYOUT = EncoderDecoder()
@@ -38,7 +39,7 @@ def make(name="stories_zero_shot_cot", **settings):
 
 
 def take(batches, n, skip=0):
-    return list(itertools.islice(batches.batches(LAYOUT, skip), n))
+    return list(itertools.islice(batches.batches(LAYOUT, skip * batches.batch_size), n))
 
 
 def assert_equal(left, right):
@@ -60,6 +61,21 @@ def test_the_same_batches_every_time_and_skipped_ones_are_just_left_out(pack):
 def test_a_mixture_is_resumed_exactly():
     first = take(make("stories_cot_mix", pack=True, seed=3), 5)
     assert_equal(take(make("stories_cot_mix", pack=True, seed=3), 2, skip=3), first[3:])
+
+
+@pytest.mark.parametrize("pack", [False, True])
+@pytest.mark.parametrize("shards", [1, 2])
+def test_with_another_batch_size_it_goes_on_with_the_next_row(pack, shards):
+    """After 3 batches of 4 rows, batches of 6 hold what batches of 2 hold from the 7th on."""
+    settings = {"pack": pack, "seed": 3, "shards": shards}
+    name = "stories_cot_mix"
+    small = take(make(name, batch_size=2 * shards, **settings), 12, skip=0)
+    (large,) = itertools.islice(
+        make(name, batch_size=6 * shards, **settings).batches(LAYOUT, 12 * shards), 1
+    )
+    for key, rows in large.items():
+        parts = [batch[key].reshape(shards, 2, *rows.shape[1:]) for batch in small[6:9]]
+        np.testing.assert_array_equal(np.concatenate(parts, axis=1).reshape(rows.shape), rows)
 
 
 def test_seeds_shuffle_differently():
@@ -147,6 +163,68 @@ def test_overlong_examples_are_counted_and_never_cut(vocabulary, pack):
     assert f"inputs 30, targets {size(5)}" in batches.report()
 
 
+def test_what_is_left_out_of_a_mixture_is_counted_by_task_with_what_remains():
+    """Every zero-shot prompt fits, many few-shot ones do not."""
+    zero_shot = (make(f"stories_zero_shot_{kind}")._examples(1) for kind in ("cot", "answer"))
+    longest = max(len(example["inputs"]) for example in itertools.chain(*zero_shot))
+    batches = make("stories_cot_mix", feature_lengths=WIDE | {"inputs": longest}, seed=1)
+    take(batches, 40)
+    report = batches.report()
+    whole = re.match(
+        r"left out ([\d,]+) of ([\d,]+) examples of stories_cot_mix: .*tokens; ", report
+    )
+    found = re.findall(
+        r"stories_(\w+) ([\d,]+) of ([\d,]+) \(share ([\d.]+)%, without them ([\d.]+)%\)", report
+    )
+    counts = {name: (int(long), int(all)) for name, long, all, *_ in found}
+    assert len(counts) == 4
+    assert [sum(column) for column in zip(*counts.values(), strict=True)] == [
+        *map(int, whole.groups())
+    ]
+    for name, (long, all) in counts.items():
+        assert all > 0 and (long > 0) == name.startswith("few")
+    read, left = sum(all for _, all in counts.values()), sum(a - b for b, a in counts.values())
+    for name, long, all, before, after in found:
+        assert float(before) == pytest.approx(100 * int(all) / read, abs=0.051), name
+        assert float(after) == pytest.approx(100 * (int(all) - int(long)) / left, abs=0.051), name
+
+
+def test_the_facts_of_a_stream():
+    gin.bind_parameter("stories_cot_mix/cot_flax.data.registration.format_rates.few_shot_cot", 1.4)
+    rates = {"few_shot_answer": 0.05, "few_shot_cot": 0.7}
+    rates |= {"zero_shot_answer": 0.05, "zero_shot_cot": 0.2}
+    facts = make("stories_cot_mix", pack=True, seed=3).facts
+    assert facts.pop("rates") == pytest.approx({f"stories_{k}": v for k, v in rates.items()})
+    assert facts == {
+        "mixture": "stories_cot_mix",
+        "lengths": WIDE,
+        "split": "train",
+        "pack": True,
+        "shuffle": True,
+        "seed": 3,
+        "cached": False,
+    }
+    assert "rates" not in make().facts
+
+
+@pytest.mark.parametrize(
+    ("rates", "message"),
+    [
+        (
+            {"few_shot_cot": -1.0},
+            "stories_few_shot_cot -1; expected 0 or more, one of them above 0",
+        ),
+        (dict.fromkeys(FORMATS, 0), "stories_few_shot_answer 0, stories_few_shot_cot 0, .*"),
+    ],
+)
+def test_rates_that_are_no_shares_are_named(rates, message):
+    for name, rate in rates.items():
+        place = f"stories_cot_mix/cot_flax.data.registration.format_rates.{name}"
+        gin.bind_parameter(place, rate)
+    with pytest.raises(UserError, match=f"mixing rates of stories_cot_mix: {message}"):
+        make("stories_cot_mix").check(KL, 512)
+
+
 def test_less_than_no_shards_are_refused():
     with pytest.raises(UserError, match="got DATA_SHARDS -1; expected 1 or more, or 0 for one a p"):
         make(shards=-1)
@@ -157,7 +235,7 @@ def test_shards_fill_their_rows_of_every_batch():
     batches = make(batch_size=3, shards=3, pack=True)
     whole = take(batches, 3)
     for chosen in ([1], [0, 2]):
-        found = list(itertools.islice(batches.batches(LAYOUT, 1, chosen), 2))
+        found = list(itertools.islice(batches.batches(LAYOUT, 3, chosen), 2))
         assert_equal(found, [{k: v[chosen] for k, v in batch.items()} for batch in whole[1:]])
 
 

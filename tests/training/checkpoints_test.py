@@ -55,7 +55,7 @@ def saved(tmp_path_factory):
     folder = tmp_path_factory.mktemp("saved")
     checkpointer = Checkpointer(str(folder), period=1, keep=None)
     for step in (9, 10):
-        metadata = dataclasses.replace(METADATA, batches=step)
+        metadata = dataclasses.replace(METADATA, rows=step)
         checkpointer.save(state_at(step), metadata, step=step)
     checkpointer.close()
     return folder
@@ -86,7 +86,7 @@ def test_restores_the_latest_bit_for_bit(saved):
     checkpointer.close()
     assert_equal(restored, state_at(10))
     assert isinstance(restored, TrainState)
-    assert metadata.batches == 10
+    assert metadata.rows == 10
     assert metadata.vocabulary == "abc"
 
 

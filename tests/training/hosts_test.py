@@ -129,7 +129,7 @@ def test_a_process_reads_the_shards_of_its_devices_rows(four):
     """The mesh is 2 x 2: two processes hold the same rows."""
     for index, (out, _) in enumerate(four[1]):
         shards = [[0, 1], [2, 3]][index // 2]
-        expected = [f"process {index} reads {shards} from batch {n} on" for n in (0, 4)]
+        expected = [f"process {index} reads {shards} from row {n} on" for n in (0, 32)]
         assert re.findall("process .*", out) == expected
 
 

@@ -4,6 +4,10 @@ import dataclasses
 import itertools
 import json
 import math
+import os
+import re
+import shutil
+import signal
 import threading
 import time
 from functools import partial
@@ -20,7 +24,7 @@ from cot_flax.students import lora
 from cot_flax.students.parameters import Tensor, nest, unstack_layers
 from cot_flax.students.t5 import T5Student
 from cot_flax.text.tokenizers import T5_SPECIAL_IDS, SpecialIds
-from cot_flax.training import logs, loop, optimizers
+from cot_flax.training import interruption, logs, loop, optimizers
 from cot_flax.training.checkpoints import Checkpointer
 from cot_flax.training.sharding import MeshConfig
 from cot_flax.weights.huggingface import write_folder
@@ -42,6 +46,7 @@ class Copying:
     vocabulary: str = "copying"
     vocabulary_files: dict = dataclasses.field(default_factory=lambda: {"spiece.model": b"copied"})
     special_ids: SpecialIds = T5_SPECIAL_IDS
+    facts: dict = dataclasses.field(default_factory=dict)
     spoilt: int | None = None  # the batch (from 1) whose loss is infinite
     broken: int | None = None  # the batch that cannot be made
     skipped: list[int] = dataclasses.field(default_factory=list)
@@ -52,7 +57,7 @@ class Copying:
 
     def batches(self, layout, skip, shards):
         self.skipped.append(skip)
-        return (self.batch(number) for number in itertools.count(skip + 1))
+        return (self.batch(number) for number in itertools.count(skip // self.batch_size + 1))
 
     def batch(self, number):
         if number == self.broken:
@@ -156,13 +161,6 @@ def test_a_run_writes_what_it_is(run, config, tmp_path):
     }
 
 
-def test_a_run_that_goes_on_stays_what_it_was(run, tmp_path):
-    run(tmp_path, total_steps=1)
-    before = run_folder.read_facts(tmp_path)
-    run(tmp_path, total_steps=2, seed=4)
-    assert run_folder.read_facts(tmp_path) == before
-
-
 def rows_of(folder, kind="train"):
     """What metrics.jsonl says, without the speed."""
     rows = [row for row in run_folder.read_metrics(str(folder)) if row["kind"] == kind]
@@ -249,7 +247,7 @@ def test_evaluates_every_period_and_at_the_end(finished, config):
 def test_saves_every_period_and_at_the_end(finished):
     folder, last, _, data = finished
     assert steps_in(folder) == [40, 50, 60]  # keep_checkpoints is 3
-    assert read_metadata(f"{folder}/checkpoints/{STEPS}").batches == int(last.step) == STEPS
+    assert read_metadata(f"{folder}/checkpoints/{STEPS}").rows == 8 * int(last.step) == 8 * STEPS
     assert data.skipped == [0]
 
 
@@ -264,7 +262,7 @@ def test_resumes_bit_for_bit_after_an_interruption(finished, run, tmp_path):
     assert steps_in(tmp_path) == [10, 20]
     data = Copying()
     resumed = run(tmp_path, data, evaluators=[Evaluator()])
-    assert data.skipped == [20]
+    assert data.skipped == [20 * 8]
     assert_same(resumed, finished[1])
     assert rows_of(tmp_path) == rows_of(finished[0])
 
@@ -292,9 +290,221 @@ def test_a_fresh_run_takes_the_parameters_alone_from_a_checkpoint(finished, run,
     assert int(state.step) == 1
 
 
-def test_a_resumed_run_does_not_start_from_the_initial_checkpoint(finished, run):
-    folder, last, *_ = finished
-    assert_same(run(folder, initial_checkpoint_path="/no such folder"), last)
+def files_of(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+KNOWN = {"mixture": "copying", "lengths": {"inputs": 4, "targets": 4}, "rates": {"a": 0.5}}
+
+
+@pytest.fixture(scope="module")
+def begun(run, tmp_path_factory):
+    """A run of two steps on data of which something is known."""
+    folder = tmp_path_factory.mktemp("begun")
+    facts = {"training": {"optimizer": "adamw", "settings": {"b1": 0.9}}}
+    run(folder, Copying(facts=KNOWN), total_steps=2, facts=facts, config="A = 1\n")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seed": 5}, "begun with RANDOM_SEED 0, not 5; expected the same run again"),
+        ({"objective": Objective(z_loss=0.1)}, "Z_LOSS 0.0, not 0.1"),
+        ({"initial_checkpoint_path": "base"}, "INITIAL_CHECKPOINT_PATH '', not 'base'"),
+        ({"data": Copying(facts=KNOWN | {"mixture": "b"})}, "TASK_NAME 'copying', not 'b'"),
+        (
+            {"data": Copying(facts=KNOWN | {"lengths": {"inputs": 4, "targets": 5}})},
+            "TASK_FEATURE_LENGTHS inputs 4, targets 4, not inputs 4, targets 5",
+        ),
+        ({"data": Copying(facts=KNOWN | {"rates": {"a": 0.25}})}, "mixing rates a 0.5, not a 0.25"),
+        ({"facts": {"training": {"optimizer": "adafactor"}}}, "OPTIMIZER 'adamw', not 'adafactor'"),
+        (
+            {"seed": 5, "objective": Objective(z_loss=0.1)},
+            r"0.0, not 0.1; RANDOM_SEED 0, not 5; .* another MODEL_DIR; .*=True .* OVERWRITE=True",
+        ),
+    ],
+)
+def test_a_run_is_not_gone_on_with_as_another_one(begun, run, changes, message):
+    before = files_of(begun)
+    with pytest.raises(UserError, match=message):
+        run(begun, **{"data": Copying(facts=KNOWN), "total_steps": 4} | changes)
+    assert files_of(begun) == before
+
+
+@pytest.fixture
+def copied(begun, tmp_path):
+    return shutil.copytree(begun, tmp_path / "copied")
+
+
+def test_what_may_change_is_said_and_kept(copied, run, capsys):
+    """The learning rate, and a batch of twice the size, before which 2 x 8 rows were read."""
+    data = Copying(batch_size=16, facts=KNOWN)
+    facts = {"training": {"learning_rate": 1.0, "optimizer": "adamw", "settings": {"b1": 0.8}}}
+    run(copied, data, total_steps=5, facts=facts, config="A = 2\n")
+    assert data.skipped == [16]
+    assert read_metadata(f"{copied}/checkpoints/5").rows == 16 + 3 * 16
+    printed = capsys.readouterr().err
+    assert "goes on after step 2, 16 rows into the data" in printed
+    (changed,) = re.findall("changed since it was begun: (.*)", printed)
+    shown = {"TRAIN_STEPS 2, not 5", "BATCH_SIZE 8, not 16", "b1 0.9, not 0.8"}
+    assert set(changed.split("; ")) == shown
+    written = run_folder.read_facts(copied)
+    assert written["training"]["batch_size"] == 16 and written["training"]["steps"] == 5
+    (note,) = written["resumed"]
+    assert note["after"] == 2 and note["changes"]["training.batch_size"] == [8, 16]
+    assert (copied / "config.gin").read_text() == "A = 1\n"
+    assert (copied / "config-2.gin").read_text() == "A = 2\n"
+    again = Copying(batch_size=16, facts=KNOWN)
+    run(copied, again, total_steps=6, facts=facts, config="A = 1\n")
+    assert again.skipped == [16 + 3 * 16]
+    assert [note["after"] for note in run_folder.read_facts(copied)["resumed"]] == [2, 5]
+    assert not (copied / "config-5.gin").exists()
+
+
+def test_an_accepted_change_of_the_data_reads_them_from_the_beginning(copied, run):
+    data = Copying(facts=KNOWN | {"mixture": "b"})
+    run(copied, data, total_steps=4, accept_changes=True)
+    assert data.skipped == [0]
+    assert read_metadata(f"{copied}/checkpoints/4").rows == 2 * 8
+    assert run_folder.read_facts(copied)["data"]["mixture"] == "b"
+
+
+def test_overwriting_deletes_the_run_and_nothing_else(copied, run):
+    (copied / "test").mkdir()
+    for name in ("test/results.json", "notes.txt"):
+        (copied / name).write_text("{}")
+    run(copied, seed=5, total_steps=1, overwrite=True, config="A = 3\n")
+    assert steps_in(copied) == [1]
+    assert [row["step"] for row in rows_of(copied)] == [1]
+    assert run_folder.read_facts(copied)["training"]["seed"] == 5
+    assert (copied / "config.gin").read_text() == "A = 3\n"
+    assert (copied / "notes.txt").exists() and not (copied / "test" / "results.json").exists()
+
+
+def test_results_without_a_checkpoint_are_not_lost(run, tmp_path):
+    (tmp_path / "results.json").write_text("{}")
+    with pytest.raises(UserError, match="results of an evaluation and no checkpoint"):
+        run(tmp_path, total_steps=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["results.json"]
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint_begins_again(run, tmp_path):
+    with pytest.raises(UserError, match="loss inf at step 7"):
+        run(tmp_path, Copying(spoilt=7))
+    run(tmp_path, total_steps=5, seed=1)
+    assert [row["step"] for row in rows_of(tmp_path)] == [5]
+    assert run_folder.read_facts(tmp_path)["training"]["seed"] == 1
+
+
+def test_steps_that_are_done_are_said(begun, run, capsys):
+    before = files_of(begun)
+    run(begun, Copying(facts=KNOWN), total_steps=2, facts={"training": {"settings": {"b1": 0.9}}})
+    assert capsys.readouterr().err == (
+        f"nothing to do: the run at {begun} has done 2 steps, TRAIN_STEPS is 2\n"
+    )
+    assert files_of(begun) == before
+
+
+def test_another_optimizers_state_is_one_line(begun, run):
+    """Also where nobody said by what name it goes."""
+    factored = optimizers.adafactor(optimizers.constant(1e-2))
+    with pytest.raises(UserError, match=r"an optimizer's state of \d+ arrays .* another MODEL_DIR"):
+        run(begun, Copying(facts=KNOWN), total_steps=4, optimizer=factored)
+
+
+def test_a_checkpoint_that_counts_in_batches_goes_on_with_the_next_row(copied, run):
+    """As those from before 0.1.0 do, which lack the field `rows`."""
+    path = copied / "checkpoints" / "2" / "metadata" / "metadata"
+    stored = json.loads(path.read_text())
+    del stored["rows"]
+    path.write_text(json.dumps(stored | {"batches": 2}))
+    data = Copying(facts=KNOWN)
+    run(copied, data, total_steps=3)
+    assert data.skipped == [2 * 8]
+
+
+def test_without_a_period_a_short_run_saves_ten_times(run, tmp_path):
+    run(tmp_path, total_steps=24, checkpoint_period=None, keep_checkpoints=None)
+    assert steps_in(tmp_path) == [*range(2, 25, 2)]  # 24 // 10 is 2
+
+
+class Killer(Evaluator):
+    """Sends this process a signal in the middle of an evaluation."""
+
+    def __init__(self, number):
+        super().__init__()
+        self._number = number
+
+    def __call__(self, model, params):
+        os.kill(os.getpid(), self._number)
+        return super().__call__(model, params)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_saves_the_step_and_the_run_goes_on_bit_for_bit(
+    finished, run, tmp_path, capsys, number, code
+):
+    before = signal.getsignal(number)
+    with pytest.raises(SystemExit) as stopped:
+        run(tmp_path, evaluators=[Killer(number)], eval_period=13)
+    assert stopped.value.code == code and signal.getsignal(number) is before
+    assert steps_in(tmp_path) == [10, 13]
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line == f"{signal.Signals(number).name} after step 13 of 60, which is saved: " + (
+        "the same line goes on"
+    )
+    assert_same(run(tmp_path), finished[1])
+
+
+def test_a_signal_waits_for_what_must_not_be_left_half_done():
+    signals, seen = interruption.Signals(), []
+    with pytest.raises(interruption.Stopped), signals.listening(), signals.deferred():
+        os.kill(os.getpid(), signal.SIGTERM)
+        seen.append("the rest of the block")
+    assert seen
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 44 bytes.\nmore"),
+        MemoryError("Unable to allocate 9 GiB"),
+    ],
+)
+def test_no_memory_is_one_line_that_says_what_takes_less(error):
+    with (
+        pytest.raises(UserError, match=r"emory|allocate.*BATCH_SIZE.*MICROBATCHES.*REMAT.*plan"),
+        interruption.memory_named(),
+    ):
+        raise error
+    with pytest.raises(jax.errors.JaxRuntimeError, match="another"), interruption.memory_named():
+        raise jax.errors.JaxRuntimeError("another")
+
+
+def test_a_log_file_gets_a_summary_and_a_line_at_every_period(run, tmp_path, capsys):
+    data = Copying(facts=KNOWN | {"pack": True})
+    run(tmp_path, data, total_steps=10, evaluators=[Evaluator()])
+    lines = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(
+        r"student: t5, [\d,]+ parameters, from random weights \(INITIAL_.*\)", lines[0]
+    )
+    assert lines[1] == "data: copying = a 50.0%"
+    assert lines[2] == "objective: cross entropy; 10 steps of 8 packed rows, at most 64 tokens"
+    assert lines[3] == f"devices: cpu (data 1 x model 1); MODEL_DIR: {tmp_path}"
+    steps = r"step {}  loss [\d.]+  lr [\d.e-]+  [\d,]+ tokens/s  eta \d:\d\d:\d\d"
+    assert re.fullmatch(steps.format(5), lines[4])
+    assert re.fullmatch(steps.format(10), lines[-3])
+    assert lines[-2:] == ["step 10  eval  accuracy 1", "left out nothing"]
+
+
+def test_a_terminal_gets_the_same_beside_its_progress_line(run, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "200")
+    run(tmp_path, total_steps=10, evaluators=[Evaluator()])
+    shown = re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", capsys.readouterr().err)
+    for text in ("student: t5", "step 10  eval  accuracy 1", "step 10  loss", "eta"):
+        assert text in shown
 
 
 @pytest.mark.parametrize("initial", [False, True], ids=["resume", "initial"])
@@ -312,25 +522,29 @@ def test_refuses_a_checkpoint_of_another_kind(initial, wrong, finished, run, con
         run(tmp_path if initial else folder, **changes)
 
 
-def test_refuses_an_initial_checkpoint_that_is_not_there(run, tmp_path):
-    with pytest.raises(UserError, match="no folder /no such folder"):
-        run(tmp_path, initial_checkpoint_path="/no such folder")
-
-
 def test_refuses_data_and_batches_that_do_not_fit(run, tmp_path):
     with pytest.raises(UserError, match="no teacher"):
-        run(tmp_path, objective=Objective(kl_weight=1.0))
+        run(tmp_path / "run", objective=Objective(kl_weight=1.0))
     with pytest.raises(UserError, match=r"BATCH_SIZE 8; .* multiple of 3"):
-        run(tmp_path, microbatches=3)
+        run(tmp_path / "run", microbatches=3)
+    with pytest.raises(UserError, match="no folder /no such folder"):
+        run(tmp_path / "run", initial_checkpoint_path="/no such folder")
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
     ("setting", "wrong"),
-    [("log_period", 0), ("checkpoint_period", 0), ("keep_checkpoints", 0), ("eval_period", -1)],
+    [
+        ("total_steps", 0),
+        ("log_period", 0),
+        ("checkpoint_period", 0),
+        ("keep_checkpoints", 0),
+        ("eval_period", -1),
+    ],
 )
 def test_refuses_periods_that_are_none(setting, wrong, run, tmp_path):
-    with pytest.raises(UserError, match=f"got {setting.upper()} {wrong}; expected {wrong + 1} or"):
+    name = "TRAIN_STEPS" if setting == "total_steps" else setting.upper()
+    with pytest.raises(UserError, match=f"got {name} {wrong}; expected {wrong + 1} or"):
         run(tmp_path, **{setting: wrong})
     assert not list(tmp_path.iterdir())
 

@@ -36,13 +36,14 @@ class Shards:
     vocabulary: str = "numbers"
     vocabulary_files: dict = field(default_factory=lambda: {"spiece.model": b"numbers"})
     special_ids: SpecialIds = T5_SPECIAL_IDS
+    facts: dict = field(default_factory=dict)
 
     def check(self, objective, vocab_size):
         """Serves every objective."""
 
     def batches(self, layout, skip, shards):
-        print(f"process {jax.process_index()} reads {shards} from batch {skip} on", flush=True)
-        for number in itertools.count(skip):
+        print(f"process {jax.process_index()} reads {shards} from row {skip} on", flush=True)
+        for number in itertools.count(skip // self.batch_size):
             parts = [self._rows(np.random.default_rng((shard, number))) for shard in shards]
             yield {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 

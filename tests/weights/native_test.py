@@ -191,4 +191,4 @@ def test_find(tmp_path):
     assert find(steps / "9") == str(steps / "9")
     assert find(tmp_path / "none") is None
     metadata = native.read_metadata(find(tmp_path))
-    assert (metadata.vocabulary, metadata.batches) == ("abc", 7)
+    assert (metadata.vocabulary, metadata.rows) == ("abc", 7)

@@ -6,6 +6,13 @@ from cot_flax.errors import UserError
 from cot_flax.students.lora import Lora
 
 ATTENTIONS = ("auto", "xla", "cudnn", "flash")
+_DTYPES = ("float32", "bfloat16", "float16")
+_CHOICES = {
+    "attention": ATTENTIONS,
+    "dtype": _DTYPES,
+    "residual_dtype": _DTYPES,
+    "remat": ("none", "full", "minimal"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +34,7 @@ class T5Config:
             TPUs ("flash") wherever it serves, else XLA; see students/attention_kernels.py.
 
     Raises:
-        UserError: an attention that there is not.
+        UserError: an attention, dtype or remat that there is not.
     """
 
     vocab_size: int = 32128
@@ -48,7 +55,6 @@ class T5Config:
     attention: str = "auto"
 
     def __post_init__(self):
-        if self.attention not in ATTENTIONS:
-            raise UserError(
-                f"attention {self.attention!r}", f"one of {ATTENTIONS}", "set ATTENTION"
-            )
+        for name, known in _CHOICES.items():
+            if (value := getattr(self, name)) not in known:
+                raise UserError(f"{name} {value!r}", f"one of {known}", f"set {name.upper()}")
