@@ -173,6 +173,28 @@ def train(fingerprint_of_store: Callable[[str], str]) -> Any:
     return call(_TRAINER, facts=run_facts(fingerprint_of_store), config=gin.config_str())
 
 
+def check_files(files: Sequence[str], search_paths: Sequence[str] = ()) -> None:
+    """Raises UserError for a file that is not there, with the names of those that are."""
+    folders = [Path(), *map(Path, search_paths), gin_root()]
+    for file in files:
+        if any((folder / file).is_file() for folder in folders):
+            continue
+        known = [
+            path.relative_to(folder).as_posix()
+            for folder in folders[1:]
+            for path in sorted(folder.rglob("*.gin"))
+        ]
+        # By their own names, too: a folder in front says nothing of how alike two files are.
+        near = difflib.get_close_matches(file, known, n=3)
+        own = {Path(name).name: name for name in known}
+        near += [own[name] for name in difflib.get_close_matches(Path(file).name, own, n=3)]
+        hint = ", ".join(list(dict.fromkeys(near))[:3]) or ", ".join(known[:3]) + ", ..."
+        searched = ", ".join(map(str, folders))
+        raise UserError(
+            f"no gin file {file} within {searched}", f"one such as {hint}", "correct --gin_file"
+        )
+
+
 def check_syntax(bindings: Sequence[str]) -> None:
     """Raises UserError for a `NAME=VALUE` that cannot be read, before any file is.
 

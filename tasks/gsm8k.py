@@ -57,7 +57,7 @@ def _from_tfds(file):
         raise UserError(
             f"no GSM8K from TFDS ({type(error).__name__})",
             "a network or a prepared TFDS directory",
-            "bind gsm8k.data.directory to a folder with train.jsonl and test.jsonl",
+            "set GSM8K_DIRECTORY to a folder with train.jsonl and test.jsonl",
         ) from error
     return [
         {name: tf.compat.as_text(record[name]) for name in ("question", "answer")}

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import subprocess
 import sys
 
@@ -15,6 +16,7 @@ import jax
 import pytest
 import typer.testing
 
+import cot_flax
 from cot_flax import cli, configuration, run_folder
 from cot_flax.chains.samples import read_samples, write_samples
 from cot_flax.lab.world.vocabulary import VOCABULARY_PATH
@@ -223,6 +225,8 @@ def test_train_leaves_what_the_run_is_as_data(folder):
         "shards": 1,
         "mixture": "stories_teacher_zero_shot_cot",
         "lengths": {"inputs": 96, "targets": 72},
+        **{"split": "train", "pack": False, "shuffle": True, "seed": 0, "cached": False},
+        "settings": {"WORLD_SEED": 0, "registration.prompting.shots": 2},
         "store": str(folder / "store"),
         "fingerprint": hashlib.sha256((folder / "store/manifest.json").read_bytes()).hexdigest(),
     }
@@ -277,7 +281,35 @@ EVALUATE += ["--gin.EVAL_OUTPUT_DIR='{tmp}/test'"]
             "argument '--topk'; .*--gin.NAME=VALUE",
         ),
         (["teach", "import-codex", "{tmp}/no.jsonl", *OUT], "{tmp}/no.jsonl.*No such file"),
+        (
+            ["prepare", "{tmp}/bad.jsonl", *OUT, "--task", "storys"],
+            "'storys'; .*; correct --task or",
+        ),
         (["train", "--gin_file=no.gin"], "no gin file no.gin"),
+        (
+            ["train", "--gin-file=experiments/wrold_base.gin"],
+            "one such as experiments/world_base.g",
+        ),
+        (["train", "experiments/world_base.gin"], "; write --gin_file=experiments/world_base.gin"),
+        (["train", KL, "TRAIN_STEPS=4"], "expected --gin.NAME=VALUE; write --gin.TRAIN_STEPS=4"),
+        (["train"], "no gin file; .*pass --gin_file=FILE"),
+        (["train", KL, *MODEL_DIR, "--gin.PACK='false'"], "PACK = 'false'; .*set PACK=False"),
+        (["train", KL, *MODEL_DIR, *STORE, "--gin.DTYPE='fp16'"], "dtype 'fp16'; .*set DTYPE"),
+        (
+            [
+                "train",
+                "--gin_file=experiments/gsm8k_human_ce.gin",
+                *MODEL_DIR,
+                "--gin.T5_VOCABULARY_FILE='{tmp}/bad.jsonl'",
+                "--gin.GSM8K_DIRECTORY='{tmp}'",
+            ],
+            "{tmp}/bad.jsonl, which holds no SentencePiece model; .*set T5_VOCABULARY_FILE",
+        ),
+        (
+            ["train", "--gin_file=experiments/world_answer.gin", "--gin.MODEL_DIR='{run}'"],
+            "run at {run} that was begun with .*MIXTURE_OR_TASK_NAME 'stories_teacher_zero_shot"
+            "_cot', not 'stories_zero_shot_answer'; .*KL_WEIGHT 1.0, not 0.0; .*OVERWRITE=True",
+        ),
         (["train", KL], "no value for MODEL_DIR; .*--gin.MODEL_DIR=VALUE"),
         (["train", KL, *MODEL_DIR, "--gin.TRAIN_STEP=1"], "--gin.TRAIN_STEP; .*TRAIN_STEPS"),
         (["train", KL, *MODEL_DIR, "--gin.loop.train.step=1"], "--gin.loop.train.step=1"),
@@ -325,9 +357,47 @@ EVALUATE += ["--gin.EVAL_OUTPUT_DIR='{tmp}/test'"]
 )
 def test_a_mistake_is_one_line_and_exit_code_2(folder, tmp_path, capfd, arguments, message):
     write_half_a_line(folder, tmp_path / "bad.jsonl")
+    before = files_of(folder)
     places = {"tmp": tmp_path, "store": folder / "store", "run": folder / "student"}
     assert call(*(argument.format(**places) for argument in arguments)) == 2
     assert_one_line(capfd.readouterr().err, message.format(**places))
+    assert files_of(folder) == before and not (tmp_path / "run").exists()
+
+
+def files_of(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_the_same_line_goes_on_and_what_differs_is_said(folder, tmp_path, capfd):
+    run = shutil.copytree(folder / "student", tmp_path / "student")
+    macros = {"MODEL_DIR": str(folder / "student"), "TEACHER_STORE": str(folder / "store")}
+    macros |= {"TRAIN_STEPS": 2, "LOG_PERIOD": 1}
+    config = (run / "config.gin").read_text()
+    assert call("train", KL, *flags(**macros), *QUICK) == 0
+    assert capfd.readouterr().err.startswith("nothing to do: the run at ")
+    assert files_of(folder / "student") == {
+        folder / "student" / path.relative_to(run): content
+        for path, content in files_of(run).items()
+    }
+    macros |= {"MODEL_DIR": str(run), "TRAIN_STEPS": 3, "LEARNING_RATE": 1e-3}
+    assert call("train", KL, *flags(**macros), *QUICK) == 0
+    said = capfd.readouterr().err
+    assert "\ngoes on after step 2, 4 rows into the data\n" in said
+    changes = "TRAIN_STEPS 2, not 3; LEARNING_RATE 0.01, not 0.001"
+    assert f"changed since it was begun: {changes}\n" in said
+    assert (run / "config.gin").read_text() == config
+    assert "TRAIN_STEPS = 3" in (run / "config-2.gin").read_text()
+
+
+def test_the_version_is_said(capfd):
+    assert call("--version") == 0
+    assert capfd.readouterr().out == f"cot-flax {cot_flax.__version__}\n"
+
+
+def test_the_module_is_called_by_the_commands_name():
+    command = [sys.executable, "-m", "cot_flax.cli", "train", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "Usage: cot-flax train" in done.stdout and "--gin.NAME=VALUE" in done.stdout
 
 
 def write_half_a_line(folder, path):
@@ -373,6 +443,8 @@ def test_a_mistake_is_one_line_in_a_process_of_its_own(tmp_path):
         (["--help"], 0),
         (["train", "--help"], 0),
         (["train", "--gin_file=no.gin"], 2),
+        (["train", "--gin_file=experiments/world_base.gin", "--gin.MODEL_DIR='x"], 2),
+        (["--version"], 0),
         (["evaluate", "--gin_file=experiments/world_evaluate.gin", "BATCH_SIZE=1"], 2),
         (["report", "no-run"], 2),
     ],

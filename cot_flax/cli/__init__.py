@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+import cot_flax
 from cot_flax.cli import environment, teach
 from cot_flax.cli.common import (
     GIN_FLAGS,
@@ -25,12 +26,27 @@ from cot_flax.cli.prepare import prepare
 from cot_flax.errors import UserError, report_error
 
 app = typer.Typer(
-    help="Teach small models to reason step by step.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
 )
 app.add_typer(teach.app, name="teach")
+
+
+def _say_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"cot-flax {cot_flax.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_say_version, is_eager=True, help="Say it and end."),
+    ] = False,
+):
+    """Teach small models to reason step by step."""
 
 
 @app.command()
@@ -56,13 +72,13 @@ app.command(context_settings=GIN_FLAGS)(prepare)
 @app.command(context_settings=GIN_FLAGS)
 def train(
     context: typer.Context,
-    gin_file: GinFile,
+    gin_file: GinFile = [],  # noqa: B006 (typer copies it)
     gin_search_paths: SearchPaths = "",
     coordinator_address: CoordinatorAddress = None,
     process_count: ProcessCount = None,
     process_index: ProcessIndex = None,
 ):
-    """Train a student as a gin experiment says.
+    """Train a student as a gin experiment says; --gin.NAME=VALUE sets any macro of its files.
 
     Example: cot-flax train --gin_file=experiments/world_base.gin --gin.MODEL_DIR=runs/base
     """
@@ -79,7 +95,7 @@ def train(
 @app.command(context_settings=GIN_FLAGS)
 def evaluate(
     context: typer.Context,
-    gin_file: GinFile,
+    gin_file: GinFile = [],  # noqa: B006 (typer copies it)
     gin_search_paths: SearchPaths = "",
     coordinator_address: CoordinatorAddress = None,
     process_count: ProcessCount = None,
@@ -87,6 +103,8 @@ def evaluate(
     overwrite: Overwrite = False,
 ):
     """Decode held-out questions with a checkpoint and score the answers.
+
+    --gin.NAME=VALUE sets any macro of the gin files.
 
     Example: cot-flax evaluate --gin_file=experiments/world_evaluate.gin
     --gin.CHECKPOINT_PATH=runs/base --gin.EVAL_OUTPUT_DIR=runs/base/test
@@ -141,6 +159,6 @@ def main() -> None:
     """The entry point: what a user can mend becomes one line on standard error, exit code 2."""
     try:
         environment.settle()
-        app()
+        app(prog_name="cot-flax")
     except Exception as error:
         sys.exit(report_error(error))

@@ -7,7 +7,6 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -16,9 +15,17 @@ from cot_flax.errors import UserError
 from cot_flax.files import cache
 
 GIN_FLAGS = {"allow_extra_args": True, "ignore_unknown_options": True}
-GinFile = Annotated[list[str], typer.Option("--gin_file", help="A gin file; may be repeated.")]
+GinFile = Annotated[
+    list[str],
+    typer.Option(
+        "--gin_file", "--gin-file", help="A gin file; may be repeated: a model after an experiment."
+    ),
+]
 SearchPaths = Annotated[
-    str, typer.Option("--gin_search_paths", help="Comma-separated folders of gin files.")
+    str,
+    typer.Option(
+        "--gin_search_paths", "--gin-search-paths", help="Comma-separated folders of gin files."
+    ),
 ]
 CoordinatorAddress = Annotated[
     str | None,
@@ -176,12 +183,12 @@ def parse_gin(
     from cot_flax import configuration
 
     bindings = [*bindings, *_bindings(context)]
+    if not files:
+        raise UserError("no gin file", "an experiment, at least", "pass --gin_file=FILE")
     files = list(map(os.path.expanduser, files))
     folders = [os.path.expanduser(path) for path in search_paths.split(",") if path]
-    searched = ["", *folders, str(configuration.gin_root())]
-    for file in files:
-        if not any((Path(folder) / file).is_file() for folder in searched):
-            raise UserError(f"no gin file {file}", f"one within {searched}", "correct --gin_file")
+    configuration.check_files(files, folders)
+    configuration.check_syntax(bindings)
     if libraries:
         prepare_libraries()
     configuration.parse(files, bindings, folders, needed)
@@ -191,9 +198,12 @@ def _bindings(context: typer.Context) -> list[str]:
     bindings = []
     for argument in context.args:
         if not argument.startswith("--gin.") or "=" not in argument:
-            raise UserError(
-                f"argument {argument!r}", "--gin.NAME=VALUE", "see cot-flax COMMAND --help"
-            )
+            remedy = "see cot-flax COMMAND --help"
+            if argument.endswith(".gin"):
+                remedy = f"write --gin_file={argument}"
+            elif argument.partition("=")[0].isidentifier() and "=" in argument:
+                remedy = f"write --gin.{argument}"
+            raise UserError(f"argument {argument!r}", "--gin.NAME=VALUE", remedy)
         bindings.append(argument.removeprefix("--gin."))
     return bindings
 

@@ -13,10 +13,10 @@ NEEDED = ("MODEL", "OBJECTIVE", "OPTIMIZER", "TASK_FEATURE_LENGTHS", "TRAIN_STEP
 
 def plan(
     context: typer.Context,
-    gin_file: GinFile,
     target: Annotated[
         str, typer.Option(help="A slice or GPU: v5e-16, v5p-64, v6e-256, h200, a100-80x8, cpu.")
     ],
+    gin_file: GinFile = [],  # noqa: B006 (typer copies it)
     gin_search_paths: SearchPaths = "",
     price: Annotated[float | None, typer.Option(help="Of a chip for an hour.")] = None,
     search: Annotated[

@@ -323,8 +323,12 @@ def _close_all() -> None:
         iterator.close()
 
 
-def find_task(name: str) -> seqio.Task | seqio.Mixture:
-    """Looks a name up; raises UserError with the nearest names where there is none."""
+def find_task(name: str, given_as: str = "MIXTURE_OR_TASK_NAME") -> seqio.Task | seqio.Mixture:
+    """Looks a name up; raises UserError with the nearest names where there is none.
+
+    Args:
+        given_as: what the user sets it by.
+    """
     try:
         return seqio.get_mixture_or_task(name)
     except ValueError:
@@ -333,5 +337,5 @@ def find_task(name: str) -> seqio.Task | seqio.Mixture:
         raise UserError(
             f"task or mixture {name!r}",
             f"a registered name, such as {', '.join(near)}" if near else "a registered name",
-            "correct MIXTURE_OR_TASK_NAME or import its module in the gin file",
+            f"correct {given_as} or import its module in the gin file",
         ) from None

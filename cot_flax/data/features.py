@@ -1,5 +1,6 @@
 """Vocabularies, output features, and the fingerprint that ties tokens to a vocabulary."""
 
+import functools
 import hashlib
 import os
 from collections.abc import Callable
@@ -9,6 +10,7 @@ import gin
 import numpy as np
 import seqio
 import tensorflow as tf
+from sentencepiece import SentencePieceProcessor
 
 from cot_flax.errors import UserError
 from cot_flax.files import path_at
@@ -41,12 +43,7 @@ class T5Vocabulary(seqio.SentencePieceVocabulary):
     @property
     def _sentencepiece_model_file(self) -> str:
         path = t5_vocabulary_file()
-        if not _readable(path):
-            raise UserError(
-                f"no T5 vocabulary at {path}",
-                "a SentencePiece model file",
-                "bind features.t5_vocabulary_file.path to a local spiece.model",
-            )
+        _check_model(path)
         return path
 
     @_sentencepiece_model_file.setter
@@ -54,11 +51,18 @@ class T5Vocabulary(seqio.SentencePieceVocabulary):
         """SeqIO's constructor sets the path; here gin has it."""
 
 
-def _readable(path: str) -> bool:
+@functools.lru_cache(maxsize=4)
+def _check_model(path: str) -> None:
+    """Raises UserError where there is no SentencePiece model; seqio has words for C++ only."""
     try:
-        return tf.io.gfile.exists(path)
-    except tf.errors.OpError:  # a bucket without a network
-        return False
+        SentencePieceProcessor().LoadFromSerializedProto(tf.io.gfile.GFile(path, "rb").read())
+        return
+    except tf.errors.OpError:  # no file, or a bucket without a network
+        problem = f"no T5 vocabulary at {path}"
+    except RuntimeError:
+        problem = f"{path}, which holds no SentencePiece model"
+    remedy = "set T5_VOCABULARY_FILE to a local spiece.model"
+    raise UserError(problem, "a SentencePiece model file", remedy)
 
 
 class TokenizerVocabulary(seqio.Vocabulary):

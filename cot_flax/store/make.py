@@ -50,11 +50,11 @@ def store(
         UserError: see `store.prepare.prepare`; no such task; samples of a data set that has tasks
             of its own.
     """
-    vocabulary, card = find_task(task).output_features["targets"].vocabulary, cot_task(task)
+    provider, card = find_task(task, "--task"), cot_task(task)
     for file in _files(samples):
         _refuse_another(file, card)
     options = {
-        "vocabulary": vocabulary,
+        "vocabulary": provider.output_features["targets"].vocabulary,
         "settings": settings,
         "max_rejected": max_rejected,
         "max_unknown_chains": max_unknown_chains,
@@ -82,6 +82,7 @@ def own_rules(samples: str | Sequence[str], columns: Mapping[str, str] | None = 
 
 def answer_kind(task: str) -> str:
     """The kind of a task's answers, by which its chains are judged."""
+    find_task(task, "--task")
     return cot_task(task).answer_kind
 
 

@@ -18,6 +18,7 @@ from jax.experimental import multihost_utils
 import cot_flax
 from cot_flax import run_folder
 from cot_flax.errors import UserError
+from cot_flax.files import make_folder
 from cot_flax.objectives.losses import Objective
 from cot_flax.students import lora
 from cot_flax.students.layouts import Layout
@@ -192,6 +193,7 @@ def train(
             return train_state
         # From here on the folder is written to.
         if hosts.is_first():
+            make_folder(model_dir)
             if not resumes:
                 run_folder.clear(model_dir)
             run_folder.write_facts(model_dir, resume.merged(before, known, changes, first))

@@ -34,7 +34,7 @@ def test_t5_itself_has_the_pieces_and_sentinels_of_the_paper(shared_data):
 @pytest.mark.parametrize("path", ["/nowhere/spiece.model", "gs://no-such-bucket-here/spiece.model"])
 def test_a_vocabulary_that_is_not_there_is_named(path):
     gin.bind_parameter(PATH, path)
-    with pytest.raises(UserError, match=rf"no T5 vocabulary at {path}.*t5_vocabulary_file\.path"):
+    with pytest.raises(UserError, match=rf"no T5 vocabulary at {path}.*set T5_VOCABULARY_FILE to"):
         features.T5Vocabulary().encode("Anna")
 
 

@@ -163,7 +163,7 @@ def test_without_tfds_the_remedy_is_a_directory(tfds):
         raise ConnectionError("no network")
 
     tfds(load)
-    with pytest.raises(UserError, match=r"TFDS \(ConnectionError\).*gsm8k\.data\.directory"):
+    with pytest.raises(UserError, match=r"TFDS \(ConnectionError\).*GSM8K_DIRECTORY"):
         records("test")
 
 
