@@ -53,7 +53,7 @@ class Logs:
         )
         self._task = self._progress.add_task("compiling", total=total_steps, completed=first_step)
         self._progress.start()
-        self._total, self._before = total_steps, (first_step, time.monotonic())
+        self._total, self._before = total_steps, None
 
     def write(self, step: int, metrics: dict[str, float], *, kind: str = "train") -> None:
         """Logs float metrics; `kind` is "train" or "eval"."""
@@ -83,10 +83,11 @@ class Logs:
             self._mirror.close()
 
     def _eta(self, step: int) -> str:
-        """The time left, H:MM:SS, at the speed since the last line."""
-        last, then = self._before
-        self._before = step, time.monotonic()
-        seconds = (self._before[1] - then) / max(step - last, 1) * (self._total - step)
+        """The time left, H:MM:SS, at the speed since the last line; the first one has compiled."""
+        before, self._before = self._before, (step, time.monotonic())
+        if before is None or step == before[0]:
+            return "-:--:--"
+        seconds = (self._before[1] - before[1]) / (step - before[0]) * (self._total - step)
         return str(datetime.timedelta(seconds=round(seconds)))
 
 
