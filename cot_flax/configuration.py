@@ -350,7 +350,7 @@ def _check_scopes() -> None:
         if not scope or selector == _MACRO or not selector.startswith("cot_flax."):
             continue
         module, _, name = selector.rpartition(".")
-        own = getattr(sys.modules.get(module), "scopes", dict)()
+        own: dict[str, set[str]] = getattr(sys.modules.get(module), "scopes", dict)()
         known = referred | own.get(name, set())
         if unknown := set(scope.split("/")) - known:
             near = difflib.get_close_matches(scope, known, n=3)

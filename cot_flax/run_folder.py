@@ -2,13 +2,14 @@
 
 import json
 import os
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from etils import epath
+
 from cot_flax.errors import UserError
-from cot_flax.files import is_bucket, path_at, write_whole
+from cot_flax.files import path_at, write_whole
 
 CONFIG, FACTS, METRICS = "config.gin", "run.json", "metrics.jsonl"
 PREDICTIONS, RESULTS = "predictions.jsonl", "results.json"
@@ -109,7 +110,7 @@ def clear(model_dir: str | os.PathLike) -> None:
     folder = path_at(model_dir)
     for name in (CHECKPOINTS, TENSORBOARD):
         if (folder / name).is_dir():
-            (folder / name).rmtree() if is_bucket(folder) else shutil.rmtree(folder / name)
+            epath.Path(folder / name).rmtree()
     evaluated = (folder / sub / name for sub in FOLDERS for name in (RESULTS, PREDICTIONS))
     configs = folder.glob(f"{Path(CONFIG).stem}*{Path(CONFIG).suffix}") if folder.is_dir() else ()
     for path in (*evaluated, *configs, folder / FACTS, folder / METRICS):

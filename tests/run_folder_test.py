@@ -131,3 +131,24 @@ def test_facts_are_read_back(tmp_path):
         (tmp_path / "run.json").write_text(text)
         with pytest.raises(UserError, match=r"run\.json; expected one JSON object"):
             run_folder.read_facts(tmp_path)
+
+
+def test_a_configuration_is_kept_beside_the_first_one(tmp_path):
+    for text, step in (("A = 1\n", 0), ("A = 1\n", 5), ("A = 2\n", 7)):
+        run_folder.write_config(tmp_path / "run", text, step)
+    kept = {path.name: path.read_text() for path in (tmp_path / "run").iterdir()}
+    assert kept == {"config.gin": "A = 1\n", "config-7.gin": "A = 2\n"}
+    run_folder.write_config(tmp_path / "run", "A = 3\n", 0)
+    assert (tmp_path / "run" / "config.gin").read_text() == "A = 3\n"
+
+
+def test_only_what_a_run_leaves_is_deleted(tmp_path):
+    leaves = ["checkpoints/3/a", "tensorboard/b", "test/results.json", "predictions.jsonl"]
+    leaves += ["config.gin", "config-7.gin", "run.json", "metrics.jsonl"]
+    for name in [*leaves, "notes.txt", "test/notes.txt", "my_config.gin"]:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("")
+    run_folder.clear(tmp_path)
+    kept = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
+    assert kept == {"notes.txt", "test/notes.txt", "my_config.gin"}
+    run_folder.clear(tmp_path / "nowhere")

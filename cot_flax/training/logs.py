@@ -53,7 +53,8 @@ class Logs:
         )
         self._task = self._progress.add_task("compiling", total=total_steps, completed=first_step)
         self._progress.start()
-        self._total, self._before = total_steps, None
+        self._total = total_steps
+        self._before: tuple[int, float] | None = None
 
     def write(self, step: int, metrics: dict[str, float], *, kind: str = "train") -> None:
         """Logs float metrics; `kind` is "train" or "eval"."""
@@ -84,10 +85,11 @@ class Logs:
 
     def _eta(self, step: int) -> str:
         """The time left, H:MM:SS, at the speed since the last line; the first one has compiled."""
-        before, self._before = self._before, (step, time.monotonic())
+        before, now = self._before, time.monotonic()
+        self._before = step, now
         if before is None or step == before[0]:
             return "-:--:--"
-        seconds = (self._before[1] - before[1]) / (step - before[0]) * (self._total - step)
+        seconds = (now - before[1]) / (step - before[0]) * (self._total - step)
         return str(datetime.timedelta(seconds=round(seconds)))
 
 

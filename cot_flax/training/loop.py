@@ -250,6 +250,9 @@ def train(
                         window.flush()  # so that training's line stands before the evaluation's
                         for evaluator in evaluators:
                             log.write(i, evaluator(student, train_state.params), kind="eval")
+                    # A line is written one step late.
+                    if i == first + log_period + 1 and (left_out := data.report()):
+                        log.say(f"so far {left_out}")  # the end may be days away
                     if last or checkpointer.is_due(i):
                         with signals.deferred():
                             save()

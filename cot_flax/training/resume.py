@@ -39,12 +39,14 @@ _NAMES = {
 """What users call a fact; "" where its own parts are the names."""
 _FREE = (
     "student.config",
-    *(f"training.{name}" for name in ("batch_size", "learning_rate", "mesh")),
+    *(f"training.{name}" for name in ("batch_size", "learning_rate", "mesh", "microbatches")),
+    *(f"training.{name}" for name in ("schedule", "settings", "steps")),
 )
-_FREE += tuple(f"training.{name}" for name in ("microbatches", "schedule", "settings", "steps"))
 # The checkpoint itself says these, a store's fingerprint what is in its folder.
-_ELSEWHERE = ("versions", "resumed", "data.store", "data.shards", "student.family")
-_ELSEWHERE += ("student.parameters", "student.special_ids", "student.vocabulary")
+_ELSEWHERE = (
+    *("versions", "resumed", "data.store", "data.shards"),
+    *(f"student.{name}" for name in ("family", "parameters", "special_ids", "vocabulary")),
+)
 _BINDINGS = ("data.settings", "training.settings")
 _WHOLES = ("data.lengths", "data.rates", "training.mesh")  # shown whole
 

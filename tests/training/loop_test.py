@@ -494,6 +494,7 @@ def test_a_log_file_gets_a_summary_and_a_line_at_every_period(run, tmp_path, cap
     assert lines[3] == f"devices: cpu (data 1 x model 1); MODEL_DIR: {tmp_path}"
     steps = r"step {}  loss [\d.]+  lr [\d.e-]+  [\d,]+ tokens/s  eta {}"
     assert re.fullmatch(steps.format(5, "-:--:--"), lines[4])
+    assert lines[5] == "so far left out nothing"
     assert re.fullmatch(steps.format(10, "0:00:00"), lines[-3])
     assert lines[-2:] == ["step 10  eval  accuracy 1", "left out nothing"]
 
