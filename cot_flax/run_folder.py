@@ -100,18 +100,15 @@ def write_config(model_dir: str | os.PathLike, text: str, step: int) -> None:
     write_whole(first, text)
 
 
-def has_results(model_dir: str | os.PathLike) -> bool:
-    """Whether an evaluation wrote into a model directory."""
-    return _find(path_at(model_dir), RESULTS) is not None
-
-
 def clear(model_dir: str | os.PathLike) -> None:
     """Deletes what training and evaluation left in a model directory, and nothing else."""
     folder = path_at(model_dir)
     for name in (CHECKPOINTS, TENSORBOARD):
         if (folder / name).is_dir():
             epath.Path(folder / name).rmtree()
-    evaluated = (folder / sub / name for sub in FOLDERS for name in (RESULTS, PREDICTIONS))
+    others = [place for place in evaluations(folder) if not (place / FACTS).is_file()]  # no runs
+    places = dict.fromkeys([*(folder / sub for sub in FOLDERS), *others])
+    evaluated = [place / name for place in places for name in (RESULTS, PREDICTIONS)]
     configs = folder.glob(f"{Path(CONFIG).stem}*{Path(CONFIG).suffix}") if folder.is_dir() else ()
     for path in (*evaluated, *configs, folder / FACTS, folder / METRICS):
         path.unlink(missing_ok=True)

@@ -144,11 +144,13 @@ def test_a_configuration_is_kept_beside_the_first_one(tmp_path):
 
 def test_only_what_a_run_leaves_is_deleted(tmp_path):
     leaves = ["checkpoints/3/a", "tensorboard/b", "test/results.json", "predictions.jsonl"]
+    leaves += ["bbh/results.json", "bbh/predictions.jsonl"]
     leaves += ["config.gin", "config-7.gin", "run.json", "metrics.jsonl"]
-    for name in [*leaves, "notes.txt", "test/notes.txt", "my_config.gin"]:
+    others = ["notes.txt", "test/notes.txt", "my_config.gin", "run/run.json", "run/results.json"]
+    for name in [*leaves, *others]:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("")
     run_folder.clear(tmp_path)
     kept = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
-    assert kept == {"notes.txt", "test/notes.txt", "my_config.gin"}
+    assert kept == set(others)
     run_folder.clear(tmp_path / "nowhere")

@@ -168,7 +168,7 @@ def train(
         before = run_folder.read_facts(model_dir) if resumes else {}
         changes = resume.changes(before, known)
         resume.check(changes, model_dir, accept=accept_changes)
-        if not (resumes or overwrite) and run_folder.has_results(model_dir):
+        if not (resumes or overwrite) and run_folder.evaluations(model_dir):
             raise UserError(
                 f"{model_dir} with results of an evaluation and no checkpoint",
                 "a new folder, or a run to go on with",
