@@ -314,6 +314,8 @@ def _check_values() -> None:
         try:
             fitting = annotations.fit(value, annotation)
         except TypeError:
+            if holder and value is None:
+                raise NoValue(holder) from None
             makers = _makers(annotation)
             raise UserError(
                 f"{name} = {value!r}",
