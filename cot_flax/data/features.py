@@ -11,6 +11,7 @@ import numpy as np
 import seqio
 import tensorflow as tf
 from sentencepiece import SentencePieceProcessor
+from sentencepiece.sentencepiece_model_pb2 import ModelProto
 
 from cot_flax.errors import UserError
 from cot_flax.files import path_at
@@ -35,10 +36,28 @@ class T5Vocabulary(seqio.SentencePieceVocabulary):
     """T5's vocabulary with its 100 sentinels, whose file is looked up when it is first needed.
 
     Tasks are registered before gin has bound anything, so the path cannot be fixed earlier.
+
+    It equals every SentencePiece vocabulary that gives the same ids, wherever its file lies and
+    whether the sentinels stand in the file or are added to it: so tasks of others, and T5X's
+    models, go with ours.
     """
 
     def __init__(self):
         super().__init__("", extra_ids=100)
+
+    def __getstate__(self):
+        """With the path, which SeqIO compares."""
+        return super().__getstate__() | {"_sentencepiece_model_file": t5_vocabulary_file()}
+
+    def __eq__(self, other) -> bool:
+        if not isinstance(other, seqio.SentencePieceVocabulary):
+            return False
+        if self.__getstate__() == other.__getstate__():
+            return True
+        models = self.sp_model, other.sp_model
+        return models[0] == models[1] or _ids_of(models[0]) == _ids_of(models[1])
+
+    __hash__ = None  # as SeqIO's own
 
     @property
     def _sentencepiece_model_file(self) -> str:
@@ -49,6 +68,24 @@ class T5Vocabulary(seqio.SentencePieceVocabulary):
     @_sentencepiece_model_file.setter
     def _sentencepiece_model_file(self, path: str):
         """SeqIO's constructor sets the path; here gin has it."""
+
+
+def _ids_of(model: bytes) -> tuple:
+    """What of a serialized SentencePiece model decides which ids a text has."""
+    proto = ModelProto.FromString(model)
+    kinds = ModelProto.SentencePiece
+    # Only of the pieces that are searched for by likelihood does the score matter.
+    pieces = tuple((p.piece, p.type, p.score * (p.type == kinds.NORMAL)) for p in proto.pieces)
+    trainer = proto.trainer_spec
+    kind = trainer.model_type, trainer.byte_fallback, trainer.treat_whitespace_as_suffix
+    return (
+        pieces,
+        kind,
+        *(
+            spec.SerializeToString(deterministic=True)
+            for spec in (proto.normalizer_spec, proto.denormalizer_spec)
+        ),
+    )
 
 
 @functools.lru_cache(maxsize=4)

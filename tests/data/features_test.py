@@ -1,7 +1,12 @@
+import copy
+import functools
+import operator
+
 import gin
 import pytest
 import seqio
 import tensorflow as tf
+from sentencepiece.sentencepiece_model_pb2 import ModelProto
 from support.tokenizers import world_without
 
 from cot_flax.data import features
@@ -31,6 +36,77 @@ def test_t5_itself_has_the_pieces_and_sentinels_of_the_paper(shared_data):
     assert ours.decode([32_099, 32_098]) == "<extra_id_0> <extra_id_1>"
 
 
+def a_copy_with_sentinels(folder, **changes):
+    """The world's model with T5's 100 sentinels in the file, as T5X's `.100extra` has them."""
+    proto = ModelProto.FromString(seqio.SentencePieceVocabulary(str(VOCABULARY_PATH), 100).sp_model)
+    proto.trainer_spec.vocab_size = len(proto.pieces)  # says nothing of a text's ids
+    for name, value in changes.items():
+        setattr(proto.normalizer_spec, name, value)
+    (folder / "100extra.model").write_bytes(proto.SerializeToString())
+    return seqio.SentencePieceVocabulary(str(folder / "100extra.model"))
+
+
+def test_the_t5_vocabulary_is_any_that_gives_the_same_ids(tmp_path):
+    """Both ways, and as SeqIO and T5X compare: by `!=`, and within a feature."""
+    gin.bind_parameter(PATH, str(VOCABULARY_PATH))
+    (tmp_path / "copy.model").write_bytes(VOCABULARY_PATH.read_bytes())
+    same = [
+        features.T5Vocabulary(),
+        copy.deepcopy(features.T5Vocabulary()),
+        seqio.SentencePieceVocabulary(str(VOCABULARY_PATH), extra_ids=100),
+        seqio.SentencePieceVocabulary(str(tmp_path / "copy.model"), extra_ids=100),
+        a_copy_with_sentinels(tmp_path),
+    ]
+    for other in same:
+        ours = features.T5Vocabulary()
+        assert ours == other and other == ours
+        assert [operator.ne(ours, other), operator.ne(other, ours)] == [False, False]
+        assert seqio.Feature(ours) == seqio.Feature(other)
+
+
+def test_the_t5_vocabulary_is_none_that_gives_other_ids(tmp_path):
+    gin.bind_parameter(PATH, str(VOCABULARY_PATH))
+    others = [
+        seqio.SentencePieceVocabulary(str(VOCABULARY_PATH), extra_ids=99),
+        seqio.SentencePieceVocabulary(str(VOCABULARY_PATH), 100, reverse_extra_ids=False),
+        a_copy_with_sentinels(tmp_path, add_dummy_prefix=False),
+        seqio.ByteVocabulary(),
+    ]
+    for other in others:
+        ours = features.T5Vocabulary()
+        assert ours != other and other != ours
+        assert [operator.eq(ours, other), operator.eq(other, ours)] == [False, False]
+
+
+def test_our_tasks_mix_with_any_of_the_same_vocabulary(sums_source):
+    """As T5's and Flan's: SeqIO's own vocabulary and preprocessors."""
+    gin.bind_parameter(PATH, str(VOCABULARY_PATH))
+    add_cot_task("sums", sums_source, vocabulary=features.T5Vocabulary())
+    theirs = seqio.SentencePieceVocabulary(str(VOCABULARY_PATH), extra_ids=100)
+    translate = {"inputs": "question", "targets": "answer"}
+    seqio.TaskRegistry.add(
+        "theirs",
+        source=sums_source,
+        preprocessors=[
+            functools.partial(seqio.preprocessors.rekey, key_map=translate),
+            seqio.preprocessors.tokenize,
+            seqio.preprocessors.append_eos,
+        ],
+        output_features={name: seqio.Feature(theirs) for name in translate},
+    )
+    for order in (["sums_cot_mix", "theirs"], ["theirs", "sums_zero_shot_cot"]):
+        name = "_and_".join(order)
+        seqio.MixtureRegistry.add(name, order, default_rate=1.0)
+        gin.bind_parameter("cot_flax.data.registration.prompting.shots", 1)
+        examples = seqio.MixtureRegistry.get(name).get_dataset(
+            {"inputs": 64, "targets": 64}, "train", shuffle=False
+        )
+        texts = [
+            theirs.decode(e["targets"].tolist()) for e in examples.take(40).as_numpy_iterator()
+        ]
+        assert {"2", "3"} <= set(texts) and any("The answer is 2" in text for text in texts)
+
+
 @pytest.mark.parametrize("path", ["/nowhere/spiece.model", "gs://no-such-bucket-here/spiece.model"])
 def test_a_vocabulary_that_is_not_there_is_named(path):
     gin.bind_parameter(PATH, path)
@@ -46,9 +122,9 @@ def test_pieces_are_all_ids(vocabulary):
 
 def test_a_fingerprint_names_the_model_and_not_its_place(vocabulary, tmp_path):
     (tmp_path / "copy.model").write_bytes(VOCABULARY_PATH.read_bytes())
-    copy = seqio.SentencePieceVocabulary(str(tmp_path / "copy.model"))
+    copied = seqio.SentencePieceVocabulary(str(tmp_path / "copy.model"))
     larger = seqio.SentencePieceVocabulary(str(tmp_path / "copy.model"), extra_ids=100)
-    assert features.fingerprint(copy) == features.fingerprint(vocabulary)
+    assert features.fingerprint(copied) == features.fingerprint(vocabulary)
     assert features.fingerprint(larger) != features.fingerprint(vocabulary)
     assert len(features.fingerprint(vocabulary)) == 16
 

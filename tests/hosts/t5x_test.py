@@ -4,6 +4,7 @@ Last run whole with T5X at cc342d41 (2026-04-21).
 """
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import seqio
 import tensorflow as tf
 from flax.core import freeze, unfreeze
 from support.t5x import LEAVES_LOOPS, _beside_t5x  # noqa: F401
@@ -36,6 +38,7 @@ from cot_flax.hosts import t5x  # noqa: E402
 from cot_flax.hosts.t5x import DistillationModel  # noqa: E402
 from cot_flax.lab.world.stories import make_stories  # noqa: E402
 from cot_flax.lab.world.teacher import make_samples  # noqa: E402
+from cot_flax.lab.world.vocabulary import VOCABULARY_PATH  # noqa: E402
 from cot_flax.objectives.losses import Objective  # noqa: E402
 from cot_flax.reports import card  # noqa: E402
 from cot_flax.store.prepare import prepare  # noqa: E402
@@ -43,7 +46,9 @@ from cot_flax.students.lora import Lora  # noqa: E402
 from cot_flax.students.parameters import flatten  # noqa: E402
 from cot_flax.students.t5 import T5Student  # noqa: E402
 from cot_flax.students.t5.config import T5Config  # noqa: E402
+from cot_flax.tasks import gsm8k  # noqa: E402, F401
 from cot_flax.tasks.stories import VOCABULARY  # noqa: E402
+from cot_flax.text.prompts import FORMATS  # noqa: E402
 from cot_flax.training import optimizers, step  # noqa: E402
 from cot_flax.training.optimizers import Optimizer  # noqa: E402
 from cot_flax.training.state import TrainState, abstract_variables  # noqa: E402
@@ -400,6 +405,83 @@ def test_infer_writes_predictions(trained, tmp_path):
     lines = [json.loads(line) for line in file.read_text().splitlines()]
     assert len(lines) == 8
     assert all(isinstance(line["prediction"], str) for line in lines)
+
+
+# T5X's own models and run files -------------------------------------------------------------------
+
+DOCS = Path(__file__).resolve().parents[2] / "docs" / "hosts.md"
+T5X_ROOT = Path(utils.__file__).parents[1]
+
+
+@pytest.fixture
+def team(tmp_path):
+    """The gin file of docs/hosts.md with GSM8K and a vocabulary beside it, and a tiny network."""
+    (page,) = re.findall(r"```gin\n# needs: T5X.*?\n(from __gin__.*?)```", DOCS.read_text(), re.S)
+    (tmp_path / "gsm8k_finetune.gin").write_text(page)
+    (tmp_path / "spiece.model").write_bytes(VOCABULARY_PATH.read_bytes())
+    (tmp_path / "gsm8k").mkdir()
+    for file, count in (("train", 516), ("test", 8)):
+        lines = [
+            json.dumps({"question": f"{file} {n} + {n}?", "answer": f"{2 * n}\n#### {2 * n}"})
+            for n in range(count)
+        ]
+        (tmp_path / "gsm8k" / f"{file}.jsonl").write_text("\n".join(lines))
+    seqio.TaskRegistry.add(
+        "team_sums",
+        source=seqio.FunctionDataSource(
+            lambda split, shuffle_files, seed=None: tf.data.Dataset.from_tensor_slices(
+                {"inputs": ["1 + 1"] * 8, "targets": ["2"] * 8}
+            ),
+            splits=["train", "validation"],
+        ),
+        preprocessors=[seqio.preprocessors.tokenize, seqio.preprocessors.append_eos],
+        output_features={
+            name: seqio.Feature(seqio.SentencePieceVocabulary(str(tmp_path / "spiece.model"), 100))
+            for name in ("inputs", "targets")
+        },
+        metric_fns=[lambda targets, predictions: {"count": len(targets)}],
+    )
+    seqio.MixtureRegistry.add("team_mix", ["gsm8k_cot_mix", "team_sums"], default_rate=1.0)
+    yield tmp_path
+    seqio.MixtureRegistry.remove("team_mix")
+    seqio.TaskRegistry.remove("team_sums")
+
+
+def finetune(team, *files, **macros):
+    """`python -m t5x.train` as docs/hosts.md has it, for two steps of a tiny network."""
+    small = {"num_heads": 2, "num_encoder_layers": 1, "num_decoder_layers": 1, "emb_dim": 16}
+    small |= {"vocab_size": 384, "head_dim": 4, "mlp_dim": 32, "dtype": "float32"}
+    bindings = [f"network.T5Config.{name} = {value!r}" for name, value in small.items()]
+    macros = {
+        "MODEL_DIR": str(team / "run"),
+        "TRAIN_STEPS": 2,
+        "BATCH_SIZE": 8,
+        "TASK_FEATURE_LENGTHS": {"inputs": 288, "targets": 32},
+        "EVAL_STEPS": 1,
+        "EVAL_PERIOD": 2,
+        "EVALUATOR_NUM_EXAMPLES": 8,
+        "INITIAL_CHECKPOINT_PATH": (),
+    } | macros
+    bindings += [f"{name} = {value!r}" for name, value in macros.items()]
+    mesh = {"num_partitions": None, "model_parallel_submesh": SUBMESH}
+    bindings += [f"partitioning.PjitPartitioner.{name} = {value}" for name, value in mesh.items()]
+    gin.clear_config()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(team)
+        patch.setattr(sys.modules["__main__"], "train", t5x_train.train, raising=False)
+        paths = [str(team), str(T5X_ROOT), str(gin_root())]
+        gin_utils.parse_gin_flags(paths, ["gsm8k_finetune.gin", *files], bindings)
+        return gin.get_configurable(t5x_train.train)()
+
+
+@pytest.mark.parametrize("name", ["gsm8k_cot_mix", "team_mix"])
+def test_t5xs_own_model_finetunes_on_our_mixtures(team, name):
+    last_step, _ = finetune(team, MIXTURE_OR_TASK_NAME=name)
+    assert last_step == 2
+    assert np.isfinite(summaries(team / "run" / "train")["loss"][2])
+    scored = {file.name for file in (team / "run" / "inference_eval").glob("*-metrics.jsonl")}
+    tasks = {f"gsm8k_{form}-metrics.jsonl" for form in FORMATS}
+    assert scored == tasks | ({"team_sums-metrics.jsonl"} if name == "team_mix" else set())
 
 
 # Mistakes -----------------------------------------------------------------------------------------
