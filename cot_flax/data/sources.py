@@ -1,9 +1,12 @@
 """Where records come from: files, lists made in memory (stores: store/tasks.py)."""
 
+import re
 from collections.abc import Callable, Iterable
+from types import SimpleNamespace
 
 import seqio
 import tensorflow as tf
+import tensorflow_datasets as tfds
 
 from cot_flax.chains.records import record_files, records, require
 from cot_flax.errors import UserError
@@ -12,11 +15,24 @@ Records = list[dict]
 
 
 def records_source(make: Callable[[str], Records], splits: Iterable[str]) -> seqio.DataSource:
-    """A source whose `make(split)` returns all records as dicts of strings and numbers."""
+    """A source whose `make(split)` returns all records as dicts of strings and numbers.
 
-    def dataset_fn(split, shuffle_files, seed=None):
+    A split may be asked for as TFDS writes slices: `test[:10]`, `train[:5%]`, `train+test[2:]`.
+    """
+    return _RecordsSource(make, splits)
+
+
+class _RecordsSource(seqio.FunctionDataSource):
+    def __init__(self, make, splits):
+        self._make = make
+        super().__init__(self._read, splits=tuple(splits))
+
+    def num_input_examples(self, split: str) -> int:
+        return len(self._chosen(split))
+
+    def _read(self, split, shuffle_files, seed=None):
         del shuffle_files, seed
-        records = make(split)
+        records = self._chosen(split)
         if not records:
             raise UserError(
                 f"no records in split {split!r}", "at least one", "check the files and the sizes"
@@ -24,7 +40,45 @@ def records_source(make: Callable[[str], Records], splits: Iterable[str]) -> seq
         columns = {name: [record[name] for record in records] for name in records[0]}
         return tf.data.Dataset.from_tensor_slices(columns)
 
-    return seqio.FunctionDataSource(dataset_fn, splits=list(splits))
+    def _chosen(self, split: str) -> Records:
+        if split in self.splits:
+            return self._make(split)
+        parts = slices(split, self.splits, lambda name: len(self._make(name)))
+        return [record for name, kept in parts for record in self._make(name)[kept]]
+
+
+def slices(
+    split: str, splits: Iterable[str], count: Callable[[str], int]
+) -> list[tuple[str, slice]]:
+    """What `test[:10]` or `train[:5%]+test` asks for: splits, and their records from here to there.
+
+    Args:
+        split: as TFDS spells it; percentages are rounded to the closest record.
+        splits: those there are.
+        count: gives the number of records of one of them.
+
+    Raises:
+        UserError: a split that is not there, or a slice that reaches beyond it.
+    """
+    names = split_names(split) & set(splits)
+    infos = {name: SimpleNamespace(num_examples=count(name)) for name in names}
+    try:
+        if not infos or re.search(r"\dshard", split):  # there are no files to count
+            raise ValueError
+        parts = tfds.core.ReadInstruction.from_spec(split).to_absolute(infos)
+    except (ValueError, NotImplementedError, AssertionError) as error:
+        sizes = ", ".join(f"{name} of {info.num_examples:,}" for name, info in infos.items())
+        raise UserError(
+            f"split {split!r}" + (f" ({sizes} records)" if sizes else ""),
+            f"one of {tuple(splits)} or a slice of it, such as test[:10] or train[:5%]",
+            "correct the split",
+        ) from error
+    return [(part.splitname, slice(part.from_, part.to)) for part in parts]
+
+
+def split_names(split: str) -> set[str]:
+    """The splits that `test[:10]` or `train[:5%]+test` names."""
+    return set(re.findall(r"(\w+)(?:\[[^]]*\])?", split))
 
 
 def read_fields(directory: str, name: str, fields: Iterable[str]) -> Records:
@@ -38,9 +92,3 @@ def read_fields(directory: str, name: str, fields: Iterable[str]) -> Records:
         for path in record_files(directory, name)
         for place, record in records(path)
     ]
-
-
-def questions(source: seqio.DataSource, split: str) -> Iterable[str]:
-    """The questions of one split of a source."""
-    for record in source.get_dataset(split, shuffle=False).as_numpy_iterator():
-        yield record["question"].decode()

@@ -2,8 +2,9 @@ import json
 import re
 
 import pytest
+import seqio
 
-from cot_flax.data.sources import questions, read_fields, records_source
+from cot_flax.data.sources import read_fields, records_source
 from cot_flax.errors import UserError
 
 LINES = [{"question": "One?", "answer": "1", "more": [2]}, {"question": "Two?", "answer": "2"}]
@@ -61,5 +62,42 @@ def test_a_split_without_records_is_an_error():
         source.get_dataset("train", shuffle=False)
 
 
-def test_questions_of_a_split(sums_source):
-    assert list(questions(sums_source, "test")) == ["Five and one?", "Five and two?"]
+def ids(source, split):
+    return [e["id"].decode() for e in source.get_dataset(split, shuffle=False).as_numpy_iterator()]
+
+
+@pytest.mark.parametrize(
+    ("split", "expected"),
+    [
+        ("test", ["test-0", "test-1"]),
+        ("train[:2]", ["train-0", "train-1"]),
+        ("train[-2:]", ["train-3", "train-4"]),
+        ("train[20%:60%]", ["train-1", "train-2"]),
+        ("train[:30%]", ["train-0", "train-1"]),  # 1.5 records, to the closest even one
+        ("test[1:] + train[4:]", ["test-1", "train-4"]),
+    ],
+)
+def test_a_slice_of_a_split_is_what_tfds_takes_it_for(sums_source, split, expected):
+    assert ids(sums_source, split) == [f"sums-{name}" for name in expected]
+    assert sums_source.num_input_examples(split) == len(expected)
+
+
+@pytest.mark.parametrize(
+    "split",
+    ["tset", "all", "", "test[:3]", "test[1]", "test[1shard:]", "dev[:1]", "test[:10", "x+test"],
+)
+def test_a_split_that_is_not_there_is_refused(sums_source, split):
+    """It would be the training questions, to a task that takes every other name for them."""
+    message = re.escape(f"split {split!r}") + ".*expected one of .*'test'.*or a slice"
+    with pytest.raises(UserError, match=message):
+        sums_source.get_dataset(split, shuffle=False)
+    with pytest.raises(UserError, match=message):
+        sums_source.num_input_examples(split)
+
+
+def test_seqio_knows_how_many_examples_there_are(add_sums):
+    add_sums()
+    task = seqio.TaskRegistry.get("sums_zero_shot_cot")
+    assert (task.num_input_examples("train"), task.num_input_examples("test")) == (5, 2)
+    assert seqio.mixing_rate_num_examples(task, maximum=4) == 4
+    assert seqio.MixtureRegistry.get("sums_cot_mix").num_input_examples("train") == 4 * 5
