@@ -3,7 +3,8 @@
 Flan-T5 was trained on its rationales.
 
 From a local directory with train.jsonl and test.jsonl where one is bound, else from TFDS. The last
-500 training questions are the validation split; neither exemplars nor teacher chains come from it.
+500 training questions are the validation split; neither exemplars nor teacher chains come from it,
+nor from the test split.
 """
 
 import functools
@@ -13,9 +14,8 @@ import tensorflow as tf
 
 from cot_flax.data.features import T5Vocabulary
 from cot_flax.data.registration import add_cot_task
-from cot_flax.data.sources import questions, read_fields, records_source
+from cot_flax.data.sources import read_fields, records_source
 from cot_flax.errors import UserError
-from cot_flax.store.tasks import StoreSource
 from cot_flax.text.calculator import strip_marks
 
 VALIDATION = 500
@@ -80,16 +80,11 @@ def _parse(record, id):
 
 SOURCE = records_source(_records, ("train", "validation", "test"))
 
-add_cot_task("gsm8k", SOURCE, seen_by_flan=True, vocabulary=VOCABULARY)
 add_cot_task(
-    "gsm8k_teacher",
-    StoreSource(
-        teacher_store,
-        vocabulary=VOCABULARY,
-        top_k=TOP_K,
-        held_out=lambda: questions(SOURCE, "validation"),
-    ),
-    exemplars=SOURCE,
+    "gsm8k",
+    SOURCE,
     seen_by_flan=True,
     vocabulary=VOCABULARY,
+    teacher_store=teacher_store,
+    top_k=TOP_K,
 )

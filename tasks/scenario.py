@@ -7,15 +7,12 @@ answers are, its exemplars are those of the student's few-shot prompts. The labe
 
 import gin
 
-from cot_flax.data.features import T5Vocabulary
 from cot_flax.data.registration import add_cot_task
 from cot_flax.data.sources import records_source
 from cot_flax.errors import UserError
-from cot_flax.store.tasks import StoreSource
 from cot_flax.teacher.scenario import read_scenario, read_settings, read_test
 
 TOP_K = 5
-VOCABULARY = T5Vocabulary()
 
 
 @gin.configurable(module="cot_flax.tasks.scenario")
@@ -51,11 +48,6 @@ def _records(split):
 
 SOURCE = records_source(_records, ("train", "test"))
 
-add_cot_task("scenario", SOURCE, answer_kind=_answer_kind, vocabulary=VOCABULARY)
 add_cot_task(
-    "scenario_teacher",
-    StoreSource(teacher_store, vocabulary=VOCABULARY, top_k=TOP_K),
-    exemplars=SOURCE,
-    answer_kind=_answer_kind,
-    vocabulary=VOCABULARY,
+    "scenario", SOURCE, answer_kind=_answer_kind, teacher_store=teacher_store, top_k=TOP_K
 )

@@ -10,7 +10,6 @@ from cot_flax.data.sources import records_source
 from cot_flax.lab.world.stories import SPLITS, make_stories
 from cot_flax.lab.world.teacher import reference_rationale
 from cot_flax.lab.world.vocabulary import VOCABULARY_PATH
-from cot_flax.store.tasks import StoreSource
 
 VOCABULARY = seqio.SentencePieceVocabulary(str(VOCABULARY_PATH))
 TOP_K = 5
@@ -49,10 +48,4 @@ def _solved(split, count, seed):
 
 SOURCE = records_source(_records, SPLITS)
 
-add_cot_task("stories", SOURCE, vocabulary=VOCABULARY)
-add_cot_task(
-    "stories_teacher",
-    StoreSource(teacher_store, vocabulary=VOCABULARY, top_k=TOP_K),
-    exemplars=SOURCE,
-    vocabulary=VOCABULARY,
-)
+add_cot_task("stories", SOURCE, vocabulary=VOCABULARY, teacher_store=teacher_store, top_k=TOP_K)

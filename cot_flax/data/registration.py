@@ -67,13 +67,18 @@ def add_cot_task(
     max_tokens: int | None = None,
     seen_by_flan: bool = False,
     vocabulary: seqio.Vocabulary | None = None,
+    teacher_store: Callable[[], str | None] | None = None,
+    top_k: int = 5,
 ) -> None:
     """Registers `<name>_<format>` for every format and their mixture `<name>_cot_mix`.
 
+    With a `teacher_store` it registers `<name>_teacher_<format>` and `<name>_teacher_cot_mix`, too.
+    Their train split is the store's chains with the teacher's rows, without those on questions of
+    the held-out splits of `source`; their other splits are those of `source`.
+
     Args:
         name: the data set's name.
-        source: any SeqIO data source with a train split, and validation or test to evaluate on; or
-            a `StoreSource`, whose chains come with the teacher's rows.
+        source: any SeqIO data source with a train split, and validation or test to evaluate on.
         parse: makes one record of the source (a dict of tensors) into `id`, `question`,
             `rationale` and `answer`; None where it has them already. Other fields pass through;
             an integer `steps` lets the evaluation report by number of steps.
@@ -88,6 +93,9 @@ def add_cot_task(
         max_tokens: that no output should exceed, where the data set has such a limit.
         seen_by_flan: Flan-T5 was trained on it.
         vocabulary: of inputs and targets; by default T5's.
+        teacher_store: gives, when the data is read, the folder that `cot-flax prepare` made of a
+            teacher's chains on this data set, for instance a function that gin configures.
+        top_k: the teacher's entries a position in that store.
 
     Raises:
         UserError: an unknown answer kind, format or role, a limit below 1, or exemplars that are
@@ -100,48 +108,51 @@ def add_cot_task(
     if not callable(answer_kind):
         answers.check_kind(answer_kind)
     vocabulary = vocabulary or T5Vocabulary()
-    stored = isinstance(source, StoreSource)
-    top_k = source.top_k if stored else 0
     pool = _pool_maker(exemplars, None) if exemplars else _pool_maker(source, parse)
+    told = {"answer_kind": answer_kind, "role": role, "max_tokens": max_tokens}
+    shared = {
+        "told": told | {"seen_by_flan": seen_by_flan},
+        "formats": formats,
+        "fixed_exemplars": fixed_exemplars,
+        "pool": pool,
+        "vocabulary": vocabulary,
+    }
+    first = [functools.partial(_parse, parse=parse)] if parse else []
+    _register(name, source, first, seqio.Task, top_k=0, **shared)
+    if teacher_store:
+        stored = StoreSource(
+            teacher_store, vocabulary=vocabulary, top_k=top_k, data=source, parse=parse
+        )
+        first = stored.preprocessors()
+        _register(f"{name}_teacher", stored, first, StoreTask, top_k=top_k, **shared)
+
+
+def _register(name, source, first, task_cls, *, told, formats, fixed_exemplars, pool, **features):
+    """Registers the formats of a source and their mixture; `first` are its own preprocessors."""
+    kind = told["answer_kind"]
     for format in formats:
         task = f"{name}_{format}"
         rule = None
         if is_few_shot(format):
             settings = functools.partial(_prompting, name, task)
             rule = _Fixed(fixed_exemplars, settings) if fixed_exemplars else _Drawn(pool, settings)
-        card = TaskCard(
-            task,
-            name,
-            format,
-            answer_kind,
-            role,
-            exemplars=None,
-            shots=0,
-            seed=None,
-            style=None,
-            max_tokens=max_tokens,
-            seen_by_flan=seen_by_flan,
-        )
-        steps: list = source.preprocessors() if stored else []
-        if parse:
-            steps.append(functools.partial(_parse, parse=parse))
+        card = TaskCard(task, name, format, exemplars=None, shots=0, seed=None, style=None, **told)
+        steps: list = list(first)
         if not is_cot(format):
             steps.append(preprocessors.first_samples)
         steps += [
             functools.partial(preprocessors.write_prompt, format=format, rule=rule),
-            functools.partial(
-                preprocessors.tokenize, vocabulary=vocabulary, format=format, top_k=top_k
-            ),
+            functools.partial(preprocessors.tokenize, format=format, **features),
             preprocessors.drop_overlong,
         ]
         seqio.TaskRegistry.add(
             task,
             source=source,
             preprocessors=steps,
-            output_features=output_features(vocabulary, top_k),
-            postprocess_fn=functools.partial(_postprocess, kind=answer_kind),
-            metric_fns=[functools.partial(_accuracy, kind=answer_kind)],
-            task_cls=StoreTask if stored else seqio.Task,
+            output_features=output_features(**features),
+            postprocess_fn=functools.partial(_postprocess, kind=kind),
+            metric_fns=[functools.partial(_accuracy, kind=kind)],
+            task_cls=task_cls,
         )
         _REGISTERED[task] = card, rule
     mixture = f"{name}_cot_mix"

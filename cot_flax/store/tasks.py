@@ -1,27 +1,38 @@
 """SeqIO source and task over a store of `prepare`; T target tokens have K entries each."""
 
+import functools
+import logging
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
+import gin
+import numpy as np
 import seqio
 import tensorflow as tf
 
+from cot_flax.data import sources
 from cot_flax.data.features import fingerprint
 from cot_flax.data.preprocessors import filter_or_stop
 from cot_flax.errors import UserError
 from cot_flax.files import path_at
 from cot_flax.store import layout
 
+_BLOCK = 4096
+
 
 class StoreSource(seqio.DataSource):
-    """The train split of a store.
+    """A store as the train split, beside the data set's own held-out splits.
+
+    Chains on questions of the held-out splits are left out, and their number is logged. Records of
+    the held-out splits have a rationale and no teacher's rows.
 
     Args:
         directory: gives the folder when the data is read, so that gin can bind it.
         vocabulary: the task's.
         top_k: the task's entries a position.
-        held_out: gives the questions that must not be trained on; their chains are left out (paper
-            [1] trained on its validation questions).
+        data: the data set about whose questions the teacher was asked.
+        parse: makes a record of `data` into `id`, `question`, `rationale` and `answer`; None where
+            it has them already.
     """
 
     def __init__(
@@ -30,11 +41,15 @@ class StoreSource(seqio.DataSource):
         *,
         vocabulary: seqio.Vocabulary,
         top_k: int,
-        held_out: Callable[[], Iterable[str]] = tuple,
+        data: seqio.DataSource,
+        parse: Callable[[dict], dict] | None = None,
     ):
-        self._directory, self._vocabulary = directory, vocabulary
-        self.top_k, self._held_out = top_k, held_out
-        super().__init__(splits=[layout.SPLIT])
+        self._directory, self._vocabulary, self.top_k = directory, vocabulary, top_k
+        self._data, self._parse = data, parse
+        self._held_out = [split for split in data.splits if split != layout.SPLIT]
+        # Read when it is first needed, and again when gin has bound something else.
+        self._held_out_hashes = functools.lru_cache(maxsize=1)(self._read_hashes)
+        super().__init__(splits=[layout.SPLIT, *self._held_out])
 
     @property
     def supports_arbitrary_sharding(self) -> bool:
@@ -55,16 +70,46 @@ class StoreSource(seqio.DataSource):
         return [seqio.CacheDatasetPlaceholder(), self._unpack, self._leave_out]
 
     def list_shards(self, split: str) -> list[str]:
-        return layout.record_files(self.checked_directory())
+        whole = split == layout.SPLIT  # SeqIO itself shares out a slice
+        return layout.record_files(self.checked_directory()) if whole else [split]
 
-    def get_dataset(self, split, shuffle=True, seed=None, shard_info=None, **unused):
+    def get_dataset(self, split="train", shuffle=True, seed=None, shard_info=None, **unused):
         """Reads the files of a shard; the order is the store's, whatever is asked for."""
-        del split, shuffle, seed, unused
-        chosen = (shard_info.num_shards, shard_info.index) if shard_info else ()
-        dataset, excluded = layout.dataset(self.checked_directory(), *chosen), self._excluded()
-        return dataset.filter(lambda record: _is_new(record, excluded)) if excluded else dataset
+        del shuffle, seed, unused
+        if split == layout.SPLIT:
+            return self._chains(*(shard_info.num_shards, shard_info.index) if shard_info else ())
+        names = sources.split_names(split)
+        if names and names <= set(self._held_out):
+            dataset = self._data.get_dataset(split, shuffle=False)
+            return dataset.map(self._parse) if self._parse else dataset
+        if names - {layout.SPLIT}:
+            raise UserError(
+                f"split {split!r} of a teacher's task",
+                f"train or slices of it, or among {tuple(self._held_out)}",
+                "correct the split; chains and held-out questions do not mix",
+            )
+        (first, *others) = (
+            self._chains().skip(part.start or 0).take(_length(part))
+            for _, part in sources.slices(split, [layout.SPLIT], lambda _: self._count())
+        )
+        return functools.reduce(tf.data.Dataset.concatenate, others, first)
+
+    def _chains(self, shards: int = 1, index: int = 0) -> tf.data.Dataset:
+        directory, excluded = self.checked_directory(), self._excluded()
+        dataset = layout.dataset(directory, shards, index)
+        if not excluded:
+            return dataset
+        _report(directory, excluded)
+        return dataset.filter(lambda record: _is_new(record, excluded))
+
+    def _count(self) -> int:
+        directory = self.checked_directory()
+        kept = layout.read_manifest(directory)["kept"]
+        return kept - _count_held_out(directory, self._excluded())
 
     def _unpack(self, dataset):
+        if _is_human(dataset):
+            return dataset
         stored = layout.ids_of(layout.read_manifest(self.checked_directory()))
         return dataset.map(
             lambda record: _unpacked(record, self.top_k, stored),
@@ -73,14 +118,26 @@ class StoreSource(seqio.DataSource):
 
     def _leave_out(self, dataset):
         """Once more, for a data set that SeqIO read itself; it is repeated already."""
-        excluded = self._excluded()
-        if not excluded:
+        if _is_human(dataset) or not (excluded := self._excluded()):
             return dataset
+        _report(self.checked_directory(), excluded)
         complaint = "whose question is held out; expected some to train on; sample other questions"
         return filter_or_stop(dataset, lambda record: _is_new(record, excluded), complaint)
 
-    def _excluded(self) -> list[int]:
-        return sorted({layout.question_hash(question) for question in self._held_out()})
+    def _excluded(self) -> tuple[int, ...]:
+        return self._held_out_hashes(gin.config_str())
+
+    def _read_hashes(self, config: str) -> tuple[int, ...]:
+        del config
+        found = set()
+        for split in self._held_out:
+            dataset = self._data.get_dataset(split, shuffle=False)
+            if self._parse:
+                dataset = dataset.map(self._parse)
+            texts = dataset.map(lambda record: record["question"]).batch(_BLOCK)
+            for block in texts.as_numpy_iterator():
+                found |= {layout.question_hash(text.decode()) for text in block}
+        return tuple(sorted(found))
 
 
 class StoreTask(seqio.Task):
@@ -94,8 +151,38 @@ class StoreTask(seqio.Task):
     def cache_dir(self) -> str:
         return self.source.checked_directory()
 
+    def get_dataset(self, sequence_length=None, split="train", use_cached=False, **settings):
+        """As SeqIO's; the held-out splits, and slices, are never in the cache."""
+        cached = use_cached and split == layout.SPLIT
+        return super().get_dataset(sequence_length, split, cached, **settings)
 
-def _is_new(record, excluded: list[int]):
+
+def _length(part: slice) -> int:
+    """As tf.data counts: -1 is all there is."""
+    return -1 if part.stop is None else part.stop - (part.start or 0)
+
+
+def _is_human(dataset: tf.data.Dataset) -> bool:
+    return "question_hash" not in dataset.element_spec
+
+
+@functools.lru_cache(maxsize=8)
+def _count_held_out(directory: str, excluded: tuple[int, ...]) -> int:
+    """How many chains of a store are on these questions."""
+    hashes = layout.dataset(directory).map(lambda record: record["question_hash"]).batch(_BLOCK)
+    return sum(int(np.isin(block, excluded).sum()) for block in hashes.as_numpy_iterator())
+
+
+@functools.lru_cache(maxsize=8)
+def _report(directory: str, excluded: tuple[int, ...]) -> None:
+    """Says once a process what is left out of a store."""
+    if count := _count_held_out(directory, excluded):
+        kept = layout.read_manifest(directory)["kept"]
+        text = "left out %s of %s chains of %s: their questions are held out"
+        logging.getLogger(__name__).warning(text, f"{count:,}", f"{kept:,}", directory)
+
+
+def _is_new(record, excluded: tuple[int, ...]):
     return tf.reduce_all(record["question_hash"] != tf.constant(excluded, tf.int64))
 
 

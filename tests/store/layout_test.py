@@ -20,6 +20,7 @@ from cot_flax.lab.world.vocabulary import VOCABULARY_PATH
 from cot_flax.store import layout
 from cot_flax.store.prepare import prepare
 from cot_flax.store.tasks import StoreSource
+from cot_flax.tasks.stories import SOURCE
 
 SHARDS = 3  # of the world's store: 24 samples by 8
 FILES = (
@@ -289,7 +290,7 @@ def test_a_vocabulary_beyond_16_bits_makes_a_store_of_32(tmp_path, make_sample):
             settings=Preparation(top_k=2), workers=1)  # fmt: skip
     manifest = layout.read_manifest(str(tmp_path / "store"))
     assert (manifest["format"], manifest["id_bits"]) == (2, 32)
-    source = StoreSource(lambda: str(tmp_path / "store"), vocabulary=wide, top_k=2)
+    source = StoreSource(lambda: str(tmp_path / "store"), vocabulary=wide, top_k=2, data=SOURCE)
     (record,) = source._unpack(source.get_dataset("train")).as_numpy_iterator()
     np.testing.assert_array_equal(record["teacher_top_ids"][:, 0], record["targets"])
     assert (record["teacher_top_ids"][-1] == [1, -1]).all()

@@ -1,6 +1,7 @@
 """A store behind SeqIO: our source and task over it, and SeqIO's own way of reading it."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -12,10 +13,13 @@ import tensorflow as tf
 
 from cot_flax.data.batches import TaskBatches
 from cot_flax.data.registration import add_cot_task
+from cot_flax.data.sources import records_source
 from cot_flax.errors import UserError
 from cot_flax.store import layout
+from cot_flax.store import tasks as store_tasks
 from cot_flax.store.tasks import StoreSource, _unpacked
 from cot_flax.students.layouts import EncoderDecoder
+from cot_flax.tasks.stories import SOURCE
 
 STORE = "cot_flax.tasks.stories.teacher_store.directory"
 TASK = "stories_teacher_zero_shot_cot"
@@ -44,7 +48,7 @@ def assert_equal(left, right):
 
 def test_a_store_is_read_from_where_it_lies_now(world_store, vocabulary):
     place = ["nowhere"]
-    source = StoreSource(lambda: place[0], vocabulary=vocabulary, top_k=5)
+    source = StoreSource(lambda: place[0], vocabulary=vocabulary, top_k=5, data=SOURCE)
     with pytest.raises(UserError, match="nowhere"):
         ask(source)
     place[0] = world_store
@@ -55,7 +59,7 @@ def test_a_store_is_read_from_where_it_lies_now(world_store, vocabulary):
 
 
 def test_a_shard_is_files_of_its_own(world_store, vocabulary):
-    source = StoreSource(lambda: world_store, vocabulary=vocabulary, top_k=5)
+    source = StoreSource(lambda: world_store, vocabulary=vocabulary, top_k=5, data=SOURCE)
     files = source.list_shards("train")
     assert len(files) > 2
     for index, file in enumerate(files):
@@ -64,7 +68,7 @@ def test_a_shard_is_files_of_its_own(world_store, vocabulary):
 
 
 def test_rows_are_unpacked_as_they_were_stored(world_store, vocabulary):
-    source = StoreSource(lambda: world_store, vocabulary=vocabulary, top_k=5)
+    source = StoreSource(lambda: world_store, vocabulary=vocabulary, top_k=5, data=SOURCE)
     stored = layout.dataset(world_store).as_numpy_iterator()
     for record, raw in zip(ask(source), stored, strict=True):
         ids, roots = (
@@ -116,22 +120,92 @@ def test_a_store_of_format_1_is_read_as_it_was_made(world_store, tmp_path, vocab
     (folder / "manifest.json").write_text(json.dumps(manifest | {"format": 1}))
     assert_equal(
         *(
-            ask(StoreSource(lambda place=place: place, vocabulary=vocabulary, top_k=5))
+            ask(StoreSource(lambda place=place: place, vocabulary=vocabulary, top_k=5, data=SOURCE))
             for place in (str(folder), world_store)
         )
     )
 
 
-def test_chains_of_held_out_questions_are_left_out(world_store, vocabulary):
-    def questions(**settings):
-        source = StoreSource(lambda: world_store, vocabulary=vocabulary, top_k=5, **settings)
-        return [record["question"].decode() for record in ask(source)]
-
-    everything = questions()
-    out = everything[0]
+def held(samples):
+    """A data set whose validation and test splits each hold a question of the samples."""
+    questions = [sample.question for sample in samples]
+    out = list(dict.fromkeys(questions))[:2]
     # However it is written: white space, case and punctuation make no other question.
-    assert questions(held_out=lambda: [f"  {out.upper()} "]) == [q for q in everything if q != out]
-    assert everything.count(out) > 0
+    splits = {"train": questions, "validation": [f"  {out[0].upper()} "], "test": out[1:]}
+    records = {
+        split: [
+            {"number": f"{split}-{i}", "question": text, "rationale": "1 + 1 = 2.", "answer": "2"}
+            for i, text in enumerate(texts)
+        ]
+        for split, texts in splits.items()
+    }
+    return records_source(records.__getitem__, splits), out
+
+
+def with_id(record):
+    return {name: record[name] for name in ("question", "rationale", "answer")} | {
+        "id": record["number"]
+    }
+
+
+@pytest.fixture
+def add_held(world_store, samples, vocabulary):
+    source, out = held(samples)
+    add_cot_task(
+        "held",
+        source,
+        parse=with_id,
+        vocabulary=vocabulary,
+        teacher_store=lambda: world_store,
+    )
+    return out
+
+
+@pytest.mark.parametrize("use_cached", [False, True])
+def test_chains_of_held_out_questions_are_left_out_and_counted(
+    world_store, samples, add_held, caplog, use_cached
+):
+    store_tasks._report.cache_clear()
+    for _ in range(2):
+        examples = read("held_teacher_zero_shot_cot", use_cached=use_cached)
+    kept = layout.read_manifest(world_store)["kept"]
+    lost = sum(sample.question in add_held for sample in samples)
+    stored = [e["question"].decode() for e in layout.dataset(world_store).as_numpy_iterator()]
+    assert [e["question"].decode() for e in examples] == [q for q in stored if q not in add_held]
+    assert 0 < len(examples) == kept - sum(q in add_held for q in stored) and lost > 1
+    (message,) = [r.getMessage() for r in caplog.records if "left out" in r.getMessage()]
+    assert message == (
+        f"left out {kept - len(examples)} of {kept} chains of {world_store}: "
+        "their questions are held out"
+    )
+
+
+@pytest.mark.parametrize("use_cached", [False, True])
+def test_held_out_splits_are_the_data_sets_own(add_held, use_cached):
+    """With a rationale, and rows without an entry, so that T5X evaluates under the same name."""
+    task = seqio.TaskRegistry.get("held_teacher_zero_shot_cot")
+    assert sorted(task.splits) == ["test", "train", "validation"]
+    for split, question in zip(("validation", "test"), add_held, strict=True):
+        (e,) = read(task.name, split=split, use_cached=use_cached)
+        assert e["question"].decode().strip().lower() == question.lower()
+        assert e["targets_pretokenized"] == b"1 + 1 = 2.\nThe answer is 2"
+        assert e["teacher_top_ids"].tolist() == [[-1] * 5] * len(e["targets"])
+        assert not e["teacher_top_logprobs"].any()
+
+
+@pytest.mark.parametrize("use_cached", [False, True])
+def test_slices_of_the_chains_are_cut_from_what_is_trained_on(add_held, use_cached):
+    whole = read("held_teacher_zero_shot_cot")
+    for split, part in (("train[:3]", slice(3)), ("train[-2:]", slice(-2, None))):
+        assert_equal(read("held_teacher_zero_shot_cot", split=split), whole[part])
+    shards = [
+        read("held_teacher_zero_shot_cot", split="train[:3]", shard_info=seqio.ShardInfo(i, 2))
+        for i in range(2)
+    ]
+    assert_equal([e for pair in zip(*shards, strict=False) for e in pair], whole[:2])
+    for split in ("tset", "train+test", "test[:2]"):
+        with pytest.raises(UserError, match=re.escape(f"split {split!r}")):
+            read("held_teacher_zero_shot_cot", split=split, use_cached=use_cached)
 
 
 @pytest.mark.parametrize("format", ["zero_shot_cot", "zero_shot_answer", "few_shot_cot"])
@@ -140,20 +214,6 @@ def test_the_cached_task_is_the_task(bound_store, format):
     gin.bind_parameter("cot_flax.data.registration.prompting.shots", 1)
     task = f"stories_teacher_{format}"
     assert_equal(read(task, use_cached=True), read(task, use_cached=False))
-
-
-def test_held_out_questions_are_left_out_of_the_cached_task_too(
-    world_store, samples, vocabulary, sums_source
-):
-    held_out = samples[0].question
-    source = StoreSource(
-        lambda: world_store, vocabulary=vocabulary, top_k=5, held_out=lambda: [held_out]
-    )
-    add_cot_task("held", source, exemplars=sums_source, vocabulary=vocabulary)
-    examples = read("held_zero_shot_cot", use_cached=True)
-    assert_equal(examples, read("held_zero_shot_cot"))
-    assert held_out not in {e["question"].decode() for e in examples}
-    assert len(examples) < layout.read_manifest(world_store)["kept"]
 
 
 def test_hosts_share_the_cached_shards(bound_store):
@@ -237,17 +297,20 @@ def test_damage_stops_every_way_of_reading(world_store, tmp_path, damage, messag
 
 
 @pytest.mark.parametrize("use_cached", [False, True])
-def test_a_store_for_another_task_is_refused(make_store, make_sample, use_cached):
+def test_a_store_for_another_task_is_refused(make_store, make_sample, sums_source, use_cached):
     gin.bind_parameter(STORE, make_store([make_sample("The answer is 2")], top_k=3))
     with pytest.raises(UserError, match=r"a store with top_k 3 .*the task's top_k 5"):
         read(TASK, use_cached=use_cached)
     other = seqio.ByteVocabulary()
-    source = StoreSource(
-        lambda: gin.query_parameter(STORE), vocabulary=other, top_k=3, held_out=tuple
+    add_cot_task(
+        "bytes",
+        sums_source,
+        vocabulary=other,
+        teacher_store=lambda: gin.query_parameter(STORE),
+        top_k=3,
     )
-    add_cot_task("bytes", source, exemplars=source, vocabulary=other)
     with pytest.raises(UserError, match=r"a store with vocabulary .*the task's vocabulary"):
-        read("bytes_zero_shot_cot", use_cached=use_cached)
+        read("bytes_teacher_zero_shot_cot", use_cached=use_cached)
 
 
 @pytest.mark.parametrize("use_cached", [False, True])

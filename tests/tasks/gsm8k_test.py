@@ -11,6 +11,7 @@ from cot_flax.chains.preparation import Preparation
 from cot_flax.chains.samples import Sample, write_samples
 from cot_flax.data.batches import TaskBatches, find_task
 from cot_flax.errors import UserError
+from cot_flax.lab.world.vocabulary import VOCABULARY_PATH
 from cot_flax.store.prepare import prepare
 from cot_flax.students.layouts import EncoderDecoder
 from cot_flax.tasks import gsm8k
@@ -217,14 +218,26 @@ def bind_store(tmp_path):
     return bind
 
 
-def test_teacher_chains_of_validation_questions_are_not_trained_on(bound, bind_store):
+def test_teacher_chains_of_held_out_questions_are_not_trained_on(bound, bind_store):
     whole = lines(bound, "train")
     wanted, held_out = chain(whole[0], 0), chain(whole[-1], 7472)
     again = dataclasses.replace(held_out, sample=1, text=f"So. {held_out.text}")
-    bind_store([held_out, again, wanted])
+    tested = [chain(line, 10_000 + i) for i, line in enumerate(lines(bound, "test")[:3])]
+    bind_store([held_out, again, *tested, wanted])
     (e,) = read("gsm8k_teacher_zero_shot_cot", "train", 5)
     assert e["question"].decode() == wanted.question
     assert e["teacher_top_ids"].shape == (len(e["targets"]), gsm8k.TOP_K)
+
+
+@pytest.mark.parametrize("task", ["gsm8k_zero_shot_cot", "gsm8k_teacher_zero_shot_cot"])
+def test_a_slice_of_the_test_split_has_no_training_question(tmp_path, task):
+    """Nor does a misspelt split, which was the training split once."""
+    gin.bind_parameter("cot_flax.data.features.t5_vocabulary_file.path", str(VOCABULARY_PATH))
+    write_small(tmp_path, [f"What is {i} plus {i}?" for i in range(510)], ["One?", "Two?", "3?"])
+    asked = [e["question"].decode() for e in read(task, "test[:2]", 5)]
+    assert asked == ["One?", "Two?"]
+    with pytest.raises(UserError, match=r"split 'tset'.*expected"):
+        read(task, "tset", 1)
 
 
 def test_a_store_of_nothing_but_validation_questions_stops_the_run(bound, bind_store):
