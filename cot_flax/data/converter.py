@@ -5,6 +5,7 @@ S and T are the lengths of inputs and targets, K the entries of a teacher's row.
 
 from collections.abc import Mapping
 
+import numpy as np
 import seqio
 import tensorflow as tf
 
@@ -14,6 +15,7 @@ from cot_flax.errors import UserError
 from cot_flax.students.layouts import EncoderDecoder
 from cot_flax.text.tokenizers import T5_SPECIAL_IDS, SpecialIds
 
+BLOCK = 1024
 LAYOUT = EncoderDecoder()
 _Spec = seqio.FeatureConverter.FeatureSpec
 _TEACHER = {
@@ -33,7 +35,8 @@ class DistillationFeatureConverter(seqio.EncDecFeatureConverter):
     One class serves training, evaluation and inference. Rows are laid out and packed as our own
     trainer does it (students/layouts.py, packing.py): SeqIO's converter takes id 0 for padding, and
     its packer refuses features of rank 2 and casts floats to integers. What is longer than its
-    length is cut, as SeqIO does; our tasks leave such examples out before.
+    length is cut, as SeqIO does; our tasks leave such examples out before. The state of an iterator
+    can be saved, as T5X does with `save_dataset`.
 
     A task has the features of TASK_FEATURES, the teacher's both or neither; whatever else it has is
     left out. Type and rank of both sides are checked, packed or not.
@@ -132,13 +135,33 @@ def _one_a_row(ds, lengths, special_ids, top_k) -> tf.data.Dataset:
 
 
 def _packed(ds, lengths, special_ids, top_k) -> tf.data.Dataset:
-    def rows():
-        for row in packing.pack(ds.as_numpy_iterator(), LAYOUT, lengths):
-            batch = LAYOUT.to_batch([row], lengths, special_ids, top_k=top_k, packed=True)
-            yield {name: array[0] for name, array in batch.items()}
-
+    """Packs BLOCK examples at a time: a generator's state could not be saved with a checkpoint."""
     signature = _signature(lengths, special_ids, top_k, packed=True)
-    return tf.data.Dataset.from_generator(rows, output_signature=signature)
+    names = list(ds.element_spec)
+
+    def lay_out(*columns):
+        values, splits = columns[::2], columns[1::2]
+        parts = [np.split(v, s[1:-1]) for v, s in zip(values, splits, strict=True)]
+        examples = (dict(zip(names, row, strict=True)) for row in zip(*parts, strict=True))
+        rows = list(packing.pack(examples, LAYOUT, lengths))
+        batch = LAYOUT.to_batch(rows, lengths, special_ids, top_k=top_k, packed=True)
+        return [batch[name] for name in signature]
+
+    def convert(block):
+        columns = []
+        for name in names:
+            column = block[name]
+            if not isinstance(column, tf.RaggedTensor):  # all of one length
+                column = tf.RaggedTensor.from_tensor(column)
+            columns += [column.values, column.row_splits]
+        types = [spec.dtype for spec in signature.values()]
+        arrays = tf.numpy_function(lay_out, columns, types, stateful=False)
+        return {
+            name: tf.ensure_shape(array, [None, *signature[name].shape])
+            for name, array in zip(signature, arrays, strict=True)
+        }
+
+    return ds.ragged_batch(BLOCK).map(convert).unbatch().prefetch(tf.data.AUTOTUNE)
 
 
 def _signature(lengths, special_ids, top_k, *, packed) -> dict[str, tf.TensorSpec]:

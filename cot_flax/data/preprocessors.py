@@ -114,18 +114,18 @@ def drop_overlong(
 ) -> tf.data.Dataset:
     """Drops examples longer than the run's lengths: a cut chain would lose its answer.
 
+    Only the sides that have a length count: SeqIO's decoder-only converters give `targets` alone.
     Our own trainer asks for no lengths here; it drops and counts by itself (batches.py). Nor does
     SeqIO's evaluator where it is to find the greatest length; it needs the default for that. Where
     nothing fits, a data set that repeats for ever would be searched for ever: it stops with
     InvalidArgumentError.
     """
-    if not sequence_length:
+    sides = [side for side in ("inputs", "targets") if side in (sequence_length or {})]
+    if not sides:
         return dataset
 
     def fits(example):
-        return tf.reduce_all(
-            [tf.size(example[name]) <= sequence_length[name] for name in ("inputs", "targets")]
-        )
+        return tf.reduce_all([tf.size(example[side]) <= sequence_length[side] for side in sides])
 
     return filter_or_stop(
         dataset,

@@ -53,6 +53,27 @@ def test_batches_are_those_of_our_trainer(task, pack, bound_store):
         assert (found[0]["teacher_top_logprobs"] < 0).any()
 
 
+@pytest.mark.parametrize("pack", [True, False])
+@pytest.mark.parametrize("use_cached", [True, False])
+def test_an_iterator_goes_on_from_what_was_saved(pack, use_cached, bound_store, tmp_path):
+    """As T5X saves it with `save_dataset`; shuffled, so that the shuffle's state counts, too."""
+
+    def iterator():
+        settings = {"shuffle": True, "seed": 3, "num_epochs": None, "use_cached": use_cached}
+        task = seqio.get_mixture_or_task(TAUGHT)
+        dataset = task.get_dataset(LENGTHS, "train", **settings)
+        return iter(DistillationFeatureConverter(pack=pack)(dataset, LENGTHS))
+
+    first, second = iterator(), iterator()
+    skipped = [next(first) for _ in range(7)]
+    path = tf.train.Checkpoint(data=first).save(str(tmp_path / "state"))
+    tf.train.Checkpoint(data=second).restore(path).assert_consumed()
+    for _ in range(20):
+        expected, found = next(first), next(second)
+        assert_same(*({n: v.numpy() for n, v in row.items()} for row in (found, expected)))
+    assert any((skipped[0][n] != found[n]).numpy().any() for n in found)
+
+
 def test_without_a_teacher_it_is_seqios_converter():
     found, expected = (
         batches("stories_zero_shot_cot", converter(pack=False), split="validation", count=1)
@@ -62,6 +83,29 @@ def test_without_a_teacher_it_is_seqios_converter():
     real = expected[0]["decoder_target_tokens"] > 0
     fed = expected[0]["decoder_input_tokens"] * real
     assert_same(found[0], expected[0] | {"decoder_input_tokens": fed})
+
+
+@pytest.mark.parametrize("pack", [True, False])
+@pytest.mark.parametrize("task", [TAUGHT, "stories_zero_shot_cot"])
+@pytest.mark.parametrize(
+    ("converter", "lengths"),
+    [
+        (seqio.LMFeatureConverter, {"targets": 72}),
+        (seqio.PrefixLMFeatureConverter, LENGTHS),
+        (seqio.DecoderFeatureConverter, {"targets": 72}),
+        (seqio.EncDecFeatureConverter, LENGTHS),
+    ],
+)
+def test_seqios_own_converters_take_our_tasks(converter, lengths, task, pack, bound_store):
+    """A decoder's converter gives the length of the targets alone, and these it has."""
+    (found,) = batches(task, converter(pack=pack), lengths, count=1)
+    (example,) = (
+        seqio.get_mixture_or_task(task).get_dataset(lengths, "train", shuffle=False).take(1)
+    )
+    row = found["decoder_target_tokens"][0]
+    length = len(example["targets"])
+    start = len(example["inputs"]) * (converter is seqio.PrefixLMFeatureConverter)
+    assert row[start : start + length].tolist() == example["targets"].numpy().tolist()
 
 
 def test_the_example_of_the_docstring():
