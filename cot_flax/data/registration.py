@@ -54,6 +54,12 @@ def format_rates(
     return dict(locals())
 
 
+@gin.configurable(module=GIN_MODULE)
+def answer_mode(mode: str = "flexible") -> str:
+    """How SeqIO's metrics read answers, as T5X reports them; see `answers.extract_answer`."""
+    return mode
+
+
 def add_cot_task(
     name: str,
     source: seqio.DataSource,
@@ -302,6 +308,6 @@ def _postprocess(output, *, kind, example=None, is_target=False):
 
 def _accuracy(targets, predictions, *, kind):
     """SeqIO's metric: accuracy and parse failures of texts against gold answers."""
-    records = scoring.score(predictions, targets, kind=_kind(kind), mode="flexible")
+    records = scoring.score(predictions, targets, kind=_kind(kind), mode=answer_mode())
     summary = scoring.summarize(records)
     return {"accuracy": summary["accuracy"], "parse_failures": summary["parse_failure_rate"]}

@@ -17,11 +17,12 @@ except ImportError as error:
         "install them as docs/hosts.md says, or use our own trainer (cot-flax train)",
     ) from error
 
+import flax
 import jax
 import jax.numpy as jnp
 import optax
 import seqio
-from clu.metrics import Average
+from clu.metrics import Average, Metric
 from flax.core import freeze, unfreeze
 
 from cot_flax.data.batches import TaskBatches, find_task
@@ -44,8 +45,8 @@ class DistillationModel(models.EncoderDecoderModel):
 
     Args:
         config: of a family of students; not scanned, or its parameters have other names than T5X's.
-        objective: what training and evaluation compute. Batches without a teacher's rows have
-            plain cross entropy.
+        objective: what training and evaluation compute. To evaluation a batch without a teacher's
+            rows is plain cross entropy; training refuses it where kl_weight > 0.
         vocabulary: of inputs and targets.
         optimizer: T5X makes no step without one; None for evaluation and inference.
         decoding: how `predict_batch` decodes; its `max_tokens` is the length of predictions.
@@ -92,13 +93,31 @@ class DistillationModel(models.EncoderDecoderModel):
         return freeze(self.module.init(rng))
 
     def loss_fn(self, params, batch, dropout_rng):
-        """Returns the mean loss of a real target token (nats), and the sums behind the metrics."""
-        objective = self.objective
-        if "teacher_top_ids" not in batch:
-            objective = objective.without_teacher()
+        """Returns the mean loss of a real target token (nats), and the sums behind the metrics.
+
+        Raises:
+            UserError: the objective is a KL, and the task has no teacher's rows: whatever run file
+                of T5X drives it, the run would be one of cross entropy.
+        """
+        if self.objective.uses_teacher and not _has_rows(batch):
+            raise UserError(
+                "training data without a teacher's rows",
+                "them, since the objective has kl_weight > 0",
+                "train on a task of a teacher's store (<name>_teacher_<format>), or with "
+                "objectives/cross_entropy.gin",
+            )
+        return self._loss(self.objective, params, batch, dropout_rng)
+
+    def eval_fn(self, params, batch):
+        """The same of a batch that is not trained on; cross entropy where it has no rows."""
+        objective = self.objective if _has_rows(batch) else self.objective.without_teacher()
+        return self._loss(objective, params, batch, None)
+
+    def _loss(self, objective, params, batch, dropout_rng):
         rng = dropout_rng if self.module.uses_dropout else None
         total, sums = loss_sums(self.module, objective, params, batch, rng)
-        return total / jnp.maximum(sums["tokens"], 1.0) / self._microbatches, _metrics(sums)
+        loss = total / jnp.maximum(sums["tokens"], 1.0) / self._microbatches
+        return loss, _metrics(sums, batch)
 
     def predict_batch_with_aux(self, params, batch, rng=None):
         """Continues the prompts of a batch.
@@ -185,6 +204,22 @@ def check_data(cfg: utils.DatasetConfig, model: DistillationModel) -> None:
         data.check(model.objective, model.module.config.vocab_size)
 
 
+def checkpoint(path: str | None = None) -> str | None:
+    """The path of a checkpoint, where T5X can restore it; None begins from scratch.
+
+    Raises:
+        UserError: it names no step of T5X's, such as a run of ours or a Hugging Face folder.
+    """
+    name = (path or "").rstrip("/").rpartition("/")[2]
+    if path and not name.startswith(("checkpoint", "model.ckpt")):
+        raise UserError(
+            f"{path} under T5X",
+            "a folder checkpoint_<N> that T5X wrote",
+            f"write one: cot-flax export --checkpoint {path} --format t5x --out FOLDER",
+        )
+    return path
+
+
 def mixture(names: str | Sequence[str]) -> str:
     """One name for T5X, which takes no list of tasks: a mixture of them is registered."""
     if isinstance(names, str):
@@ -219,13 +254,42 @@ def fresh_start(state_dict, target_state_dict, *, is_resuming: bool = False):
     return state_dict if is_resuming else {"target": state_dict["target"]}
 
 
-def _metrics(sums: Mapping[str, jax.Array]) -> dict[str, Average]:
-    """Means over any number of batches, under the names of `training.step.summarize`."""
-    tokens = sums["tokens"]
+@flax.struct.dataclass
+class _SoftMean(Average):
+    """NaN where no position has a teacher, as in a held-out split, and not 0, a perfect student."""
+
+    def compute(self):
+        return jnp.where(self.count > 0, self.total / jnp.maximum(self.count, 1.0), jnp.nan)
+
+
+def _has_rows(batch: Mapping[str, jax.Array]) -> bool:
+    return "teacher_top_ids" in batch
+
+
+def _metrics(sums: Mapping[str, jax.Array], batch: Mapping[str, jax.Array]) -> dict[str, Metric]:
+    """Means over any number of batches, under the names of `training.step.summarize`.
+
+    With them T5X's own of speed, padding and packing, by its definitions. Its `loss` is a sum a
+    step; ours is the mean of a token, as in our trainer.
+    """
+    targets_BT, tokens = batch["decoder_target_tokens"], sums["tokens"]
+    packed = {
+        side: batch[f"{side}_segment_ids"]
+        for side in ("encoder", "decoder")
+        if f"{side}_segment_ids" in batch
+    }
+    own = models.compute_base_metrics(
+        logits=jnp.zeros((*targets_BT.shape, 1)),  # of its accuracy alone, which is ours below
+        targets=targets_BT,
+        mask=batch["decoder_loss_weights"],
+        loss=sums["loss"],
+        segment_ids=packed or None,
+    )
     names = ("loss", "cross_entropy", "token_accuracy")
     means = {name: Average(sums[name], tokens) for name in names}
+    means["accuracy"] = means["token_accuracy"]
     if "soft_tokens" in sums:
         soft = sums["soft_tokens"]
-        means |= {n[5:]: Average(total, soft) for n, total in sums.items() if n[:5] == "soft/"}
+        means |= {n[5:]: _SoftMean(total, soft) for n, total in sums.items() if n[:5] == "soft/"}
         means["teacher_fraction"] = Average(soft, tokens)
-    return means
+    return own | means

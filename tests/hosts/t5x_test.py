@@ -3,6 +3,7 @@
 Last run whole with T5X at cc342d41 (2026-04-21).
 """
 
+import dataclasses
 import json
 import re
 import sys
@@ -46,7 +47,7 @@ from cot_flax.students.lora import Lora  # noqa: E402
 from cot_flax.students.parameters import flatten  # noqa: E402
 from cot_flax.students.t5 import T5Student  # noqa: E402
 from cot_flax.students.t5.config import T5Config  # noqa: E402
-from cot_flax.tasks import gsm8k  # noqa: E402, F401
+from cot_flax.tasks import gsm8k  # noqa: E402
 from cot_flax.tasks.stories import VOCABULARY  # noqa: E402
 from cot_flax.text.prompts import FORMATS  # noqa: E402
 from cot_flax.training import optimizers, step  # noqa: E402
@@ -238,13 +239,32 @@ def test_our_adafactor_moves_as_in_our_trainer(params, batch):
 
 def test_without_rows_the_loss_is_plain_cross_entropy(params):
     plain = first_batch(UNTAUGHT, pack=False)
-    model = make_model(objective=KL, optimizer=DESCENT)
-    moved, metrics = train_in_t5x(model, params, plain)
     objective = Objective(z_loss=KL.z_loss)
+    moved, metrics = train_in_t5x(make_model(objective=objective, optimizer=DESCENT), params, plain)
     expected, means = train_in_ours(objective, DESCENT, params, plain)
     assert_close(moved, expected, atol=1e-5)
     assert_same_metrics(metrics, means)
     assert "kl" not in metrics and "teacher_fraction" not in metrics
+    # To evaluate a KL's student on it is one thing, to train it another.
+    model = make_model(objective=KL, optimizer=DESCENT)
+    loss, _ = model.eval_fn(params, plain)
+    np.testing.assert_allclose(float(loss), metrics["loss"], rtol=1e-5)
+    with pytest.raises(UserError, match="training data without a teacher's rows"):
+        train_in_t5x(model, params, plain)
+
+
+def test_summaries_have_t5xs_own_figures(params, batch):
+    """By name, those that T5X's own model has beside its z-loss; the fractions by counting."""
+    model = make_model(objective=KL, optimizer=DESCENT)
+    _, metrics = train_in_t5x(model, params, batch)
+    for name in ("steps_per_second", "seqs_per_second", "target_tokens_per_second_per_core"):
+        assert metrics[f"timing/{name}"] > 0
+    weights, packed = batch["decoder_loss_weights"], batch["encoder_segment_ids"]
+    assert metrics["non_padding_fraction/loss_weights"] == pytest.approx(weights.mean())
+    assert metrics["non_padding_fraction/encoder"] == pytest.approx((packed > 0).mean())
+    assert metrics["effective_batch_size/encoder"] == packed.max(axis=1).sum()
+    assert metrics["accuracy"] == metrics["token_accuracy"]
+    assert metrics["loss_per_nonpadding_target_token"] == pytest.approx(metrics["loss"])
 
 
 def test_microbatches_of_as_many_tokens_are_the_whole_batch(params, batch):
@@ -398,6 +418,17 @@ def test_eval_scores_all_tasks_of_an_experiment(trained, tmp_path):
         assert 0 <= json.loads(metrics.read_text())["accuracy"] <= 1
 
 
+def test_eval_reads_answers_as_bound(trained, tmp_path):
+    """Strictly, what names no answer has none; flexibly, any number is one."""
+    failures = {}
+    for mode in ("strict", "flexible"):
+        settings = {"MIXTURE_OR_TASK_NAME": UNTAUGHT, "ANSWER_MODE": mode}
+        evaluate(t5x_eval.evaluate, "t5x/eval.gin", trained, tmp_path / mode, **settings)
+        (metrics,) = (tmp_path / mode / "inference_eval").glob(f"{UNTAUGHT}-metrics.jsonl")
+        failures[mode] = json.loads(metrics.read_text())["parse_failures"]
+    assert failures["strict"] == 1.0 > failures["flexible"]  # eight tokens reach no answer
+
+
 def test_infer_writes_predictions(trained, tmp_path):
     macros = {"MIXTURE_OR_TASK_NAME": UNTAUGHT, "TASK_FEATURE_LENGTHS": LENGTHS}
     evaluate(t5x_infer.infer, "t5x/infer.gin", trained, tmp_path, **macros)
@@ -415,9 +446,10 @@ T5X_ROOT = Path(utils.__file__).parents[1]
 
 @pytest.fixture
 def team(tmp_path):
-    """The gin file of docs/hosts.md with GSM8K and a vocabulary beside it, and a tiny network."""
-    (page,) = re.findall(r"```gin\n# needs: T5X.*?\n(from __gin__.*?)```", DOCS.read_text(), re.S)
-    (tmp_path / "gsm8k_finetune.gin").write_text(page)
+    """The gin files of docs/hosts.md, with GSM8K, a vocabulary and a store beside them."""
+    pages = re.findall(r"```gin\n# needs: T5X.*?\n(from __gin__.*?)```", DOCS.read_text(), re.S)
+    for name, page in zip(("gsm8k_finetune.gin", "gsm8k_kl.gin"), pages, strict=True):
+        (tmp_path / name).write_text(page)
     (tmp_path / "spiece.model").write_bytes(VOCABULARY_PATH.read_bytes())
     (tmp_path / "gsm8k").mkdir()
     for file, count in (("train", 516), ("test", 8)):
@@ -447,11 +479,11 @@ def team(tmp_path):
     seqio.TaskRegistry.remove("team_sums")
 
 
-def finetune(team, *files, **macros):
+def finetune(team, file="gsm8k_finetune.gin", network="network", *bindings, **macros):
     """`python -m t5x.train` as docs/hosts.md has it, for two steps of a tiny network."""
     small = {"num_heads": 2, "num_encoder_layers": 1, "num_decoder_layers": 1, "emb_dim": 16}
     small |= {"vocab_size": 384, "head_dim": 4, "mlp_dim": 32, "dtype": "float32"}
-    bindings = [f"network.T5Config.{name} = {value!r}" for name, value in small.items()]
+    bindings = [*bindings, *(f"{network}.T5Config.{name} = {v!r}" for name, v in small.items())]
     macros = {
         "MODEL_DIR": str(team / "run"),
         "TRAIN_STEPS": 2,
@@ -470,7 +502,7 @@ def finetune(team, *files, **macros):
         patch.chdir(team)
         patch.setattr(sys.modules["__main__"], "train", t5x_train.train, raising=False)
         paths = [str(team), str(T5X_ROOT), str(gin_root())]
-        gin_utils.parse_gin_flags(paths, ["gsm8k_finetune.gin", *files], bindings)
+        gin_utils.parse_gin_flags(paths, [file], bindings)
         return gin.get_configurable(t5x_train.train)()
 
 
@@ -484,7 +516,52 @@ def test_t5xs_own_model_finetunes_on_our_mixtures(team, name):
     assert scored == tasks | ({"team_sums-metrics.jsonl"} if name == "team_mix" else set())
 
 
+def distil(team, *bindings, **macros):
+    short = "evaluation.Decoding.max_tokens = 8"
+    return finetune(team, "gsm8k_kl.gin", "t5", short, *bindings, **macros)
+
+
+def test_kl_runs_under_t5xs_own_run_file_by_one_name(team):
+    """Trained on a store, evaluated on the data set's own validation split."""
+    prepare_gsm8k(team)
+    lengths = {"inputs": 96, "targets": 128}
+    task = "gsm8k_teacher_zero_shot_cot"
+    last_step, _ = distil(team, MIXTURE_OR_TASK_NAME=task, TASK_FEATURE_LENGTHS=lengths)
+    assert last_step == 2
+    scalars = summaries(team / "run" / "train")
+    assert scalars["teacher_fraction"][2] > 0 and np.isfinite(scalars["kl"][2])
+    assert scalars["learning_rate"][2] == pytest.approx(1e-3)
+    held_out = summaries(team / "run" / "training_eval" / task)
+    assert held_out["cross_entropy"][2] > 0 and np.isnan(held_out["kl"][2])
+    assert (team / "run" / "inference_eval" / f"{task}-metrics.jsonl").exists()
+
+
+def prepare_gsm8k(team):
+    """A store of chains on the first sixteen questions, with the teacher's log-probabilities."""
+    samples = [
+        dataclasses.replace(sample, question=f"train {n} + {n}?", gold_answer=sample.gold_answer)
+        for n, sample in enumerate(make_samples(make_stories(16, split="train"), samples=1))
+    ]
+    write_samples(team / "samples.jsonl", samples)
+    gin.bind_parameter("cot_flax.data.features.t5_vocabulary_file.path", str(VOCABULARY_PATH))
+    out = str(team / "store")
+    inputs = [str(team / "samples.jsonl")]
+    prepare(inputs, out, vocabulary=gsm8k.VOCABULARY, settings=Preparation(), workers=1)
+
+
+def test_kl_without_rows_stops_under_t5xs_own_run_file(team):
+    with pytest.raises(UserError, match=r"without a teacher's rows.*kl_weight > 0"):
+        distil(team, MIXTURE_OR_TASK_NAME="gsm8k_zero_shot_cot")
+
+
 # Mistakes -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", ["google/flan-t5-small", "runs/kl", "runs/kl/checkpoints/600"])
+def test_a_checkpoint_of_others_names_the_export(store, tmp_path, path):
+    message = f"got {path} under T5X.*--checkpoint {path} --format t5x"
+    with pytest.raises(UserError, match=message):
+        train(tmp_path, store, INITIAL_CHECKPOINT_PATH=path)
 
 
 def test_kl_without_a_teacher_stops_the_run(store, tmp_path):
