@@ -85,7 +85,7 @@ def open_step(step: str) -> Source:
     return Source(
         place=str(folder),
         student=student.for_decoding({})[0],
-        tensors=_unrolled(tensors),
+        tensors=unrolled(tensors),
         vocabulary=metadata.vocabulary,
         folder=folder.parent.parent if folder.parent.name == CHECKPOINTS else None,
         stacks={name: tensor for name, tensor in tensors.items() if is_stacked(name)},
@@ -120,7 +120,7 @@ def _with_adapter(kernel: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
     return Tensor(kernel.shape, kernel.dtype, read)
 
 
-def _unrolled(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def unrolled(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Each layer of a scanned stack by itself.
 
     Orbax writes a device's part of a whole stack as one chunk. The chunk that was read last is
@@ -143,8 +143,8 @@ def _unrolled(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
     tensors = {}
     for name, tensor in stored.items():
         if is_stacked(name):
-            for i, unrolled in enumerate(layer_names(name, tensor.shape[0])):
-                tensors[unrolled] = layer(name, i)
+            for i, own in enumerate(layer_names(name, tensor.shape[0])):
+                tensors[own] = layer(name, i)
         else:
             tensors[name] = tensor
     return tensors

@@ -11,10 +11,11 @@ from flax import serialization
 
 from cot_flax.errors import UserError
 from cot_flax.files import new_folder, size_of
-from cot_flax.students.parameters import Shapes, Tensor, dotted, nest
+from cot_flax.students.parameters import Shapes, Tensor, dotted, is_stacked, nest
 from cot_flax.students.student import Student, families
 from cot_flax.weights.files import tensorstore as files
 from cot_flax.weights.files.tensorstore import Listing
+from cot_flax.weights.native import unrolled
 from cot_flax.weights.source import Source, check_tensors, reading_order
 
 INDEX = "checkpoint"
@@ -117,9 +118,12 @@ def _find(found: Listing, file: str) -> str | None:
     return found.path(step) if (f"{step}/{file}" if step else file) in found.names else None
 
 
-def _source(folder: str, tensors: Mapping[str, Tensor]) -> Source:
+def _source(folder: str, stored: Mapping[str, Tensor]) -> Source:
+    """Layers unrolled: T5X stores those of our scanned student as they are, a stack in one."""
+    tensors = unrolled(stored)
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
-    return Source(folder, _student(shapes, folder), tensors)
+    stacks = {name: tensor for name, tensor in stored.items() if is_stacked(name)}
+    return Source(folder, _student(shapes, folder), tensors, stacks=stacks)
 
 
 def _student(shapes: Shapes, place: str) -> Student:

@@ -44,7 +44,7 @@ from cot_flax.objectives.losses import Objective  # noqa: E402
 from cot_flax.reports import card  # noqa: E402
 from cot_flax.store.prepare import prepare  # noqa: E402
 from cot_flax.students.lora import Lora  # noqa: E402
-from cot_flax.students.parameters import flatten  # noqa: E402
+from cot_flax.students.parameters import flatten, unstack_layers  # noqa: E402
 from cot_flax.students.t5 import T5Student  # noqa: E402
 from cot_flax.students.t5.config import T5Config  # noqa: E402
 from cot_flax.tasks import gsm8k  # noqa: E402
@@ -391,6 +391,19 @@ def test_we_open_what_t5x_saved(trained):
     assert source.place.startswith(str(folder / "checkpoint_20"))
     assert source.student.config.emb_dim == 64
     assert_close(params, unfreeze(jax.device_get(state.params)), atol=0)
+
+
+def test_we_open_what_t5x_saved_of_a_scanned_student(store, tmp_path):
+    """The layout that fits where the unrolled one does not; export and evaluation open it alike."""
+    _, state = train(tmp_path, store, TRAIN_STEPS=1, SCAN_LAYERS=True, REMAT="full")
+    saved = unfreeze(jax.device_get(state.params))
+    assert saved["decoder"]["layers"]["mlp"]["wo"]["kernel"].ndim == 3
+    source, params = read(tmp_path)
+    assert source.student.config.num_decoder_layers == 2
+    assert_close(params, unstack_layers(saved), atol=0)
+    scanned = dataclasses.replace(source.student.config, scan_layers=True)
+    wanted = abstract_variables(T5Student(scanned))["params"]
+    assert_close(load(source, wanted), saved, atol=0)
 
 
 def test_t5x_starts_from_what_we_export(trained, store, tmp_path):
