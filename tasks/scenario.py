@@ -48,6 +48,4 @@ def _records(split):
 
 SOURCE = records_source(_records, ("train", "test"))
 
-add_cot_task(
-    "scenario", SOURCE, answer_kind=_answer_kind, teacher_store=teacher_store, top_k=TOP_K
-)
+add_cot_task("scenario", SOURCE, answer_kind=_answer_kind, teacher_store=teacher_store, top_k=TOP_K)
