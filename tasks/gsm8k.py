@@ -54,9 +54,12 @@ def _from_tfds(file):
     try:
         dataset = tfds.load("gsm8k", split=file)
     except Exception as error:  # TFDS has no common base for what a download can raise
+        needed = "a network or a prepared TFDS directory"
+        if isinstance(error, ImportError):
+            needed = "the packages that TFDS imports"
         raise UserError(
-            f"no GSM8K from TFDS ({type(error).__name__})",
-            "a network or a prepared TFDS directory",
+            f"no GSM8K from TFDS ({type(error).__name__}: {str(error).partition(chr(10))[0]})",
+            needed,
             "set GSM8K_DIRECTORY to a folder with train.jsonl and test.jsonl",
         ) from error
     return [

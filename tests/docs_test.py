@@ -227,12 +227,19 @@ def test_a_block_of_python_runs(block):
 
 def test_the_data_set_of_the_example_gives_batches():
     """After its block ran."""
-    data = TaskBatches("triage_zero_shot_cot", {"inputs": 96, "targets": 96}, batch_size=1)
+    lengths = {"inputs": 96, "targets": 96}
+    data = TaskBatches("triage_zero_shot_cot", lengths, batch_size=1, shuffle=False)
     (batch,) = itertools.islice(data.batches(EncoderDecoder()), 1)
     prompt = bytes(int(i) - 3 for i in batch["encoder_input_tokens"][0] if i > 1).decode()
     target = bytes(int(i) - 3 for i in batch["decoder_target_tokens"][0] if i > 1).decode()
-    assert prompt == "Q: Is 7 + 5 more than 11?\nLet's think step by step"
-    assert target == "7 + 5 = 12. 12 is more than 11.\nThe answer is yes"
+    assert prompt == "Q: Is 2 + 5 more than 4?\nLet's think step by step"
+    assert target == "2 + 5 = 7. 2 * 2 = 4.\nThe answer is yes"
+    # Its few-shot prompts show as many exemplars as by default.
+    lengths = {"inputs": 512, "targets": 96}
+    data = TaskBatches("triage_few_shot_cot", lengths, batch_size=1, shuffle=False)
+    (batch,) = itertools.islice(data.batches(EncoderDecoder()), 1)
+    prompt = bytes(int(i) - 3 for i in batch["encoder_input_tokens"][0] if i > 1).decode()
+    assert prompt.count("Q: ") == 5
 
 
 @pytest.mark.parametrize("block", named(BASH))

@@ -4,6 +4,7 @@ import ast
 import importlib.util
 import json
 import logging
+import math
 import os
 import re
 import subprocess
@@ -18,6 +19,7 @@ import pytest
 import seqio
 
 from cot_flax import cli, run_folder
+from cot_flax.chains.samples import Logprobs, Sample, write_samples
 from cot_flax.configuration import gin_root
 from cot_flax.run_folder import PREDICTIONS, RESULTS
 from cot_flax.text.answers import extract_answer
@@ -217,6 +219,49 @@ def test_its_task_is_in_the_report(evaluated, tmp_path, monkeypatch):
     page = out.read_text()
     # The card's role is "train": it stands under reasoning, and not under what that cost.
     assert ">Reasoning<" in page and ">ferries<" in page and "General ability" not in page
+
+
+def chain(record, dataset="ferries", split="train"):
+    """A teacher's sample of a record: its rationale, every word nine times of ten."""
+    text = f"{record['rationale']} The answer is {record['answer']}"
+    words = re.findall(r"\s*\S+", text)
+    logprobs = Logprobs(
+        tuple(words), (math.log(0.9),) * len(words), tuple({w: math.log(0.9)} for w in words)
+    )
+    return Sample(
+        id=record["id"],
+        dataset=dataset,
+        split=split,
+        question=record["question"],
+        gold_answer=record["answer"],
+        format="zero_shot_cot",
+        prompt_hash="",
+        teacher={"model": "nobody", "params": {}},
+        sample=0,
+        text=text,
+        logprobs=logprobs,
+        finish_reason="stop",
+    )
+
+
+def test_kl_on_its_own_data_beside_stories(tmp_path, mixed, caplog):
+    """By river_prepare.gin and river_kl.gin; a chain on a held-out ferry is left out, and said."""
+    rows = [
+        json.loads((PACKAGE / "data" / f"{split}.jsonl").read_text().splitlines()[n])
+        for split, n in [*(("train", n) for n in range(4)), ("validation", 0), ("test", 0)]
+    ]
+    write_samples(tmp_path / "samples.jsonl", [chain(row) for row in rows])
+    store = str(tmp_path / "store")
+    macros = {"SAMPLES_FILE": str(tmp_path / "samples.jsonl"), "TEACHER_STORE": store}
+    macros |= {"STORE_TASK": "ferries_teacher_zero_shot_cot", "PREPARE_WORKERS": 1}
+    assert call("prepare", "river_prepare.gin", **macros) == 0
+    folder = tmp_path / "kl"
+    macros = {"MODEL_DIR": str(folder), "TEACHER_STORE": store, "LOG_PERIOD": 1, "MESH_DATA": 1}
+    assert call("train", "river_kl.gin", **TINY | macros, TRAIN_STEPS=2, BATCH_SIZE=2) == 0
+    for row in run_folder.read_metrics(str(folder)):
+        assert 0 < row["teacher_fraction"] < 1 and row["kl"] > 0
+    said = [record.getMessage() for record in caplog.records if "left out" in record.getMessage()]
+    assert said == [f"left out 2 of 6 chains of {store}: their questions are held out"]
 
 
 # T5X ----------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from sentencepiece.sentencepiece_model_pb2 import ModelProto
 from cot_flax.errors import UserError
 from cot_flax.files import path_at
 from cot_flax.text.tokenizers import (
+    ByteTokenizer,
     SentencePieceTokenizer,
     SpecialIds,
     Tokenizer,
@@ -208,16 +209,18 @@ def tokenizer_of(vocabulary: seqio.Vocabulary) -> Tokenizer:
     """The tokenizer, without SeqIO, that gives the ids of a vocabulary.
 
     Raises:
-        UserError: there is none, for instance for bytes; or see `special_ids`.
+        UserError: there is none; or see `special_ids`.
     """
     special_ids(vocabulary)
     if isinstance(vocabulary, TokenizerVocabulary):
         return vocabulary.tokenizer
+    if isinstance(vocabulary, seqio.ByteVocabulary):
+        return ByteTokenizer(vocabulary.extra_ids)
     model = sentencepiece_model(vocabulary)
     if model is None:
         raise UserError(
             f"a {type(vocabulary).__name__}",
-            "a SentencePiece vocabulary, or a TokenizerVocabulary",
+            "a SentencePiece or a byte vocabulary, or a TokenizerVocabulary",
             "give the task such a vocabulary",
         )
     return SentencePieceTokenizer(model, extra_ids=vocabulary.extra_ids)

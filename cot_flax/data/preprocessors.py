@@ -104,6 +104,16 @@ def tokenize(
     return _in_blocks(dataset, add)
 
 
+def absent_rows(dataset: tf.data.Dataset, *, top_k: int) -> tf.data.Dataset:
+    """Adds a teacher's rows [T, K] without an entry."""
+
+    def add(example):
+        shape = [tf.size(example["targets"]), top_k]
+        return example | {name: tf.fill(shape, value) for name, value in _ABSENT.items()}
+
+    return dataset.map(add, num_parallel_calls=tf.data.AUTOTUNE)
+
+
 def first_samples(dataset: tf.data.Dataset) -> tf.data.Dataset:
     """Keeps one record a question: the answer formats need no second chain (paper [1], 1.1)."""
     return dataset.filter(lambda record: record.get("first", 1) == 1)

@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from cot_flax.data import preprocessors
 from cot_flax.data.cards import TaskCard
-from cot_flax.data.features import T5Vocabulary, output_features
+from cot_flax.data.features import TEACHER_FEATURES, T5Vocabulary, output_features
 from cot_flax.errors import UserError
 from cot_flax.store.tasks import StoreSource, StoreTask
 from cot_flax.text import answers, scoring
@@ -124,7 +124,7 @@ def add_cot_task(
         "vocabulary": vocabulary,
     }
     first = [functools.partial(_parse, parse=parse)] if parse else []
-    _register(name, source, first, seqio.Task, top_k=0, **shared)
+    _register(name, source, first, CotTask, top_k=0, **shared)
     if teacher_store:
         stored = StoreSource(
             teacher_store, vocabulary=vocabulary, top_k=top_k, data=source, parse=parse
@@ -149,8 +149,10 @@ def _register(name, source, first, task_cls, *, told, formats, fixed_exemplars, 
         steps += [
             functools.partial(preprocessors.write_prompt, format=format, rule=rule),
             functools.partial(preprocessors.tokenize, format=format, **features),
-            preprocessors.drop_overlong,
         ]
+        if task_cls is CotTask:  # what SeqIO's cache holds; a store is one already
+            steps.append(seqio.CacheDatasetPlaceholder())
+        steps.append(preprocessors.drop_overlong)
         seqio.TaskRegistry.add(
             task,
             source=source,
@@ -175,6 +177,77 @@ def scopes() -> dict[str, set[str]]:
         "prompting": {name for card in cards for name in (card.name, card.dataset)},
         "format_rates": {f"{card.dataset}_cot_mix" for card in cards},
     }
+
+
+def add_teacher_mixture(name: str, tasks: Sequence[tuple[str, float]], *, top_k: int = 5) -> None:
+    """Registers a mixture of teachers' tasks with any others, for the KL of the ones.
+
+    SeqIO mixes tasks of the same features only. So each of the others is registered once more, as
+    `<task>_no_teacher`: its positions have rows without an entry, to which the KL is cross entropy.
+
+    Args:
+        name: the mixture's.
+        tasks: names of registered tasks and mixtures with their rates; the shares within a mixture
+            stay as they are.
+        top_k: the entries a position of the teachers' tasks.
+    """
+    parts = []
+    for given, rate in tasks:
+        provider = seqio.get_mixture_or_task(given)
+        if TEACHER_FEATURES[0] in provider.output_features:
+            parts.append((given, rate))
+            continue
+        for task in getattr(provider, "tasks", [provider]):
+            parts.append((_without_teacher(task, top_k), _share(provider, task, rate)))
+    seqio.MixtureRegistry.add(name, parts)
+
+
+def _without_teacher(task: seqio.Task, top_k: int) -> str:
+    """Registers a task with rows of absent entries; returns its name."""
+    name = f"{task.name}_no_teacher"
+    if name not in seqio.TaskRegistry.names():
+        vocabulary = task.output_features["targets"].vocabulary
+        rows = {n: output_features(vocabulary, top_k)[n] for n in TEACHER_FEATURES}
+        absent = functools.partial(preprocessors.absent_rows, top_k=top_k)
+        seqio.TaskRegistry.add(
+            name,
+            source=task.source,
+            preprocessors=[*task.preprocessors, absent],
+            output_features=dict(task.output_features) | rows,
+            postprocess_fn=task.postprocessor,
+            metric_fns=task.metric_fns,
+            shuffle_buffer_size=task.shuffle_buffer_size,
+            task_cls=CotTask,
+        )
+        if task.name in _REGISTERED:
+            card, rule = _REGISTERED[task.name]
+            _REGISTERED[name] = dataclasses.replace(card, name=name), rule
+    return name
+
+
+def _share(provider, task, rate) -> Callable[[seqio.Task], float]:
+    def share(_):
+        if task is provider:
+            return rate
+        return rate * provider.get_rate(task) / provider.total_rate
+
+    return share
+
+
+class CotTask(seqio.Task):
+    """A task that is made as it is read where SeqIO's cache lacks it, even if the cache is asked.
+
+    T5X's run files ask for the cache unless they are told otherwise.
+    """
+
+    def get_dataset(self, sequence_length=None, split="train", use_cached=False, **settings):
+        """As SeqIO's."""
+        cached = use_cached and self._is_cached(split)
+        return super().get_dataset(sequence_length, split, cached, **settings)
+
+    def _is_cached(self, split: str) -> bool:
+        folder = self.supports_caching and self.cache_dir
+        return bool(folder) and tf.io.gfile.exists(seqio.get_cached_info_path(folder, split))
 
 
 def cot_task(name: str) -> TaskCard:

@@ -1,9 +1,10 @@
-"""Tokenizers without SeqIO: one protocol, and SentencePiece and Hugging Face's BPE files behind it.
+"""Tokenizers without SeqIO: one protocol; SentencePiece, Hugging Face's BPE files, bytes behind it.
 
 SentencePiece writes a space that begins a word as U+2581, byte-level BPE as `Ġ` and every other
 byte as some letter, too. Callers see ids, texts and byte spans, never a library's own spelling.
 """
 
+import codecs
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Sequence
@@ -238,6 +239,86 @@ class SentencePieceTokenizer:
         # Normalisation may leave nothing, of a zero-width space for instance.
         first = next(iter(self.encode(text)), self.unk_id)
         return None if first == self.unk_id else first
+
+
+class ByteTokenizer:
+    """The bytes of a text's UTF-8 form, as ByT5 and SeqIO's `ByteVocabulary` number them.
+
+    Ids 0, 1 and 2 are pad, end and unknown, byte b is b + 3; behind them stand sentinels that no
+    text has.
+
+    Args:
+        extra_ids: how many sentinels.
+
+    Attributes:
+        fingerprint: as `cot_flax.data.features.fingerprint` gives it for SeqIO's vocabulary.
+    """
+
+    special_ids = SpecialIds(pad=0, end=1, start=0)
+    unk_id = 2
+    _FIRST, _BYTES = 3, 256
+
+    def __init__(self, extra_ids: int = 0):
+        self.extra_ids = extra_ids
+        self.vocab_size = self._FIRST + self._BYTES + extra_ids
+        name = f"ByteVocabulary {self.vocab_size}"
+        self.fingerprint = hashlib.sha256(name.encode()).hexdigest()[:16]
+
+    @property
+    def files(self) -> dict[str, bytes]:
+        """None: there is nothing to write down."""
+        return {}
+
+    def encode(self, text: str) -> list[int]:
+        return [byte + self._FIRST for byte in text.encode()]
+
+    def pieces(self, text: str) -> Pieces:
+        ids = self.encode(text)
+        strings = (self.id_to_text(i).replace(" ", SPACE) for i in ids)
+        return Pieces(tuple(strings), tuple(ids), tuple((i, i + 1) for i in range(len(ids))))
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Bytes that are no UTF-8 are left out, as SeqIO leaves them out."""
+        return "".join(self.surfaces(before_end(map(int, ids), self.special_ids.end)))
+
+    def surfaces(self, ids: Sequence[int]) -> list[str]:
+        decoder = codecs.getincrementaldecoder("utf-8")("ignore")
+        return [decoder.decode(self._bytes(i)) for i in ids]
+
+    def id_to_piece(self, id: int) -> str:
+        """`<0x41>` for a byte, as SentencePiece spells one."""
+        if found := self._bytes(id):
+            return f"<0x{found[0]:02X}>"
+        specials = ("<pad>", "</s>", "<unk>")
+        return specials[id] if id < self._FIRST else f"<extra_id_{self.vocab_size - 1 - id}>"
+
+    def piece_to_id(self, piece: str) -> int:
+        return self._ids.get(piece, self.unk_id)
+
+    def id_to_text(self, id: int) -> str:
+        return self._bytes(id).decode(errors="replace")
+
+    @cached_property
+    def writable(self) -> list[bool]:
+        """Those of ASCII: every other byte is a part of a character."""
+        return [
+            bool(found) and found[0] < 128 for found in map(self._bytes, range(self.vocab_size))
+        ]
+
+    def whole_piece(self, text: str) -> int | None:
+        return self.encode(text)[0] if len(text) == 1 and text.isascii() else None
+
+    def first_piece(self, text: str, before: str | None = None) -> int | None:
+        """The first byte, whatever stands before it."""
+        return self.encode(text)[0] if text and is_text(text) else None
+
+    @cached_property
+    def _ids(self) -> dict[str, int]:
+        return {self.id_to_piece(i): i for i in range(self.vocab_size)}
+
+    def _bytes(self, id: int) -> bytes:
+        byte = id - self._FIRST
+        return bytes([byte]) if 0 <= byte < self._BYTES else b""
 
 
 def open_tokenizer(path: str | os.PathLike, fingerprint: str = "") -> Tokenizer:

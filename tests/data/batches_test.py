@@ -305,8 +305,11 @@ def test_an_unknown_task_is_named_with_its_neighbours():
 
 
 def test_a_split_that_the_task_has_not_is_named(bound_store):
-    with pytest.raises(UserError, match=r"split 'test' of stories_teacher_.*one of \['train'\]"):
-        make("stories_teacher_zero_shot_cot", split="test")
+    with pytest.raises(
+        UserError,
+        match=r"split 'dev' of stories_teacher_.*one of \['test', 'train', 'validation'\]",
+    ):
+        make("stories_teacher_zero_shot_cot", split="dev")
 
 
 def test_lengths_must_be_given_for_both_sides():

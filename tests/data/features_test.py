@@ -263,9 +263,18 @@ def test_a_sentencepiece_vocabulary_has_a_tokenizer_of_the_same_ids(extra_ids):
     assert tokenizer.encode("Anna has 3") == ours.encode("Anna has 3")
 
 
-def test_bytes_have_no_tokenizer():
-    with pytest.raises(UserError, match="a ByteVocabulary; expected a SentencePiece vocabulary"):
-        features.tokenizer_of(seqio.ByteVocabulary())
+@pytest.mark.parametrize("extra_ids", [0, 7])
+def test_bytes_have_a_tokenizer_of_the_same_ids(extra_ids):
+    vocabulary = seqio.ByteVocabulary(extra_ids)
+    tokenizer = features.tokenizer_of(vocabulary)
+    assert tokenizer.fingerprint == features.fingerprint(vocabulary)
+    assert tokenizer.special_ids == features.special_ids(vocabulary)
+    assert tokenizer.encode("é 3") == vocabulary.encode("é 3")
+
+
+def test_other_vocabularies_have_none():
+    with pytest.raises(UserError, match="a UnigramVocabulary; expected a SentencePiece or a byte"):
+        features.tokenizer_of(seqio.UnigramVocabulary(["a"]))
 
 
 def test_teacher_features_only_where_there_are_teachers(vocabulary):

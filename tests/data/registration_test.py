@@ -7,11 +7,15 @@ import gin
 import numpy as np
 import pytest
 import seqio
+import tensorflow as tf
 
-from cot_flax.data.registration import add_cot_task, cot_task
+from cot_flax.data.batches import TaskBatches
+from cot_flax.data.registration import add_cot_task, add_teacher_mixture, cot_task
 from cot_flax.data.sources import records_source
 from cot_flax.errors import UserError
 from cot_flax.lab.world.stories import make_stories
+from cot_flax.objectives.losses import Objective
+from cot_flax.students.layouts import EncoderDecoder
 from cot_flax.text.prompts import FORMATS, Exemplar, build_input
 
 RATES = "cot_flax.data.registration.format_rates"
@@ -147,8 +151,6 @@ def test_other_fields_are_parsed_and_pass_through(vocabulary):
     )
 
     def parse(record):
-        import tensorflow as tf
-
         return {
             "id": tf.strings.as_string(record["number"]),
             "question": record["q"],
@@ -205,6 +207,96 @@ def test_exemplars_follow_what_gin_binds_later_in_the_process():
             *shown, _ = re.findall(r"Q: (.*?)\n", e["inputs_pretokenized"].decode())
             assert len(shown) == 2
             assert set(shown) <= training
+
+
+# SeqIO's cache ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def cache_dirs(tmp_path):
+    before = list(seqio.utils.get_global_cache_dirs())
+    seqio.add_global_cache_dirs([str(tmp_path)])
+    yield tmp_path
+    seqio.set_global_cache_dirs(before)
+
+
+def write_cache(task, split, folder):
+    """What `seqio_cache_tasks` writes of a split; read by SeqIO alone."""
+    dataset = seqio.TaskRegistry.get(task).source.get_dataset(split, shuffle=False)
+    dataset = seqio.TaskRegistry.get(task).preprocess_precache(dataset)
+    folder = folder / seqio.get_task_dir_from_name(task)
+    folder.mkdir()
+    features, count = {}, 0
+    with tf.io.TFRecordWriter(str(folder / f"{split}.tfrecord-00000-of-00001")) as writer:
+        for e in dataset.as_numpy_iterator():
+            count += 1
+            writer.write(seqio.dict_to_tfexample(e).SerializeToString())
+    for name, spec in dataset.element_spec.items():
+        features[name] = {"shape": spec.shape.as_list(), "dtype": spec.dtype.name}
+    info = {"num_shards": 1, "features": features}
+    (folder / f"info.{split}.json").write_text(json.dumps(info))
+    (folder / f"stats.{split}.json").write_text(json.dumps({"examples": count}))
+    (folder / "COMPLETED").touch()
+
+
+def test_a_cached_task_is_read_from_seqios_cache(add_sums, cache_dirs):
+    """With the prompts that were bound when it was made, and none is made anew."""
+    add_sums()
+    gin.bind_parameter(SHOTS, 2)
+    made = read("sums_few_shot_cot")
+    write_cache("sums_few_shot_cot", "train", cache_dirs)
+    gin.bind_parameter(SHOTS, 3)
+    cached, fresh = (read("sums_few_shot_cot", use_cached=flag) for flag in (True, False))
+    assert [e["inputs"].tolist() for e in cached] == [e["inputs"].tolist() for e in made]
+    assert [e["targets"].tolist() for e in cached] == [e["targets"].tolist() for e in fresh]
+    assert [e["answer"] for e in cached] == [e["answer"] for e in fresh]
+    assert len(cached[0]["inputs"]) < len(fresh[0]["inputs"])
+
+
+@pytest.mark.parametrize("split", ["train", "test", "test[:1]"])
+def test_what_is_not_in_the_cache_is_made_as_it_is_read(add_sums, split):
+    """T5X's finetune.gin asks for the cache."""
+    add_sums()
+    (first, *_), (other, *_) = (
+        read("sums_zero_shot_cot", split, use_cached=flag) for flag in (True, False)
+    )
+    assert first["inputs"].tolist() == other["inputs"].tolist()
+
+
+# Teachers and others ------------------------------------------------------------------------------
+
+
+def test_teachers_and_others_mix(add_sums, bound_store, vocabulary):
+    """The store's chains have rows, a task of ours and a plain one of SeqIO's rows of nothing."""
+    add_sums()
+    pair = {"inputs": "What?", "targets": "It is nine"}
+    source = records_source(lambda split: [pair], ["train"])
+    seqio.TaskRegistry.add(
+        "plain",
+        source=source,
+        preprocessors=[seqio.preprocessors.tokenize, seqio.preprocessors.append_eos],
+        output_features={name: seqio.Feature(vocabulary) for name in ("inputs", "targets")},
+    )
+    gin.bind_parameter(f"{PROMPTING}.shots", 1)
+    parts = [("stories_teacher_zero_shot_cot", 2.0), ("sums_cot_mix", 1.0), ("plain", 0.5)]
+    add_teacher_mixture("both", parts)
+    shares = rates("both")
+    assert shares["stories_teacher_zero_shot_cot"] == 2.0
+    assert shares["sums_zero_shot_cot_no_teacher"] == pytest.approx(0.4)
+    assert (shares["plain_no_teacher"], sum(shares.values())) == (0.5, pytest.approx(3.5))
+    data = TaskBatches("both", {"inputs": 96, "targets": 72}, batch_size=4)
+    data.check(Objective(kl_weight=1.0), 256)
+    taught = {
+        vocabulary.decode(target.tolist()): bool((rows < 0).any())
+        for batch in itertools.islice(data.batches(EncoderDecoder()), 12)
+        for target, rows in zip(
+            batch["decoder_target_tokens"], batch["teacher_top_logprobs"], strict=True
+        )
+    }
+    assert set(taught.values()) == {True, False}
+    assert taught["It is nine"] is False
+    assert taught["1 + 1 = 2. The answer is 2"] is False
+    assert cot_task("sums_zero_shot_cot_no_teacher").dataset == "sums"
 
 
 # Cards --------------------------------------------------------------------------------------------

@@ -164,7 +164,22 @@ def test_without_tfds_the_remedy_is_a_directory(tfds):
         raise ConnectionError("no network")
 
     tfds(load)
-    with pytest.raises(UserError, match=r"TFDS \(ConnectionError\).*GSM8K_DIRECTORY"):
+    with pytest.raises(
+        UserError, match=r"ConnectionError: no network\); expected a network.*GSM8K_DIRE"
+    ):
+        records("test")
+
+
+def test_a_package_that_tfds_lacks_is_named(tfds):
+    """Not the network, which was never asked."""
+
+    def load(name, split):
+        raise ModuleNotFoundError("No module named 'importlib_resources'")
+
+    tfds(load)
+    with pytest.raises(
+        UserError, match=r"'importlib_resources'\); expected the packages that TFDS"
+    ):
         records("test")
 
 

@@ -12,7 +12,12 @@ from sentencepiece.sentencepiece_model_pb2 import ModelProto
 
 from cot_flax.errors import UserError
 from cot_flax.lab.world.vocabulary import VOCABULARY_PATH
-from cot_flax.text.tokenizers import T5_SPECIAL_IDS, SentencePieceTokenizer, open_tokenizer
+from cot_flax.text.tokenizers import (
+    T5_SPECIAL_IDS,
+    ByteTokenizer,
+    SentencePieceTokenizer,
+    open_tokenizer,
+)
 
 SENTINEL, SPACE = "<extra_id_0>", "\u2581"
 WORDS = ["the ", "Tom has ", "apples", "12", "3.5", "jel", "ly", "-", "{x}", "<~^\\", "😀", "漢字"]
@@ -325,3 +330,35 @@ def test_where_hugging_face_reads_otherwise(text, ours, theirs, t5, shared_data,
     found = [t5.encode(text), hugging_face(text)]
     pieces = [[t5.id_to_piece(i).replace("<unk>", "?") for i in ids] for ids in found]
     assert [" ".join(row) for row in pieces] == [ours, theirs]
+
+
+# Bytes --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("extra_ids", [0, 7])
+@given(st.text(), st.lists(st.integers(0, 270)))
+def test_bytes_are_those_of_seqio(extra_ids, text, ids):
+    seqio = pytest.importorskip("seqio")
+    ours, theirs = ByteTokenizer(extra_ids), seqio.ByteVocabulary(extra_ids)
+    assert (ours.vocab_size, ours.unk_id) == (theirs.vocab_size, theirs.unk_id)
+    assert (ours.special_ids.pad, ours.special_ids.end) == (theirs.pad_id, theirs.eos_id)
+    assert ours.encode(text) == theirs.encode(text)
+    assert ours.decode([*ours.encode(text), 1, 70]) == text
+    assert ours.decode(ids) == theirs.decode(ids)
+
+
+def test_parts_of_bytes():
+    ours = ByteTokenizer()
+    a, e = ours.encode("a")[0], ours.encode("é")
+    assert (a, e) == (100, [198, 172])
+    assert ours.surfaces([a, *e, a]) == ["a", "", "é", "a"]
+    pieces = ours.pieces("a é")
+    assert pieces.ids == (a, 35, *e)
+    assert pieces.spans == ((0, 1), (1, 2), (2, 3), (3, 4))
+    assert pieces.cut("a é") == ["a", " ", "", "é"]
+    assert [ours.id_to_piece(i) for i in (0, 1, 2, a)] == ["<pad>", "</s>", "<unk>", "<0x61>"]
+    assert all(ours.piece_to_id(ours.id_to_piece(i)) == i for i in range(ours.vocab_size))
+    assert [ours.writable[i] for i in (0, a, e[0])] == [False, True, False]
+    assert (ours.whole_piece("a"), ours.whole_piece("é"), ours.whole_piece("ab")) == (a, None, None)
+    assert (ours.first_piece("é"), ours.first_piece("")) == (e[0], None)
+    assert pickle.loads(pickle.dumps(ours)).fingerprint == ours.fingerprint
