@@ -257,9 +257,10 @@ def test_kl_on_its_own_data_beside_stories(tmp_path, mixed, caplog):
     assert call("prepare", "river_prepare.gin", **macros) == 0
     folder = tmp_path / "kl"
     macros = {"MODEL_DIR": str(folder), "TEACHER_STORE": store, "LOG_PERIOD": 1, "MESH_DATA": 1}
-    assert call("train", "river_kl.gin", **TINY | macros, TRAIN_STEPS=2, BATCH_SIZE=2) == 0
-    for row in run_folder.read_metrics(str(folder)):
-        assert 0 < row["teacher_fraction"] < 1 and row["kl"] > 0
+    assert call("train", "river_kl.gin", **TINY | macros, TRAIN_STEPS=3, BATCH_SIZE=4) == 0
+    rows = run_folder.read_metrics(str(folder))
+    assert min(row["teacher_fraction"] for row in rows) < 1
+    assert max(row["teacher_fraction"] for row in rows) > 0 and rows[-1]["kl"] > 0
     said = [record.getMessage() for record in caplog.records if "left out" in record.getMessage()]
     assert said == [f"left out 2 of 6 chains of {store}: their questions are held out"]
 
