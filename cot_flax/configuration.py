@@ -94,10 +94,11 @@ def parse(
             missing := missing_extra(error), UserError
         ):
             raise missing from error
+        remedy = "correct the gin file or the --gin. flag"
+        if isinstance(error, ModuleNotFoundError):
+            remedy = "correct the import, or put the module's folder on PYTHONPATH (PYTHONPATH=.)"
         raise UserError(
-            f"gin: {_first_line(error)}",
-            "files and names that exist",
-            "correct the gin file or the --gin. flag",
+            f"gin: {_first_line(error)}", "files and names that exist", remedy
         ) from error
     if texts:
         print(", ".join(texts), file=sys.stderr)

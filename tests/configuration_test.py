@@ -235,6 +235,12 @@ def test_a_wrong_file_is_one_line(tmp_path, text, message):
     assert len(str(caught.value).splitlines()) == 1
 
 
+def test_a_module_that_is_not_found_may_lack_its_folder_on_the_path(tmp_path):
+    text = "from __gin__ import dynamic_registration\nimport my_task\n"
+    with pytest.raises(UserError, match=r"'my_task'.*folder on PYTHONPATH \(PYTHONPATH=\.\)"):
+        configuration.parse([write(tmp_path, "mine.gin", text)], [])
+
+
 @pytest.mark.parametrize(
     ("binding", "name", "value"),
     [
