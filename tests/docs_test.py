@@ -153,6 +153,8 @@ def _forget_the_example_package():
             registration._REGISTERED.pop(name, None)
     answers.ADDED.pop("time", None)
     answers.KINDS[:] = [kind for kind in answers.KINDS if kind != "time"]
+    if "river_tasks.tasks" in sys.modules:
+        gin.config._REGISTRY.pop("river_tasks.tasks.teacher_store")
     for name in [name for name in sys.modules if name.partition(".")[0] == "river_tasks"]:
         del sys.modules[name]
 
