@@ -6,6 +6,7 @@ of commands with a stand-in for `cot-flax` that notes its arguments, which then 
 point in this process, with a few flags more that make them small.
 """
 
+import ast
 import functools
 import itertools
 import logging
@@ -344,6 +345,24 @@ def _anchors(page: Path) -> set[str]:
     """GitHub's names of a page's headings."""
     titles = re.findall(r"^#+ (.*)$", page.read_text(), re.M)
     return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", [pytest.param(page, id=page.name) for page in PAGES])
+def test_tests_that_a_page_names_are_there(page):
+    for file, name in re.findall(r"`(?:tests/)?([\w/]+_test\.py)::([\w:]+)", page.read_text()):
+        assert name in _tests(ROOT / "tests" / file), f"{file}::{name}"
+
+
+@functools.cache
+def _tests(file: Path) -> frozenset[str]:
+    """The tests of a file, with the name of their class where they have one."""
+    found = set()
+    for node in ast.parse(file.read_text()).body:
+        if isinstance(node, ast.FunctionDef):
+            found.add(node.name)
+        elif isinstance(node, ast.ClassDef):
+            found |= {f"{node.name}::{part.name}" for part in node.body if hasattr(part, "name")}
+    return frozenset(found)
 
 
 def test_every_page_is_linked_from_the_readme():

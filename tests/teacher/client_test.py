@@ -340,6 +340,17 @@ def real(name):
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+def test_a_chat_may_have_log_probabilities_in_the_shape_of_completions():
+    """llama-cpp-python."""
+    logprobs = {"tokens": ["It", " is"], "token_logprobs": [-0.5, -0.25], "text_offset": [0, 2]}
+    logprobs["top_logprobs"] = [{"It": -0.5}, {" is": -0.25, " was": -2.0}]
+    answer = message(content="It is")
+    answer["choices"][0]["logprobs"] = logprobs
+    read = answered(answer, replace(CHAT, n=1)).logprobs
+    assert (read.tokens, read.token_logprobs) == (("It", " is"), (-0.5, -0.25))
+    assert read.top_logprobs == tuple(logprobs["top_logprobs"])
+
+
 THINKING = [{"type": "text", "text": "9 + 8 "}, {"type": "text", "text": "= 17."}]
 
 

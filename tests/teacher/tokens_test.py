@@ -40,10 +40,11 @@ def test_a_record_without_alternatives():
     assert read_logprobs(record, "It is")[0].top_logprobs == ({}, {})
 
 
-def test_tokens_after_the_end_of_the_text_are_cut_off():
+@pytest.mark.parametrize("last", [None, -9999.0])
+def test_tokens_after_the_end_of_the_text_are_cut_off(last):
     record = {
         "tokens": ["It", " is", "", "\n\n", "<|endoftext|>"],
-        "token_logprobs": [-0.5, -0.25, None, -1.0, None],
+        "token_logprobs": [-0.5, -0.25, last, -1.0, last],
         "top_logprobs": [*TWO["top_logprobs"], None, {}, {}],
     }
     assert read_logprobs(record, "It is") == read_logprobs(TWO, "It is")
@@ -103,8 +104,9 @@ def test_an_empty_token_joins_the_next_one():
 
 def test_alternatives_without_a_value_or_a_text_are_left_out():
     top = {"a": None, "b": -9999.0, "c": -math.inf, "": -1.0, "bytes:\\xe2": -1.0, "\ufffd": -1.0}
-    record = {"tokens": ["It"], "token_logprobs": [-0.5], "top_logprobs": [top | {"It": -0.5}]}
-    assert read_logprobs(record, "It")[0].top_logprobs == ({"It": -0.5},)
+    kept = {"It": -0.5, "d": -100.0}
+    record = {"tokens": ["It"], "token_logprobs": [-0.5], "top_logprobs": [top | kept]}
+    assert read_logprobs(record, "It")[0].top_logprobs == (kept,)
 
 
 def test_of_two_alternatives_with_one_text_the_likelier_stays():

@@ -64,6 +64,7 @@ def test_no_trap_makes_a_false_right(row):
         (":72", "72"),
         ("1,000 dollars", "1000"),
         ("$18.00", "18"),
+        ("\\$460.", "460"),
         ("-3", "-3"),
         ("−3", "-3"),
         ("$-5", "-5"),
@@ -120,6 +121,8 @@ def test_number_after_a_marker(marker, tail, answer):
         ("He has 21 -15", "15"),
         ("It fell to -15", "-15"),
         ("They paid $1,080.", "1080"),
+        ("They paid $1,080.50", "1080.5"),
+        ("The total is 72 clips, altogether.", "72"),
         ("What is my answer isn't 4 or 5", "5"),
         ("no number", None),
         ("", None),
@@ -300,6 +303,22 @@ def test_a_gold_text_may_have_any_length():
     assert gold_answer(gold, kind="text") == "apple banana cherry date elder fig"
     assert gold_answer(f"The answer is {gold}", kind="text") == gold_answer(gold, kind="text")
     assert gold_answer("many", kind="number") is None
+
+
+@pytest.mark.parametrize(
+    ("gold", "number", "other"),
+    [
+        ("-10.0", "-10", "10"),
+        ("1e-05", "0.00001", "0.00002"),
+        ("1.15e+16", "11500000000000000", "11500000000000001"),
+        ("2.6666666666666665", "8/3", "2.6667"),
+    ],
+)
+def test_golds_as_python_writes_floats_are_exact(gold, number, other):
+    """As in GSM-Hard: large, small and negative."""
+    assert answers_match(number, gold, kind="number")
+    assert answers_match(gold_answer(gold, kind="number"), gold, kind="number")
+    assert not answers_match(other, gold, kind="number")
 
 
 def test_unknown_names_are_refused():

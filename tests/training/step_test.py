@@ -85,7 +85,7 @@ def whole(config, params, batch):
     return state, metrics
 
 
-@pytest.mark.parametrize("microbatches", [2, 4])
+@pytest.mark.parametrize("microbatches", [2, 4, 8])
 def test_microbatches_make_the_step_of_the_whole_batch(microbatches, whole, config, params, batch):
     tokens = batch["decoder_loss_weights"].sum(axis=1)
     parts = [tokens[i::microbatches].sum() for i in range(microbatches)]

@@ -165,6 +165,24 @@ def test_a_shard_that_is_absent(tmp_path):
         open_folder(out, Access())
 
 
+def test_an_index_may_name_a_tensor_that_no_shard_has(tmp_path):
+    """A parameter that is in no shard is missing by name, whatever the index says of it."""
+    source = random_source(TINY)
+    out = write(source, tmp_path / "out", shard_bytes=3000)
+    path = out / "model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    first, second, *_ = sorted(out.glob("*.safetensors"))
+    index["weight_map"]["ghost.weight"] = first.name
+    path.write_text(json.dumps(index))
+    assert_equal(source, open_folder(out, Access()))
+    load(open_folder(out, Access()), abstract(TINY))
+    tensors = load_file(second)
+    tensors.pop("decoder.block.0.layer.2.DenseReluDense.wi_1.weight")
+    save_file(tensors, second, {"format": "pt"})
+    with pytest.raises(UserError, match=r"1 missing \(decoder\.layers_0\.mlp\.wi_1\.kernel "):
+        load(open_folder(out, Access()), abstract(TINY))
+
+
 def test_an_export_that_fails_leaves_nothing(tmp_path):
     source = random_source(TINY)
 
