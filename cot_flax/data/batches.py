@@ -176,12 +176,15 @@ class TaskBatches:
             )
 
     def report(self) -> str:
-        """What was left out, of which task, and what remains of a mixture's rates.
+        """What was left out, of which task, what remains of a mixture's rates, and what is unknown.
 
         Where there are several processes, all of them have to ask.
         """
         counts = multihost_utils.process_allgather(self._counts)
         counts = counts.reshape(-1, *self._counts.shape).max(axis=0).sum(axis=0)
+        return "; ".join(filter(None, (self._left_out(counts[:, :2]), self._unknown(counts))))
+
+    def _left_out(self, counts: np.ndarray) -> str:
         seen, overlong = counts.sum(axis=0)
         if not overlong:
             return ""
@@ -199,6 +202,15 @@ class TaskBatches:
             for name, (all, long) in zip(self._tasks(), counts, strict=True)
         ]
         return f"{text}; {', '.join(parts)}"
+
+    def _unknown(self, counts: np.ndarray) -> str:
+        parts = [
+            f"{name} {unknown:,} of {all - overlong:,}"
+            for name, (all, overlong, unknown) in zip(self._tasks(), counts, strict=True)
+            if unknown
+        ]
+        text = "targets with characters that the vocabulary lacks, which are learnt as <unk>: "
+        return text + ", ".join(parts) if parts else ""
 
     def _check_vocabularies(self):
         tasks = getattr(self._provider, "tasks", [self._provider])
@@ -233,8 +245,8 @@ class TaskBatches:
         return [task.name for task in tasks if self.split in task.splits]
 
     def _forget_counts(self):
-        # Of every shard and task: read, and of these overlong.
-        self._counts = np.zeros((self.shards, len(self._tasks()), 2), np.int64)
+        # Of every shard and task: read, of these overlong, and of the others with unknown pieces.
+        self._counts = np.zeros((self.shards, len(self._tasks()), 3), np.int64)
 
     def _rows(self, layout: Layout, shard: int):
         fitting = self._fitting(shard)
@@ -260,12 +272,14 @@ class TaskBatches:
 
     def _fitting(self, shard: int):
         limits = self.feature_lengths
+        unk_id = self._provider.output_features["targets"].vocabulary.unk_id
         for example in self._examples(None, seqio.ShardInfo(shard, self.shards)):
             overlong = any(len(example[side]) > limits[side] for side in ("inputs", "targets"))
-            self._counts[shard, example.pop(_TASK)[0]] += 1, overlong
+            unknown = not overlong and unk_id in example["targets"]
+            self._counts[shard, example.pop(_TASK)[0]] += 1, overlong, unknown
             if not overlong:
                 yield example
-            elif self._counts[shard].sum(axis=0).tolist() == [_ENOUGH, _ENOUGH]:
+            elif self._counts[shard].sum(axis=0).tolist() == [_ENOUGH, _ENOUGH, 0]:
                 raise UserError(
                     f"{_ENOUGH} examples of {self.mixture_or_task_name}, none within "
                     f"{dict(limits)} tokens",

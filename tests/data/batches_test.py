@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import seqio
 from seqio import ShardInfo
-from support.tokenizers import byte_level
+from support.tokenizers import byte_level, world_without
 
 from cot_flax.data.batches import TaskBatches, find_task
 from cot_flax.data.features import TokenizerVocabulary, fingerprint
@@ -281,6 +281,27 @@ def test_a_mixture_of_two_vocabularies_is_refused(vocabulary):
     seqio.MixtureRegistry.add("both", ["bytes_zero_shot_cot", "stories_zero_shot_cot"], 1.0)
     with pytest.raises(UserError, match=r"both of bytes_.* and stories_.*; expected tasks of one"):
         make("both").check(Objective(), 512)
+
+
+def test_targets_with_characters_that_the_vocabulary_lacks_are_counted(tmp_path):
+    """One of three that fit; the fourth is left out."""
+    (tmp_path / "v.model").write_bytes(world_without("<"))
+    chains = ("1 < 2", "1", "2", "1 < 2 " * 9)
+    records = [
+        {"id": str(i), "question": "One?", "rationale": chain, "answer": "1"}
+        for i, chain in enumerate(chains)
+    ]
+    vocabulary = seqio.SentencePieceVocabulary(str(tmp_path / "v.model"))
+    source = records_source(lambda split: records, ["train"])
+    add_cot_task("less", source, formats=("zero_shot_cot",), vocabulary=vocabulary)
+    lengths = {"inputs": 40, "targets": 30}
+    batches = make("less_zero_shot_cot", feature_lengths=lengths, batch_size=1, shuffle=False)
+    take(batches, 3)
+    found = "targets with characters that the vocabulary lacks, which are learnt as <unk>"
+    assert batches.report() == f"{found}: less_zero_shot_cot 1 of 3"
+    take(batches, 4)
+    left_out = "left out 1 of 5 examples of less_zero_shot_cot: longer than inputs 40, targets 30"
+    assert batches.report() == f"{left_out} tokens; {found}: less_zero_shot_cot 2 of 4"
 
 
 def test_no_report_where_all_fit():
