@@ -86,7 +86,7 @@ def test_evaluation_is_the_same(evaluated):
     assert len(one.splitlines()) == 10
     assert len({json.loads(line)["text"] for line in one.splitlines()}) > 5
     one, two = (json.loads((folder / n / "results.json").read_text()) for n in ("one", "two"))
-    assert one == two
+    assert one | {"date": ""} == two | {"date": ""}
 
 
 def test_one_process_prints_the_results(evaluated):

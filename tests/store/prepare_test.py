@@ -203,7 +203,7 @@ def test_every_dropped_sample_is_there_whole_with_its_reason(tmp_path, make_samp
         (make_sample("The answer is 2", sample=4, finish_reason="malformed"), "malformed"),
         (make_sample("1 + 1 = 2.\nThe answer is 2", sample=5), "repeated"),
         (make_sample(long, sample=6), "too_long"),
-        (make_sample("The answer is 2", "two or so", id="gold"), "unreadable_gold_answer"),
+        (make_sample("The answer is 2", "who knows", id="gold"), "unreadable_gold_answer"),
         (make_sample(" \n", id="empty"), "empty"),
         (make_sample("2.", tokens=[("2.", -0.5, {"2.": -0.5, "é": -1})], gold="3"), "wrong_answer"),
     ]
@@ -312,9 +312,7 @@ def test_a_file_that_cannot_be_used_is_named(tmp_path, name, message):
 
 def test_a_vocabulary_without_a_tokenizer_is_refused_before_anything_is_written(tmp_path, samples):
     path = written(tmp_path / "samples.jsonl", samples)
-    with pytest.raises(
-        UserError, match="a PassThroughVocabulary; expected a SentencePiece vocabulary"
-    ):
+    with pytest.raises(UserError, match="a PassThroughVocabulary; expected a SentencePiece or a"):
         run(path, tmp_path / "out", vocabulary=seqio.PassThroughVocabulary(size=100_000))
     assert not (tmp_path / "out").exists()
 
