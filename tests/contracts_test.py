@@ -8,7 +8,7 @@ import pytest
 SIGNATURES = {
     "text.answers.extract_answer": "text, *, kind, mode",
     "text.answers.answers_match": "pred, gold, *, kind, mode",
-    "text.answers.add_answer_kind": "name, find",
+    "text.answers.add_answer_kind": "name, find, *, bare",
     "chains.alignment.align": "teacher_tokens, student_pieces",
     "chains.projection.project_top_k": "alignment, logprobs, student_ids, tokenizer, *, k, rule,"
     " end_id",

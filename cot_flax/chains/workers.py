@@ -33,13 +33,14 @@ class Job:
 
     def __getstate__(self) -> dict:
         """With the answer kind where somebody added it: other processes do not know it yet."""
-        return vars(self) | {"find": answers.ADDED.get(self.settings.filters.answer_kind)}
+        return vars(self) | {"added": answers.ADDED.get(self.settings.filters.answer_kind)}
 
     def __setstate__(self, state: dict):
-        find = state.pop("find")
+        added = state.pop("added")
         vars(self).update(state)
-        if find:
-            answers.add_answer_kind(self.settings.filters.answer_kind, find)
+        if added:
+            kind = self.settings.filters.answer_kind
+            answers.add_answer_kind(kind, added.find, bare=added.bare)
 
 
 _STATE: dict = {}  # of a worker process

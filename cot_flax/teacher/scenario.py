@@ -70,6 +70,8 @@ class Scenario(NamedTuple):
 class Labels:
     """Finds the labels of a closed list in a text; other words are no answers.
 
+    Labels are words of any prose (`close`): `add_answer_kind` takes them with `bare`.
+
     Attributes:
         labels: in lower case.
     """
@@ -266,7 +268,7 @@ def _label_kind(path: str | os.PathLike, values: dict[str, Any]) -> dict[str, An
         raise _unusable(path, f"labels {labels!r}", "two or more different texts")
     kind = f"one of {', '.join(known)}"
     if kind not in KINDS:
-        add_answer_kind(kind, Labels(tuple(known)))
+        add_answer_kind(kind, Labels(tuple(known)), bare=True)
     return {"labels": tuple(known), "answer_kind": kind}
 
 

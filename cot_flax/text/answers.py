@@ -14,14 +14,15 @@ A text is read in this order:
    with nothing of the kind behind it gives way to the one before. One that says that there is no
    answer (`unknown`, `cannot be determined`) or an answer that cannot be read (`5/0`, `\\sqrt{2}`,
    `(A) or (B)`) ends the search: there is none.
-3. Without a marker, mode `flexible` takes the last one of the text; of kind `text` it takes the
-   whole text where it is a bare answer, one line of at most `BARE_WORDS` words.
+3. Without a marker, mode `flexible` takes the last one of the text; of kinds that are words
+   (`text`, labels) a bare answer alone: one line of at most `BARE_WORDS` words.
 """
 
 import re
 import unicodedata
 from collections.abc import Callable, Iterator
 from fractions import Fraction
+from typing import NamedTuple
 
 from cot_flax.errors import UserError
 from cot_flax.text import latex, legacy
@@ -36,9 +37,16 @@ from cot_flax.text.numerals import (
     read_literal,
 )
 
+
+class Added(NamedTuple):
+    """What `add_answer_kind` was called with."""
+
+    find: Callable[[str], list[str]]
+    bare: bool
+
+
 KINDS = ["number", "choice", "yes_no", "text"]  # and those of ADDED
-ADDED: dict[str, Callable[[str], list[str]]] = {}
-"""The `find` of every kind that `add_answer_kind` added."""
+ADDED: dict[str, Added] = {}
 MODES = ("strict", "flexible", *legacy.RULES)
 BARE_WORDS = 5
 
@@ -271,7 +279,7 @@ def answers_match(pred: str | None, gold: str, *, kind: str, mode: str = "strict
     return found == wanted
 
 
-def add_answer_kind(name: str, find: Callable[[str], list[str]]) -> None:
+def add_answer_kind(name: str, find: Callable[[str], list[str]], *, bare: bool = False) -> None:
     """Adds a kind of answer, such as a time of day; call it where a module of yours is imported.
 
     Its answers are read as choices are: the first one of the sentence behind the last marker, or,
@@ -283,11 +291,14 @@ def add_answer_kind(name: str, find: Callable[[str], list[str]]) -> None:
         find: returns all answers in a text, in their order and each in its normal form. Answers of
             one normal form are the same; `find` must find a normal form as it is. A function of a
             module, not a lambda: `prepare` asks its other processes to import it.
+        bare: for answers that are words of any prose, such as labels (`close`): without a marker
+            the last one of a text counts only where all that are in it are the same and it is one
+            line of at most `BARE_WORDS` words, or where it is the whole text.
 
     Raises:
         UserError: there is another kind of this name.
     """
-    if ADDED.get(name) is find:
+    if ADDED.get(name) == (find, bare):
         return
     if name in KINDS:
         raise UserError(
@@ -297,7 +308,9 @@ def add_answer_kind(name: str, find: Callable[[str], list[str]]) -> None:
         )
     _FIRST[name] = lambda tail: next(iter(find(first_sentence(tail))), None)
     _LAST[name] = lambda text: next(reversed(find(text)), None)
-    ADDED[name] = find
+    if bare:
+        _LAST[name] = lambda text: _bare_word(text, find)
+    ADDED[name] = Added(find, bare)
     KINDS.append(name)
 
 
@@ -582,6 +595,12 @@ def _first_text(tail: str) -> str | None:
 
 def _bare_text(text: str) -> str | None:
     return _first_text(text) if _is_bare(text) and not ANSWER_MARKER.search(text) else None
+
+
+def _bare_word(text: str, find: Callable[[str], list[str]]) -> str | None:
+    found = find(text)
+    is_one = len(set(found)) == 1 and (_is_bare(text) or found == [_normal_text(text)])
+    return found[0] if is_one else None
 
 
 def _last_line(text: str) -> str:

@@ -86,7 +86,11 @@ def labelled(folder, settings='{"labels": ["Today", "close", "not today"]}'):
         ("The answer is NOT  today.", "not today"),
         ("The answer is disclosed.", None),
         ("The answer is unknown.", None),
-        ("So close it today", "today"),
+        ("Priority: TODAY.", "today"),
+        ("**close**, I think", "close"),
+        ("So close it today", None),
+        ("They close at noon; wages are late, so somebody has to act today.", None),
+        ("It can wait.\nclose", None),  # of kind `text` neither
         ("nothing", None),
     ],
 )
@@ -97,9 +101,17 @@ def test_only_labels_are_answers(folder, text, answer):
     assert labelled(folder) == settings  # the kind is there already
 
 
+def test_a_long_label_is_an_answer_without_a_marker(folder):
+    long = "Not urgent, but look at it this week"
+    kind = labelled(folder, json.dumps({"labels": [long, "today", "close"]})).answer_kind
+    for text in (long, f"{long}.", f"The answer is {long}"):
+        assert answers_match(extract_answer(text, kind=kind, mode="flexible"), long, kind=kind)
+    assert extract_answer(f"I say {long}", kind=kind, mode="flexible") is None
+
+
 def test_labels_are_known_in_other_processes(folder):
     kind = labelled(folder).answer_kind
-    find = pickle.loads(pickle.dumps(ADDED[kind]))
+    find, _ = pickle.loads(pickle.dumps(ADDED[kind]))
     assert find("close, TODAY") == ["close", "today"]
 
 
