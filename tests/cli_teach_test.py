@@ -297,6 +297,7 @@ def test_given_rationales_can_be_imported_to_be_scored(files, monkeypatch, capsy
     assert call(monkeypatch, "teach", "import", files / "sums.tsv", "--out", out) == 0
     (sample,) = read_samples(out)
     assert (sample.question, sample.text) == ("One and one?", "1 + 1 = 2.\nSo 2.")
+    assert capsys.readouterr().out == f"1 samples in {out}\n"
     scored = ("--out", files / "scored.jsonl", "--model", "m", "--dry-run")
     assert call(monkeypatch, "teach", "rescore", out, *scored) == 0
     printed = capsys.readouterr().out
@@ -306,3 +307,9 @@ def test_given_rationales_can_be_imported_to_be_scored(files, monkeypatch, capsy
     assert call(monkeypatch, "teach", "import", files / "sums.tsv", "--out", out) == 2
     assert "sums.tsv, line 1: 1 columns" in capsys.readouterr().err
     assert len(list(read_samples(out))) == 1  # the old file is still there
+    row = {"question": "2 + 2?", "text": "It is 4.", "answer": "4"}
+    lines = [json.dumps(row), json.dumps(row | {"thinking": "Hm."})]
+    (files / "own.jsonl").write_text("\n".join(lines))
+    assert call(monkeypatch, "teach", "import", files / "own.jsonl", "--out", out) == 0
+    line = f"2 samples in {out}, 1 of them without the thought before it\n"
+    assert capsys.readouterr().out == line

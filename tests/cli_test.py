@@ -152,7 +152,7 @@ def test_samples_of_another_data_set_are_refused_before_anything_is_written(
 def test_samples_of_an_unknown_data_set_are_counted(tmp_path, capfd):
     (tmp_path / "sums.tsv").write_text("One and one?\t2\tIt is 2.\n")
     assert call("prepare", tmp_path / "sums.tsv", "--out", tmp_path / "out", *TASK) == 0
-    assert "kept of other data sets than stories: 1 (sums 1)\n" in capfd.readouterr().out
+    assert "kept by data set: 1 (sums 1)\n" in capfd.readouterr().out
 
 
 def test_chains_on_held_out_questions_are_left_out_by_name(folder, tmp_path, capfd):

@@ -149,6 +149,7 @@ def prepare_question(
     tally.distinct_chains[str(distinct_chains([sample.text for sample in kept]))] += 1
     tally.datasets.update(sample.dataset for sample in kept)
     tally.teachers.update(sample.teacher["model"] for sample in kept)
+    tally.thoughts += sum(bool(sample.thought) for sample in kept)
     tally.prompts += sum(_hash(sample.prompt_hash) for sample in kept)
 
 

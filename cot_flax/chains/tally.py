@@ -35,6 +35,7 @@ class Tally:
         tokens: of all targets, ends included.
         teachers: kept chains by teacher.
         datasets: kept chains by data set.
+        thoughts: kept chains whose teacher's thought is left out of the text.
         prompts: the sum of the prompts' hashes over the kept chains.
         unknown: characters that the vocabulary lacks, in the targets of kept chains.
         unknown_chains: kept chains with such characters in the target.
@@ -59,6 +60,7 @@ class Tally:
     tokens: int = 0
     teachers: Counter = field(default_factory=Counter)
     datasets: Counter = field(default_factory=Counter)
+    thoughts: int = 0
     prompts: int = 0
     unknown: Counter = field(default_factory=Counter)
     unknown_chains: int = 0
@@ -142,6 +144,8 @@ class Tally:
         ):
             if counts:
                 lines.append(f"{title}: {most(counts)}")
+        if self.thoughts:
+            lines.append(f"kept without the thought before it: {self.thoughts:,} chains")
         if self.inconsistent_chains:
             lines.append(f"kept with a wrong equation: {self.inconsistent_chains:,} chains")
         if positions := self.kinds.total():

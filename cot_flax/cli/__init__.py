@@ -53,7 +53,10 @@ def options(
 def demo(
     out: Out = "runs/demo",
     seed: Annotated[int, typer.Option(help="Of the world, the teacher and the students.")] = 0,
-    fast: Annotated[bool, typer.Option("--fast", help="Two minutes instead of ten.")] = False,
+    fast: Annotated[
+        bool,
+        typer.Option("--fast", help="In a quarter of the time, and students that learn little."),
+    ] = False,
 ):
     """Teach the embedded world's student four ways and compare them.
 
@@ -137,7 +140,7 @@ def report_command(
 ):
     """Compare runs in one HTML page: accuracies, learning curves, sample chains.
 
-    Example: cot-flax report runs/demo/base runs/demo/cot_kl --base runs/demo/base
+    Example: cot-flax report runs/base runs/special --base runs/base --out report.html
     """
     from cot_flax.files import is_bucket, path_at
     from cot_flax.reports import comparison

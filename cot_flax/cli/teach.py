@@ -1,5 +1,6 @@
 """`cot-flax teach`: samples files, from a teacher or from somebody's files."""
 
+import itertools
 from typing import Annotated
 
 import typer
@@ -215,9 +216,17 @@ def import_given(
     from cot_flax.chains.readers import columns_of, parsed
     from cot_flax.chains.samples import write_samples
 
-    named = columns_of(columns) if columns else None
-    write_samples(out, (sample for file in files for sample in parsed(file, named)))
-    typer.echo(f"samples in {out}")
+    named, count, thoughts = columns_of(columns) if columns else None, 0, 0
+
+    def counted():
+        nonlocal count, thoughts
+        for sample in itertools.chain.from_iterable(parsed(file, named) for file in files):
+            count, thoughts = count + 1, thoughts + bool(sample.thought)
+            yield sample
+
+    write_samples(out, counted())
+    left_out = f", {thoughts:,} of them without the thought before it" if thoughts else ""
+    typer.echo(f"{count:,} samples in {out}{left_out}")
 
 
 @app.command("stories")

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import typer
 
-from cot_flax import configuration
+from cot_flax import configuration, run_folder
 from cot_flax.chains.preparation import Preparation
 from cot_flax.chains.samples import write_samples
-from cot_flax.errors import missing_extra
+from cot_flax.errors import UserError, missing_extra
 from cot_flax.lab.world.stories import make_stories
 from cot_flax.lab.world.teacher import make_samples
 from cot_flax.reports import comparison, preparation
@@ -42,10 +42,17 @@ STUDENTS = {
 
 
 def run(*, out: Path, seed: int, fast: bool) -> None:
-    """Prepares the world, trains and evaluates all students, writes `out/report.html`."""
+    """Prepares the world, trains and evaluates all students, writes `out/report.html`.
+
+    The same demo once more goes on where it stopped.
+
+    Raises:
+        UserError: `out` has a demo of another seed or size; the extra `report` is missing.
+    """
     if find_spec("matplotlib") is None:  # or the report would miss it after all the training
         raise missing_extra(ModuleNotFoundError(name="matplotlib"))
     size = FAST if fast else FULL
+    _refuse_another(out, size, seed)
     _say("1/3 The teacher writes chains; the right ones are kept and aligned")
     teacher_store = _prepare(out, size, seed)
     _say("2/3 Four students of one size, from the same random weights, for as many steps")
@@ -65,6 +72,18 @@ def run(*, out: Path, seed: int, fast: bool) -> None:
     comparison.write(out / "report.html", runs, base="base")
     comparison.print_table(runs, base="base")
     typer.echo(f"\nreport: {out / 'report.html'}")
+
+
+def _refuse_another(out: Path, size: Size, seed: int) -> None:
+    """Raises UserError before anything of another demo in `out` is replaced."""
+    for experiment in STUDENTS.values():
+        begun = run_folder.read_facts(out / experiment).get("training", {})
+        if begun and (begun.get("seed"), begun.get("steps")) != (seed, size.steps):
+            raise UserError(
+                f"{out} with a demo of seed {begun.get('seed')} and {begun.get('steps')} steps",
+                f"a folder without one, or with one of seed {seed} and {size.steps} steps",
+                "choose another --out, or delete that folder",
+            )
 
 
 def _prepare(out: Path, size: Size, seed: int) -> Path:

@@ -3,7 +3,6 @@
 import contextlib
 import itertools
 import sys
-from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import tensorflow as tf
@@ -67,9 +66,8 @@ def store(
         tally = beam.prepare(_files(samples), out, flags=flags, **options)
     else:
         tally = prepare(_files(samples), out, workers=workers, progress=_show, **options)
-    own = _own_names(card)
-    others = Counter({name: n for name, n in tally.datasets.items() if name not in own})
-    named = f"\nkept of other data sets than {min(own)}: {most(others)}" if others else ""
+    others = tally.datasets.keys() - _own_names(card)
+    named = f"\nkept by data set: {most(tally.datasets)}" if others else ""
     return tally.summary() + named
 
 

@@ -87,6 +87,8 @@ class Logs:
         """The time left, H:MM:SS, at the speed since the last line; the first one has compiled."""
         before, now = self._before, time.monotonic()
         self._before = step, now
+        if step >= self._total:
+            return str(datetime.timedelta(0))
         if before is None or step == before[0]:
             return "-:--:--"
         seconds = (now - before[1]) / (step - before[0]) * (self._total - step)

@@ -284,6 +284,12 @@ def test_a_share_is_from_0_to_1():
         Preparation(max_unknown=5)
 
 
+def test_thoughts_that_are_left_out_of_kept_chains_are_counted(tokenizer):
+    chains = [sample("It is 2.", thought="Hm."), sample("1 + 1 = 2.", sample=1)]
+    wrong = sample("It is 3.", sample=2, thought="Hm.")
+    assert prepared([*chains, wrong], tokenizer).tally.thoughts == 1
+
+
 def test_kept_chains_with_wrong_equations_are_pointed_out(tokenizer):
     chains = [sample("1 + 1 = 3, no: 1 + 1 = 2. It is 2."), sample("1 + 1 = 2.", sample=1)]
     tally = prepared(chains, tokenizer).tally

@@ -8,6 +8,8 @@ import sys
 import pytest
 
 from cot_flax import run_folder
+from cot_flax.errors import UserError
+from cot_flax.lab.demo import run
 
 STUDENTS = ("world_answer", "world_cot_ce", "world_cot_kl", "world_mix_kl")
 
@@ -51,6 +53,15 @@ def test_every_student_learns_and_is_evaluated(demo, student):
     assert set(tasks["stories_zero_shot_cot"]["by_steps"]) == {"1", "2", "3", "4"}
     assert tasks["stories_few_shot_cot"]["count"] == 40
     assert (folder / "config.gin").exists()
+
+
+@pytest.mark.parametrize("other", [{"seed": 1, "fast": True}, {"seed": 0, "fast": False}])
+def test_another_demo_replaces_nothing_of_one_that_is_there(demo, other):
+    manifest = demo[0] / "store" / "manifest.json"
+    before = manifest.read_bytes()
+    with pytest.raises(UserError, match="with a demo of seed 0 and 60 steps; expected a folder"):
+        run(out=demo[0], **other)
+    assert manifest.read_bytes() == before
 
 
 def test_the_two_chain_students_see_the_same_chains_in_the_same_order(demo):
