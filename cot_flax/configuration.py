@@ -7,7 +7,7 @@ import json
 import re
 import sys
 import tokenize
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import NoneType
 from typing import Any
@@ -228,7 +228,9 @@ def _parse_files(files: Sequence[str]) -> None:
         UserError: one of models/ or objectives/ has no effect, since a later file has its own.
     """
     parts: list[tuple[str, dict]] = []
+    now: dict = {}
     for file in files:
+        before = now
         gin.parse_config_file(file)
         now = {
             (*key, name): value
@@ -245,7 +247,8 @@ def _parse_files(files: Sequence[str]) -> None:
                     f"name it later: --gin_file={file} --gin_file={part}",
                 )
         if kind in _PARTS:
-            parts.append((file, now))
+            own = {k: v for k, v in now.items() if k not in before or str(before[k]) != str(v)}
+            parts.append((file, own))
 
 
 def _settings(wanted: Callable[[str], bool]) -> dict[str, Any]:
@@ -317,7 +320,7 @@ def _check_values() -> None:
         except TypeError:
             if holder and value is None:
                 raise NoValue(holder) from None
-            makers = _makers(annotation)
+            makers = _makers(annotations.members(annotation))
             raise UserError(
                 f"{name} = {value!r}",
                 annotations.says(annotation) + (f", such as {makers}" if makers else ""),
@@ -328,9 +331,9 @@ def _check_values() -> None:
             gin.bind_parameter(key.removeprefix("/"), fitting)
 
 
-def _makers(annotation: Any) -> str:
-    """References that make what a parameter takes, among those that files bind something to."""
-    classes = [a for a in annotations.members(annotation) if isinstance(a, type)]
+def _makers(types: Iterable[Any]) -> str:
+    """References that make one of these types, among those that files bind something to."""
+    classes = [a for a in types if isinstance(a, type)]
     found = []
     for _, selector in gin.config._CONFIG:
         match = gin.config._REGISTRY.get_match(selector)
@@ -432,7 +435,8 @@ def _check_text(name: str, value: str) -> None:
     if near:
         expected = f"{near[0]}, or the text in quotes"
     elif types and str not in types:
-        expected = "a Python value or a reference (@name, %NAME)"
+        makers = _makers(types)
+        expected = f"a reference, such as {makers}" if makers else "a Python value"
     elif value.endswith(_CLOSING):
         expected = "a Python value or a text without brackets and quotes at its end"
     else:

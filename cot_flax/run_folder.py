@@ -73,7 +73,7 @@ def write_facts(model_dir: str | os.PathLike, facts: Mapping) -> None:
             - `data`: `mixture` (or task), `lengths` (tokens, by feature), `rates` (shares, by
               task), `split`, `pack`, `shuffle`, `seed`, `cached`, `settings` (what is bound to
               functions of tasks, such as the shots of prompts), `store` (of the teacher's chains),
-              `fingerprint` (SHA-256 of the store's manifest, which holds those of its files),
+              `fingerprint` (SHA-256 of the checksums of the store's files),
               `shards`.
             - `objective`: the fields of `objectives.losses.Objective`.
             - `training`: `optimizer` and `schedule` (names), `settings` (what is bound to them),

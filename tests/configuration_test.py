@@ -69,7 +69,11 @@ def test_search_paths_come_before_our_own_files_and_last_for_one_call(tmp_path):
         (BASE, ["MODEL_DIR='run"], "quote the text"),
         (BASE, ["MODEL_DIR=run'"], "without brackets and quotes at its end"),
         (BASE, [MODEL_DIR, "TRAIN_STEPS=many"], "--gin.TRAIN_STEPS=many; expected a Python value"),
-        (BASE, [MODEL_DIR, "OPTIMIZER=adamw"], "--gin.OPTIMIZER=adamw; expected a Python value"),
+        (
+            BASE,
+            [MODEL_DIR, "OPTIMIZER=adamw"],
+            "OPTIMIZER=adamw; expected a reference, such as @optimizers.",
+        ),
         (BASE, [MODEL_DIR, "TASK_FEATURE_LENGTHS={'inputs': 1"], "EOF in multi-line statement"),
         (
             BASE,
@@ -192,6 +196,9 @@ def test_a_model_or_objective_that_a_later_file_replaces_is_refused(first, then)
     message = f"{first} before {then}.*--gin_file={then} --gin_file={first}"
     assert_refused([first, then], [MODEL_DIR], message)
     configuration.parse([then, first], [MODEL_DIR])
+    # What an experiment had before them is not theirs.
+    other = {"models": "objectives/topk_kl.gin", "objectives": "models/world.gin"}
+    configuration.parse([then, first, other[first.partition("/")[0]]], [MODEL_DIR])
 
 
 @pytest.mark.parametrize("binding", ["MODEL_DIR='run", "A={'a': 1", "A=(1,", "A='a' b"])

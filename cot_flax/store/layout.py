@@ -173,11 +173,15 @@ def checksum(path: str | Path) -> str:
 
 
 def fingerprint(path: str) -> str:
-    """SHA-256 of a store's manifest, which holds those of its files; "" where there is none."""
+    """SHA-256 of the checksums of a store's files; "" where there is no finished store.
+
+    The same chains give the same, whenever and from wherever they were prepared.
+    """
     try:
-        return checksum(path_at(path) / MANIFEST)
-    except tf.errors.OpError:
+        files = read_manifest(path).get("files", {})
+    except UserError:
         return ""
+    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
 
 
 def read_manifest(path: str) -> dict:

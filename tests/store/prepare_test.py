@@ -449,6 +449,17 @@ def test_a_finished_store_is_left_as_it_is(tmp_path, samples):
     assert stamps(tmp_path / "out") == before
 
 
+def test_the_same_chains_have_one_fingerprint_whenever_they_were_written(tmp_path, samples):
+    stores = [str(tmp_path / name) for name in ("first", "second", "other")]
+    for seconds, store in enumerate(stores[:2]):
+        path = written(tmp_path / "samples.jsonl", samples)
+        os.utime(path, (seconds, seconds))
+        run(path, store)
+    run(written(tmp_path / "fewer.jsonl", samples[:-1]), stores[2])
+    first, second, other = map(layout.fingerprint, stores)
+    assert first == second != other != "" == layout.fingerprint(str(tmp_path))
+
+
 def test_a_finished_store_without_a_readable_manifest_is_made_again(tmp_path, samples):
     path = written(tmp_path / "samples.jsonl", samples)
     run(path, tmp_path / "out")

@@ -24,7 +24,7 @@ from cot_flax.students import lora
 from cot_flax.students.parameters import Tensor, nest, unstack_layers
 from cot_flax.students.t5 import T5Student
 from cot_flax.text.tokenizers import T5_SPECIAL_IDS, SpecialIds
-from cot_flax.training import interruption, logs, loop, optimizers
+from cot_flax.training import interruption, logs, loop, optimizers, resume
 from cot_flax.training.checkpoints import Checkpointer
 from cot_flax.training.sharding import MeshConfig
 from cot_flax.weights.huggingface import write_folder
@@ -304,6 +304,11 @@ def begun(run, tmp_path_factory):
     facts = {"training": {"optimizer": "adamw", "settings": {"b1": 0.9}}}
     run(folder, Copying(facts=KNOWN), total_steps=2, facts=facts, config="A = 1\n")
     return folder
+
+
+def test_other_chains_are_named_without_their_digits():
+    (change,) = resume.changes({"data": {"fingerprint": "ab"}}, {"data": {"fingerprint": "cd"}})
+    assert str(change) == "other chains in TEACHER_STORE"
 
 
 @pytest.mark.parametrize(
