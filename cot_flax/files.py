@@ -166,7 +166,7 @@ def new_file(path: str | os.PathLike) -> Iterator[Path]:
     temporary name on this machine and is uploaded at the end.
 
     Raises:
-        UserError: its folder cannot be made.
+        UserError: its folder cannot be made, or there is a folder of this name.
     """
     path = path_at(path)
     make_folder(path.parent)
@@ -176,6 +176,8 @@ def new_file(path: str | os.PathLike) -> Iterator[Path]:
             yield partial
             path.write_bytes(partial.read_bytes())
         return
+    if path.is_dir():
+        raise UserError(f"{path}, which is a folder", "a file to write", "add a file's name")
     partial = path.with_name(path.name + ".partial")
     try:
         yield partial

@@ -64,6 +64,12 @@ def test_the_old_file_stays_after_an_error(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_folder_is_no_file_to_write(tmp_path):
+    with pytest.raises(UserError, match=f"{tmp_path}, which is a folder; expected a file"):
+        files.write_whole(tmp_path, b"new")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_an_upload_ends_with_the_file_that_says_so(tmp_path, monkeypatch):
     (tmp_path / "from" / "deep").mkdir(parents=True)
     for name in ("DONE", "a", "deep/b"):
