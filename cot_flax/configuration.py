@@ -231,7 +231,11 @@ def _parse_files(files: Sequence[str]) -> None:
     now: dict = {}
     for file in files:
         before = now
-        gin.parse_config_file(file)
+        try:
+            gin.parse_config_file(file)
+        except tokenize.TokenError as error:  # the only one of gin's that names no file
+            problem, (line, _) = error.args
+            raise SyntaxError(f"{problem} ({file}, line {line})") from error
         now = {
             (*key, name): value
             for key, bound in gin.config._CONFIG.items()

@@ -231,6 +231,7 @@ def test_values_that_can_be_read_are_no_matter_of_syntax():
         ),
         ("from __gin__ import dynamic_registration\nloop.train.seed = 1", "'loop' was not"),
         ("A = (1,", "EOF in multi-line statement"),
+        ("A = (1,", "bad.gin"),
         ("A = 'one", "bad.gin"),
         ("one two", "bad.gin, line 1"),
         ("no.such.thing = 1", 'bad.gin", line 1'),
