@@ -165,13 +165,15 @@ def run_facts(fingerprint_of_store: Callable[[str], str]) -> dict[str, dict[str,
     return known
 
 
-def train(fingerprint_of_store: Callable[[str], str]) -> Any:
+def train(fingerprint_of_store: Callable[[str], str], *, overwrite: bool = False) -> Any:
     """Calls the trainer with what is bound; the run keeps the configuration, to be repeated from.
 
     Args:
         fingerprint_of_store: as of `run_facts`.
+        overwrite: delete the run that is there; no macro, or repeating that run would delete it.
     """
-    return call(_TRAINER, facts=run_facts(fingerprint_of_store), config=gin.config_str())
+    facts = run_facts(fingerprint_of_store)
+    return call(_TRAINER, facts=facts, config=gin.config_str(), overwrite=overwrite)
 
 
 def check_files(files: Sequence[str], search_paths: Sequence[str] = ()) -> None:

@@ -309,7 +309,7 @@ EVALUATE += ["--gin.EVAL_OUTPUT_DIR='{tmp}/test'"]
         (
             ["train", "--gin_file=experiments/world_answer.gin", "--gin.MODEL_DIR='{run}'"],
             "run at {run} that was begun with .*MIXTURE_OR_TASK_NAME 'stories_teacher_zero_shot"
-            "_cot', not 'stories_zero_shot_answer'; .*KL_WEIGHT 1.0, not 0.0; .*OVERWRITE=True",
+            "_cot', not 'stories_zero_shot_answer'; .*KL_WEIGHT 1.0, not 0.0; .*--overwrite",
         ),
         (["train", KL], "no value for MODEL_DIR; .*--gin.MODEL_DIR=VALUE"),
         (["train", KL, *MODEL_DIR, "--gin.TRAIN_STEP=1"], "--gin.TRAIN_STEP; .*TRAIN_STEPS"),
@@ -388,6 +388,10 @@ def test_the_same_line_goes_on_and_what_differs_is_said(folder, tmp_path, capfd)
     assert f"changed since it was begun: {changes}\n" in said
     assert (run / "config.gin").read_text() == config
     assert "TRAIN_STEPS = 3" in (run / "config-2.gin").read_text()
+    assert call("train", KL, *flags(**macros), *QUICK, "--overwrite") == 0
+    assert "goes on" not in capfd.readouterr().err
+    assert "TRAIN_STEPS = 3" in (run / "config.gin").read_text()
+    assert not (run / "config-2.gin").exists()
 
 
 def test_the_version_is_said(capfd):

@@ -152,7 +152,7 @@ MEANINGS = {
     "MICROBATCHES": "train.microbatches fu2023_cosine.accumulation",
     "MIXTURE_OR_TASK_NAME": "TaskBatches.mixture_or_task_name evaluate.mixture_or_task_name",
     "OBJECTIVE": "LossEvaluator.objective train.objective",
-    "OVERWRITE": "evaluate.overwrite store.overwrite train.overwrite",
+    "OVERWRITE": "evaluate.overwrite store.overwrite",
     "RANDOM_SEED": "TaskBatches.seed Decoding.seed train.seed",
     "SAMPLES_FILE": "sample.out scenario.out rescore.out own_rules.samples store.samples",
     "SCENARIO": "data.directory scenario.folder",

@@ -80,6 +80,9 @@ def train(
     coordinator_address: CoordinatorAddress = None,
     process_count: ProcessCount = None,
     process_index: ProcessIndex = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Delete the run in MODEL_DIR and begin anew.")
+    ] = False,
 ):
     """Train a student as a gin experiment says; --gin.NAME=VALUE sets any macro of its files.
 
@@ -92,7 +95,7 @@ def train(
     from cot_flax.training import hosts
 
     with hosts.initialize_distributed(coordinator_address, process_count, process_index):
-        configuration.train(layout.fingerprint)
+        configuration.train(layout.fingerprint, overwrite=overwrite)
 
 
 @app.command(context_settings=GIN_FLAGS)

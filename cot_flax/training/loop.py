@@ -172,7 +172,7 @@ def train(
             raise UserError(
                 f"{model_dir} with results of an evaluation and no checkpoint",
                 "a new folder, or a run to go on with",
-                "set another MODEL_DIR, or OVERWRITE=True, which deletes what is there",
+                "set another MODEL_DIR, or pass --overwrite, which deletes what is there",
             )
         if resumes:
             train_state, metadata = checkpointer.restore(abstract, metadata)

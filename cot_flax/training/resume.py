@@ -108,7 +108,7 @@ def check(found: list[Change], model_dir: str, *, accept: bool) -> None:
         f"a run at {model_dir} that was begun with {'; '.join(dict.fromkeys(map(str, fixed)))}",
         "the same run again",
         "set what it had, or another MODEL_DIR; ACCEPT_CHANGES=True goes on all the same, "
-        "OVERWRITE=True deletes that run and begins anew",
+        "--overwrite deletes that run and begins anew",
     )
 
 
