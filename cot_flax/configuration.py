@@ -165,15 +165,16 @@ def run_facts(fingerprint_of_store: Callable[[str], str]) -> dict[str, dict[str,
     return known
 
 
-def train(fingerprint_of_store: Callable[[str], str], *, overwrite: bool = False) -> Any:
+def train(fingerprint_of_store: Callable[[str], str], **decisions: bool) -> Any:
     """Calls the trainer with what is bound; the run keeps the configuration, to be repeated from.
 
     Args:
         fingerprint_of_store: as of `run_facts`.
-        overwrite: delete the run that is there; no macro, or repeating that run would delete it.
+        decisions: of the trainer on the run that is there (`overwrite`, `accept_changes`): no
+            macros, for a run that is repeated from its configuration would take them again.
     """
     facts = run_facts(fingerprint_of_store)
-    return call(_TRAINER, facts=facts, config=gin.config_str(), overwrite=overwrite)
+    return call(_TRAINER, facts=facts, config=gin.config_str(), **decisions)
 
 
 def check_files(files: Sequence[str], search_paths: Sequence[str] = ()) -> None:

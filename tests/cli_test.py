@@ -388,6 +388,12 @@ def test_the_same_line_goes_on_and_what_differs_is_said(folder, tmp_path, capfd)
     assert f"changed since it was begun: {changes}\n" in said
     assert (run / "config.gin").read_text() == config
     assert "TRAIN_STEPS = 3" in (run / "config-2.gin").read_text()
+    macros |= {"RANDOM_SEED": 1, "TRAIN_STEPS": 4}
+    assert call("train", KL, *flags(**macros), *QUICK) == 2
+    assert "RANDOM_SEED 0, not 1;" in capfd.readouterr().err
+    assert call("train", KL, *flags(**macros), *QUICK, "--accept-changes") == 0
+    assert "\ngoes on after step 3, 0 rows into the data\n" in capfd.readouterr().err
+    macros["TRAIN_STEPS"] = 3
     assert call("train", KL, *flags(**macros), *QUICK, "--overwrite") == 0
     assert "goes on" not in capfd.readouterr().err
     assert "TRAIN_STEPS = 3" in (run / "config.gin").read_text()

@@ -83,6 +83,9 @@ def train(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Delete the run in MODEL_DIR and begin anew.")
     ] = False,
+    accept_changes: Annotated[
+        bool, typer.Option("--accept-changes", help="Go on with the run, begun as another one.")
+    ] = False,
 ):
     """Train a student as a gin experiment says; --gin.NAME=VALUE sets any macro of its files.
 
@@ -95,7 +98,7 @@ def train(
     from cot_flax.training import hosts
 
     with hosts.initialize_distributed(coordinator_address, process_count, process_index):
-        configuration.train(layout.fingerprint, overwrite=overwrite)
+        configuration.train(layout.fingerprint, overwrite=overwrite, accept_changes=accept_changes)
 
 
 @app.command(context_settings=GIN_FLAGS)

@@ -66,7 +66,7 @@ def slices(
         if not infos or re.search(r"\dshard", split):  # there are no files to count
             raise ValueError
         parts = tfds.core.ReadInstruction.from_spec(split).to_absolute(infos)
-    except (ValueError, NotImplementedError, AssertionError) as error:
+    except (ValueError, NotImplementedError, AssertionError) as error:  # TFDS raises all three
         sizes = ", ".join(f"{name} of {info.num_examples:,}" for name, info in infos.items())
         raise UserError(
             f"split {split!r}" + (f" ({sizes} records)" if sizes else ""),

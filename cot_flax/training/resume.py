@@ -107,7 +107,7 @@ def check(found: list[Change], model_dir: str, *, accept: bool) -> None:
     raise UserError(
         f"a run at {model_dir} that was begun with {'; '.join(dict.fromkeys(map(str, fixed)))}",
         "the same run again",
-        "set what it had, or another MODEL_DIR; ACCEPT_CHANGES=True goes on all the same, "
+        "set what it had, or another MODEL_DIR; --accept-changes goes on all the same, "
         "--overwrite deletes that run and begins anew",
     )
 

@@ -326,7 +326,7 @@ def test_other_chains_are_named_without_their_digits():
         ({"facts": {"training": {"optimizer": "adafactor"}}}, "OPTIMIZER 'adamw', not 'adafactor'"),
         (
             {"seed": 5, "objective": Objective(z_loss=0.1)},
-            r"0.0, not 0.1; RANDOM_SEED 0, not 5; .* another MODEL_DIR; .*=True .* --overwrite",
+            r"0.0, not 0.1; RANDOM_SEED 0, not 5; .* another MODEL_DIR; --accept-ch.* --overwrite",
         ),
     ],
 )
