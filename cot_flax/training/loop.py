@@ -6,6 +6,7 @@ import math
 import platform
 import queue
 import threading
+import uuid
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol
@@ -36,6 +37,7 @@ from cot_flax.training import (
     step,
 )
 from cot_flax.training.optimizers import Optimizer
+from cot_flax.training.trackers import Tracker
 from cot_flax.weights.source import Access
 
 Evaluator = Callable[[Student, dict], dict[str, float]]
@@ -99,6 +101,7 @@ def train(
     log_period: int = 10,
     eval_period: int = 0,
     evaluators: Sequence[Evaluator] = (),
+    tracker: Tracker | None = None,
     facts: Mapping[str, Mapping] | None = None,
     config: str = "",
     accept_changes: bool = False,
@@ -119,6 +122,7 @@ def train(
         checkpoint_period: None saves ten times in a run, and every 1,000 steps of a long one.
         log_period: metrics are means over so many steps.
         eval_period: 0 evaluates at the end only.
+        tracker: a service that follows the run, too.
         facts: what the caller knows of the run, by the sections of run.json, which a fresh run
             writes; see `run_folder.write_facts`.
         config: the text of config.gin; "" writes none.
@@ -191,12 +195,16 @@ def train(
                 f"{total_steps:,}"
             )
             return train_state
+        run_id = before.get("id") or uuid.uuid4().hex
+        if tracker and hosts.is_first():
+            tracker.start(run_id, model_dir, known)
         # From here on the folder is written to.
         if hosts.is_first():
             make_folder(model_dir)
             if not resumes:
                 run_folder.clear(model_dir)
-            run_folder.write_facts(model_dir, resume.merged(before, known, changes, first))
+            merged = resume.merged(before, known, changes, first)
+            run_folder.write_facts(model_dir, merged | {"id": run_id})
             if config:
                 run_folder.write_config(model_dir, config, first)
             checkpoints.save_vocabulary(model_dir, data.vocabulary_files)
@@ -207,7 +215,12 @@ def train(
             out_shardings=(shardings, sharding.replicated(devices)),
             donate_argnums=0,  # the new state takes the old one's memory
         )
-        log = logs.Logs(model_dir, total_steps=total_steps, first_step=first)
+        log = logs.Logs(
+            model_dir,
+            total_steps=total_steps,
+            first_step=first,
+            tracker=tracker if hosts.is_first() else None,
+        )
         for line in logs.summary(known, model_dir):
             log.say(line)
         if first:
