@@ -1,6 +1,7 @@
 """Paths on this machine and in buckets by one interface; what is there whole or not at all."""
 
 import bz2
+import filecmp
 import gzip
 import io
 import lzma
@@ -162,7 +163,8 @@ def new_file(path: str | os.PathLike) -> Iterator[Path]:
     """Yields a path to write to that becomes `path` when the block ends without an error.
 
     Folders on the way are made. On this machine the file grows beside its final name and is
-    renamed over it. In a bucket, whose objects are there whole or not at all, it grows under a
+    renamed over it; one that says the same as before keeps its time, by which what was made of it
+    knows it. In a bucket, whose objects are there whole or not at all, it grows under a
     temporary name on this machine and is uploaded at the end.
 
     Raises:
@@ -181,7 +183,8 @@ def new_file(path: str | os.PathLike) -> Iterator[Path]:
     partial = path.with_name(path.name + ".partial")
     try:
         yield partial
-        os.replace(partial, path)
+        if not (path.exists() and filecmp.cmp(partial, path, shallow=False)):
+            os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
 

@@ -1,6 +1,7 @@
 """Tests of files and folders that are there whole or not at all."""
 
 import json
+import os
 import shutil
 import sys
 
@@ -51,6 +52,16 @@ def test_a_file_is_written_whole(tmp_path, content):
     files.write_whole(path, content)
     assert path.read_bytes() == (content.encode() if isinstance(content, str) else content)
     assert [found.name for found in path.parent.iterdir()] == ["file"]
+
+
+def test_a_file_that_says_the_same_as_before_keeps_its_time(tmp_path):
+    path = tmp_path / "file"
+    files.write_whole(path, "content")
+    os.utime(path, ns=(1, 1))
+    files.write_whole(path, "content")
+    assert path.stat().st_mtime_ns == 1
+    files.write_whole(path, "CONTENT")  # of the same size
+    assert path.read_text() == "CONTENT" and path.stat().st_mtime_ns > 1
 
 
 def test_the_old_file_stays_after_an_error(tmp_path):
