@@ -14,14 +14,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import IO, Any
 
-import zstandard
 from etils import epath
 
 from cot_flax.errors import UserError
 
 _BUCKET = "gs://"
 
-CUT_OFF = (OSError, EOFError, zlib.error, lzma.LZMAError, zstandard.ZstdError)
+CUT_OFF = (OSError, EOFError, zlib.error, lzma.LZMAError)
 """What reading a packed file raises where it is broken or ends too early."""
 
 
@@ -102,12 +101,14 @@ class _Zstd(io.RawIOBase):
 
     def __init__(self, file: IO[bytes]):
         self._file, self._rest, self._unpacked = file, b"", memoryview(b"")
-        self._frame: zstandard.ZstdDecompressionObj | None = None
+        self._frame: Any = None
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer) -> int:
+        import zstandard  # a machine that only trains or measures need not have it
+
         while not self._unpacked:
             block, self._rest = self._rest or self._file.read(2**17), b""
             if not block:
@@ -115,7 +116,10 @@ class _Zstd(io.RawIOBase):
                     raise EOFError("zstd data that ends before its end mark")
                 return 0
             frame = self._frame = self._frame or zstandard.ZstdDecompressor().decompressobj()
-            self._unpacked = memoryview(frame.decompress(block))
+            try:
+                self._unpacked = memoryview(frame.decompress(block))
+            except zstandard.ZstdError as error:
+                raise OSError(str(error)) from error
             if frame.eof:
                 self._rest, self._frame = frame.unused_data, None
         size = min(len(buffer), len(self._unpacked))
