@@ -15,6 +15,7 @@ import jax
 import numpy as np
 import t5x_peer
 from harness import ratios, record, spread, take_turns
+from step import transformers_model
 
 from cot_flax.generation.decoding import decode
 from cot_flax.generation.sampling import Sampling
@@ -61,8 +62,9 @@ def random_parameters(model: T5Student) -> dict:
     return params
 
 
-def random_prompts(count: int, length: int) -> np.ndarray:
-    return np.random.default_rng(0).integers(3, 32_000, (count, length)).astype(np.int32)
+def random_prompts(count: int, length: int, vocab_size: int = 32_128) -> np.ndarray:
+    rng = np.random.default_rng(0)
+    return rng.integers(3, vocab_size - 128, (count, length)).astype(np.int32)
 
 
 def ours(model, params, samples: int, length: int, max_tokens: int):
@@ -98,34 +100,27 @@ def t5x(params, samples: int, length: int, max_tokens: int):
     return lambda: predict(params, batch, jax.random.PRNGKey(0)).block_until_ready()
 
 
-def torch(config: T5Config, samples: int, length: int, max_tokens: int):
+def torch(
+    config: T5Config,
+    samples: int,
+    length: int,
+    max_tokens: int,
+    prompts: int = BATCH,
+    device: str = "cpu",
+    dtype: str = "float32",
+):
+    """Returns a function that decodes with transformers, and waits for the tokens."""
     import torch
-    from transformers import T5Config as TheirConfig
-    from transformers import T5ForConditionalGeneration
 
-    torch.manual_seed(0)
-    model = T5ForConditionalGeneration(
-        TheirConfig(
-            vocab_size=config.vocab_size,
-            d_model=config.emb_dim,
-            d_kv=config.head_dim,
-            d_ff=config.mlp_dim,
-            num_layers=config.num_encoder_layers,
-            num_heads=config.num_heads,
-            feed_forward_proj="gated-gelu",
-            tie_word_embeddings=False,
-            decoder_start_token_id=0,
-        )
-    ).eval()
-    with torch.no_grad():
-        model.lm_head.weight[1] = 0.0
-    prompts = torch.tensor(random_prompts(BATCH, length).astype(np.int64))
+    model = transformers_model(config).eval().to(device, getattr(torch, dtype))
+    tokens = torch.tensor(random_prompts(prompts, length, config.vocab_size).astype(np.int64))
+    tokens = tokens.to(device)
     drawing = {"do_sample": True, "top_k": 0, "num_return_sequences": samples}
     settings = {"max_new_tokens": max_tokens} | (drawing if samples > 1 else {"do_sample": False})
 
     def run():
         with torch.inference_mode():
-            model.generate(prompts, attention_mask=torch.ones_like(prompts), **settings)
+            model.generate(tokens, attention_mask=torch.ones_like(tokens), **settings).cpu()
 
     return run
 

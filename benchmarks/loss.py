@@ -37,8 +37,8 @@ def main() -> None:
     record("loss", result)
 
 
-def measure(positions: int, width: int, tiles: list[int], rounds: int) -> dict:
-    hidden, head, labels = arrays(positions, width)
+def measure(positions: int, width: int, tiles: list[int], rounds: int, vocab_size: int = V) -> dict:
+    hidden, head, labels = arrays(positions, width, vocab_size)
     half = (labels[0], labels[1] * (np.arange(ROWS) < ROWS // 2)[:, None], *labels[2:])
     programs = {"dense": compiled(dense, hidden, head, labels)}
     for n in tiles:
@@ -51,7 +51,7 @@ def measure(positions: int, width: int, tiles: list[int], rounds: int) -> dict:
     result: dict = {name: {"seconds": spread(seconds[name])} for name in work}
     for name, program in programs.items():
         megabytes = program.memory_analysis().temp_size_in_bytes / 1e6
-        own = 0.0 if name == "dense" else 4 * width * V / 1e6
+        own = 0.0 if name == "dense" else 4 * width * vocab_size / 1e6
         result[name] |= {"temporaries_mb": megabytes, "beyond_head_gradient_mb": megabytes - own}
     whole = result["dense"]["temporaries_mb"]
     for name in work.keys() - {"dense"}:
@@ -62,12 +62,12 @@ def measure(positions: int, width: int, tiles: list[int], rounds: int) -> dict:
     return result
 
 
-def arrays(positions: int, width: int):
+def arrays(positions: int, width: int, vocab_size: int):
     rng = np.random.default_rng(0)
     shape = (ROWS, positions // ROWS)
     hidden = rng.standard_normal((*shape, width), np.float32)
-    head = rng.standard_normal((width, V), np.float32) / np.float32(np.sqrt(width))
-    ids = np.sort(rng.integers(1, V - K, (*shape, K))) + np.arange(K)  # distinct
+    head = rng.standard_normal((width, vocab_size), np.float32) / np.float32(np.sqrt(width))
+    ids = np.sort(rng.integers(1, vocab_size - K, (*shape, K))) + np.arange(K)  # distinct
     logprobs = np.broadcast_to(np.log([0.5, 0.2, 0.1, 0.05, 0.03]), ids.shape)
     targets = ids[..., 0].astype(np.int32)
     labels = targets, np.ones(shape, np.float32), ids.astype(np.int32), logprobs.astype(np.float32)

@@ -11,6 +11,7 @@ imported. "scanned" is ours with SCAN_LAYERS = True and REMAT = "minimal".
 import argparse
 import importlib.util
 import os
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -21,8 +22,7 @@ from cot_flax.objectives.losses import Objective
 from cot_flax.students.t5 import T5Config, T5Student
 from cot_flax.training import optimizers, sharding, state, step
 
-B, S, T, K, V = 8, 512, 128, 5, 32128
-SCANNED = {"scan_layers": True, "remat": "minimal"}
+B, S, T, K = 8, 512, 128, 5
 LEARNING_RATE = 1e-3
 
 
@@ -30,17 +30,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
-    batch = make_batch()
+    small, scanned = T5Config(), T5Config(scan_layers=True, remat="minimal")
+    batch = make_batch(small.vocab_size, B, S, T)
     runs = {
-        "ours, cross entropy": ours(batch, kl_weight=0.0),
-        "ours, KL": ours(batch, kl_weight=1.0),
-        "ours, scanned, cross entropy": ours(batch, kl_weight=0.0, **SCANNED),
-        "ours, scanned, KL": ours(batch, kl_weight=1.0, **SCANNED),
+        "ours, cross entropy": ours(batch, small, kl_weight=0.0),
+        "ours, KL": ours(batch, small, kl_weight=1.0),
+        "ours, scanned, cross entropy": ours(batch, scanned, kl_weight=0.0),
+        "ours, scanned, KL": ours(batch, scanned, kl_weight=1.0),
     }
     if t5x_peer.present():
         runs["T5X, cross entropy"] = t5x(batch)
     if importlib.util.find_spec("torch") and importlib.util.find_spec("transformers"):
-        runs |= {f"torch, {loss}": transformers(batch, loss) for loss in ("cross entropy", "KL")}
+        runs |= {
+            f"torch, {loss}": (transformers(small, batch, loss), None)
+            for loss in ("cross entropy", "KL")
+        }
     contenders = {name: run for name, (run, _) in runs.items()}
     take_turns(contenders, 1)  # the first step of each also fills caches
     seconds = take_turns(contenders, options.rounds)
@@ -64,26 +68,31 @@ def table(runs, seconds) -> dict:
     return rows
 
 
-def make_batch() -> dict[str, np.ndarray]:
-    rng = np.random.default_rng(0)
-    targets = rng.integers(2, 32000, (B, T)).astype(np.int32)
+def make_batch(vocab_size: int, rows: int, inputs: int, targets: int) -> dict[str, np.ndarray]:
+    """A batch without padding, [rows, inputs] and [rows, targets], with a teacher's top 5."""
+    rng, highest = np.random.default_rng(0), vocab_size - 128
+    tokens = rng.integers(2, highest, (rows, targets)).astype(np.int32)
     probabilities = np.array([0.5, 0.2, 0.1, 0.05, 0.05], np.float32)
-    others = targets[..., None] + np.arange(1, K) * 7
+    ids = np.concatenate([tokens[..., None], tokens[..., None] + np.arange(1, K) * 7], axis=-1)
     return {
-        "encoder_input_tokens": rng.integers(2, 32000, (B, S)).astype(np.int32),
-        "decoder_input_tokens": np.pad(targets, ((0, 0), (1, 0)))[:, :-1],
-        "decoder_target_tokens": targets,
-        "decoder_loss_weights": np.ones((B, T), np.float32),
-        "teacher_top_ids": np.concatenate([targets[..., None], others], -1).astype(np.int32) % V,
-        "teacher_top_logprobs": np.broadcast_to(np.log(probabilities), (B, T, K)).copy(),
+        "encoder_input_tokens": rng.integers(2, highest, (rows, inputs)).astype(np.int32),
+        "decoder_input_tokens": np.pad(tokens, ((0, 0), (1, 0)))[:, :-1],
+        "decoder_target_tokens": tokens,
+        "decoder_loss_weights": np.ones((rows, targets), np.float32),
+        "teacher_top_ids": ids.astype(np.int32) % vocab_size,
+        "teacher_top_logprobs": np.broadcast_to(np.log(probabilities), (rows, targets, K)).copy(),
     }
 
 
-def ours(batch, *, kl_weight: float, **changes):
+def without_teacher(batch: dict) -> dict:
+    return {name: rows for name, rows in batch.items() if not name.startswith("teacher")}
+
+
+def ours(batch, config: T5Config, *, kl_weight: float):
     """Returns a function that takes a step, and the bytes of its temporaries."""
     if not kl_weight:
-        batch = {name: rows for name, rows in batch.items() if not name.startswith("teacher")}
-    model, mesh = T5Student(T5Config(**changes)), sharding.make_mesh(sharding.MeshConfig())
+        batch = without_teacher(batch)
+    model, mesh = T5Student(config), sharding.make_mesh(sharding.MeshConfig())
     optimizer = optimizers.adafactor(optimizers.constant(LEARNING_RATE))
     abstract = state.abstract(model, optimizer, mesh, sharding.MeshConfig().rules())
     train_step = step.make_train_step(model, optimizer, Objective(kl_weight=kl_weight))
@@ -94,7 +103,7 @@ def t5x(batch):
     from t5x import train_state, trainer
 
     model = t5x_peer.make(T5Config())
-    batch = {name: rows for name, rows in batch.items() if not name.startswith("teacher")}
+    batch = without_teacher(batch)
     shapes = {name: rows.shape for name, rows in batch.items()}
     variables = model.get_initial_variables(jax.random.PRNGKey(0), shapes)
     start = train_state.FlaxOptimTrainState.create(model.optimizer_def, variables)
@@ -119,31 +128,27 @@ def stepping(train_step, state, batch):
     return run, compiled.memory_analysis().temp_size_in_bytes
 
 
-def transformers(batch, loss: str):
-    """The same step in PyTorch; it does not tell its temporaries."""
-    import torch
-    from transformers import T5Config, T5ForConditionalGeneration
+def transformers(
+    config: T5Config, batch, loss: str, device: str = "cpu", dtype: str = "float32"
+) -> Callable[[], None]:
+    """Returns a function that takes the same step in PyTorch; on a GPU it does not wait for it.
 
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
-    config = T5Config(
-        vocab_size=V,
-        d_model=512,
-        d_kv=64,
-        d_ff=1024,
-        num_heads=6,
-        num_layers=8,
-        feed_forward_proj="gated-gelu",
-        tie_word_embeddings=False,
-        dropout_rate=0.0,
-        use_cache=False,
-    )
-    model = T5ForConditionalGeneration(config).train()
+    Args:
+        dtype: of the products, by autocast; parameters are float32.
+    """
+    import torch
+
+    model = transformers_model(config).train().to(device)
     optimizer = torch.optim.Adafactor(model.parameters(), lr=LEARNING_RATE)
-    tensors = {name: torch.from_numpy(rows) for name, rows in batch.items()}
+    tensors = {name: torch.from_numpy(rows).to(device) for name, rows in batch.items()}
     targets, ids = (tensors[n].long() for n in ("decoder_target_tokens", "teacher_top_ids"))
+    inputs = {
+        "input_ids": tensors["encoder_input_tokens"].long(),
+        "decoder_input_ids": tensors["decoder_input_tokens"].long(),
+    }
 
     def kl(logits):
-        log_p, log_q = tensors["teacher_top_logprobs"], torch.log_softmax(logits, dim=-1)
+        log_p, log_q = tensors["teacher_top_logprobs"], torch.log_softmax(logits.float(), dim=-1)
         classes = torch.gather(log_q, -1, ids)
         rest_p = torch.log1p(-log_p.exp().sum(-1))
         rest_q = torch.log1p(-classes.exp().sum(-1).clamp(max=1 - 1e-6))
@@ -151,19 +156,47 @@ def transformers(batch, loss: str):
         return terms.mean()
 
     def run():
-        logits = model(
-            input_ids=tensors["encoder_input_tokens"].long(),
-            decoder_input_ids=tensors["decoder_input_tokens"].long(),
-        ).logits
-        if loss == "KL":
-            value = kl(logits)
-        else:
-            value = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
+        with torch.autocast(device, getattr(torch, dtype), enabled=dtype != "float32"):
+            logits = model(**inputs, use_cache=False).logits
+            if loss == "KL":
+                value = kl(logits)
+            else:
+                value = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
         value.backward()
         optimizer.step()
         optimizer.zero_grad()
 
-    return run, None
+    return run
+
+
+def transformers_model(config: T5Config):
+    """A model of transformers with random parameters, of a T5 1.1's shape; SDPA where it knows it.
+
+    Its head gives the end of a text the logit 0, as decoding.py's does.
+    """
+    import torch
+    from transformers import T5Config as TheirConfig
+    from transformers import T5ForConditionalGeneration
+
+    torch.manual_seed(0)
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    model = T5ForConditionalGeneration(
+        TheirConfig(
+            vocab_size=config.vocab_size,
+            d_model=config.emb_dim,
+            d_kv=config.head_dim,
+            d_ff=config.mlp_dim,
+            num_layers=config.num_encoder_layers,
+            num_heads=config.num_heads,
+            feed_forward_proj="gated-gelu",
+            tie_word_embeddings=False,
+            dropout_rate=0.0,
+            decoder_start_token_id=0,
+        )
+    )
+    with torch.no_grad():
+        model.lm_head.weight[1] = 0.0
+    return model
 
 
 if __name__ == "__main__":

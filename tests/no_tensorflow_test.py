@@ -7,7 +7,7 @@ import pytest
 
 from cot_flax.errors import EXTRAS
 
-HIDDEN = [*EXTRAS["data"], "t5x", "gin", "torch"]
+HIDDEN = [*EXTRAS["data"], "t5x", "gin", "torch", "zstandard"]
 IMPORT_ALL = """
 import importlib, pkgutil, sys
 for name in sys.argv[2:]:

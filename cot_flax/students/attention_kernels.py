@@ -104,9 +104,12 @@ def choose(wanted: str, platform: str, query_BTHC, keys_BSHC, bias: Bias) -> str
     lengths = query_BTHC.shape[1], keys_BSHC.shape[1]
     head_dim = query_BTHC.shape[-1]
     half = query_BTHC.dtype in (jnp.bfloat16, jnp.float16)
+    # On Hopper cuDNN 9.19 and 9.20 fill up the last 128 keys with scores of 0: where only 64 are
+    # there, queries that see no key, such as padding's, get NaN gradients (pytorch issue 196678).
+    even = not any(n % 2 for n in lengths) and lengths[1] % 128 != 64
     serves = {
         "xla": True,
-        "cudnn": half and not any(n % 2 for n in lengths) and not head_dim % 8 and head_dim <= 128,
+        "cudnn": half and even and not head_dim % 8 and head_dim <= 128,
         "flash": not any(n % BLOCK for n in lengths),
     }
     return wanted if serves[wanted] else "xla"
