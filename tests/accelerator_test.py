@@ -21,11 +21,11 @@ WITHOUT = f"""
 import sys
 from importlib.machinery import PathFinder
 
-class Finder:
-    @staticmethod
-    def find_spec(name, path=None, target=None):
+class Finder(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
         absent = name.partition(".")[0] in {ABSENT!r}
-        return None if absent else PathFinder.find_spec(name, path, target)
+        return None if absent else super().find_spec(name, path, target)
 
 sys.meta_path = [Finder if finder is PathFinder else finder for finder in sys.meta_path]
 """
@@ -120,7 +120,6 @@ def test_what_is_cut_off_leaves_what_it_measured(benchmarks, tmp_path, monkeypat
     assert kept["training"] == {"a": 1}
     stage.write_text("#!/bin/sh\nexit 3\n")
     assert conductor.run_stage("decoding", 5, result, str(tmp_path)) == "exit code 3"
-    assert not result.passes  # nothing was checked
 
 
 def test_what_is_not_finite_never_passes(benchmarks):

@@ -281,10 +281,10 @@ def speed_of(run: Experiment, seconds: list[float]) -> dict:
 
 def decoding(emit: Emit, clock: Clock, tiny: bool) -> None:
     """Prompts, and samples of each; the first token apart from the others."""
-    models = {"tiny": TINY.model} if tiny else {n: SIZES[n].model for n in ("base", "xl")}
+    few, all_cases = [(1, 1), (8, 8)], [(1, 1), (8, 1), (64, 1), (8, 8), (64, 8)]
+    models = [("base", SIZES["base"].model, all_cases), ("xl", SIZES["xl"].model, few)]
     length, new_tokens = (32, 8) if tiny else (512, 128)
-    for name, model in models.items():
-        cases = [(1, 1), (8, 8)] if tiny else [(1, 1), (8, 1), (64, 1), (8, 8), (64, 8)]
+    for name, model, cases in [("tiny", TINY.model, few)] if tiny else models:
         params = decoding_benchmark.random_parameters(T5Student(model))
         decoder = T5Student(model).for_decoding(params)
         programs = in_threads(
