@@ -27,9 +27,9 @@ from cot_flax.training import step
 
 FLOAT32 = 1e-4
 """Of products at the highest precision, summed in another order."""
-BFLOAT16 = {"loss": 1e-2, "gradients": 5e-2}
+BFLOAT16 = {"loss": 2e-3, "gradients": 4e-2}
 """Of a whole model whose products and activations have 8 bits."""
-ATTENTION = 2e-2
+ATTENTION = 1e-2
 """Of a fused kernel in bfloat16, whose position bias has 8 bits, too."""
 OBJECTIVE = Objective(kl_weight=0.5)
 TOP_K = 5

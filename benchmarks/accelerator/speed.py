@@ -76,16 +76,14 @@ TINY = Size(
 
 def device(tiny: bool) -> dict:
     """What the figures were measured on."""
-    found = jax.devices()[0]
+    found, known = jax.devices()[0], chip()
     return {
         "kind": found.device_kind,
         "platform": found.platform,
         "devices": jax.device_count(),
         "memory_gib": round(capacity() / targets.GIB, 2),
         "tiny": tiny or found.platform == "cpu",
-        "peak": f"{chip().flops / 1e12:.0f} TFLOP/s in bfloat16, dense, by the data sheet"
-        if chip()
-        else None,
+        "peak_flops": known and known.flops,
     }
 
 

@@ -24,9 +24,11 @@ def header(found: dict) -> str:
     device = found.get("device", {"kind": "no device"})
     tiny = " (tiny models: no measurement)" if device.get("tiny") else ""
     versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
+    peak = device.get("peak_flops")
+    peak = f"{peak / 1e12:.3g} TFLOP/s in bfloat16, dense" if peak else "unknown"
     return (
         f"## {device['kind']}{tiny}\n\n{found['date']}, commit {found['commit']}; "
-        f"{device.get('memory_gib')} GiB for JAX; peak {device.get('peak')}; "
+        f"{device.get('memory_gib')} GiB for JAX; peak {peak} (planning/targets.py); "
         f"driver: {found['driver']}; {found['machine']}; Python {found['python']}, {versions}"
     )
 
@@ -60,7 +62,7 @@ def training(cases: dict) -> str:
         mfu, planned = row.get("mfu"), number(row.get("planned_seconds"))
         figures = (case, row["batch"], row["remat"], range_of(row["step_seconds"]))
         figures += (f"{row['tokens_per_second']:,}", f"{row['sequences_per_second']:,}")
-        figures += (mfu and f"{mfu:.1%}", row["program_gib"], row["peak_gib_so_far"])
+        figures += (mfu and f"{mfu:.1%}", row["program_gib"], number(row["peak_gib_so_far"]))
         rows.append((*figures, f"{row['planned_gib']}, {planned}", row["fused_attentions"]))
     return grid(names, rows)
 
@@ -73,7 +75,7 @@ def decoding(cases: dict) -> str:
             rows.append((case, row["error"]))
             continue
         seconds = range_of(row["seconds"]), range_of(row["first_token_seconds"])
-        figures = number(1000 * row["token_seconds"]), row["peak_gib_so_far"]
+        figures = number(1000 * row["token_seconds"]), number(row["peak_gib_so_far"])
         rows.append((case, f"{row['tokens_per_second']:,}", *seconds, *figures))
     return grid((*names, "a further token (ms)", "peak GiB so far"), rows)
 
