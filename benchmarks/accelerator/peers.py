@@ -136,7 +136,7 @@ def ours(what: str, tiny: bool) -> tuple[Cases, str]:
             for case, counts in DECODING.items()
         }
         made = speed.in_threads(speed.compiled_decoder, arguments)
-        words = f"{shape}, products in bfloat16, parameters in float32"
+        words = f"{shape.lengths}, products in bfloat16, parameters in float32"
         return {case: future.result() for case, future in made.items()}, words
     runs = {
         kind: dataclasses.replace(
@@ -147,7 +147,8 @@ def ours(what: str, tiny: bool) -> tuple[Cases, str]:
     made = speed.in_threads(speed.compiled, {kind: (run,) for kind, run in runs.items()})
     train = speed.Training()
     steps = {kind: train.stepping(run, made[kind].result()[0]) for kind, run in runs.items()}
-    words = f"{STEPS} steps of {shape}, products in bfloat16, parameters in float32, Adafactor"
+    words = f"{STEPS} steps of a batch of {shape.rows}, {shape.lengths}, products in bfloat16"
+    words += ", parameters in float32, Adafactor"
     return {kind: partial(take, STEPS) for kind, take in steps.items()}, words
 
 
@@ -196,8 +197,9 @@ class Shape:
     def of(cls, tiny: bool) -> "Shape":
         return cls(speed.TINY, 2, 64, 8) if tiny else cls(speed.SIZES["base"], 32, 512, 128)
 
-    def __str__(self) -> str:
-        return f"batch {self.rows}, {self.inputs}/{self.targets} tokens"
+    @property
+    def lengths(self) -> str:
+        return f"{self.inputs}/{self.targets} tokens"
 
 
 if __name__ == "__main__":
