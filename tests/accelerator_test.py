@@ -120,6 +120,13 @@ def test_what_is_cut_off_leaves_what_it_measured(benchmarks, tmp_path, monkeypat
     assert kept["training"] == {"a": 1}
     stage.write_text("#!/bin/sh\nexit 3\n")
     assert conductor.run_stage("decoding", 5, result, str(tmp_path)) == "exit code 3"
+    result.take(["correctness", "a"], {"passes": True})
+    result.take(["stages", "correctness"], {"seconds": 1, "ended": "cut off after 1 s"})
+    assert result.is_correct(wanted=False) and not result.is_correct(wanted=True)
+    result.take(["stages", "correctness"], {"seconds": 1, "ended": "whole"})
+    assert result.is_correct(wanted=True)
+    result.take(["correctness", "b"], {"passes": False})
+    assert not result.is_correct(wanted=True)
 
 
 def test_what_is_not_finite_never_passes(benchmarks):

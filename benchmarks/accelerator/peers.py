@@ -1,8 +1,8 @@
 """Ours beside transformers on torch, on the same card, in turn: a process for each.
 
-Both stay on the card and take turns, so that what befalls the card befalls both. A
-worker compiles and warms up, says so, and then runs a case whenever it reads its name. Torch runs
-as transformers does by default, layer by layer, with SDPA.
+Both stay on the card and take turns, so that what befalls the card befalls both. A worker compiles
+and warms up, says so, and then runs a case whenever it reads its name. Torch runs as transformers
+does by default: uncompiled, with SDPA.
 """
 
 import argparse
@@ -47,7 +47,7 @@ def compare(what: str, tiny: bool, emit: Emit) -> None:
             runs = {name: partial(worker.run, case) for name, worker in able.items()}
             take_turns(runs, 1)
             seconds = take_turns(runs, ROUNDS)
-        except RuntimeError as error:
+        except (RuntimeError, OSError) as error:
             emit([place, case], failure(error))
             continue
         row = {name: {"seconds": spread(times)} for name, times in seconds.items()}

@@ -255,8 +255,8 @@ def fallback(run: Experiment, error: Exception) -> Experiment | None:
 def speed_of(run: Experiment, seconds: list[float]) -> dict:
     """Figures of a step that took so long, time and again.
 
-    MFU counts the products of the planner's formula, those that are recomputed once, and whole
-    attention matrices; it is a share of the chip's peak in bfloat16.
+    MFU counts the products of the planner's formula, without what is recomputed, and attention in
+    full also where it is causal; it is a share of the chip's peak in bfloat16.
     """
     step = spread(seconds)
     flops = formula.step_flops(run.with_remat("none"))
