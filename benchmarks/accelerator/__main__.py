@@ -122,30 +122,30 @@ class Result:
 def run_stage(name: str, seconds: float, result: Result, cache: str) -> str:
     """Runs a stage, at most so long; returns how it ended."""
     command = [sys.executable, "-m", "accelerator.stages", name, f"--seconds={seconds}"]
-    process = subprocess.Popen(
+    late = threading.Event()
+    with subprocess.Popen(
         command + ["--tiny"] * result.tiny,
         stdout=subprocess.PIPE,
         text=True,
         env=os.environ | environment(cache),
         start_new_session=True,
-    )
-    late = threading.Event()
+    ) as process:
 
-    def kill():
-        late.set()
-        end(process)
+        def kill():
+            late.set()
+            end(process)
 
-    timer = threading.Timer(seconds, kill)
-    timer.start()
-    try:
-        assert process.stdout is not None
-        for line in process.stdout:
-            if line.endswith("\n"):  # else it was killed while it wrote
-                result.take(*json.loads(line))
-        code = process.wait()
-    finally:
-        timer.cancel()
-        end(process)
+        timer = threading.Timer(seconds, kill)
+        timer.start()
+        try:
+            assert process.stdout is not None
+            for line in process.stdout:
+                if line.endswith("\n"):  # else it was killed while it wrote
+                    result.take(*json.loads(line))
+            code = process.wait()
+        finally:
+            timer.cancel()
+            end(process)
     if late.is_set():
         return f"cut off after {seconds:.0f} s"
     return "whole" if code == 0 else f"exit code {code}"
