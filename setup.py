@@ -1,4 +1,4 @@
-"""Packaging: `tasks/` and `gin/` lie beside the package in a checkout, inside it when installed.
+"""Packaging: what lies beside the package in a checkout (BESIDE) is inside it when installed.
 
 Alone it is the JAX core; what reads data, asks teachers or draws reports are extras. The lower
 bounds are the versions that CI installs and tests.
@@ -18,6 +18,7 @@ DATA = [  # the only home of TensorFlow, which has 1.9 of the 3.2 GB
 TEACH = [*TABLES, "openai>=3.54.0", "stamina>=26.1.0"]
 REPORT = ["matplotlib>=3.11.2"]
 BEAM = ["apache-beam>=2.77.0"]
+BESIDE = ("tasks", "gin", "examples")
 TORCH = ["torch==2.13.0", "transformers>=4.57"]  # what parity and speed are measured against
 
 setup(
@@ -28,10 +29,15 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11,<3.14",  # tensorflow-text has no wheels for 3.14
-    packages=[*find_packages(include=["cot_flax", "cot_flax.*"]), "cot_flax.tasks", "cot_flax.gin"],
-    package_dir={"cot_flax.tasks": "tasks", "cot_flax.gin": "gin"},
+    packages=[
+        *find_packages(include=["cot_flax", "cot_flax.*"]),
+        *(f"cot_flax.{folder}" for folder in BESIDE),
+    ],
+    package_dir={f"cot_flax.{folder}": folder for folder in BESIDE},
     package_data={
+        "cot_flax": ["py.typed"],
         "cot_flax.gin": ["**/*.gin"],
+        "cot_flax.examples": ["**/*"],
         "cot_flax.lab.world": ["*.model"],
         "cot_flax.reports": ["**/*.jinja", "**/*.css"],
     },

@@ -293,7 +293,21 @@ EVALUATE += ["--gin.EVAL_OUTPUT_DIR='{tmp}/test'"]
         ),
         (["train", "experiments/world_base.gin"], "; write --gin_file=experiments/world_base.gin"),
         (["train", KL, "TRAIN_STEPS=4"], "expected --gin.NAME=VALUE; write --gin.TRAIN_STEPS=4"),
-        (["train"], "no gin file; .*pass --gin_file=FILE"),
+        (["train", "-gin_file=x.gin"], "argument '-gin_file=x.gin'; .*; write --gin_file=x.gin"),
+        (["train", "--gin.file=x.gin"], "argument '--gin.file=x.gin'; .*; write --gin_file=x.gin"),
+        (["train", "--gin_files"], "argument '--gin_files'; .*; write --gin_file=FILE"),
+        (["prepare", "runs/prepare.gin", *OUT], "; write --gin_file=runs/prepare.gin"),
+        (
+            ["train"],
+            "no --gin_file; expected an experiment: experiments/gsm8k_human_ce.gin, .*"
+            "experiments/world_base.gin, .*, or your own; write cot-flax train --gin_file=FILE; ",
+        ),
+        (["plan", "--target=cpu"], "no --gin_file; .*experiments/world_base.gin, .*cot-flax plan"),
+        (
+            ["evaluate"],
+            "no --gin_file; expected an experiment: experiments/gsm8k_evaluate.gin, "
+            "experiments/scenario_evaluate.gin, experiments/world_evaluate.gin, or your own; ",
+        ),
         (["train", KL, *MODEL_DIR, "--gin.PACK='false'"], "PACK = 'false'; .*set PACK=False"),
         (["train", KL, *MODEL_DIR, *STORE, "--gin.DTYPE='fp16'"], "dtype 'fp16'; .*set DTYPE"),
         (

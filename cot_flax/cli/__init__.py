@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import cot_flax
-from cot_flax.cli import environment, teach
+from cot_flax.cli import environment, experiments, teach
 from cot_flax.cli.common import (
     GIN_FLAGS,
     CoordinatorAddress,
@@ -28,9 +28,9 @@ from cot_flax.errors import UserError, report_error
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
 )
 app.add_typer(teach.app, name="teach")
+app.add_typer(experiments.app, name="experiments")
 
 
 def _say_version(asked: bool) -> None:

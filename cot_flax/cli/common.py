@@ -1,8 +1,10 @@
 """What the verbs share: gin flags, options that are short forms of bindings, quiet libraries."""
 
+import glob
 import importlib
 import inspect
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -15,10 +17,29 @@ from cot_flax.errors import UserError
 from cot_flax.files import cache
 
 GIN_FLAGS = {"allow_extra_args": True, "ignore_unknown_options": True}
+_GIN_FILE_MEANT = re.compile(r"--?gin[._-]?(gin[._-]?)?files?|--gin\.gin|--?file|--?config")
+
+
+def gin_names() -> list[str]:
+    """The gin files of the package, as --gin_file takes them."""
+    from cot_flax.configuration import gin_root
+
+    return sorted(path.relative_to(gin_root()).as_posix() for path in gin_root().rglob("*.gin"))
+
+
+def complete_gin_file(incomplete: str) -> list[str]:
+    """What a shell proposes: our gin files, or those that lie where the word points to."""
+    here = sorted(glob.glob(f"{glob.escape(incomplete)}*.gin")) if incomplete else []
+    return [*here, *(name for name in gin_names() if name.startswith(incomplete))]
+
+
 GinFile = Annotated[
     list[str],
     typer.Option(
-        "--gin_file", "--gin-file", help="A gin file; may be repeated: a model after an experiment."
+        "--gin_file",
+        "--gin-file",
+        help="A gin file; may be repeated: a model after an experiment.",
+        autocompletion=complete_gin_file,
     ),
 ]
 SearchPaths = Annotated[
@@ -145,6 +166,9 @@ def _short_bindings(context: typer.Context, shorts: Mapping[str, Short], values:
         typed = values[name]
         if short.argument:
             words = _words(context, typed)
+            for word in words:
+                if word.endswith(".gin"):
+                    raise _gin_file_meant(word, word)
             typed = words[0] if len(words) == 1 else tuple(words) or None
         if typed is None:
             continue
@@ -184,7 +208,7 @@ def parse_gin(
 
     bindings = [*bindings, *_bindings(context)]
     if not files:
-        raise UserError("no gin file", "an experiment, at least", "pass --gin_file=FILE")
+        raise _no_gin_file(context.info_name or "")
     files = list(map(os.path.expanduser, files))
     folders = [os.path.expanduser(path) for path in search_paths.split(",") if path]
     configuration.check_files(files, folders)
@@ -194,18 +218,37 @@ def parse_gin(
     configuration.parse(files, bindings, folders, needed)
 
 
+def _no_gin_file(verb: str) -> UserError:
+    """Names the experiments whose headers have a command of the verb; a plan is of a training."""
+    from cot_flax.configuration import gin_root
+
+    command = f"cot-flax {'train' if verb == 'plan' else verb} "
+    runs = [name for name in gin_names() if command in (gin_root() / name).read_text()]
+    return UserError(
+        "no --gin_file",
+        f"an experiment: {', '.join(runs)}, or your own",
+        f"write cot-flax {verb} --gin_file=FILE; cot-flax experiments says what they are",
+    )
+
+
 def _bindings(context: typer.Context) -> list[str]:
     bindings = []
     for argument in context.args:
+        name, _, value = argument.partition("=")
+        if _GIN_FILE_MEANT.fullmatch(name) or (argument.endswith(".gin") and name == argument):
+            raise _gin_file_meant(argument, value or argument)
         if not argument.startswith("--gin.") or "=" not in argument:
             remedy = "see cot-flax COMMAND --help"
-            if argument.endswith(".gin"):
-                remedy = f"write --gin_file={argument}"
-            elif argument.partition("=")[0].isidentifier() and "=" in argument:
+            if name.isidentifier() and value:
                 remedy = f"write --gin.{argument}"
             raise UserError(f"argument {argument!r}", "--gin.NAME=VALUE", remedy)
         bindings.append(argument.removeprefix("--gin."))
     return bindings
+
+
+def _gin_file_meant(argument: str, file: str) -> UserError:
+    file = file if file.endswith(".gin") else "FILE"
+    return UserError(f"argument {argument!r}", "--gin_file=FILE", f"write --gin_file={file}")
 
 
 def _words(context: typer.Context, typed: str | list[str] | None) -> list[str]:

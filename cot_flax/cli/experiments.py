@@ -1,0 +1,311 @@
+"""`cot-flax experiments`: the gin files and examples that come with the package.
+
+It reads gin files as texts, so that it imports none of the libraries that they do.
+"""
+
+import difflib
+import re
+import shutil
+import sys
+import textwrap
+import tokenize
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import gin
+import typer
+from typer.core import TyperGroup
+
+from cot_flax.cli.common import gin_names
+from cot_flax.configuration import gin_root
+from cot_flax.errors import UserError
+from cot_flax.files import new_folder, path_at, write_whole
+
+_REQUIRED = "%gin.REQUIRED"
+
+
+class _ShowByDefault(TyperGroup):
+    """A name without a word before it is to be shown."""
+
+    def parse_args(self, context, args):
+        named = args and args[0] not in self.commands and not args[0].startswith("-")
+        return super().parse_args(context, ["show", *args] if named else args)
+
+
+app = typer.Typer(
+    cls=_ShowByDefault, help="List, show and copy the gin files and examples of the package."
+)
+
+
+def _complete_name(incomplete: str) -> list[str]:
+    """What is listed, and the short names of what has no namesake."""
+    known = [*gin_names(), *(f"examples/{name}" for name in _scenarios())]
+    stems = [Path(name).stem for name in known]
+    short = [stem for stem in stems if stems.count(stem) == 1]
+    return [name for name in (*short, *known) if name.startswith(incomplete)]
+
+
+Name = Annotated[
+    str,
+    typer.Argument(
+        help="As listed, or without folder and ending; your own file, too.",
+        autocompletion=_complete_name,
+    ),
+]
+
+
+@app.callback(invoke_without_command=True)
+def listing(context: typer.Context):
+    """List the gin files with the first line of their headers, and the examples.
+
+    Example: cot-flax experiments
+    """
+    if context.invoked_subcommand is not None:
+        return
+    root = gin_root()
+    for folder in sorted({Path(name).parent.as_posix() for name in gin_names()}, key=_order):
+        about = {
+            name: _first_line(root / name)
+            for name in gin_names()
+            if Path(name).parent.as_posix() == folder
+        }
+        _print_section(folder, about)
+    examples = {name: _first_line(_examples() / name / "instruction.md") for name in _scenarios()}
+    _print_section("examples", {f"examples/{name}": line for name, line in examples.items()})
+    typer.echo(
+        "`cot-flax experiments show NAME` prints one with its macros, `copy NAME` copies it."
+    )
+
+
+@app.command()
+def show(name: Name):
+    """Print a gin file, the macros that must be given, and all macros with their values.
+
+    Example: cot-flax experiments show world_cot_kl
+    """
+    file = _find(name)
+    if file.is_dir():
+        for path in sorted(path for path in file.rglob("*") if path.is_file()):
+            place = path.relative_to(file.parents[1]).as_posix()
+            typer.echo(f"{place}, {path.stat().st_size:,} bytes")
+        typer.echo(f"\n{(file / 'instruction.md').read_text().rstrip()}")
+        return
+    macros = read_macros(file)
+    typer.echo(f"{file.read_text().rstrip()}\n")
+    required = macros.required()
+    _print_rows("Must be given, as --gin.NAME=VALUE:", sorted(required.items()))
+    _print_rows("Set by another file, one of:", sorted(macros.wanted().items()))
+    _print_rows(
+        "All others, with the file that sets them:",
+        [
+            (name, f"= {macros.resolved(name)}", macros.defined[name].file)
+            for name in sorted(macros.defined.keys() - required.keys())
+        ],
+    )
+
+
+@app.command()
+def copy(
+    name: Name,
+    out: Annotated[
+        str | None, typer.Option("--out", help="Where to; by default its name, here.")
+    ] = None,
+):
+    """Copy a gin file or an example here, to change it. The copy of a gin file runs as it is.
+
+    Example: cot-flax experiments copy gsm8k_teacher_kl --out my_run.gin
+    """
+    file = _find(name)
+    if file.is_dir():
+        place = out or f"examples/{file.name}"
+        with new_folder(place) as folder:
+            shutil.copytree(file, folder, dirs_exist_ok=True)
+        typer.echo(f"{place}: --gin.SCENARIO={place}")
+        return
+    place = out or file.name
+    if path_at(place).exists():
+        raise UserError(f"{place}, which exists", "a new file", "choose another --out")
+    own = file.relative_to(gin_root()).as_posix() if file.is_relative_to(gin_root()) else name
+    # The commands of its header run the copy.
+    text = file.read_text().replace(f"--gin_file={own}", f"--gin_file={place}")
+    write_whole(place, text)
+    typer.echo(f"{place}: --gin_file={place}")
+
+
+@dataclass(frozen=True)
+class Macro:
+    """A macro's value as a gin file has it, and the file that sets it last."""
+
+    value: str
+    file: str
+
+
+@dataclass(frozen=True)
+class Macros:
+    """What a gin file and those that it includes set and use.
+
+    Attributes:
+        defined: by name.
+        used: names that stand for values somewhere.
+    """
+
+    defined: dict[str, Macro] = field(default_factory=dict)
+    used: set[str] = field(default_factory=set)
+
+    def required(self) -> dict[str, str]:
+        """The file that asks for each macro without a value."""
+        return {name: m.file for name, m in self.defined.items() if m.value == _REQUIRED}
+
+    def resolved(self, name: str) -> str:
+        """A macro's value, with that of a macro that it names."""
+        value = self.defined[name].value
+        other = value.removeprefix("%")
+        named = value.startswith("%") and other in self.defined
+        return f"{value} = {self.resolved(other)}" if named else value
+
+    def wanted(self) -> dict[str, str]:
+        """Files that set each macro that is used and not set, by folder."""
+        missing = sorted(self.used - self.defined.keys() - {_REQUIRED.removeprefix("%")})
+        setters = {name: read_macros(gin_root() / name).defined for name in gin_names() if missing}
+        return {
+            name: ", ".join(
+                sorted({f"{Path(file).parent}/" for file, sets in setters.items() if name in sets})
+            )
+            for name in missing
+        }
+
+
+def read_macros(file: Path) -> Macros:
+    """Reads the macros of a gin file and of those that it includes; the last value counts.
+
+    Raises:
+        UserError: it cannot be read, or includes what is not there.
+    """
+    macros = Macros()
+    _read_into(macros, file, ())
+    return macros
+
+
+class _Written(gin.config_parser.ParserDelegate):
+    """Takes references and macros as they are written, and notes the macros."""
+
+    def __init__(self, used: set[str]):
+        self._used = used
+
+    def configurable_reference(self, scoped_name, evaluate):
+        return _Word(f"@{scoped_name}" + "()" * evaluate)
+
+    def macro(self, name):
+        self._used.add(name)
+        return _Word(f"%{name}")
+
+
+class _Word(str):
+    """Prints without quotes."""
+
+    __repr__ = str.__str__
+
+
+def _read_into(macros: Macros, file: Path, includers: tuple[Path, ...]) -> None:
+    if file in includers:
+        raise UserError(f"{file}, which includes itself", "files one below another", "correct it")
+    inside = file.is_relative_to(gin_root())
+    known_as = file.relative_to(gin_root()).as_posix() if inside else str(file)
+    try:
+        statements = list(gin.config_parser.ConfigParser(file.read_text(), _Written(macros.used)))
+    except (OSError, ValueError, SyntaxError, tokenize.TokenError) as error:
+        problem = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"{file} ({problem})", "a gin file", "correct it") from error
+    for statement in statements:
+        match statement:
+            case gin.config_parser.IncludeStatement(filename=name):
+                _read_into(macros, _path_of(name), (*includers, file))
+            case gin.config_parser.BindingStatement(selector=name, arg_name="" | None):
+                macros.defined[name] = Macro(repr(statement.value), known_as)
+
+
+def _path_of(name: str) -> Path:
+    """As gin looks for it: as given, then among ours."""
+    for path in (Path(name).expanduser(), gin_root() / name):
+        if path.is_file():
+            return path
+    near = difflib.get_close_matches(name, gin_names(), n=3) or gin_names()[:3]
+    raise UserError(f"no gin file {name}", f"one such as {', '.join(near)}", "correct the include")
+
+
+def _find(name: str) -> Path:
+    """The gin file or example of a name, which may lack folder and ending.
+
+    Raises:
+        UserError: there is none, or several.
+    """
+    if name.endswith(".gin") and (given := Path(name).expanduser()).is_file():
+        return given
+    known = {file: gin_root() / file for file in gin_names()}
+    known |= {f"examples/{folder}": _examples() / folder for folder in _scenarios()}
+    found = {key: path for key, path in known.items() if name in _forms(key)}
+    if len(found) == 1:
+        return next(iter(found.values()))
+    if found:
+        raise UserError(
+            f"{name}, which is several", f"one of {', '.join(found)}", "name its folder, too"
+        )
+    by_form = {form: key for key in known for form in _forms(key)}
+    near = difflib.get_close_matches(name, by_form, n=6)
+    hint = ", ".join(list(dict.fromkeys(by_form[form] for form in near))[:3])
+    raise UserError(
+        f"no gin file or example {name}",
+        f"one such as {hint}" if hint else "one of ours or your own",
+        "see cot-flax experiments",
+    )
+
+
+def _forms(known_as: str) -> tuple[str, ...]:
+    path = Path(known_as)
+    return known_as, path.with_suffix("").as_posix(), path.name, path.stem
+
+
+def _examples() -> Path:
+    return gin_root().with_name("examples")
+
+
+def _scenarios() -> list[str]:
+    return sorted(path.parent.name for path in _examples().glob("*/instruction.md"))
+
+
+def _order(folder: str) -> tuple[bool, str]:
+    return folder != "experiments", folder
+
+
+def _first_line(file: Path) -> str:
+    line = re.sub("^# *", "", file.read_text().partition("\n")[0])
+    return line.removesuffix(":") if re.search("[.:]$", line) else f"{line} ..."
+
+
+def _print_section(title: str, about: dict[str, str]) -> None:
+    typer.secho(title, bold=True)
+    width = max(map(len, about), default=0)
+    for name, text in about.items():
+        typer.echo("\n".join(_wrapped(f"  {name:<{width}}  {text}", width + 4)))
+    typer.echo()
+
+
+def _wrapped(line: str, indent: int) -> Iterator[str]:
+    """A line as a terminal shows it well; whole where something else reads it."""
+    if not sys.stdout.isatty():
+        return iter([line])
+    columns = max(shutil.get_terminal_size().columns, indent + 20)
+    return iter(textwrap.wrap(line, columns, subsequent_indent=" " * indent))
+
+
+def _print_rows(title: str, rows: Sequence[tuple[str, ...]]) -> None:
+    if not rows:
+        return
+    typer.secho(title, bold=True)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = [f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)]
+        typer.echo(f"  {'  '.join(cells)}".rstrip())
+    typer.echo()
