@@ -201,3 +201,52 @@ finally:
 """
     done, _ = run(sys.executable, "-c", code)
     assert done.stdout.splitlines()[-1] == "set()"
+
+
+COMPLETION = """
+eval "$({python} -m cot_flax.cli --show-completion bash)"
+cot-flax() {{ {python} -m cot_flax.cli "$@"; }}
+complete_words() {{
+  COMP_WORDS=("$@") COMP_CWORD=$(($# - 1)) COMPREPLY=()
+  # The script calls its first argument as a program.
+  _cot_flax_completion "$PROGRAM"
+  printf '%s\\n' "${{COMPREPLY[@]}}"
+}}
+complete_words {words}
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("cot-flax exp", ["export", "experiments"]),
+        ("cot-flax train --gin_file experiments/world_c", ["world_cot_ce", "world_cot_kl"]),
+        # As bash splits --gin_file=... into words.
+        ("cot-flax train --gin_file = experiments/world_c", ["world_cot_ce", "world_cot_kl"]),
+        ("cot-flax train --gin_file = a.gin --gin_file = objectives/", ["cross_", "topk_kl"]),
+        ("cot-flax plan --gin_file =", ["experiments/gsm8k.gin", "t5x/train.gin"]),
+        ("cot-flax prepare --gin_file own/", ["own/mine.gin"]),
+        ("cot-flax experiments copy tri", ["triage"]),
+        ("cot-flax experiments show world_m", ["world_mix_kl"]),
+        ("cot-flax teach sample --gin_file runs/teach_", ["runs/teach_scenario.gin"]),
+    ],
+)
+def test_bash_completes(words, expected, tmp_path):
+    """Through the script that --show-completion prints, with a setting that would stop a run."""
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "mine.gin").touch()
+    program = tmp_path / "program"
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m cot_flax.cli "$@"\n')
+    program.chmod(0o755)
+    script = COMPLETION.format(python=sys.executable, words=words)
+    done, _ = run("bash", "-c", script, PROGRAM=str(program), PYTHONOPTIMIZE="2")
+    assert done.stderr == ""
+    found = done.stdout.split()
+    assert len(found) == len(expected) or len(found) > 9
+    assert all(any(part in word for word in found) for part in expected), found
+
+
+def test_completion_is_offered(capfd):
+    assert call("--help") == 0
+    out = capfd.readouterr().out
+    assert "--install-completion" in out and "experiments" in out

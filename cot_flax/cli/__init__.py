@@ -1,6 +1,8 @@
 """The command line: it reads arguments, calls one function a verb, prints errors in one line."""
 
+import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -31,6 +33,21 @@ app = typer.Typer(
 )
 app.add_typer(teach.app, name="teach")
 app.add_typer(experiments.app, name="experiments")
+
+
+_COMPLETES = "_COT_FLAX_COMPLETE"
+
+
+def _rejoined(variables: Mapping[str, str]) -> dict[str, str]:
+    """Variables of bash's completion without the "=" that it makes a word of its own.
+
+    typer takes --NAME=VALUE for two words, and so the "=" for the value.
+    """
+    words = variables.get("COMP_WORDS", "").split("\n")
+    current = int(variables.get("COMP_CWORD", 0))
+    kept = [i for i, word in enumerate(words) if word != "=" or i == current]
+    count = sum(i < current for i in kept)
+    return {"COMP_WORDS": "\n".join(words[i] for i in kept), "COMP_CWORD": str(count)}
 
 
 def _say_version(asked: bool) -> None:
@@ -167,7 +184,10 @@ def report_command(
 def main() -> None:
     """The entry point: what a user can mend becomes one line on standard error, exit code 2."""
     try:
-        environment.settle()
+        if _COMPLETES in os.environ:  # a shell asks for words, and waits
+            os.environ.update(_rejoined(os.environ))
+        else:
+            environment.settle()
         app(prog_name="cot-flax")
     except Exception as error:
         sys.exit(report_error(error))
