@@ -22,6 +22,7 @@ from cot_flax.cli.common import (
     parse_gin,
     prepare_libraries,
 )
+from cot_flax.cli.doctor import doctor
 from cot_flax.cli.export import export
 from cot_flax.cli.plan import plan
 from cot_flax.cli.prepare import prepare
@@ -33,6 +34,7 @@ app = typer.Typer(
 )
 app.add_typer(teach.app, name="teach")
 app.add_typer(experiments.app, name="experiments")
+app.command()(doctor)
 
 
 _COMPLETES = "_COT_FLAX_COMPLETE"
@@ -186,7 +188,7 @@ def main() -> None:
     try:
         if _COMPLETES in os.environ:  # a shell asks for words, and waits
             os.environ.update(_rejoined(os.environ))
-        else:
+        elif sys.argv[1:2] != ["doctor"]:  # it says what is wrong there, and goes on
             environment.settle()
         app(prog_name="cot-flax")
     except Exception as error:

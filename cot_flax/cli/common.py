@@ -9,21 +9,26 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from cot_flax.errors import UserError
-from cot_flax.files import cache
 
 GIN_FLAGS = {"allow_extra_args": True, "ignore_unknown_options": True}
 _GIN_FILE_MEANT = re.compile(r"--?gin[._-]?(gin[._-]?)?files?|--gin\.gin|--?file|--?config")
 
 
+def gin_root() -> Path:
+    """As of `configuration`, which is imported where it is needed: a shell that completes waits."""
+    from cot_flax import configuration
+
+    return configuration.gin_root()
+
+
 def gin_names() -> list[str]:
     """The gin files of the package, as --gin_file takes them."""
-    from cot_flax.configuration import gin_root
-
     return sorted(path.relative_to(gin_root()).as_posix() for path in gin_root().rglob("*.gin"))
 
 
@@ -220,8 +225,6 @@ def parse_gin(
 
 def _no_gin_file(verb: str) -> UserError:
     """Names the experiments whose headers have a command of the verb; a plan is of a training."""
-    from cot_flax.configuration import gin_root
-
     command = f"cot-flax {'train' if verb == 'plan' else verb} "
     runs = [name for name in gin_names() if command in (gin_root() / name).read_text()]
     return UserError(
@@ -297,6 +300,8 @@ def prepare_libraries() -> None:
 
     _import_quietly("cot_flax.data")
     import jax
+
+    from cot_flax.files import cache
 
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # what stops a run is raised too
     jax.config.update("jax_compilation_cache_dir", str(cache() / "compiled"))

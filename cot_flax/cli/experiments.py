@@ -1,6 +1,7 @@
 """`cot-flax experiments`: the gin files and examples that come with the package.
 
-It reads gin files as texts, so that it imports none of the libraries that they do.
+It reads gin files as texts, so that it imports none of the libraries that they do; and gin itself
+where it is needed, so that other verbs start without.
 """
 
 import difflib
@@ -14,14 +15,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
-import gin
 import typer
 from typer.core import TyperGroup
 
-from cot_flax.cli.common import gin_names
-from cot_flax.configuration import gin_root
+from cot_flax.cli.common import gin_names, gin_root
 from cot_flax.errors import UserError
-from cot_flax.files import new_folder, path_at, write_whole
 
 _REQUIRED = "%gin.REQUIRED"
 
@@ -117,6 +115,8 @@ def copy(
 
     Example: cot-flax experiments copy gsm8k_teacher_kl --out my_run.gin
     """
+    from cot_flax.files import new_folder, path_at, write_whole
+
     file = _find(name)
     if file.is_dir():
         place = out or f"examples/{file.name}"
@@ -127,7 +127,7 @@ def copy(
     place = out or file.name
     if path_at(place).exists():
         raise UserError(f"{place}, which exists", "a new file", "choose another --out")
-    own = file.relative_to(gin_root()).as_posix() if file.is_relative_to(gin_root()) else name
+    own = _known_as(file)
     # The commands of its header run the copy.
     text = file.read_text().replace(f"--gin_file={own}", f"--gin_file={place}")
     write_whole(place, text)
@@ -188,42 +188,49 @@ def read_macros(file: Path) -> Macros:
     return macros
 
 
-class _Written(gin.config_parser.ParserDelegate):
-    """Takes references and macros as they are written, and notes the macros."""
-
-    def __init__(self, used: set[str]):
-        self._used = used
-
-    def configurable_reference(self, scoped_name, evaluate):
-        return _Word(f"@{scoped_name}" + "()" * evaluate)
-
-    def macro(self, name):
-        self._used.add(name)
-        return _Word(f"%{name}")
-
-
 class _Word(str):
     """Prints without quotes."""
 
     __repr__ = str.__str__
 
 
+def _statements(text: str, used: set[str]) -> list:
+    """gin's statements with references and macros as written; adds the macros to `used`."""
+    from gin import config_parser
+
+    class Written(config_parser.ParserDelegate):
+        def configurable_reference(self, scoped_name, evaluate):
+            return _Word(f"@{scoped_name}" + "()" * evaluate)
+
+        def macro(self, name):
+            used.add(name)
+            return _Word(f"%{name}")
+
+    return list(config_parser.ConfigParser(text, Written()))
+
+
 def _read_into(macros: Macros, file: Path, includers: tuple[Path, ...]) -> None:
+    from gin import config_parser
+
     if file in includers:
         raise UserError(f"{file}, which includes itself", "files one below another", "correct it")
-    inside = file.is_relative_to(gin_root())
-    known_as = file.relative_to(gin_root()).as_posix() if inside else str(file)
+    known_as = _known_as(file)
     try:
-        statements = list(gin.config_parser.ConfigParser(file.read_text(), _Written(macros.used)))
+        statements = _statements(file.read_text(), macros.used)
     except (OSError, ValueError, SyntaxError, tokenize.TokenError) as error:
         problem = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"{file} ({problem})", "a gin file", "correct it") from error
     for statement in statements:
         match statement:
-            case gin.config_parser.IncludeStatement(filename=name):
+            case config_parser.IncludeStatement(filename=name):
                 _read_into(macros, _path_of(name), (*includers, file))
-            case gin.config_parser.BindingStatement(selector=name, arg_name="" | None):
+            case config_parser.BindingStatement(selector=name, arg_name="" | None):
                 macros.defined[name] = Macro(repr(statement.value), known_as)
+
+
+def _known_as(file: Path) -> str:
+    inside = file.is_relative_to(gin_root())
+    return file.relative_to(gin_root()).as_posix() if inside else str(file)
 
 
 def _path_of(name: str) -> Path:
