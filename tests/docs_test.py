@@ -268,7 +268,7 @@ def test_a_gin_file_binds_macros_of_what_it_includes(block):
 def check_command(words: list[str]) -> None:
     """Parses a command as its entry point does, without running it."""
     command = typer.main.get_command(cli.app)
-    while hasattr(command, "commands"):
+    while hasattr(command, "commands") and words:
         if words[0].startswith("--gin"):  # of `teach` alone
             words = ["sample", *words]
         assert words[0] in command.commands, words
