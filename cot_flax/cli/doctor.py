@@ -28,6 +28,7 @@ from typing import Any
 
 import typer
 
+import cot_flax
 from cot_flax.cli import environment
 from cot_flax.errors import EXTRAS, UserError
 
@@ -147,12 +148,16 @@ def doctor() -> None:
             for finding in found:
                 state = typer.style(f"{finding.state:<8}", fg=_COLORS[finding.state])
                 typer.echo(f"{state} {finding.name:<11} {finding.text}")
-    counts = {state: sum(f.state == state for f in findings) for state in (PROBLEM, NOTE)}
-    typer.echo(f"\n{counts[PROBLEM]} problems, {counts[NOTE]} notes\n")
+    problems, notes = (sum(f.state == state for f in findings) for state in (PROBLEM, NOTE))
+    typer.echo(f"\n{_counted(problems, 'problem')}, {_counted(notes, 'note')}\n")
     typer.echo("For a bug report, send the command, its last line, and this:\n")
     typer.echo("\n".join(_report(machine, findings)))
-    if counts[PROBLEM]:
+    if problems:
         raise typer.Exit(2)
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}{'s' * (count != 1)}"
 
 
 def _settled() -> Machine:
@@ -400,9 +405,10 @@ def _hub(machine: Machine) -> Iterator[Finding]:
     from huggingface_hub import constants, get_token
     from huggingface_hub.utils import get_session
 
-    token = "a token is set" if get_token() else "no token (HF_TOKEN), which private models need"
+    has = "a token is set" if get_token() else "no token is set (HF_TOKEN); gated models need one"
+    yield Finding(has)
     if constants.HF_HUB_OFFLINE:
-        yield Finding(f"off by HF_HUB_OFFLINE: the cache alone is read; {token}")
+        yield Finding("off by HF_HUB_OFFLINE: the cache alone is read")
         return
     expected = f"an answer in {_ANSWER_SECONDS:.0f} s, for models by their hub names"
     remedy = "start from a folder, set HF_ENDPOINT to a mirror, or the proxy (HTTPS_PROXY)"
@@ -410,13 +416,13 @@ def _hub(machine: Machine) -> Iterator[Finding]:
         answer = _in_time(lambda: get_session().head(constants.ENDPOINT, timeout=_ANSWER_SECONDS))
         status = answer.status_code
     except Exception as error:
-        got = f"no answer from {constants.ENDPOINT} ({_first_line(error)}); {token}"
+        got = f"no answer from {constants.ENDPOINT} ({_first_line(error)})"
         yield _bad(NOTE, got, expected, remedy)
         return
     if status >= 400:
-        yield _bad(NOTE, f"status {status} from {constants.ENDPOINT}; {token}", expected, remedy)
+        yield _bad(NOTE, f"status {status} from {constants.ENDPOINT}", expected, remedy)
         return
-    yield Finding(f"{constants.ENDPOINT} answers; {token}")
+    yield Finding(f"{constants.ENDPOINT} answers")
 
 
 def _in_time(ask: Callable[[], Any]) -> Any:
@@ -453,7 +459,7 @@ def _data(machine: Machine) -> Iterator[Finding]:
     except OSError as error:
         yield _bad(
             NOTE,
-            f"no T5 vocabulary from gs://t5-data ({_first_line(error)})",
+            f"no T5 vocabulary from gs://t5-data ({getattr(error, 'reason', error)})",
             "an answer, for T5's own data sets and mixtures",
             "set T5_VOCABULARY_FILE to a local spiece.model",
         )
@@ -505,7 +511,7 @@ CHECKS: dict[str, Callable[[Machine], Iterator[Finding]]] = {
 
 
 def _report(machine: Machine, findings: Sequence[Finding]) -> Iterator[str]:
-    yield f"cot-flax {_version('cot-flax')}, Python {platform.python_version()}"
+    yield f"cot-flax {cot_flax.__version__}, Python {platform.python_version()}"
     yield f"{platform.platform()}, {os.cpu_count()} cores"
     yield ", ".join(f"{name} {found}" for name in _REPORTED if (found := _version(name)))
     for finding in findings:
