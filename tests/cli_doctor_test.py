@@ -19,7 +19,7 @@ doctor = importlib.import_module("cot_flax.cli.doctor")  # the package has its v
 ROOT = Path(__file__).resolve().parents[1]
 TENSORFLOW = ("tensorflow", "tensorflow_text", "tensorflow_datasets", "seqio")
 SECRET = "hf_neverPrintThis"
-NO_HUB = {"HF_ENDPOINT": "http://127.0.0.1:9"}
+NO_NETWORK = {"HF_ENDPOINT": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9"}
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def with_requirements(name):
 def examine(python, path, folder, **variables):
     """Runs `cot-flax doctor`; returns its exit code, findings by name, and all that it prints."""
     kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
-    given = kept | NO_HUB | {"PYTHONPATH": os.pathsep.join([*map(str, path), str(ROOT)])}
+    given = kept | NO_NETWORK | {"PYTHONPATH": os.pathsep.join([*map(str, path), str(ROOT)])}
     given |= {"COT_FLAX_CACHE": str(folder / "cache"), "HF_HOME": str(folder / "hub")}
     done = subprocess.run(
         [python, "-m", "cot_flax.cli", "doctor"],
