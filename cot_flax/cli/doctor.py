@@ -513,6 +513,8 @@ CHECKS: dict[str, Callable[[Machine], Iterator[Finding]]] = {
 def _report(machine: Machine, findings: Sequence[Finding]) -> Iterator[str]:
     yield f"cot-flax {cot_flax.__version__}, Python {platform.python_version()}"
     yield f"{platform.platform()}, {os.cpu_count()} cores"
+    with contextlib.suppress(OSError):
+        yield Path("/proc/driver/nvidia/version").read_text().splitlines()[0]
     yield ", ".join(f"{name} {found}" for name in _REPORTED if (found := _version(name)))
     for finding in findings:
         if finding.state == PROBLEM or finding.name == "devices":
