@@ -209,31 +209,24 @@ def _packages(machine: Machine) -> Iterator[Finding]:
     """Against the bounds of setup.py, whose lower ones are the versions that CI tests."""
     from packaging.requirements import Requirement
 
-    good = 0
-    for text in importlib.metadata.requires("cot-flax") or ():
-        requirement = Requirement(text)
-        extra = _extra_of(text)
-        if extra and extra not in EXTRAS:
-            continue
-        if requirement.marker and not requirement.marker.evaluate({"extra": extra}):
-            continue
-        version = _version(requirement.name)
+    good, looked_at = 0, set()
+    for requirement in map(Requirement, importlib.metadata.requires("cot-flax") or ()):
         wanted = f"{requirement.name}{requirement.specifier}"
-        if version is None:
-            if not extra:
-                remedy = f'run: pip install "{wanted}"'
-                yield _bad(PROBLEM, f"no {requirement.name}", wanted, remedy)
-        elif version in requirement.specifier or not requirement.specifier:
+        extras = [e for e in ("", *EXTRAS) if not requirement.marker or _holds(requirement, e)]
+        if wanted in looked_at or not extras:
+            continue
+        looked_at.add(wanted)
+        version = _version(requirement.name)
+        if version and requirement.specifier.contains(version, prereleases=True):
             good += 1
-        else:
-            remedy = f'run: pip install "{wanted}"'
-            yield _bad(PROBLEM, f"{requirement.name} {version}", wanted, remedy)
+        elif version or "" in extras:
+            got = f"{requirement.name} {version}" if version else f"no {requirement.name}"
+            yield _bad(PROBLEM, got, wanted, f'run: pip install "{wanted}"')
     yield Finding(f"{good} have the versions that setup.py asks for")
 
 
-def _extra_of(requirement: str) -> str:
-    named = re.search(r"extra == ['\"]([\w-]+)['\"]", requirement)
-    return named[1] if named else ""
+def _holds(requirement, extra: str) -> bool:
+    return requirement.marker.evaluate({"extra": extra})
 
 
 def _extras(machine: Machine) -> Iterator[Finding]:
