@@ -35,7 +35,6 @@ setup(
     ],
     package_dir={f"cot_flax.{folder}": folder for folder in BESIDE},
     package_data={
-        "cot_flax": ["py.typed"],
         "cot_flax.gin": ["**/*.gin"],
         "cot_flax.examples": ["**/*"],
         "cot_flax.lab.world": ["*.model"],
