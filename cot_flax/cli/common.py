@@ -226,7 +226,7 @@ def parse_gin(
 def _no_gin_file(verb: str) -> UserError:
     """Names the experiments whose headers have a command of the verb; a plan is of a training."""
     command = f"cot-flax {'train' if verb == 'plan' else verb} "
-    runs = [name for name in gin_names() if command in (gin_root() / name).read_text()]
+    runs = [name for name in gin_names() if command in (gin_root() / name).read_text("utf-8")]
     return UserError(
         "no --gin_file",
         f"an experiment: {', '.join(runs)}, or your own",

@@ -88,10 +88,10 @@ def show(name: Name):
         for path in sorted(path for path in file.rglob("*") if path.is_file()):
             place = path.relative_to(file.parents[1]).as_posix()
             typer.echo(f"{place}, {path.stat().st_size:,} bytes")
-        typer.echo(f"\n{(file / 'instruction.md').read_text().rstrip()}")
+        typer.echo(f"\n{(file / 'instruction.md').read_text('utf-8').rstrip()}")
         return
     macros = read_macros(file)
-    typer.echo(f"{file.read_text().rstrip()}\n")
+    typer.echo(f"{file.read_text('utf-8').rstrip()}\n")
     required = macros.required()
     _print_rows("Must be given, as --gin.NAME=VALUE:", sorted(required.items()))
     _print_rows("Set by another file, one of:", sorted(macros.wanted().items()))
@@ -129,7 +129,7 @@ def copy(
         raise UserError(f"{place}, which exists", "a new file", "choose another --out")
     own = _known_as(file)
     # The commands of its header run the copy.
-    text = file.read_text().replace(f"--gin_file={own}", f"--gin_file={place}")
+    text = file.read_text("utf-8").replace(f"--gin_file={own}", f"--gin_file={place}")
     write_whole(place, text)
     typer.echo(f"{place}: --gin_file={place}")
 
@@ -216,7 +216,7 @@ def _read_into(macros: Macros, file: Path, includers: tuple[Path, ...]) -> None:
         raise UserError(f"{file}, which includes itself", "files one below another", "correct it")
     known_as = _known_as(file)
     try:
-        statements = _statements(file.read_text(), macros.used)
+        statements = _statements(file.read_text("utf-8-sig"), macros.used)
     except (OSError, ValueError, SyntaxError, tokenize.TokenError) as error:
         problem = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"{file} ({problem})", "a gin file", "correct it") from error
@@ -287,7 +287,7 @@ def _order(folder: str) -> tuple[bool, str]:
 
 
 def _first_line(file: Path) -> str:
-    line = re.sub("^# *", "", file.read_text().partition("\n")[0])
+    line = re.sub("^# *", "", file.read_text("utf-8").partition("\n")[0])
     return line.removesuffix(":") if re.search("[.:]$", line) else f"{line} ..."
 
 
