@@ -160,5 +160,6 @@ def test_every_verb_runs_in_an_empty_folder(call):
         call("cot-flax", "export", "--checkpoint=run", f"--format={format}", f"--out={format}")
     assert (call.folder / "huggingface" / "README.md").exists()
     assert "Fits cpu" in call("cot-flax", "plan", "--target=cpu", "--gin_file=mine.gin", *SMALL)
+    assert "\n0 problems, " in call("cot-flax", "doctor")
     call("cot-flax", "demo", "--fast")
     assert (call.folder / "runs" / "demo" / "report.html").exists()
