@@ -14,7 +14,7 @@ except ImportError as error:
     raise UserError(
         f"no T5X ({error})",
         "T5X at commit cc342d41 with airio and jestimator, all three from GitHub",
-        "install them as docs/hosts.md says, or use our own trainer (cot-flax train)",
+        "run: bash launch/setup_t5x.sh in a checkout, or use our own trainer (cot-flax train)",
     ) from error
 
 import flax
@@ -285,8 +285,8 @@ def _metrics(sums: Mapping[str, jax.Array], batch: Mapping[str, jax.Array]) -> d
         loss=sums["loss"],
         segment_ids=packed or None,
     )
-    names = ("loss", "cross_entropy", "token_accuracy")
-    means = {name: Average(sums[name], tokens) for name in names}
+    names = ("loss", "cross_entropy", "token_accuracy", "z_loss")
+    means = {name: Average(sums[name], tokens) for name in names if name in sums}
     means["accuracy"] = means["token_accuracy"]
     if "soft_tokens" in sums:
         soft = sums["soft_tokens"]

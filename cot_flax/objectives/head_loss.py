@@ -69,7 +69,8 @@ def distillation_loss(
     Returns:
         The float32 loss in nats, and float32 sums over the weighted positions: `tokens` (of the
         weights), `cross_entropy`, `token_accuracy`, `nonfinite` (positions whose logits are not
-        finite, a count); with a teacher `soft_tokens` and the "soft/..." of `Objective.metrics`.
+        finite, a count), `z_loss` where it has a weight; with a teacher `soft_tokens` and the
+        "soft/..." of `Objective.metrics`.
     """
     if not objective.uses_teacher:
         teacher_ids_BTK = teacher_logprobs_BTK = None

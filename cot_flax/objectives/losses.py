@@ -159,8 +159,8 @@ class Objective:
         """What a run logs, float32 [...] each; names that begin with "soft/" mean something only
         where a position has a teacher.
 
-        `cross_entropy` and `token_accuracy` of the targets, `soft/kl_at_temperature` of this
-        objective's tail, and `teacher_metrics`.
+        `cross_entropy` and `token_accuracy` of the targets, `z_loss` (its part of the loss) where
+        it has a weight, `soft/kl_at_temperature` of this objective's tail, and `teacher_metrics`.
         """
         log_z = logsumexp(student.classes(), axis=-1)
         hard = {
@@ -168,6 +168,8 @@ class Objective:
             "cross_entropy": log_z - student.target,  # type: ignore[operator]
             "token_accuracy": (student.best == targets).astype(jnp.float32),
         }
+        if self.z_loss:
+            hard["z_loss"] = self.z_loss * jnp.square(log_z)
         if not self.uses_teacher:
             return hard
         soft = teacher_metrics(student, ids, logprobs)

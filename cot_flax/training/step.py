@@ -88,7 +88,8 @@ def summarize(sums: dict[str, float]) -> dict[str, float]:
     """Turns sums into means: a token for the loss, a position with a teacher for what compares."""
     # Over a window these are sums of sums, so that every token counts once.
     tokens, soft = max(sums["tokens"], 1.0), sums.get("soft_tokens", 0.0)
-    means = {name: sums[name] / tokens for name in ("loss", "cross_entropy", "token_accuracy")}
+    hard = ("loss", "cross_entropy", "token_accuracy", "z_loss")
+    means = {name: sums[name] / tokens for name in hard if name in sums}
     if soft:
         means |= {name[5:]: value / soft for name, value in sums.items() if name[:5] == "soft/"}
         means["teacher_fraction"] = soft / tokens

@@ -119,7 +119,7 @@ def test_metrics_against_numpy(config, params, batch, sums_of):
     targets, ids = batch["decoder_target_tokens"], batch["teacher_top_ids"]
     log_z = np.log(np.exp(logits).sum(axis=-1))
     expected = dict.fromkeys(
-        ["loss", "cross_entropy", "token_accuracy", "tokens", "soft_tokens"], 0.0
+        ["loss", "cross_entropy", "token_accuracy", "z_loss", "tokens", "soft_tokens"], 0.0
     )
     names = ("kl", "kl_at_temperature", "teacher_entropy", "teacher_mass", "student_mass")
     expected |= dict.fromkeys([f"soft/{name}" for name in (*names, "agreement")], 0.0)
@@ -148,7 +148,8 @@ def test_metrics_against_numpy(config, params, batch, sums_of):
                 soft_student_mass=q[:3].sum(),
                 soft_agreement=logits[b, t].argmax() == ids[b, t, 0],
             )
-        add(loss=loss + 0.01 * log_z[b, t] ** 2)
+        z_loss = 0.01 * log_z[b, t] ** 2
+        add(loss=loss + z_loss, z_loss=z_loss)
     total, sums = sums_of(params, batch)
     assert {name: float(value) for name, value in sums.items()} == pytest.approx(expected, rel=1e-4)
     assert total == sums["loss"]
@@ -292,6 +293,7 @@ def test_summarize():
         "loss": 16.0,
         "cross_entropy": 12.0,
         "token_accuracy": 2.0,
+        "z_loss": 0.5,
         "soft_tokens": 2.0,
         "soft/kl": 1.0,
         "soft/agreement": 2.0,
@@ -302,6 +304,7 @@ def test_summarize():
         "loss": 2.0,
         "cross_entropy": 1.5,
         "token_accuracy": 0.25,
+        "z_loss": 0.0625,
         "kl": 0.5,
         "agreement": 1.0,
         "teacher_fraction": 0.25,
