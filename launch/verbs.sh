@@ -18,13 +18,15 @@ find_python() { # the images of TPU VMs have Python 3.10
 }
 
 set_up() { # EXTRAS VERB: sets `command`, what the flags of the verb are added to
-  local extras=$1 bin="${VENV:-.venv}/bin"
-  command=("$bin/cot-flax" "$2")
+  local bin="${VENV:-.venv}/bin" folder=..
   if [[ $2 == t5x.* ]]; then
-    extras+=,t5x
-    command=("$bin/python" -P -m "$2")
+    [ ! -d shipped/t5x ] || folder=shipped
+    run bash launch/setup_t5x.sh "$folder" "$1"
+    command=("$bin/python" -m "$2")
+  else
+    run bash launch/setup.sh "$1"
+    command=("$bin/cot-flax" "$2")
   fi
-  run bash launch/setup.sh "$extras"
 }
 
 # A package that was shipped can be imported, and so can the packages in a project that was.

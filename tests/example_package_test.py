@@ -280,7 +280,7 @@ gin.get_configurable(train)()
 
 @pytest.mark.skipif(
     not all(map(importlib.util.find_spec, T5X)),
-    reason="T5X is not on PyPI: it, airio and jestimator must be on PYTHONPATH",
+    reason="T5X is not on PyPI: bash launch/setup_t5x.sh makes it importable",
 )
 def test_t5x_trains_and_scores_by_the_same_file(tmp_path):
     folder = tmp_path / "t5x"
@@ -292,7 +292,7 @@ def test_t5x_trains_and_scores_by_the_same_file(tmp_path):
     path = os.pathsep.join(filter(None, [str(HOME), os.environ.get("PYTHONPATH")]))
     environment = os.environ | {"PYTHONPATH": path, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
     environment["XLA_FLAGS"] = ""  # one device
-    command = [sys.executable, "-P", "-c", LAUNCH, arguments]
+    command = [sys.executable, "-c", LAUNCH, arguments]
     run = subprocess.run(
         command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300
     )

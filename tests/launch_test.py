@@ -27,6 +27,7 @@ EVALUATE = ["tpu_pod.sh", "evaluate", *TRAIN[2:]]
 RESULTS = ["--gin_file=e.gin", "--gin.EVAL_OUTPUT_DIR=gs://bucket/run/test"]
 PASSED = ["--", "--project=p", "--reserved", "--network=n", "--tunnel-through-iap", "--"]
 QUEUE = [*TRAIN, "--queue", "--spot"]
+T5X = ("t5x", "airio", "jestimator")
 GKE = ["tpu_gke.sh", "train", "job", "v6e-32", "cluster", "us-east5-b"]
 
 RECORDER = """#!{python} -IS
@@ -92,6 +93,9 @@ class Host:
         self.states("READY")
         (self.home / "code.txt").write_text("0")
         self.has_environment(self.home / "cot-flax", "tpu", "tpu,t5x")
+        for name in T5X:  # beside the checkouts, so that none is cloned
+            (self.home / name / name).mkdir(parents=True)
+            (folder / name / name).mkdir(parents=True)
 
     def stand_in(self, name, program="", folder=None):
         places = {"python": sys.executable, "calls": str(self.calls_file), "home": str(self.home)}
@@ -373,16 +377,20 @@ def test_what_is_shipped_can_be_imported_there_and_what_is_local_is_refused(host
     remedy = r".* alone; .*--ship=spiece.model and --gin.T5_VOCABULARY_FILE=shipped/spiece.model"
     assert_refused(refused, TRAIN[0], f"got --gin.T5_VOCABULARY_FILE=spiece.model{remedy}")
     assert host.verbs() == []
-    imports = "sys.path += os.environ['PYTHONPATH'].split(':')\nimport lake, river\n"
+    imports = "sys.path += os.environ.get('PYTHONPATH', '').split(':')\n"
+    imports += "if 't5x.eval' in sys.argv: import lake, river\n"
     for name in ("cot-flax", "python"):
         host.stand_in(name, imports + COT_FLAX, host.home / "cot-flax" / ".venv" / "bin")
     old = host.home / "cot-flax" / "shipped" / "old"
     old.mkdir(parents=True)
-    ship = [f"--ship={path}" for path in (package, f"{project}/", "spiece.model")]
+    checkouts = [tmp_path / name for name in T5X]
+    ship = [f"--ship={path}" for path in (package, f"{project}/", "spiece.model", *checkouts)]
     done = host.launch("tpu_pod.sh", "t5x.eval", *TRAIN[2:], *ship, *RESULTS)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert ["python", "-P", "-m", "t5x.eval", *RESULTS] in host.calls()
-    assert (host.home / "cot-flax" / "shipped" / "spiece.model").exists()
+    calls, shipped = host.calls(), host.home / "cot-flax" / "shipped"
+    assert ["python", "-", *(str(shipped / name) for name in T5X)] in calls
+    assert ["python", "-m", "t5x.eval", *RESULTS] in calls
+    assert (shipped / "spiece.model").exists()
     assert not old.exists()
 
 

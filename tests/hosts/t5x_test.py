@@ -5,7 +5,10 @@ Last run whole with T5X at cc342d41 (2026-04-21).
 
 import dataclasses
 import json
+import os
 import re
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -20,7 +23,7 @@ import tensorflow as tf
 from flax.core import freeze, unfreeze
 from support.t5x import LEAVES_LOOPS, _beside_t5x  # noqa: F401
 
-reason = "T5X is not on PyPI: it, airio and jestimator must be on PYTHONPATH"
+reason = "T5X is not on PyPI: bash launch/setup_t5x.sh makes it importable"
 pytest.importorskip("t5x.models", reason=reason, exc_type=ImportError)
 from t5x import eval as t5x_eval  # noqa: E402
 from t5x import gin_utils, partitioning, utils  # noqa: E402
@@ -72,6 +75,8 @@ KL = Objective(kl_weight=0.7, temperature=2.0, z_loss=0.01)
 LENGTHS = {"inputs": 96, "targets": 72}
 TAUGHT, UNTAUGHT = "stories_teacher_zero_shot_cot", "stories_zero_shot_cot"
 B = 8
+ROOT = Path(__file__).resolve().parents[2]
+T5X_ROOT = Path(utils.__file__).parents[1]
 SUBMESH = (1, 2 if jax.device_count() > 1 else 1)
 DESCENT = Optimizer(optax.sgd(1.0), lambda step: 1.0)  # moves parameters by the gradient
 
@@ -213,6 +218,7 @@ def test_loss_and_gradients_are_our_trainers(params, batch):
     expected, means = train_in_ours(KL, DESCENT, params, batch)
     assert_close(moved, expected, atol=1e-5)
     assert_same_metrics(metrics, means)
+    assert metrics["z_loss"] > 0
     assert metrics["kl"] > 0 and 0.5 < metrics["teacher_fraction"] < 1
     change = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), moved, params)
     assert min(jax.tree.leaves(change)) > 1e-4  # every gradient is larger than the tolerance
@@ -254,7 +260,7 @@ def test_without_rows_the_loss_is_plain_cross_entropy(params):
 
 
 def test_summaries_have_t5xs_own_figures(params, batch):
-    """By name, those that T5X's own model has beside its z-loss; the fractions by counting."""
+    """By name, those that T5X's own model has; the fractions by counting."""
     model = make_model(objective=KL, optimizer=DESCENT)
     _, metrics = train_in_t5x(model, params, batch)
     for name in ("steps_per_second", "seqs_per_second", "target_tokens_per_second_per_core"):
@@ -451,16 +457,55 @@ def test_infer_writes_predictions(trained, tmp_path):
     assert all(isinstance(line["prediction"], str) for line in lines)
 
 
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """`python -m t5x.train` with these flags, in the environment of launch/setup_t5x.sh."""
+    if not all((T5X_ROOT.parent / name / name).is_dir() for name in ("t5x", "airio", "jestimator")):
+        pytest.skip("the three checkouts are not in one folder, as launch/setup_t5x.sh wants them")
+    venv = tmp_path_factory.mktemp("script") / "venv"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", venv], check=True)
+    (packages,) = venv.glob("lib/python*/site-packages")
+    installed = [path for path in sys.path if path.endswith("site-packages")]
+    lines = [f"import site; site.addsitedir({path!r})" for path in installed]
+    (packages / "ours.pth").write_text("\n".join(lines))
+    shutil.copy(ROOT / "setup.py", venv / "installed-t5x")  # so that nothing is installed here
+    environment = {name: text for name, text in os.environ.items() if name != "PYTHONPATH"}
+    environment |= {"VENV": str(venv), "PYTHON": sys.executable}
+    environment |= {"XLA_FLAGS": "", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+
+    def run(folder, *command):
+        done = subprocess.run(
+            command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+
+    run(ROOT, "bash", "launch/setup_t5x.sh", T5X_ROOT.parent)
+    return lambda folder, *flags: run(folder, venv / "bin" / "python", "-m", "t5x.train", *flags)
+
+
+def test_the_plain_command_works_beside_folders_of_our_names(plain, tmp_path):
+    for name in ("experiments", "models", "objectives", "runs", "t5x"):
+        (tmp_path / name).mkdir()
+    macros = {"MODEL_DIR": str(tmp_path / "run"), "TRAIN_STEPS": 2, "CHECKPOINT_PERIOD": 2}
+    macros |= {"BATCH_SIZE": 2, "EVAL_STEPS": 1, "WARMUP_STEPS": 0, "EVALUATOR_NUM_EXAMPLES": 2}
+    flags = ["--gin_file=experiments/world_answer.gin", "--gin_file=t5x/train.gin"]
+    flags += [f"--gin.{name}={value!r}" for name, value in macros.items()]
+    flags += [f"--gin.{binding}" for binding in [*WORLD, "evaluation.Decoding.max_tokens = 4"]]
+    plain(tmp_path, f"--gin_search_paths={gin_root()}", *flags)
+    assert (tmp_path / "run" / "checkpoint_2").is_dir()
+
+
 # T5X's own models and run files -------------------------------------------------------------------
 
-DOCS = Path(__file__).resolve().parents[2] / "docs" / "hosts.md"
-T5X_ROOT = Path(utils.__file__).parents[1]
+
+GSM8K_TASKS = tuple(f"gsm8k_{form}" for form in FORMATS)
 
 
 @pytest.fixture
 def team(tmp_path):
     """The gin files of docs/hosts.md, with GSM8K, a vocabulary and a store beside them."""
-    pages = re.findall(r"```gin\n# needs: T5X.*?\n(from __gin__.*?)```", DOCS.read_text(), re.S)
+    text = (ROOT / "docs" / "hosts.md").read_text()
+    pages = re.findall(r"```gin\n# needs: T5X.*?\n(from __gin__.*?)```", text, re.S)
     for name, page in zip(("gsm8k_finetune.gin", "gsm8k_kl.gin"), pages, strict=True):
         (tmp_path / name).write_text(page)
     (tmp_path / "spiece.model").write_bytes(VOCABULARY_PATH.read_bytes())
@@ -492,11 +537,10 @@ def team(tmp_path):
     seqio.TaskRegistry.remove("team_sums")
 
 
-def finetune(team, file="gsm8k_finetune.gin", network="network", *bindings, **macros):
-    """`python -m t5x.train` as docs/hosts.md has it, for two steps of a tiny network."""
+def small_finetuning(team, network="network", **macros):
+    """Bindings of two steps of a tiny network."""
     small = {"num_heads": 2, "num_encoder_layers": 1, "num_decoder_layers": 1, "emb_dim": 16}
     small |= {"vocab_size": 384, "head_dim": 4, "mlp_dim": 32, "dtype": "float32"}
-    bindings = [*bindings, *(f"{network}.T5Config.{name} = {v!r}" for name, v in small.items())]
     macros = {
         "MODEL_DIR": str(team / "run"),
         "TRAIN_STEPS": 2,
@@ -507,7 +551,13 @@ def finetune(team, file="gsm8k_finetune.gin", network="network", *bindings, **ma
         "EVALUATOR_NUM_EXAMPLES": 8,
         "INITIAL_CHECKPOINT_PATH": (),
     } | macros
-    bindings += [f"{name} = {value!r}" for name, value in macros.items()]
+    values = {f"{network}.T5Config.{name}": value for name, value in small.items()} | macros
+    return [f"{name} = {value!r}" for name, value in values.items()]
+
+
+def finetune(team, *bindings, file="gsm8k_finetune.gin", network="network", **macros):
+    """`python -m t5x.train` as docs/hosts.md has it."""
+    bindings = [*bindings, *small_finetuning(team, network, **macros)]
     mesh = {"num_partitions": None, "model_parallel_submesh": SUBMESH}
     bindings += [f"partitioning.PjitPartitioner.{name} = {value}" for name, value in mesh.items()]
     gin.clear_config()
@@ -519,19 +569,34 @@ def finetune(team, file="gsm8k_finetune.gin", network="network", *bindings, **ma
         return gin.get_configurable(t5x_train.train)()
 
 
-@pytest.mark.parametrize("name", ["gsm8k_cot_mix", "team_mix"])
-def test_t5xs_own_model_finetunes_on_our_mixtures(team, name):
+def assert_trained_and_scored(run, *others):
+    assert np.isfinite(summaries(run / "train")["loss"][2])
+    scored = {file.name for file in (run / "inference_eval").glob("*-metrics.jsonl")}
+    assert scored == {f"{task}-metrics.jsonl" for task in (*GSM8K_TASKS, *others)}
+
+
+@pytest.mark.parametrize(("name", "others"), [("gsm8k_cot_mix", ()), ("team_mix", ("team_sums",))])
+def test_t5xs_own_model_finetunes_on_our_mixtures(team, name, others):
     last_step, _ = finetune(team, MIXTURE_OR_TASK_NAME=name)
     assert last_step == 2
-    assert np.isfinite(summaries(team / "run" / "train")["loss"][2])
-    scored = {file.name for file in (team / "run" / "inference_eval").glob("*-metrics.jsonl")}
-    tasks = {f"gsm8k_{form}-metrics.jsonl" for form in FORMATS}
-    assert scored == tasks | ({"team_sums-metrics.jsonl"} if name == "team_mix" else set())
+    assert_trained_and_scored(team / "run", *others)
+
+
+def test_t5xs_scalable_model_finetunes_on_our_mixture(team, plain):
+    """In its own process: gin does not tell two modules `network` apart."""
+    page = (team / "gsm8k_finetune.gin").read_text()
+    scalable = page.replace("t5x/examples/t5/", "t5x/examples/scalable_t5/")
+    assert scalable != page
+    (team / "gsm8k_finetune.gin").write_text(scalable)
+    flags = [f"--gin.{binding}" for binding in small_finetuning(team)]
+    plain(team, "--gin_search_paths=.", "--gin_file=gsm8k_finetune.gin", *flags)
+    assert (team / "run" / "checkpoint_2").is_dir()
+    assert_trained_and_scored(team / "run")
 
 
 def distil(team, *bindings, **macros):
     short = "evaluation.Decoding.max_tokens = 8"
-    return finetune(team, "gsm8k_kl.gin", "t5", short, *bindings, **macros)
+    return finetune(team, short, *bindings, file="gsm8k_kl.gin", network="t5", **macros)
 
 
 def test_kl_runs_under_t5xs_own_run_file_by_one_name(team):
@@ -549,10 +614,10 @@ def test_kl_runs_under_t5xs_own_run_file_by_one_name(team):
     assert (team / "run" / "inference_eval" / f"{task}-metrics.jsonl").exists()
 
 
-def prepare_gsm8k(team):
+def prepare_gsm8k(team, **changes):
     """A store of chains on the first sixteen questions, with the teacher's log-probabilities."""
     samples = [
-        dataclasses.replace(sample, question=f"train {n} + {n}?", gold_answer=sample.gold_answer)
+        dataclasses.replace(sample, question=f"train {n} + {n}?", **changes)
         for n, sample in enumerate(make_samples(make_stories(16, split="train"), samples=1))
     ]
     write_samples(team / "samples.jsonl", samples)
@@ -562,9 +627,12 @@ def prepare_gsm8k(team):
     prepare(inputs, out, vocabulary=gsm8k.VOCABULARY, settings=Preparation(), workers=1)
 
 
-def test_kl_without_rows_stops_under_t5xs_own_run_file(team):
-    with pytest.raises(UserError, match=r"without a teacher's rows.*kl_weight > 0"):
-        distil(team, MIXTURE_OR_TASK_NAME="gsm8k_zero_shot_cot")
+@pytest.mark.parametrize("task", ["gsm8k_zero_shot_cot", "gsm8k_teacher_zero_shot_cot"])
+def test_kl_without_a_teacher_stops_under_t5xs_own_run_file(team, task):
+    """On the data set itself, and on a store of chains alone."""
+    prepare_gsm8k(team, logprobs=None)
+    with pytest.raises(UserError, match=f"no teacher log-probabilities in {task}"):
+        distil(team, MIXTURE_OR_TASK_NAME=task)
 
 
 # Mistakes -----------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from cot_flax.weights.files.tensorstore import listing
 from cot_flax.weights.opening import open_source
 from cot_flax.weights.source import Source
 
-reason = "T5X is not on PyPI: it, airio and jestimator must be on PYTHONPATH"
+reason = "T5X is not on PyPI: bash launch/setup_t5x.sh makes it importable"
 checkpoints = pytest.importorskip("t5x.checkpoints", reason=reason)
 from t5x import adafactor, decoding, models, partitioning, utils  # noqa: E402
 from t5x.examples.scalable_t5 import network as scalable_network  # noqa: E402
