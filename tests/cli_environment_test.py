@@ -75,6 +75,13 @@ def test_a_report_draws_without_the_backend_of_a_kernel(tmp_path):
     assert "<svg" in (tmp_path / "page.html").read_text()
 
 
+def test_a_kernel_that_forces_colours_gets_lines_and_no_bars(tmp_path):
+    script = "from cot_flax.cli import environment; environment.settle()\n"
+    script += "from rich.console import Console; print(Console(stderr=True).is_terminal)"
+    done = call(tmp_path, "-c", script, FORCE_COLOR="1", CLICOLOR_FORCE="1")
+    assert (done.returncode, done.stdout) == (0, "False\n"), done.stderr
+
+
 @pytest.mark.parametrize(
     ("variable", "message"),
     [

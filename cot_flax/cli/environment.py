@@ -50,6 +50,8 @@ def settle() -> None:
     for name, reason in _BREAKING.items():
         if value := os.environ.pop(name, None):
             print(f"cot-flax: without {name}={value}: {reason}", file=sys.stderr)
+    if not sys.stderr.isatty():  # bars would be drawn into a notebook, line under line
+        os.environ.pop("FORCE_COLOR", None)
     _give_a_home()
     sys.path[:] = _own_packages_first(sys.path, os.environ.get("PYTHONPATH", ""))
     if "XLA_FLAGS" in os.environ and "jaxlib" not in sys.modules:
