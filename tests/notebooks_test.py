@@ -144,10 +144,14 @@ def execute(tmp_path, monkeypatch):
         client = nbclient.NotebookClient(
             notebook,
             timeout=1800,
+            coalesce_streams=True,  # as a page shows them
             kernel_name="bare",
             resources={"metadata": {"path": str(folder)}},
         )
-        client.execute()
+        try:
+            client.execute()
+        finally:  # for whoever wants to see it
+            nbformat.write(notebook, tmp_path / "executed.ipynb")
 
     return run
 
@@ -172,7 +176,7 @@ def test_its_commands_stop_at_the_first_that_fails(notebook):
     assert len(scripts) >= 3
     shellcheck = Path(sys.executable).with_name("shellcheck")
     for script in scripts:
-        assert script.startswith("set -euo pipefail\n")
+        assert script.startswith("set -euo pipefail\nexec 2>&1\n")
         command = [shellcheck, "--shell=bash", "-"]
         done = subprocess.run(command, input=script, stdout=subprocess.PIPE, text=True, check=False)
         assert (done.returncode, done.stdout) == (0, "")
@@ -263,6 +267,45 @@ def test_a_gpu_gets_the_cuda_that_its_driver_has(answer, device, set_up, tmp_pat
     assert set_up["accelerator"]() == "tpu"
 
 
+@pytest.mark.parametrize(
+    ("source", "built"),
+    [
+        ("https://host/me/cot-flax", "git+https://host/me/cot-flax"),
+        ("git+ssh://git@host/me/cot-flax@main", "git+ssh://git@host/me/cot-flax@main"),
+        ("https://host/me/main.zip", "https://host/me/main.zip"),
+        ("cot_flax-0.1.0-py3-none-any.whl", "cot_flax-0.1.0-py3-none-any.whl"),
+    ],
+)
+@pytest.mark.parametrize(
+    ("device", "extras", "others"),
+    [
+        ("", "[data,teach,report]", []),
+        ("tpu", "[data,teach,report,tpu]", []),
+        ("old gpu", "[data,teach,report]", ["jax[cuda12]"]),
+    ],
+)
+def test_what_an_address_names_is_built_and_installed(
+    source, built, device, extras, others, set_up, tmp_path
+):
+    calls = []
+
+    def call(*words):
+        calls.append([str(word) for word in words])
+        if "wheel" in words:
+            folder = Path(words[words.index("--wheel-dir") + 1])
+            (folder / "cot_flax-0.1.0-py3-none-any.whl").touch()
+
+    set_up.update(call=call, DEVICE=device, VENV=tmp_path / "environment")
+    set_up["install"](source)
+    *_, made, wheel, all_of_it, it = calls
+    assert made[1:3] == ["venv", "--clear"] and made[-1] == f"{tmp_path}/environment"
+    assert wheel[-1] == built
+    python = f"{tmp_path}/environment/bin/python"
+    assert all_of_it[3:7] == ["--python", python, "install", "--quiet"]
+    assert all_of_it[7:] == [f"{it[-1]}{extras}", *others]
+    assert it[-3:-1] == ["--force-reinstall", "--no-deps"]
+
+
 def test_a_secret_is_taken_where_there_is_one(set_up, monkeypatch):
     def missing(name):
         raise KeyError(name)
@@ -286,11 +329,16 @@ def test_the_set_up_builds_and_installs_a_wheel(bare, cache, execute, tmp_path):
     notebook = read("world")
     cells = notebook.cells
     teach = next(cell for cell in cells if "teach stories" in cell.source)
-    notebook.cells = [titled(notebook, "Set up"), cells[cells.index(teach) - 1], teach]
+    names = "TPU_LIBRARY_PATH", "LD_LIBRARY_PATH", "PYTHONPATH", "PIP_CONSTRAINT"
+    said = nbformat.v4.new_code_cell(
+        f"print({{name: os.environ[name] for name in {names} if name in os.environ}})"
+    )
+    notebook.cells = [titled(notebook, "Set up"), cells[cells.index(teach) - 1], teach, said]
     fill_in(notebook, COT_FLAX=str(ROOT))
     (tmp_path / "here").mkdir()
     execute(notebook, bare, tmp_path / "here", COT_FLAX_CACHE=str(cache))
-    set_up, _, taught = notebook.cells
+    set_up, _, taught, said = notebook.cells
+    assert printed(said) == "{'LD_LIBRARY_PATH': '/usr/local/nvidia/lib64'}\n"
     assert "Installing cot-flax from" in printed(set_up)
     assert re.search(r"JAX [\d.]+, 8 x cpu\nNO ACCELERATOR IS USED\n", printed(set_up))
     environment = cache / f"notebook-{PYTHON}"
@@ -357,20 +405,24 @@ t5.T5Config:
 """
 
 
-def sums(count):
+def sums(count, name="Ann"):
     """Questions with a chain and an answer, in words of the world."""
     for i in range(2, 2 + count):
-        yield f"Ann has {i} pens and buys {i + 1} more.", f"{i} + {i + 1} = {2 * i + 1}.", 2 * i + 1
+        yield (
+            f"{name} has {i} pens and buys {i + 1} more.",
+            f"{i} + {i + 1} = {2 * i + 1}.",
+            2 * i + 1,
+        )
 
 
 def gsm8k(folder):
     """GSM8K's files where the notebook would download them; it holds out the last 500 lines."""
     data = folder / "runs" / "gsm8k" / "main"
     data.mkdir(parents=True)
-    for split, count in (("train", 540), ("test", 4)):
+    for split, count, name in (("train", 540, "Ann"), ("test", 4, "Eve")):
         lines = [
             json.dumps({"question": question, "answer": f"{chain}\n#### {answer}"}) + "\n"
-            for question, chain, answer in sums(count)
+            for question, chain, answer in sums(count, name)
         ]
         (data / f"{split}.jsonl").write_text("".join(lines))
     return {}
@@ -397,7 +449,7 @@ def test_flan_t5_goes_from_weights_and_data_to_the_report_and_an_export(
         results = json.loads((run / when / "test" / "results.json").read_text())
         ((task, result),) = results["tasks"].items()
         assert task == ("gsm8k" if data is gsm8k else "scenario") + "_zero_shot_cot"
-        assert result["examples"] == 4
+        assert result["count"] == 4
     facts = json.loads((run / "after" / "run.json").read_text())
     assert facts["started_from"] == weights["WEIGHTS"]
     assert facts["training"]["mesh"]["data"] == 8
