@@ -91,11 +91,12 @@ def link(names, folder):
         try:
             distribution = importlib.metadata.distribution(name)
         except importlib.metadata.PackageNotFoundError:
-            continue  # of another platform, or an extra
+            continue  # of another platform
         if name in seen:
             continue
         seen.add(name)
-        left += [re.split(r"[^\w.-]", line)[0] for line in distribution.requires or ()]
+        needed = [line for line in distribution.requires or () if "extra ==" not in line]
+        left += [re.split(r"[^\w.-]", line)[0] for line in needed]
         for top in {file.parts[0] for file in distribution.files} - {"..", "__pycache__"}:
             if not (folder / top).exists():
                 (folder / top).symlink_to(distribution.locate_file(top))
@@ -349,6 +350,16 @@ def test_the_set_up_builds_and_installs_a_wheel(bare, cache, execute, tmp_path):
     notebook.cells = [set_up]
     execute(notebook, bare, tmp_path / "here", COT_FLAX_CACHE=str(cache))
     assert "Installing" not in printed(set_up) and "NO ACCELERATOR IS USED" in printed(set_up)
+
+
+def test_a_file_that_is_not_there_is_said_before_anything_is_installed(tmp_path):
+    notebook = read("flan_t5")
+    form = titled(notebook, "Data and weights")
+    assert code(notebook)[0] is form
+    exec(form.source, {})
+    fill_in(notebook, DATA=str(tmp_path / "tickets.csv"))
+    with pytest.raises(SystemExit, match=r"^got no file .*tickets\.csv; expected .*; upload"):
+        exec(form.source, {})
 
 
 @pytest.mark.slow
