@@ -345,6 +345,7 @@ def test_the_set_up_builds_and_installs_a_wheel(bare, cache, execute, tmp_path):
     environment = cache / f"notebook-{PYTHON}"
     installed = packages(environment) / "cot_flax"
     assert (installed / "gin" / "runs" / "train.gin").exists() and not installed.is_symlink()
+    assert (installed / "examples" / "triage" / "test.jsonl").exists()
     assert "40 samples in runs/world/samples.jsonl.gz" in printed(taught)
     assert {path.name for path in (tmp_path / "here").iterdir()} == {"runs"}
     notebook.cells = [set_up]
