@@ -1,9 +1,10 @@
 """README and docs do what they say: blocks of commands run, the others name what exists.
 
 A block that begins with `# needs: ...` wants something that a test does not have. Every other block
-runs, page after page in one folder: what a page writes, the next one reads. bash interprets a block
-of commands with a stand-in for `cot-flax` that notes its arguments, which then go through the entry
-point in this process, with a few flags more that make them small.
+runs, page after page in one folder: what a page writes, the next one reads, and the test of one
+block alone first runs those before it. bash interprets a block of commands with a stand-in for
+`cot-flax` that notes its arguments, which then go through the entry point in this process, with a
+few flags more that make them small.
 """
 
 import ast
@@ -213,24 +214,52 @@ def small(arguments: list[str]) -> list[str]:
     return [*arguments, *flags]
 
 
-@pytest.mark.parametrize("block", named(b for b in BASH if b.runs))
-def test_a_block_of_commands_runs(block, folder, monkeypatch):
-    monkeypatch.chdir(folder)
-    for found in re.findall(r"^export PYTHONPATH=(\S+)", block.text, re.M):
-        monkeypatch.syspath_prepend(folder / found)
-    assert {words[0] for words in block.commands} <= HARMLESS, f"begin it with {NEEDS}"
-    for arguments in noted(block.text, folder):
-        assert call(*small(arguments)) == 0, shlex.join(arguments)
+@pytest.fixture(scope="module")
+def run(folder):
+    """Runs a block once, after those of its language that the pages have before it."""
+    waiting = [block for block in BLOCKS if block.runs]
+
+    def run(block: Block) -> None:
+        before = BLOCKS[: BLOCKS.index(block) + 1]
+        for one in [b for b in before if b in waiting and b.language == block.language]:
+            waiting.remove(one)
+            RUN[one.language](one, folder)
+
+    return run
 
 
-@pytest.mark.parametrize("block", named(b for b in BLOCKS if b.language == "python" and b.runs))
-def test_a_block_of_python_runs(block):
+def run_commands(block: Block, folder: Path) -> None:
+    assert {words[0] for words in block.commands} <= HARMLESS, f"{block}: begin it with {NEEDS}"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for found in re.findall(r"^export PYTHONPATH=(\S+)", block.text, re.M):
+            patch.syspath_prepend(folder / found)
+        for arguments in noted(block.text, folder):
+            assert call(*small(arguments)) == 0, f"{block}: {shlex.join(arguments)}"
+
+
+def run_python(block: Block, folder: Path) -> None:
     with gin.unlock_config():  # the commands of other blocks have locked it
         exec(block.text, {})
 
 
-def test_the_data_set_of_the_example_gives_batches():
-    """After its block ran; what commands of other blocks bound is forgotten."""
+RUN = {"bash": run_commands, "python": run_python}
+
+
+@pytest.mark.parametrize("block", named(b for b in BASH if b.runs))
+def test_a_block_of_commands_runs(block, run):
+    run(block)
+
+
+@pytest.mark.parametrize("block", named(b for b in BLOCKS if b.language == "python" and b.runs))
+def test_a_block_of_python_runs(block, run):
+    run(block)
+
+
+def test_the_data_set_of_the_example_gives_batches(run):
+    """What commands of other blocks bound is forgotten."""
+    (block,) = (b for b in BLOCKS if b.language == "python" and '"triage"' in b.text)
+    run(block)
     gin.clear_config()
     lengths = {"inputs": 96, "targets": 96}
     data = TaskBatches("triage_zero_shot_cot", lengths, batch_size=1, shuffle=False)

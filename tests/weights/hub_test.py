@@ -1,4 +1,4 @@
-"""Against a small hub on the loopback; every call is a process, as HF_* are read at its start."""
+"""Against a small hub on the loopback, from other processes: HF_* are read when one starts."""
 
 import hashlib
 import json
@@ -23,15 +23,15 @@ FILES = {
     "t/gated": ("config.json", "model.safetensors"),
 }
 CALL = """
-import sys
+import json, sys
 from cot_flax.errors import UserError
 from cot_flax.weights.source import Access
 from cot_flax.weights.hub import download
-name, pickle, local = sys.argv[1:]
-try:
-    print(download(name, Access(pickle == "True", local == "True")))
-except UserError as error:
-    print("UserError", error)
+for name, access in json.loads(sys.argv[1]):
+    try:
+        print(download(name, Access(**access)))
+    except UserError as error:
+        print("UserError", error)
 """
 
 
@@ -95,53 +95,56 @@ def hub():
 
 @pytest.fixture
 def download(tmp_path):
-    def call(endpoint, name, *, pickle=False, local=False, **environment):
+    """Downloads (name, fields of Access) one after the other; returns what each of them says."""
+
+    def call(endpoint, *wanted, **environment):
         clean = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
         ours = {"HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path), "NO_PROXY": "127.0.0.1"}
         result = subprocess.run(
-            [sys.executable, "-c", CALL, name, str(pickle), str(local)],
+            [sys.executable, "-c", CALL, json.dumps(wanted)],
             env=clean | ours | environment,
             capture_output=True,
             text=True,
             timeout=120,
         )
         assert result.returncode == 0, result.stderr
-        return result.stdout.strip().splitlines()[-1]
+        return result.stdout.strip().splitlines()[-len(wanted) :]
 
     return call
 
 
 CLOSED = "http://127.0.0.1:9"  # nobody listens there
+SAFE, LOCAL, PICKLED = {}, {"local_files_only": True}, {"allow_pickle": True}
 
 
 def test_what_is_needed_comes_and_stays(hub, download, tmp_path):
-    folder = download(hub, "t/safe", pickle=True)
+    folder, sharded = download(hub, ("t/safe", PICKLED), ("t/sharded", SAFE))
     names = ["config.json", "model.safetensors", "spiece.model"]
     assert sorted(os.listdir(folder)) == names
     assert (tmp_path / folder / "spiece.model").read_text() == "spiece.model"
-    assert download(hub, "t/sharded").endswith(SHA)
+    assert sharded.endswith(SHA)
     # From then on without a connection, said or not.
-    assert download(CLOSED, "t/safe", local=True) == folder
-    assert download(CLOSED, "t/safe") == folder
+    assert download(CLOSED, ("t/safe", LOCAL), ("t/safe", SAFE)) == [folder, folder]
 
 
 def test_pickled_weights_come_only_where_allowed_and_nothing_better_is(hub, download):
-    folder = download(hub, "t/pickled")
+    (folder,) = download(hub, ("t/pickled", SAFE))
     assert os.listdir(folder) == ["config.json"]
-    folder = download(hub, "t/pickled", pickle=True)
+    (folder,) = download(hub, ("t/pickled", PICKLED))
     assert sorted(os.listdir(folder)) == ["config.json", "pytorch_model.bin"]
 
 
 def test_what_cannot_come(hub, download, tmp_path):
-    message = download(hub, "t/nothing")
-    assert message.startswith("UserError got no t/nothing: neither a folder here nor a model on")
-    message = download(hub, "t/gated")
-    assert message.startswith("UserError got t/gated, which its owners give to some only")
-    message = download(CLOSED, "t/safe")
+    nothing, gated, absent = download(
+        hub, ("t/nothing", SAFE), ("t/gated", SAFE), ("t/safe", LOCAL)
+    )
+    assert nothing.startswith("UserError got no t/nothing: neither a folder here nor a model on")
+    assert gated.startswith("UserError got t/gated, which its owners give to some only")
+    (unreached,) = download(CLOSED, ("t/safe", SAFE))
     got = f"UserError got no folder t/safe, and no answer for it from {CLOSED}"
-    assert message.startswith(got)
-    assert "--local_files_only" in message and "hf download t/safe --local-dir DIR" in message
-    for options in ({"local": True}, {"HF_HUB_OFFLINE": "1"}):
-        message = download(hub, "t/safe", **options)
+    assert unreached.startswith(got)
+    assert "--local_files_only" in unreached and "hf download t/safe --local-dir DIR" in unreached
+    (offline,) = download(hub, ("t/safe", SAFE), HF_HUB_OFFLINE="1")
+    for message in (absent, offline):
         assert message.startswith("UserError got t/safe that is not, or not whole, in its cache")
         assert "HF_HOME" in message and str(tmp_path) in message
