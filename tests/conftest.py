@@ -1,8 +1,11 @@
 """What all tests share: simulated devices, quiet libraries, and where shared data lies."""
 
 import os
+import signal
+import sys
 from pathlib import Path
 
+import pytest
 from support import xla
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -27,7 +30,13 @@ os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")
 # is there, cannot be led to the emulator.
 os.environ.setdefault("EPATH_USE_TF", "false")
 
-import pytest
+# The compiler of PyTorch's wheels for GPUs crashes where TensorFlow was imported before it; what
+# our references compute on the CPU does without it.
+sys.modules["triton"] = None
+
+# A shell's background jobs, and what they start, ignore Ctrl-C; tests send it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

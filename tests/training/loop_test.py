@@ -640,7 +640,7 @@ def prefetchers():
 
 class TestPrefetch:
     sharding = SingleDeviceSharding(jax.devices()[0])
-    place = partial(jax.device_put, device=sharding)
+    place = staticmethod(partial(jax.device_put, device=sharding))
 
     def test_gives_every_batch_in_order_on_the_device(self):
         batches = loop.prefetch(({"x": np.full(2, n)} for n in range(10)), self.place)
