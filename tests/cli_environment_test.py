@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from support import reports
+from support import reports, xla
 
 from cot_flax.cli import environment
 from cot_flax.errors import UserError
@@ -134,3 +134,9 @@ def test_flags_of_xla_that_it_knows_pass():
     environment._check_xla_flags("--xla_gpu_autotune_level=2")
     with pytest.raises(UserError, match="expected flags that this jaxlib knows"):
         environment._check_xla_flags("no_such_file")
+
+
+def test_tests_pass_flags_that_xla_knows_alone():
+    """Every version knows the two of conftest.py that keep compilation short."""
+    quick = "--xla_backend_optimization_level=0", "--xla_llvm_disable_expensive_passes=true"
+    assert xla.known(quick[0], "--xla_no_such_flag=1", quick[1]) == list(quick)
