@@ -1,8 +1,12 @@
 """Packaging: what lies beside the package in a checkout (BESIDE) is inside it when installed.
 
 Alone it is the JAX core; what reads data, asks teachers or draws reports are extras. The lower
-bounds are the versions that CI installs and tests.
+bounds of the core and of data, teach, report and dev are the versions with which the tests pass on
+Python 3.11 (`launch/matrix.sh 3.11=lowest`, launch/constraints/3.11.txt), except for a driver's or
+another framework's extras: those were the newest when their tests passed.
 """
+
+from pathlib import Path
 
 from setuptools import find_packages, setup
 
@@ -19,13 +23,13 @@ TEACH = [*TABLES, "openai>=3.54.0", "stamina>=26.1.0"]
 REPORT = ["matplotlib>=3.11.2"]
 BEAM = ["apache-beam>=2.77.0"]
 BESIDE = ("tasks", "gin", "examples")
-TORCH = ["torch==2.13.0", "transformers>=4.57"]  # what parity and speed are measured against
+TORCH = ["torch==2.13.0", "transformers>=4.57.1"]  # what parity and speed are measured against
 
 setup(
     name="cot-flax",
     version="0.1.0",
     description="Teach small models to reason step by step, in JAX and Flax",
-    long_description=open("README.md").read(),  # noqa: SIM115
+    long_description=Path("README.md").read_text(),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11,<3.14",  # tensorflow-text has no wheels for 3.14

@@ -1,6 +1,7 @@
 # shellcheck shell=bash
 # What a launch runs, here or on the machine that it goes to. Sourced, not run.
 # shellcheck disable=SC2034  # `command` is for those that source this file
+. launch/pythons.sh
 
 check_verb() {
   case $1 in
@@ -10,10 +11,8 @@ check_verb() {
 }
 
 find_python() { # the images of TPU VMs have Python 3.10
-  python3 -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' && return
-  python3 -m pip install --quiet --user uv
-  ~/.local/bin/uv python install --quiet 3.12
-  PYTHON=$(~/.local/bin/uv python find 3.12)
+  fits "$(version_of python3)" && return
+  PYTHON=$(interpreter 3.12)
   export PYTHON
 }
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import re
 import shlex
 import shutil
@@ -10,7 +11,9 @@ import subprocess
 import sys
 import tarfile
 import time
+from importlib.metadata import version
 from pathlib import Path
+from unittest.mock import ANY
 
 import pytest
 
@@ -18,8 +21,8 @@ LAUNCH = Path(__file__).resolve().parents[1] / "launch"
 SCRIPTS = sorted(path for path in LAUNCH.iterdir() if path.suffix in (".sh", ".sbatch"))
 # All that the scripts may call, beside what each test puts on PATH.
 TOOLS = (
-    "basename bash cat chmod cmp cp dirname env flock git gzip mkdir rm setsid sh sleep tail tar tr"
-    " true"
+    "basename bash cat chmod cmp cp dirname env flock git grep gzip mkdir rm setsid sh sleep tail"
+    " tar tee tr true"
 )
 SHIPPED = ["--gin_file=experiments/world_base.gin", "--gin.MODEL_DIR='gs://bucket/a run'"]
 TRAIN = ["tpu_pod.sh", "train", "pod", "v5e-16", "us-central1-a"]
@@ -32,8 +35,9 @@ GKE = ["tpu_gke.sh", "train", "job", "v6e-32", "cluster", "us-east5-b"]
 
 RECORDER = """#!{python} -IS
 import json, os, sys
+NAME = {name!r}
 with open({calls!r}, "a") as file:
-    file.write(json.dumps([{name!r}, *sys.argv[1:]]) + "\\n")
+    file.write(json.dumps([NAME, *sys.argv[1:]]) + "\\n")
 """
 # `describe` takes its answers from states.txt in turn; the last one stays. Workers are folders.
 GCLOUD = """
@@ -66,6 +70,24 @@ print("trains with a token of", len(os.environ.get("HF_TOKEN", "")), "letters", 
 while pathlib.Path({home!r}, "busy").exists():
     time.sleep(0.02)
 sys.exit(int(pathlib.Path({home!r}, "code.txt").read_text()))
+"""
+# Stands for an interpreter; the environments that it makes have it, too.
+PYTHON = """
+import pathlib
+sys.version_info = (3, MINOR, 0)
+match sys.argv[1:]:
+    case ["-c", code]:
+        exec(code)
+    case ["-m", "venv", folder]:
+        pathlib.Path(folder, "bin").mkdir(parents=True)
+        pathlib.Path(folder, "pyvenv.cfg").touch()
+        for name in ("python", "python3"):
+            made = pathlib.Path(folder, "bin", name)
+            program = pathlib.Path(__file__).read_text()
+            made.write_text(program.replace(f"NAME = {{NAME!r}}", f"NAME = {{folder!r}}"))
+            made.chmod(0o755)
+    case [script, *words] if script != "-m":
+        os.execv(sys.executable, [sys.executable, script, *words])
 """
 
 
@@ -110,6 +132,17 @@ class Host:
             shutil.copy(self.checkout / "setup.py", checkout / ".venv" / f"installed-{extra}")
         for name in ("cot-flax", "python"):
             self.stand_in(name, COT_FLAX, checkout / ".venv" / "bin")
+
+    def python(self, name, minor, folder=None):
+        """An interpreter that says it is Python 3.`minor`; a file it is given runs here."""
+        self.stand_in(name, PYTHON.replace("MINOR", str(minor)), folder)
+
+    def installs(self):
+        """Environments into which this package was installed since the last time."""
+        calls = [
+            call for call in self.calls() if call[1:3] == ["-m", "pip"] and "--editable" in call
+        ]
+        return [call[0] for call in calls]
 
     def states(self, *states):
         (self.home / "states.txt").write_text("\n".join(states))
@@ -471,24 +504,157 @@ def test_a_local_run_sets_up_and_hands_all_arguments_on(host, command, extras, s
     assert (dry.stdout.splitlines(), host.calls()) == (done.stdout.splitlines()[:-1], [])
 
 
-@pytest.mark.parametrize(
-    ("version", "code"), [("3, 10", 2), ("3, 11", 0), ("3, 13", 0), ("3, 14", 2)]
-)
-def test_set_up_takes_a_python_that_has_all_wheels(host, tmp_path, version, code):
-    python = tmp_path / "python"
-    pretend = f"import sys; sys.version_info = ({version}, 0); exec(sys.argv[1])"
-    check = f'exec "{sys.executable}" -c "{pretend}" "$2"'
-    python.write_text(f'#!/bin/sh\n[ "$1" != --version ] || {{ echo Python X; exit; }}\n{check}\n')
-    python.chmod(0o755)
-    host.has_environment(host.checkout, "alone")
-    done = host.launch("setup.sh", PYTHON=str(python))
-    line = "setup: got Python X; expected 3.11, 3.12 or 3.13; set PYTHON=/path/to/python3.12\n"
-    assert (done.returncode, done.stderr) == (code, line if code else "")
+@pytest.mark.parametrize(("version", "takes"), [(10, 0), (11, 1), (13, 1), (14, 0)])
+def test_set_up_takes_a_python_that_has_all_wheels(host, version, takes):
+    host.python("python", version)
+    done = host.launch("setup.sh", PYTHON="python")
+    if takes:
+        assert (done.returncode, done.stderr) == (0, "")
+        assert host.installs() == [".venv"]
+    else:  # before pip starts
+        expected = "3.11, 3.12 or 3.13; set PYTHON=/path/to/python3.12"
+        assert_refused(done, "setup.sh", f"got Python 3.{version}; expected {expected}")
+        assert (host.installs(), (host.checkout / ".venv").exists()) == ([], False)
+
+
+def test_set_up_looks_for_a_python_on_path_and_stays_with_that_of_the_environment(host):
+    host.python("python3", 14)
+    assert_refused(host.launch("setup.sh"), "setup.sh", "got Python 3.14; ")
+    host.python("python3.12", 12)
+    assert host.launch("setup.sh").returncode == 0
+    host.python("python3.13", 13)
+    assert host.launch("setup.sh", "dev").returncode == 0
+    done = host.launch("setup.sh", PYTHON="python3.13")
+    assert_refused(
+        done, "setup.sh", "got Python 3.13 for .venv of 3.12; expected one version; .*VENV"
+    )
+    assert host.launch("setup.sh", PYTHON="python3.13", VENV="other").returncode == 0
+    assert host.installs() == [".venv", ".venv", "other"]
+
+
+def test_set_up_with_constraints_is_done_again_when_they_change(host):
+    host.python("python3", 12)
+    locked = host.checkout / "launch" / "constraints" / "3.12.txt"
+    locked.write_text("numpy==1.0\n")
+
+    def limits(**environment):
+        done = host.launch("setup.sh", **environment)
+        assert done.returncode == 0, done.stderr
+        calls = [call for call in host.calls() if call[1:3] == ["-m", "pip"]]
+        return {call[call.index("--constraint") + 1] for call in calls}
+
+    assert limits() == {"/dev/null"}
+    assert limits(CONSTRAINTS="locked") == {"launch/constraints/3.12.txt"}
+    assert limits(CONSTRAINTS="locked") == set()
+    locked.write_text("numpy==2.0\n")
+    assert limits(CONSTRAINTS="locked") == {"launch/constraints/3.12.txt"}
+    (host.checkout / "mine.txt").write_text("numpy==3.0\n")
+    assert limits(CONSTRAINTS="mine.txt") == {"mine.txt"}
+    refused = host.launch("setup.sh", CONSTRAINTS="newest")
+    assert_refused(refused, "setup.sh", "got no file newest; expected locked or a file")
+
+
+def test_a_worker_with_an_older_python_gets_one_by_uv(host):
+    host.python("python3", 10)
+    host.python("found", 12, folder=host.home)
+    uv = "print('found') if 'find' in sys.argv else None".replace("found", str(host.home / "found"))
+    host.stand_in("uv", uv)
+    host.has_environment(host.checkout, "tpu")
+    done = host.launch("tpu_worker.sh", "run", "train")
+    assert done.returncode == 0, done.stderr
+    assert [call for call in host.calls() if call[0] != "python3"] == [
+        ["uv", "python", "install", "--quiet", "3.12"],
+        ["uv", "python", "find", "3.12"],
+        ["found", "-c", ANY],
+        ["cot-flax", "train"],
+    ]
 
 
 def test_the_versions_that_set_up_takes_are_those_of_the_package():
     asked = re.search(r'python_requires="(.*)"', (LAUNCH.parent / "setup.py").read_text())[1]
     assert asked == ">=3.11,<3.14"
+
+
+def test_no_script_names_a_flag_of_xla():
+    """One that another version does not know ends the process."""
+    assert [path.name for path in SCRIPTS if re.search("xla_|XLA_FLAGS", path.read_text())] == []
+
+
+# Stands for launch/test.sh: as many failures as its environment's file `failures` says.
+TEST_SH = """
+results=${@: -1} failures=$(cat "$VENV/../failures" 2> /dev/null || echo 0)
+echo "<testsuites><testsuite tests='9' failures='$failures' errors='0' skipped='2'/></testsuites>" \
+  > "${results#--junitxml=}"
+exit "$failures"
+"""
+
+
+@pytest.fixture
+def matrix(host):
+    """A host with all three interpreters, and a stand-in for test.sh."""
+    for minor in (11, 12, 13):
+        host.python(f"python3.{minor}", minor)
+    host.python("python3", 12)
+    (host.checkout / "launch" / "test.sh").write_text(TEST_SH)
+    for name in ("setup.py", "README.md"):
+        shutil.copy(LAUNCH.parent / name, host.checkout)
+    shutil.rmtree(host.checkout / "launch" / "constraints")
+    (host.checkout / "launch" / "constraints").mkdir()
+    return host
+
+
+def test_the_matrix_prints_a_table_and_keeps_the_versions_that_passed(matrix):
+    ends = ["3.11=lowest", "3.12=newest", "3.13=locked", "3.13=newest"]
+    kept = matrix.checkout / "launch" / "constraints"
+    (kept / "3.13.txt").write_text("numpy==1.0\n")
+    selection = matrix.launch("matrix.sh", *ends, "--", "tests/text", "-x")
+    assert selection.returncode == 0, selection.stderr
+    assert matrix.installs() == [f"runs/matrix/{end.replace('=', '-')}/venv" for end in ends]
+    assert os.listdir(kept) == ["3.13.txt"]
+    red = matrix.checkout / "runs" / "matrix" / "3.13-newest" / "failures"
+    red.write_text("3")
+    done = matrix.launch("matrix.sh", *ends)
+    assert (done.returncode, matrix.installs()) == (1, [])
+    assert done.stderr.startswith("matrix.sh: failed: 3.13=newest; see runs/matrix/END/log.txt")
+    counts = ["passed", "failed", "skipped"]
+    table = [line.strip("| ").split(" | ") for line in done.stdout.splitlines()[-6:]]
+    assert table[0] == ["Python", "jax", "flax", "numpy", *counts, "minutes"]
+    assert [row[4:] for row in table[2:]] == [["7", "0", "2", "0.0"]] * 3 + [["4", "3", "2", "0.0"]]
+    assert table[2][:2] == [platform.python_version(), version("jax")]
+    assert sorted(os.listdir(kept)) == ["3.11.txt", "3.12.txt", "3.13.txt"]
+    assert f"jax=={version('jax')}\n" in (kept / "3.12.txt").read_text()
+    assert (kept / "3.13.txt").read_text() == "numpy==1.0\n"  # the newest failed
+    bounds = matrix.checkout / "runs" / "matrix" / "3.11-lowest" / "lowest.txt"
+    assert bounds.read_text().startswith("apache-beam==")
+
+
+def test_an_end_without_an_interpreter_is_said_before_anything_is_installed(matrix):
+    (matrix.bin / "python3.13").unlink()
+    remedy = "run: apt-get install python3.13-venv, pyenv install 3.13 or uv python install 3.13"
+    assert_refused(
+        matrix.launch("matrix.sh"), "matrix.sh", f"got no Python 3.13 with venv; .*{remedy}"
+    )
+    assert matrix.installs() == []
+    pyenv = matrix.home / ".pyenv" / "versions" / "3.13.0" / "bin"
+    pyenv.mkdir(parents=True)
+    matrix.python("python", 13, folder=pyenv)
+    assert matrix.launch("matrix.sh").returncode == 0
+
+
+def test_a_bisection_is_between_what_is_locked_and_what_an_end_has(matrix):
+    refused = matrix.launch("bisect.sh", "3.13=newest", "tests/text")
+    assert_refused(
+        refused, "bisect.sh", "got no runs/matrix/3.13-newest/installed.txt; .*matrix.sh 3.13="
+    )
+    assert matrix.launch("matrix.sh", "3.13=newest").returncode == 0
+    (matrix.checkout / "launch" / "bisect_upgrades.py").write_text(
+        "import sys; print(sys.argv[1:])"
+    )
+    done = matrix.launch("bisect.sh", "3.13=newest", "tests/text", "-x")
+    assert done.returncode == 0, done.stderr
+    good, bad = (f"runs/matrix/3.13-{end}/installed.txt" for end in ("bisect", "newest"))
+    command = ["--", "python", "-m", "pytest", "tests/text", "-x"]
+    assert done.stdout == f"{['runs/matrix/3.13-bisect/venv', good, bad, *command]}\n"
 
 
 SWEEP = ["sweep.sh", "runs/lr", "LEARNING_RATE=1e-2", "TAIL='ignore'; WARMUP_STEPS=5", "--"]
