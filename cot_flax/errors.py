@@ -1,11 +1,16 @@
 """The one exception that a user is meant to read."""
 
+import errno
 import os
 import re
 import sys
 import traceback
 from pathlib import Path
 
+_DISK = re.compile(
+    "|".join(map(os.strerror, (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)))
+)
+_PATH = re.compile(r"['\"]?(/[^\s'\":;,]+)")
 EXTRAS = {
     "data": (
         *("importlib_resources", "seqio", "tensorflow", "tensorflow_datasets", "tensorflow_text"),
@@ -56,7 +61,7 @@ def missing_extra(error: ModuleNotFoundError) -> UserError | ModuleNotFoundError
 
 
 def _of_environment(error: BaseException) -> UserError | None:
-    """What to say of an error of JAX or of the system that the environment is the cause of."""
+    """What to say of an error of JAX or of the system: no device, no room, no permission."""
     frames = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__)]
     origin = Path(frames[-1]) if frames else Path()
     message = (str(error).splitlines() or [type(error).__name__])[0]
@@ -67,6 +72,20 @@ def _of_environment(error: BaseException) -> UserError | None:
             f"no device from JAX ({', '.join([*given, message])})",
             "a platform that this machine has and the installed jaxlib can use",
             "unset JAX_PLATFORMS, set JAX_PLATFORMS=cpu, or install the extra `tpu` or `gpu`",
+        )
+    if problem := _DISK.search(str(error)):
+        place = getattr(error, "filename", None) or _PATH.search(str(error))
+        named = place if isinstance(place, str) else place[1] if place else "what is written"
+        return UserError(
+            f"{named} ({problem[0]})",
+            "a folder to write to, with room for it",
+            "free some room, or write to another place (MODEL_DIR, EVAL_OUTPUT_DIR, --out)",
+        )
+    if isinstance(error, PermissionError) and error.filename:
+        return UserError(
+            f"{error.filename} ({error.strerror})",
+            "permission to read or write it",
+            "correct the path or its permissions",
         )
     if isinstance(error, ValueError) and origin.parts[-3:] == ("jax", "_src", "config.py"):
         return UserError(

@@ -1,15 +1,19 @@
 """Paths on this machine and in buckets by one interface; what is there whole or not at all."""
 
 import bz2
+import errno
 import filecmp
+import functools
 import gzip
 import io
 import lzma
 import os
 import shutil
+import urllib.error
+import urllib.request
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import IO, Any
@@ -19,6 +23,8 @@ from etils import epath
 from cot_flax.errors import UserError
 
 _BUCKET = "gs://"
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+_PATIENCE = 10.0  # seconds
 
 CUT_OFF = (OSError, EOFError, zlib.error, lzma.LZMAError)
 """What reading a packed file raises where it is broken or ends too early."""
@@ -39,6 +45,25 @@ def path_at(path: str | os.PathLike) -> Path | epath.Path:
     place = Path(path).expanduser()
     # tensorstore refuses `..`; a path without it keeps the links that it goes through.
     return place.resolve() if ".." in place.parts else place.absolute()
+
+
+@functools.cache
+def unreachable(place: str | None = None) -> str:
+    """Why nobody answers there, "" where somebody does; asks once, for ten seconds at most.
+
+    The clients that fetch what lies there, TensorFlow's and TFDS's, try for minutes.
+
+    Args:
+        place: of the web; None is where buckets are.
+    """
+    place = place or os.environ.get("STORAGE_EMULATOR_HOST", "https://storage.googleapis.com")
+    try:
+        urllib.request.urlopen(place, timeout=_PATIENCE).close()
+    except urllib.error.HTTPError:
+        return ""  # somebody did
+    except OSError as error:
+        return f"no answer from {place}: {getattr(error, 'reason', error)}"
+    return ""
 
 
 def cache() -> Path:
@@ -152,14 +177,42 @@ def size_of(folder: Path) -> int:
 
 def make_folder(path: str | os.PathLike) -> Path | epath.Path:
     """Makes a folder to write to, and those above it; raises UserError where that cannot be."""
+    if is_bucket(path) and (why := unreachable()):
+        raise _unwritable(path, OSError(why), "a folder")
     folder = path_at(path)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        reason = str(error).splitlines()[0]
-        remedy = "check its name and your permissions; for a bucket, the network and `gcloud auth`"
-        raise UserError(f"{path} ({reason})", "a folder to write to", remedy) from error
+        raise _unwritable(path, error, "a folder") from error
     return folder
+
+
+def _unwritable(path: str | os.PathLike, error: OSError, kind: str) -> UserError:
+    reason = error.strerror or str(error).splitlines()[0]
+    remedy = "check its name, your permissions and the room; in a bucket, network and `gcloud auth`"
+    return UserError(f"{os.fspath(path)} ({reason})", f"{kind} to write to", remedy)
+
+
+@contextmanager
+def cleared_on_error(
+    path: str | os.PathLike, whole: Callable[[], bool] = lambda: False
+) -> Iterator[None]:
+    """Where the block fails, removes the folders on the way to `path` that it made for nothing.
+
+    Args:
+        whole: says whether what is in a new folder `path` goes, too; else an empty one alone does.
+    """
+    place = path_at(path)
+    new = [] if is_bucket(path) else [p for p in (place, *place.parents) if not p.exists()]
+    try:
+        yield
+    except BaseException:
+        if place in new and whole():
+            shutil.rmtree(place, ignore_errors=True)
+        for folder in new:
+            with suppress(OSError):  # it holds something, or was not made
+                folder.rmdir()
+        raise
 
 
 @contextmanager
@@ -175,22 +228,28 @@ def new_file(path: str | os.PathLike) -> Iterator[Path]:
         UserError: its folder cannot be made, or there is a folder of this name.
     """
     path = path_at(path)
-    make_folder(path.parent)
-    if is_bucket(path):
-        with TemporaryDirectory() as draft:
-            partial = Path(draft) / path.name
+    with cleared_on_error(path.parent):
+        make_folder(path.parent)
+        if is_bucket(path):
+            with TemporaryDirectory() as draft:
+                partial = Path(draft) / path.name
+                yield partial
+                path.write_bytes(partial.read_bytes())
+            return
+        if path.is_dir():
+            raise UserError(f"{path}, which is a folder", "a file to write", "add a file's name")
+        partial = path.with_name(path.name + ".partial")
+        try:
             yield partial
-            path.write_bytes(partial.read_bytes())
-        return
-    if path.is_dir():
-        raise UserError(f"{path}, which is a folder", "a file to write", "add a file's name")
-    partial = path.with_name(path.name + ".partial")
-    try:
-        yield partial
-        if not (path.exists() and filecmp.cmp(partial, path, shallow=False)):
-            os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+            if not (path.exists() and filecmp.cmp(partial, path, shallow=False)):
+                os.replace(partial, path)
+        except OSError as error:
+            if error.errno in _FULL or error.filename == os.fspath(partial):  # not what is read
+                raise _unwritable(path, error, "a file") from error
+            raise
+        finally:
+            with suppress(OSError):
+                partial.unlink()
 
 
 def write_whole(path: str | os.PathLike, content: str | bytes) -> None:
@@ -218,12 +277,16 @@ def new_folder(out: str | os.PathLike) -> Iterator[Path]:
             yield Path(draft)
             upload(Path(draft), out)
         return
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as draft:
-        folder = Path(draft) / out.name
-        folder.mkdir()
-        yield folder
-        folder.rename(out)
+    with cleared_on_error(out.parent):
+        try:
+            beside = TemporaryDirectory(prefix=f".{out.name}.", dir=make_folder(out.parent))
+        except OSError as error:
+            raise _unwritable(out, error, "a folder") from error
+        with beside:
+            folder = Path(beside.name) / out.name
+            folder.mkdir()
+            yield folder
+            folder.rename(out)
 
 
 def upload(folder: Path, out: epath.Path, last: str = "") -> None:

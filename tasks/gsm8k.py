@@ -16,9 +16,11 @@ from cot_flax.data.features import T5Vocabulary
 from cot_flax.data.registration import add_cot_task
 from cot_flax.data.sources import read_fields, records_source
 from cot_flax.errors import UserError
+from cot_flax.files import unreachable
 from cot_flax.text.calculator import strip_marks
 
 VALIDATION = 500
+_ORIGIN = "https://raw.githubusercontent.com"  # where TFDS downloads from
 TOP_K = 5
 VOCABULARY = T5Vocabulary()
 
@@ -52,7 +54,11 @@ def _from_tfds(file):
     import tensorflow_datasets as tfds
 
     try:
-        dataset = tfds.load("gsm8k", split=file)
+        builder = tfds.builder("gsm8k")
+        if not builder.data_path.exists() and (why := unreachable(_ORIGIN)):
+            raise ConnectionError(why)
+        builder.download_and_prepare()
+        dataset = builder.as_dataset(file)
     except Exception as error:  # TFDS has no common base for what a download can raise
         needed = "a network or a prepared TFDS directory"
         if isinstance(error, ImportError):

@@ -15,8 +15,7 @@ FOUNDATION = {
     "axes": set(),
     "files": {"errors"},
     "run_folder": {"errors", "files"},
-    "annotations": set(),
-    "configuration": {"errors", "annotations"},
+    "configuration": {"errors"},
 }
 # From the inside out: a room sees rooms above its own line alone, so there is no circle.
 ROOMS = {

@@ -142,7 +142,10 @@ def test_an_option_wins_over_the_file_and_a_flag_over_the_option(files, monkeypa
     ("verb", "message"),
     [
         (["teach", "sample"], "no value for .*; expected one; pass .* or --gin"),
-        (["teach", "sample", "q", "--recipe", "x", "--dataset", "d"], "SAMPLES_FILE; .* --out or"),
+        (
+            ["teach", "sample", "q", "--recipe", "fu2023", "--dataset", "d"],
+            "SAMPLES_FILE; .* --out or",
+        ),
         (["teach", "scenario", "--out", "o"], "SCENARIO; .*pass FOLDER or --gin.SCENARIO=VALUE"),
         (["teach", "rescore", "--out", "o"], "UNSCORED_FILE; .*pass SAMPLES or"),
         (["teach", "scenario", str(TRIAGE), "--out", "o", "--gin.TEACH_SHOTS=2"], "2 shots of a"),

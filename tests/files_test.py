@@ -171,3 +171,35 @@ def test_users_give_paths_from_home(tmp_path, monkeypatch, unbound):
     (home / "gsm8k" / "test.csv").write_text('question,answer\nTwo?,"One.\n#### 2"\n')
     (record,) = gsm8k.SOURCE.get_dataset("test", shuffle=False).as_numpy_iterator()
     assert record["answer"] == b"2"
+
+
+def test_a_block_that_fails_leaves_no_folder_that_it_made(tmp_path):
+    (tmp_path / "runs").mkdir()
+    deep = tmp_path / "runs" / "a" / "b"
+    for whole, left in ((False, [deep / "log"]), (True, [])):
+        with pytest.raises(KeyError), files.cleared_on_error(deep, whole=lambda whole=whole: whole):
+            deep.mkdir(parents=True)
+            (deep / "log").touch()
+            raise KeyError
+        assert [path for path in tmp_path.rglob("*") if path.is_file()] == left
+        shutil.rmtree(tmp_path / "runs" / "a", ignore_errors=True)
+    with pytest.raises(KeyError), files.cleared_on_error(deep):
+        deep.mkdir(parents=True)
+        raise KeyError
+    assert [path.name for path in tmp_path.rglob("*")] == ["runs"]
+
+
+@pytest.mark.parametrize("make", [files.new_file, files.new_folder])
+def test_where_nothing_can_be_written_is_named(make):
+    problem = pytest.raises(UserError, match=r"got /proc/new \(No such file.*to write to; check")
+    with problem, make("/proc/new") as place:
+        place.write_bytes(b"")
+
+
+def test_nobody_who_answers_is_asked_for_once(monkeypatch):
+    files.unreachable.cache_clear()
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", "http://127.0.0.1:9")
+    assert files.unreachable().startswith("no answer from http://127.0.0.1:9: ")
+    with pytest.raises(UserError, match=r"gs://a/b \(no answer from .*a folder to write to"):
+        files.make_folder("gs://a/b")
+    files.unreachable.cache_clear()

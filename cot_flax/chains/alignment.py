@@ -8,12 +8,14 @@ of the longest string, N of the longest one on the right and one more.
 """
 
 from collections.abc import Sequence
+from typing import Literal, get_args
 
 import numpy as np
 
 from cot_flax.text.pieces import SPACE, Pieces
 
-METHODS = ("bytes", "fu2023")
+Method = Literal["bytes", "fu2023"]
+METHODS = get_args(Method)
 _BORDER = 1 << 40  # stands for infinity; exact under the additions here
 
 

@@ -6,6 +6,7 @@ long is known where the student's vocabulary is.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from cot_flax.chains.samples import Sample
 from cot_flax.errors import UserError
@@ -13,6 +14,7 @@ from cot_flax.text.answers import KINDS, answers_match, extract_answer
 from cot_flax.text.equations import find_equations
 
 KEPT = "kept"
+Rules = Literal["default", "fu2023", "ho2022", "kim2023", "none"]
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class Filters:
         UserError: an unknown name, or a number out of its range.
     """
 
-    rules: str = "default"
+    rules: Rules = "default"
     answer_kind: str = "number"
     held_out_splits: Sequence[str] = ("validation", "test")
     require_logprobs: bool = False
@@ -166,7 +168,7 @@ _FIRST: tuple[_Rule, ...] = (
     ("empty", _empty),
     ("held_out", _held_out),
 )
-RULES: dict[str, tuple[_Rule, ...]] = {
+RULES: dict[Rules, tuple[_Rule, ...]] = {
     "default": (
         ("truncated", _truncated),
         ("no_answer", _no_answer),

@@ -9,9 +9,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 
-from cot_flax.chains.alignment import METHODS, align, align_by_bytes
+from cot_flax.chains.alignment import METHODS, Method, align, align_by_bytes
 from cot_flax.chains.filtering import KEPT, Filters, rejection
-from cot_flax.chains.projection import KINDS, RULES, Projection, project_top_k
+from cot_flax.chains.projection import KINDS, RULES, Projection, Rule, project_top_k
 from cot_flax.chains.readers import Format, Raw
 from cot_flax.chains.records import BadRecord
 from cot_flax.chains.samples import Logprobs, Sample
@@ -51,8 +51,8 @@ class Preparation:
 
     filters: Filters = field(default_factory=Filters)
     top_k: int = 5
-    alignment: str = "bytes"
-    projection: str = "paths"
+    alignment: Method = "bytes"
+    projection: Rule = "paths"
     max_target_tokens: int | None = None
     max_question_tokens: int | None = None
     columns: Mapping[str, str] | None = None

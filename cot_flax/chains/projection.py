@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from operator import itemgetter
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -16,7 +17,8 @@ from cot_flax.errors import UserError
 from cot_flax.text.pieces import ABSENT_ID
 from cot_flax.text.tokenizers import Tokenizer
 
-RULES = ("fu2023", "paths")
+Rule = Literal["fu2023", "paths"]
+RULES = get_args(Rule)
 KINDS = ("soft", "end", "no_token", "inside_token", "several_tokens", "other_string")
 """What a target position is: soft, or one-hot because it is the end of the sequence, has no
 teacher token, starts inside one, spans several, or is another string than its token."""

@@ -135,6 +135,7 @@ def find_container(path: str | os.PathLike) -> Container:
     if text.startswith(b"["):
         return LIST
     if suffix in _LINES:
+        _check_lines(path, text)
         return LINES
     if suffix == ".json" or text.startswith(b"{"):
         return ENTRIES if _is_one_object(text, suffix) else LINES
@@ -259,6 +260,25 @@ def _or_why_not(make: Callable[[Any, str], dict], value: Any, place: str) -> Pla
         return place, make(value, place)
     except BadRecord as error:
         return place, error
+
+
+def _check_lines(path: str | os.PathLike, text: bytes) -> None:
+    """Raises UserError where a file with the name of JSON Lines is plainly of another kind."""
+    first, _, rest = text.partition(b"\n")
+    if not text.startswith(b"{") and not rest.lstrip().startswith(b"{"):
+        shown = first.decode(errors="replace").strip()[:60]
+        is_table = any(divider in first for divider in b",;\t")
+        raise UserError(
+            f"{path}, whose first line {shown!r} is no JSON" + ", but may be CSV" * is_table,
+            "one JSON object a line, as its name says",
+            "name a table .csv or .tsv, or write JSON Lines",
+        )
+    if first.strip() in (b"{", b""):
+        raise UserError(
+            f"{path}, one JSON value over several lines",
+            "one JSON object a line, as its name says",
+            "write JSON Lines, or a JSON list of the records in a .json file",
+        )
 
 
 def _is_one_object(text: bytes, suffix: str) -> bool:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from cot_flax.chains.records import records, reject, require
-from cot_flax.files import make_folder, new_file, work_path
+from cot_flax.files import cleared_on_error, make_folder, new_file, work_path
 
 MASS_NOISE = 0.01
 """The probabilities of a position may sum to more than 1 by this: servers round to bfloat16."""
@@ -138,7 +138,8 @@ def merge_samples(paths: Sequence[str | os.PathLike], out: str | os.PathLike) ->
     Raises:
         UserError: a line breaks the contract of samples files.
     """
-    with tempfile.TemporaryDirectory(dir=make_folder(work_path(out).parent)) as folder:
+    place = work_path(out).parent
+    with cleared_on_error(place), tempfile.TemporaryDirectory(dir=make_folder(place)) as folder:
         count = _spread(paths, Path(folder))
         write_samples(out, _together(Path(folder)))
     return count

@@ -21,6 +21,7 @@ from cot_flax.cli.common import (
     SearchPaths,
     parse_gin,
     prepare_libraries,
+    usage_error,
 )
 from cot_flax.cli.doctor import doctor
 from cot_flax.cli.export import export
@@ -190,6 +191,8 @@ def main() -> None:
             os.environ.update(_rejoined(os.environ))
         elif sys.argv[1:2] != ["doctor"]:  # it says what is wrong there, and goes on
             environment.settle()
-        app(prog_name="cot-flax")
+        sys.exit(app(prog_name="cot-flax", standalone_mode=False))
     except Exception as error:
-        sys.exit(report_error(error))
+        if type(error).__name__ == "NoArgsIsHelpError":  # the help was printed
+            sys.exit(2)
+        sys.exit(report_error(usage_error(error) or error))

@@ -1,8 +1,10 @@
 """What the verbs share: gin flags, options that are short forms of bindings, quiet libraries."""
 
+import difflib
 import glob
 import importlib
 import inspect
+import itertools
 import os
 import re
 import sys
@@ -69,6 +71,10 @@ ProcessIndex = Annotated[
 ]
 Out = Annotated[str, typer.Option("--out", help="Where to write.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there. (OVERWRITE)")]
+# Of an option's value, by its class or by what click calls it.
+_KINDS = dict.fromkeys((int, "integer"), "a whole number") | dict.fromkeys(
+    (float, "float"), "a number"
+)
 _GIN_PARAMETERS = (
     inspect.Parameter("gin_file", inspect.Parameter.KEYWORD_ONLY, default=[], annotation=GinFile),
     inspect.Parameter(
@@ -214,13 +220,13 @@ def parse_gin(
     bindings = [*bindings, *_bindings(context)]
     if not files:
         raise _no_gin_file(context.info_name or "")
-    files = list(map(os.path.expanduser, files))
-    folders = [os.path.expanduser(path) for path in search_paths.split(",") if path]
-    configuration.check_files(files, folders)
-    configuration.check_syntax(bindings)
-    if libraries:
-        prepare_libraries()
-    configuration.parse(files, bindings, folders, needed)
+    configuration.parse(
+        list(map(os.path.expanduser, files)),
+        bindings,
+        [os.path.expanduser(path) for path in search_paths.split(",") if path],
+        needed,
+        prepare_libraries if libraries else lambda: None,
+    )
 
 
 def _no_gin_file(verb: str) -> UserError:
@@ -241,8 +247,11 @@ def _bindings(context: typer.Context) -> list[str]:
         if _GIN_FILE_MEANT.fullmatch(name) or (argument.endswith(".gin") and name == argument):
             raise _gin_file_meant(argument, value or argument)
         if not argument.startswith("--gin.") or "=" not in argument:
-            remedy = "see cot-flax COMMAND --help"
-            if name.isidentifier() and value:
+            remedy = f"see {context.command_path} --help"
+            known = [option for parameter in context.command.params for option in parameter.opts]
+            if near := difflib.get_close_matches(name, known, n=1):
+                remedy = f"write {near[0]}"
+            elif name.isidentifier() and value:
                 remedy = f"write --gin.{argument}"
             raise UserError(f"argument {argument!r}", "--gin.NAME=VALUE", remedy)
         bindings.append(argument.removeprefix("--gin."))
@@ -270,6 +279,39 @@ def _take_other_flags(context: typer.Context) -> list[str]:
     others = [word for word in context.args if not word.startswith("--gin.")]
     context.args[:] = [word for word in context.args if word.startswith("--gin.")]
     return others
+
+
+def usage_error(error: Exception) -> UserError | None:
+    """What to say of words that typer does not understand; None of another error."""
+    # By its form: the class is click's or typer's own, as typer's version has it.
+    if not hasattr(error, "format_message") or type(error).__name__ == "NoArgsIsHelpError":
+        return None
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context else "cot-flax"
+    option, parameter = getattr(error, "option_name", None), getattr(error, "param", None)
+    remedy = f"see {command} --help"
+    if option and not parameter:
+        known = [name for p in context.command.params for name in p.opts] if context else []
+        near = difflib.get_close_matches(option, known, n=2) or known
+        such = f"one such as {', '.join(near)}" if near else "none"
+        return UserError(f"option {option} of {command}", such, remedy)
+    if parameter:
+        name = parameter.opts[0] if parameter.opts[0].startswith("-") else parameter.opts[0].upper()
+        about = (getattr(parameter, "help", None) or "").split(". ")[0].rstrip(".")
+        if type(error).__name__ == "MissingParameter":
+            return UserError(f"no {name}", about or "a value", f"pass {name}; {remedy}")
+        given = dict(itertools.pairwise(sys.argv)).get(name)
+        got = f"{name} {given!r}" if given else f"{name}: {error.format_message()}"
+        annotation = getattr(parameter, "type_descriptor", None) or parameter.type
+        type_ = getattr(annotation, "annotation", getattr(annotation, "name", None))
+        kind = _KINDS.get(type_, "another value")
+        return UserError(got, f"{kind} ({about})" if about else kind, f"correct {name}")
+    message = error.format_message().rstrip(".")
+    verbs = getattr(context and context.command, "commands", {})
+    if word := re.match(r"No such command '(.*?)'", message):
+        near = difflib.get_close_matches(word[1], verbs, n=1) or verbs
+        return UserError(f"command {word[1]!r}", f"one such as {', '.join(near)}", remedy)
+    return UserError(message, f"what {command} takes", remedy)
 
 
 def _import_quietly(module: str) -> None:

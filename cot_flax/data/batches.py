@@ -130,8 +130,8 @@ class TaskBatches:
         """Raises UserError where a run asks for KL and no example has a teacher's row.
 
         Others have trained for days without noticing that. It also raises where the vocabulary has
-        ids for which the model, of `vocab_size` rows, has none, or a mixture two vocabularies or
-        rates that are no shares.
+        ids for which the model, of `vocab_size` rows, has none, a mixture two vocabularies or
+        rates that are no shares, or the first example cannot be read.
         """
         self._check_vocabularies()
         self._check_rates()
@@ -143,6 +143,7 @@ class TaskBatches:
                 "set the model's vocab_size, or train with the model's own vocabulary",
             )
         if not objective.uses_teacher:
+            next(self._examples(num_epochs=1), None)  # what cannot be read is said here
             return
         if not self.has_teacher or not any(
             np.any(example["teacher_top_logprobs"] < 0) for example in self._examples(num_epochs=1)

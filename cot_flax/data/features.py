@@ -14,7 +14,7 @@ from sentencepiece import SentencePieceProcessor
 from sentencepiece.sentencepiece_model_pb2 import ModelProto
 
 from cot_flax.errors import UserError
-from cot_flax.files import path_at
+from cot_flax.files import is_bucket, path_at, unreachable
 from cot_flax.text.tokenizers import (
     ByteTokenizer,
     SentencePieceTokenizer,
@@ -92,14 +92,17 @@ def _ids_of(model: bytes) -> tuple:
 @functools.lru_cache(maxsize=4)
 def _check_model(path: str) -> None:
     """Raises UserError where there is no SentencePiece model; seqio has words for C++ only."""
+    remedy = "set T5_VOCABULARY_FILE to a local spiece.model"
     try:
+        if is_bucket(path) and (why := unreachable()):
+            raise OSError(why)
         SentencePieceProcessor().LoadFromSerializedProto(tf.io.gfile.GFile(path, "rb").read())
         return
-    except tf.errors.OpError:  # no file, or a bucket without a network
-        problem = f"no T5 vocabulary at {path}"
+    except (tf.errors.OpError, OSError) as error:  # no file, or a bucket without a network
+        why = f" ({error})" if isinstance(error, OSError) else ""
+        problem = f"no T5 vocabulary at {path}{why}"
     except RuntimeError:
         problem = f"{path}, which holds no SentencePiece model"
-    remedy = "set T5_VOCABULARY_FILE to a local spiece.model"
     raise UserError(problem, "a SentencePiece model file", remedy)
 
 

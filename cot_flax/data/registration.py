@@ -171,7 +171,7 @@ def _register(name, source, first, task_cls, *, told, formats, fixed_exemplars, 
 
 
 def scopes() -> dict[str, set[str]]:
-    """The gin scopes that exist, by what may be bound under them (configuration.py asks)."""
+    """The gin scopes that exist, by what may be bound under them (configuration asks)."""
     cards = [card for card, _ in _REGISTERED.values()]
     return {
         "prompting": {name for card in cards for name in (card.name, card.dataset)},

@@ -25,20 +25,21 @@ from cot_flax.data.features import fingerprint, tokenizer_of
 from cot_flax.data.registration import cot_task
 from cot_flax.errors import UserError
 from cot_flax.evaluation.outputs import Outputs, Reporter
-from cot_flax.files import is_bucket
-from cot_flax.generation.beam import RULES
+from cot_flax.files import cleared_on_error, is_bucket
+from cot_flax.generation.beam import RULES, RuleName
 from cot_flax.generation.generator import Beams, Continuation, Generator, place_keys
 from cot_flax.generation.sampling import Sampling
 from cot_flax.students.student import Student
 from cot_flax.text import scoring
-from cot_flax.text.answers import MODES, gold_answer
+from cot_flax.text.answers import MODES, Mode, gold_answer
 from cot_flax.text.prompts import is_cot
-from cot_flax.training import hosts, sharding, state
+from cot_flax.training import hosts, interruption, sharding, state
 from cot_flax.weights.opening import open_source
 from cot_flax.weights.source import Access, load
 
 _DATE = "%Y-%m-%dT%H:%M:%SZ"
 _OPENING, _BARE = 3, 12  # words
+_FITS = "lower DECODE_BATCH_SIZE, NUM_SAMPLES or MAX_DECODE_LENGTH, or spread it (MESH_MODEL, FSDP)"
 _LISTED = 3  # gold answers in a message
 _LABELS = 20  # in results.json
 
@@ -69,9 +70,9 @@ class Decoding:
     top_p: float = 1.0
     beams: int = 1
     length_penalty: float | None = None
-    beam_rule: str = "huggingface"
+    beam_rule: RuleName = "huggingface"
     seed: int = 0
-    mode: str = "flexible"
+    mode: Mode = "flexible"
 
     def __post_init__(self):
         if self.mode not in MODES:
@@ -96,6 +97,7 @@ class Decoding:
             )
 
 
+@interruption.memory_named(_FITS)
 def evaluate(
     *,
     checkpoint_path: str,
@@ -147,32 +149,35 @@ def evaluate(
         "cards": {task: card.to_json() for task, card in cards.items()},
     }
     devices = sharding.make_mesh(mesh)
-    outputs = Outputs(output_dir, facts, tasks, overwrite=overwrite) if hosts.is_first() else None
-    # What cannot be written or scored should not be decoded first.
-    examples = {task: read_examples(task, split, max_examples) for task in tasks}
-    check_golds(examples, decoding.mode)
-    left = _of_first_process(tasks, [not outputs or task not in outputs.rows for task in tasks])
-    summaries = {}
-    reporter = Reporter({task: len(examples[task]) for task in left}, quiet=outputs is None)
-    with MeshRules(devices, mesh.rules()).active(), reporter:
-        if len(left) < len(tasks):
-            kept = f"{len(tasks) - len(left)} of {len(tasks)} tasks"
-            reporter.say(f"{kept} are in {output_dir}; --overwrite decodes them again")
-        abstract = state.abstract_params(student, devices, mesh.rules())
-        params = load(source, abstract) if left else {}
-        for task in left:
-            reporter.begin_task(task)
-            with outputs.growing() if outputs else contextlib.nullcontext(_ignore) as add:
+    with cleared_on_error(output_dir):
+        outputs = (
+            Outputs(output_dir, facts, tasks, overwrite=overwrite) if hosts.is_first() else None
+        )
+        # What cannot be written or scored should not be decoded first.
+        examples = {task: read_examples(task, split, max_examples) for task in tasks}
+        check_golds(examples, decoding.mode)
+        left = _of_first_process(tasks, [not outputs or task not in outputs.rows for task in tasks])
+        summaries = {}
+        reporter = Reporter({task: len(examples[task]) for task in left}, quiet=outputs is None)
+        with MeshRules(devices, mesh.rules()).active(), reporter:
+            if len(left) < len(tasks):
+                kept = f"{len(tasks) - len(left)} of {len(tasks)} tasks"
+                reporter.say(f"{kept} are in {output_dir}; --overwrite decodes them again")
+            abstract = state.abstract_params(student, devices, mesh.rules())
+            params = load(source, abstract) if left else {}
+            for task in left:
+                reporter.begin_task(task)
+                with outputs.growing() if outputs else contextlib.nullcontext(_ignore) as add:
 
-                def ended(rows, add=add):
-                    add(rows)
-                    reporter.add(rows)
+                    def ended(rows, add=add):
+                        add(rows)
+                        reporter.add(rows)
 
-                rows = _answer(student, params, task, examples[task], decoding, ended)
-            summaries[task] = summarize(rows)
-            if outputs:
-                outputs.end_task(task, rows, summaries[task])
-    return outputs.results() if outputs else facts | {"tasks": summaries}
+                    rows = _answer(student, params, task, examples[task], decoding, ended)
+                summaries[task] = summarize(rows)
+                if outputs:
+                    outputs.end_task(task, rows, summaries[task])
+        return outputs.results() if outputs else facts | {"tasks": summaries}
 
 
 def predict(

@@ -70,6 +70,8 @@ class Outputs:
             except BaseException:
                 if count:
                     print(f"{count} predictions are in {self.unfinished}", file=sys.stderr)
+                else:
+                    self.unfinished.unlink()
                 raise
 
     def end_task(self, task: str, rows: list[dict], summary: dict) -> None:

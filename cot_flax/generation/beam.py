@@ -7,7 +7,7 @@ Both keep N live (unfinished) and N finished continuations a prompt and look, at
 import dataclasses
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -40,7 +40,8 @@ class Rule:
     cut_finishes: bool
 
 
-RULES = {
+RuleName = Literal["huggingface", "t5x"]
+RULES: dict[str, Rule] = {
     "huggingface": Rule(
         divisor=lambda length, penalty: jnp.power(jnp.float32(length), penalty),
         length_penalty=1.0,

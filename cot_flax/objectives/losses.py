@@ -10,6 +10,7 @@ Letters: B batch, T target tokens, V vocabulary, K entries of a teacher's row.
 """
 
 import dataclasses
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,8 @@ from jax.nn import log_softmax, logsumexp
 from cot_flax.errors import UserError
 from cot_flax.objectives.statistics import ABSENT, Statistics, statistics_of
 
-TAILS = ("bucket", "ignore", "renormalize")
+Tail = Literal["bucket", "ignore", "renormalize"]
+TAILS = get_args(Tail)
 ROUNDING = 1e-6
 """Tail masses below this are float32 rounding of a sum of probabilities, and count as none."""
 
@@ -104,7 +106,7 @@ class Objective:
     """
 
     kl_weight: float = 0.0
-    tail: str = "bucket"
+    tail: Tail = "bucket"
     temperature: float = 1.0
     z_loss: float = 0.0
     label_smoothing: float = 0.0

@@ -9,7 +9,7 @@ import jinja2
 
 from cot_flax import run_folder
 from cot_flax.text.prompts import FORMATS, Exemplar, build_input, is_few_shot
-from cot_flax.weights.opening import HUB_ID
+from cot_flax.weights.opening import is_hub_name
 
 _PUBLIC = "gs://t5-data/"
 
@@ -64,9 +64,8 @@ class Facts:
     @property
     def base_model(self) -> str:
         """Where the run started, if that is a name on the hub."""
-        start = Path(self.started_from)
-        is_path = start.exists() or ("/" in self.started_from and start.parent.is_dir())
-        return self.started_from if HUB_ID.fullmatch(self.started_from) and not is_path else ""
+        is_path = Path(self.started_from).exists() or not is_hub_name(self.started_from)
+        return "" if is_path else self.started_from
 
     @property
     def start(self) -> str:

@@ -24,7 +24,15 @@ from cot_flax.chains.tally import Tally, most
 from cot_flax.chains.workers import Chunk, Job, cores, prepare_chunks
 from cot_flax.data.features import fingerprint, tokenizer_of
 from cot_flax.errors import UserError
-from cot_flax.files import file_version, is_bucket, path_at, upload, work_path, write_whole
+from cot_flax.files import (
+    file_version,
+    is_bucket,
+    make_folder,
+    path_at,
+    upload,
+    work_path,
+    write_whole,
+)
 from cot_flax.store import layout
 
 PARTS, PLAN = "parts", "plan.json"
@@ -118,7 +126,7 @@ def _open_parts(folder: Path, plan: dict) -> Path:
     if not (file.exists() and json.loads(file.read_text()) == plan):
         shutil.rmtree(parts, ignore_errors=True)
         layout.remove(folder)
-        parts.mkdir(parents=True)
+        make_folder(parts)
         write_whole(file, json.dumps(plan))
     return parts
 

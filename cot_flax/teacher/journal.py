@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 
 from cot_flax.chains.samples import Logprobs
 from cot_flax.errors import UserError
-from cot_flax.files import work_path
+from cot_flax.files import cleared_on_error, make_folder, work_path
 from cot_flax.teacher.requests import Completion, Reply
 
 SYNC_SECONDS = 1.0
@@ -75,7 +75,10 @@ class Journal(Answers):
         Raises:
             UserError: another process has it open, or a line is broken.
         """
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        self._path = Path(path)
+        self._folder = cleared_on_error(self._path.parent)
+        self._folder.__enter__()
+        make_folder(self._path.parent)
         file = open(path, "a+b")  # noqa: SIM115 (closed by __exit__)
         try:
             _lock(file)
@@ -101,9 +104,12 @@ class Journal(Answers):
         if time.monotonic() > self._synced + SYNC_SECONDS:
             self._sync()
 
-    def __exit__(self, *_):
+    def __exit__(self, *error):
         with self._file, self._writer:
             self._sync()
+        if not self._end:
+            self._path.unlink()  # nothing was answered
+        return self._folder.__exit__(*error)
 
     def _append(self, line: bytes) -> None:
         rest = memoryview(line)

@@ -7,7 +7,7 @@ A preset is the numbers and the template of one of four papers; `make_recipe` tu
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from cot_flax.errors import UserError
 from cot_flax.teacher import templates
@@ -18,6 +18,7 @@ from cot_flax.text.answers import ANSWER_MARKER
 from cot_flax.text.equations import find_equations
 from cot_flax.text.prompts import normalize_question
 
+Paper = Literal["fu2023", "magister2022", "ho2022", "kim2023"]
 BRIDGE = "Therefore, the answer is"
 _BEHIND_FIRST_LINE = re.compile(r"\S[^\n]*(\n)")
 _BEHIND_ANSWER_LINE = re.compile(r"answer is[^\n]*(\n)")
@@ -308,7 +309,7 @@ def to_stray_mark(completion: Completion) -> Completion:
 # The stop strings of fu2023 and magister2022 are ours: they end what the cleaning would cut off.
 # max_tokens and the temperature of magister2022 are ours too; the paper has one chain a question.
 # In ho2022 8 is the paper's D; for MultiArith and SVAMP it is 64. kim2023 shows 4 to 12.
-PRESETS = {
+PRESETS: dict[Paper, Preset] = {
     "fu2023": Preset(
         "few_shot_cot",
         Numbers(40, 0.5, 256, shots=8, top_logprobs=5, stop=("\nQuestion:",)),

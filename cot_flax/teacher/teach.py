@@ -11,7 +11,7 @@ from cot_flax.errors import UserError
 from cot_flax.teacher import costs, dispatch, rescoring
 from cot_flax.teacher.costs import Plan, Prices, Totals
 from cot_flax.teacher.questions import Question, read_questions
-from cot_flax.teacher.recipes import Overrides, Recipe, make_recipe
+from cot_flax.teacher.recipes import Overrides, Paper, Recipe, make_recipe
 from cot_flax.teacher.requests import Messages, Teacher
 from cot_flax.teacher.scenario import read_scenario, scenario_recipe
 from cot_flax.text.prompts import normalize_question
@@ -79,7 +79,7 @@ class NamedTeacher:
 def sample(
     *,
     questions: str,
-    recipe: str,
+    recipe: Paper,
     dataset: str,
     out: str,
     teacher: NamedTeacher,

@@ -22,7 +22,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterator
 from fractions import Fraction
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 from cot_flax.errors import UserError
 from cot_flax.text import latex, legacy
@@ -47,7 +47,8 @@ class Added(NamedTuple):
 
 KINDS = ["number", "choice", "yes_no", "text"]  # and those of ADDED
 ADDED: dict[str, Added] = {}
-MODES = ("strict", "flexible", *legacy.RULES)
+Mode = Literal["strict", "flexible", "fu2023", "ho2022", "kim2023"]  # the last three: legacy.RULES
+MODES = get_args(Mode)
 BARE_WORDS = 5
 
 _WORDS = r"(?<![^\W_])(?:answer|respuesta|r[ée]ponse|antwort|resposta|risposta|ответ)"

@@ -8,7 +8,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from cot_flax.errors import UserError
-from cot_flax.files import make_folder, path_at
+from cot_flax.files import path_at, write_whole
 from cot_flax.run_folder import CHECKPOINTS
 from cot_flax.students.student import from_json, to_json
 from cot_flax.training import hosts
@@ -119,7 +119,7 @@ def save_vocabulary(model_dir: str, files: Mapping[str, bytes]) -> None:
     """Writes the vocabulary's files beside the checkpoints, so that an export finds them."""
     if files and hosts.is_first():
         for name, content in files.items():
-            (make_folder(model_dir) / name).write_bytes(content)
+            write_whole(path_at(model_dir) / name, content)
 
 
 def load_initial(path: str, params, metadata: Metadata, access: Access):

@@ -1,5 +1,7 @@
 """What ends a run from outside: a signal, which first lets it save, and a device without memory."""
 
+import math
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -63,8 +65,38 @@ class Signals:
             raise Stopped(number)
 
 
+_FITS = (
+    "lower BATCH_SIZE, raise MICROBATCHES, set REMAT=full or spread it (MESH_MODEL, FSDP); "
+    "`cot-flax plan` says beforehand what fits"
+)
+
+
+def check_memory(state) -> None:
+    """Raises UserError where what must stay on a device is more than the device can hold.
+
+    Where an allocation fails, XLA raises on accelerators, but may wait for ever on a CPU.
+
+    Args:
+        state: a tree of `ShapeDtypeStruct`s with shardings.
+    """
+    leaves = jax.tree.leaves(state)
+    each = sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves
+    )
+    device = jax.local_devices()[0]
+    limit = (device.memory_stats() or {}).get("bytes_limit", 0)
+    if device.platform == "cpu":  # its devices share the machine's memory
+        limit = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // jax.local_device_count()
+    if limit and each > limit:
+        raise UserError(
+            f"no memory for parameters and optimizer: {each / 1e9:,.1f} GB a device",
+            f"at most {limit / 1e9:,.1f} GB, which a {device.device_kind} has",
+            f"take a smaller model or LORA; {_FITS}",
+        )
+
+
 @contextmanager
-def memory_named() -> Iterator[None]:
+def memory_named(remedy: str = _FITS) -> Iterator[None]:
     """Raises UserError where a device has no memory left for what the block does."""
     try:
         yield
@@ -73,7 +105,6 @@ def memory_named() -> Iterator[None]:
             raise
         raise UserError(
             f"no memory left ({str(error).splitlines()[0]})",
-            "a step that fits",
-            "lower BATCH_SIZE, raise MICROBATCHES, set REMAT=full or spread it (MESH_MODEL, FSDP); "
-            "`cot-flax plan` says beforehand what fits",
+            "what fits",
+            remedy,
         ) from error

@@ -19,7 +19,7 @@ from jax.experimental import multihost_utils
 import cot_flax
 from cot_flax import run_folder
 from cot_flax.errors import UserError
-from cot_flax.files import make_folder
+from cot_flax.files import cleared_on_error, make_folder
 from cot_flax.objectives.losses import Objective
 from cot_flax.students import lora
 from cot_flax.students.layouts import Layout
@@ -38,6 +38,7 @@ from cot_flax.training import (
 )
 from cot_flax.training.optimizers import Optimizer
 from cot_flax.training.trackers import Tracker
+from cot_flax.weights.opening import check_place
 from cot_flax.weights.source import Access
 
 Evaluator = Callable[[Student, dict], dict[str, float]]
@@ -147,16 +148,25 @@ def train(
     _check("EVAL_PERIOD", eval_period, least=0)
     devices = sharding.make_mesh(mesh)
     sharding.check_batch_size(data.batch_size, microbatches, devices)
-    data.check(objective, model.vocab_size)
-    student = build(model, data.special_ids)
-    metadata = checkpoints.Metadata(to_json(student), data.vocabulary, 0, data.shards)
     period = checkpoint_period or min(1000, max(1, total_steps // 10))
     checkpointer = checkpoints.Checkpointer(model_dir, period=period, keep=keep_checkpoints)
     resumes = not overwrite and checkpointer.latest_step is not None
-    with jax.set_mesh(devices), partitioning.axis_rules(mesh.rules()):
+    if initial_checkpoint_path and not resumes:
+        check_place(initial_checkpoint_path)
+    data.check(objective, model.vocab_size)
+    student = build(model, data.special_ids)
+    metadata = checkpoints.Metadata(to_json(student), data.vocabulary, 0, data.shards)
+    first = done = 0
+    with (
+        # A start that fails leaves no folder that looks like a run.
+        cleared_on_error(model_dir, whole=lambda: done == first and hosts.is_first()),
+        jax.set_mesh(devices),
+        partitioning.axis_rules(mesh.rules()),
+    ):
         # Shapes and shardings first: what is restored or loaded goes straight to its devices, and
         # no second copy of the parameters is ever made.
         abstract = state.abstract(student, optimizer, devices, mesh.rules())
+        interruption.check_memory(abstract)
         shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
         known = _facts(student, abstract.params, data, objective) | {
             "started_from": initial_checkpoint_path or "",
@@ -187,7 +197,7 @@ def train(
             train_state = state.create(student, optimizer, seed, abstract, base)
         else:
             train_state = state.create(student, optimizer, seed, abstract)
-        first = int(train_state.step)
+        first = done = int(train_state.step)
         rows_read = resume.rows_read(metadata.rows, before, changes, first, data.batch_size)
         if first >= total_steps:
             logs.say(
@@ -236,7 +246,7 @@ def train(
         # This process makes the rows that lie on its own devices, and no others.
         rows = sharding.Rows(devices, data.batch_size, data.shards)
         batches = prefetch(data.batches(student.layout, rows_read, rows.shards), rows.put)
-        compiled, done = None, first
+        compiled = None
         signals = interruption.Signals()
 
         def save():

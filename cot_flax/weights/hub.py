@@ -61,7 +61,7 @@ def _snapshot(name: str, patterns: tuple[str, ...], access: Access) -> Path:
         ) from error
     except RepositoryNotFoundError as error:
         raise UserError(
-            f"no {name}: neither a folder here nor a model on {constants.ENDPOINT}",
+            f"no {name}: neither a folder in {Path.cwd()} nor a model on {constants.ENDPOINT}",
             "a path, or a name such as google/flan-t5-base",
             "correct it; for a private model, `hf auth login`",
         ) from error
@@ -81,7 +81,8 @@ def _snapshot(name: str, patterns: tuple[str, ...], access: Access) -> Path:
 
 def _unreachable(name: str, why: str, put: str) -> UserError:
     return UserError(
-        f"no folder {name}, and no answer for it from {constants.ENDPOINT} {why}",
+        f"no folder {name} in {Path.cwd()}, and no answer from {constants.ENDPOINT} for a model of "
+        f"this name {why}",
         "the Hugging Face hub within reach, or the model in its cache",
         f"connect, point HF_HOME at a cache that has it and pass --local_files_only (in gin: "
         f"LOCAL_FILES_ONLY = True), {put}",

@@ -1,6 +1,7 @@
 """One way in for every checkpoint: what kind it is shows when one looks at it."""
 
 import contextlib
+import difflib
 import re
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from cot_flax.weights import hub, huggingface, native, peft, t5x
 from cot_flax.weights.files.tensorstore import Listing, listing
 from cot_flax.weights.source import Access, Source
 
-HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+_HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 """What a name on the Hugging Face hub looks like; so does many a path."""
 _KINDS = (
     (native.find, native.open_step),
@@ -31,10 +32,11 @@ def open_source(path: str, access: Access = Access()) -> Source:  # noqa: B008 (
     Raises:
         UserError: nothing is there, it is of no known kind, or it is broken.
     """
+    check_place(path)
     if not is_bucket(path):
         folder = path_at(path)
         if not folder.exists():
-            return _from_hub(path, access)
+            return _open_hugging_face(hub.download(path, access), access)
         if not folder.is_dir():
             raise _unknown(path, "a file")
         if _is_hugging_face(folder):
@@ -63,7 +65,7 @@ def _base(folder: Path, access: Access) -> Path:
     for place in (path_at(named), folder / named):
         if place.is_dir():
             return place
-    if HUB_ID.fullmatch(named):
+    if _HUB_ID.fullmatch(named):
         with contextlib.suppress(UserError):
             return hub.download(named, access)
     raise UserError(
@@ -74,22 +76,44 @@ def _base(folder: Path, access: Access) -> Path:
     )
 
 
-def _from_hub(name: str, access: Access) -> Source:
+def check_place(path: str) -> None:
+    """Raises UserError where nothing lies at a path of this machine that is no name on the hub."""
+    if not is_bucket(path) and not path_at(path).exists() and not is_hub_name(path):
+        raise no_folder(path)
+
+
+def is_hub_name(name: str) -> bool:
+    """Whether a name, at which nothing lies here, may be one on the Hugging Face hub.
+
+    `runs/base` is none where there is a folder `runs`: it is a path that is wrong.
+    """
+    first, slash, _ = name.partition("/")
+    return bool(_HUB_ID.fullmatch(name)) and not (slash and path_at(first).is_dir())
+
+
+def no_folder(name: str) -> UserError:
+    """What to say of a path at which there is nothing: what lies beside it, which runs are near."""
     parent = path_at(name).parent
-    is_path = "/" in name and parent.is_dir()  # a misspelt path looks like a name on the hub
-    beside_runs = is_path and any(parent.glob(f"*/{FACTS}"))  # no name: the hub is not asked
-    if HUB_ID.fullmatch(name) and not beside_runs:
-        try:
-            return _open_hugging_face(hub.download(name, access), access)
-        except UserError:
-            if not is_path:
-                raise
-    there = f" ({_shown(listing(str(parent)))} in {parent})" if is_path else ""
-    raise UserError(
-        f"no folder {name}{there}",
-        "a checkpoint, or a name on the Hugging Face hub such as google/flan-t5-base",
-        "correct the path",
-    )
+    there = "" if path_at(name) == Path(name).expanduser() else f" in {Path.cwd()}"
+    if parent.is_dir() and parent != Path.cwd():
+        there = f" ({_shown(listing(str(parent)))} in {parent})"
+    near = difflib.get_close_matches(name, _checkpoints(name), n=3, cutoff=0.4)
+    expected = "a checkpoint" + (f", such as {', '.join(near)}" if near else "")
+    if is_hub_name(name):
+        expected += ", or a name on the Hugging Face hub such as google/flan-t5-base"
+    return UserError(f"no folder {name}{there}", expected, "correct the path")
+
+
+def _checkpoints(name: str) -> list[str]:
+    """Folders with parameters beside a path and below the working folder, as a user writes them."""
+    beside = Path(name).parent
+    marks = (FACTS, CHECKPOINTS, huggingface.CONFIG)
+    found = [
+        beside / place.parent.name for mark in marks for place in path_at(beside).glob(f"*/{mark}")
+    ]
+    for mark in marks:
+        found += [place.parent.relative_to(Path.cwd()) for place in Path.cwd().glob(f"*/*/{mark}")]
+    return list(dict.fromkeys(map(str, found)))
 
 
 def _shown(found: Listing) -> str:

@@ -2,11 +2,13 @@ import dataclasses
 import itertools
 import json
 import re
+from types import SimpleNamespace
 
 import gin
 import pytest
 import tensorflow as tf
 
+from cot_flax import files
 from cot_flax.chains.preparation import Preparation
 from cot_flax.chains.samples import Sample, write_samples
 from cot_flax.data.batches import TaskBatches, find_task
@@ -155,15 +157,15 @@ def tfds(monkeypatch):
     import tensorflow_datasets
 
     gsm8k._from_tfds.cache_clear()
-    yield lambda load: monkeypatch.setattr(tensorflow_datasets, "load", load)
+    yield lambda builder: monkeypatch.setattr(tensorflow_datasets, "builder", builder)
     gsm8k._from_tfds.cache_clear()
 
 
 def test_without_tfds_the_remedy_is_a_directory(tfds):
-    def load(name, split):
+    def builder(name):
         raise ConnectionError("no network")
 
-    tfds(load)
+    tfds(builder)
     with pytest.raises(
         UserError, match=r"ConnectionError: no network\); expected a network.*GSM8K_DIRE"
     ):
@@ -173,23 +175,34 @@ def test_without_tfds_the_remedy_is_a_directory(tfds):
 def test_a_package_that_tfds_lacks_is_named(tfds):
     """Not the network, which was never asked."""
 
-    def load(name, split):
+    def builder(name):
         raise ModuleNotFoundError("No module named 'importlib_resources'")
 
-    tfds(load)
+    tfds(builder)
     with pytest.raises(
         UserError, match=r"'importlib_resources'\); expected the packages that TFDS"
     ):
         records("test")
 
 
-def test_tfds_gives_the_same_records(tfds):
-    def load(name, split):
-        assert (name, split) == ("gsm8k", "test")
-        columns = {"question": ["Two?"], "answer": ["1+1=<<1+1=2>>2\n#### 2"], "other": ["x"]}
-        return tf.data.Dataset.from_tensor_slices(columns)
+def test_what_is_not_prepared_is_asked_for_once(tfds, tmp_path, monkeypatch):
+    """TFDS itself asks for four minutes."""
+    files.unreachable.cache_clear()
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+    tfds(lambda name: SimpleNamespace(data_path=tmp_path / name))
+    with pytest.raises(UserError, match=r"no answer from https://raw.*GSM8K_DIRECTORY"):
+        records("test")
 
-    tfds(load)
+
+def test_tfds_gives_the_same_records(tfds, tmp_path):
+    columns = {"question": ["Two?"], "answer": ["1+1=<<1+1=2>>2\n#### 2"], "other": ["x"]}
+    splits = {"test": tf.data.Dataset.from_tensor_slices(columns)}
+    builder = SimpleNamespace(
+        data_path=tmp_path,
+        download_and_prepare=lambda: None,
+        as_dataset=lambda split: splits[split],
+    )
+    tfds({"gsm8k": builder}.get)
     (record,) = records("test")
     assert record == {
         "id": "gsm8k-test-0",

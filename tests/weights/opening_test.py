@@ -112,5 +112,8 @@ def test_what_is_no_checkpoint_is_told_apart(tmp_path):
         open_source(str(tmp_path))
     with pytest.raises(UserError, match=r"\(a file there\).*give the folder"):
         open_source(str(tmp_path / "notes.txt"))
-    with pytest.raises(UserError, match=rf"no folder {tmp_path}/none \(notes.txt in .*google/fl"):
+    with pytest.raises(
+        UserError,
+        match=rf"no folder {tmp_path}/none \(notes.txt in .*a checkpoint; correct the path",
+    ):
         open_source(str(tmp_path / "none"))

@@ -1,17 +1,20 @@
 """The shape of a T5."""
 
 import dataclasses
+from typing import Literal, get_args
 
 from cot_flax.errors import UserError
 from cot_flax.students.lora import Lora
 
-ATTENTIONS = ("auto", "xla", "cudnn", "flash")
-_DTYPES = ("float32", "bfloat16", "float16")
+Attention = Literal["auto", "xla", "cudnn", "flash"]
+ATTENTIONS = get_args(Attention)
+_Dtype = Literal["float32", "bfloat16", "float16"]
+_Remat = Literal["none", "full", "minimal"]
 _CHOICES = {
     "attention": ATTENTIONS,
-    "dtype": _DTYPES,
-    "residual_dtype": _DTYPES,
-    "remat": ("none", "full", "minimal"),
+    "dtype": get_args(_Dtype),
+    "residual_dtype": get_args(_Dtype),
+    "remat": get_args(_Remat),
 }
 
 
@@ -47,12 +50,12 @@ class T5Config:
     mlp_activations: tuple[str, ...] = ("gelu", "linear")
     logits_via_embedding: bool = False
     dropout_rate: float = 0.0
-    dtype: str = "float32"
+    dtype: _Dtype = "float32"
     scan_layers: bool = False
-    remat: str = "none"
-    residual_dtype: str = "float32"
+    remat: _Remat = "none"
+    residual_dtype: _Dtype = "float32"
     lora: Lora | None = None
-    attention: str = "auto"
+    attention: Attention = "auto"
 
     def __post_init__(self):
         for name, known in _CHOICES.items():

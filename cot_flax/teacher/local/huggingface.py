@@ -20,6 +20,7 @@ from cot_flax.teacher.requests import (
     Request,
     Unscorable,
 )
+from cot_flax.weights.opening import is_hub_name, no_folder
 
 _BROKEN = "\ufffd"  # what a decoder writes for the bytes of an incomplete character
 
@@ -50,6 +51,8 @@ class HuggingFaceTeacher:
         device: str | None = None,
         dtype: str = "auto",
     ):
+        if not Path(model).expanduser().is_dir() and not is_hub_name(str(model)):
+            raise no_folder(str(model))
         try:
             import torch
             import transformers

@@ -2,7 +2,8 @@
 
 import ast
 import collections.abc
-import inspect
+import contextlib
+import difflib
 import os
 from collections.abc import Mapping
 from types import NoneType, UnionType
@@ -18,25 +19,6 @@ _WORDS = {
     str: "a text",
     NoneType: "None",
 }
-
-
-def of(function: Any, parameter: str) -> Any:
-    """The annotation of a parameter; Any where there is none that can be read."""
-    try:
-        found = inspect.signature(function, eval_str=True).parameters[parameter].annotation
-    except (KeyError, NameError, TypeError, ValueError):
-        return Any
-    return Any if found is inspect.Parameter.empty else found
-
-
-def returned(function: Any) -> Any:
-    """The class that a function makes, or a class itself."""
-    if isinstance(function, type):
-        return function
-    try:
-        return inspect.signature(function, eval_str=True).return_annotation
-    except (NameError, TypeError, ValueError):
-        return None
 
 
 def members(annotation: Any) -> tuple[Any, ...]:
@@ -56,7 +38,7 @@ def fit(value: Any, annotation: Any) -> Any:
     """
     alternatives = members(annotation)
     for alternative in alternatives:
-        if _fits(value, alternative):
+        if fits(value, alternative):
             return value
     for alternative in alternatives:
         try:
@@ -73,24 +55,47 @@ def says(annotation: Any) -> str:
     return " or ".join(dict.fromkeys(map(_word, members(annotation))))
 
 
+def is_choice(annotation: Any) -> bool:
+    """Whether it lists what may stand there."""
+    return get_origin(annotation) is Literal
+
+
 def advice(name: str, value: Any, annotation: Any) -> str:
-    """What to set instead, where a text is what it would be without quotes."""
+    """What to set instead: the value without its quotes, in quotes, alone, or what is alike."""
+    alternatives = members(annotation)
+    likely: list[Any] = []
     if isinstance(value, str):
         for text in (value, value.capitalize()):
-            try:
-                return f"set {name}={fit(ast.literal_eval(text), annotation)!r}"
-            except (TypeError, ValueError, SyntaxError):
-                continue
+            with contextlib.suppress(ValueError, SyntaxError):
+                likely.append(ast.literal_eval(text))
+        choices = [c for a in alternatives if is_choice(a) for c in get_args(a)]
+        choices = [choice for choice in choices if isinstance(choice, str)]
+        near = difflib.get_close_matches(value, choices, n=1)
+        likely += near
+    elif isinstance(value, (list, tuple)) and len(value) == 1:
+        likely += value
+    elif isinstance(value, (int, float)) and not isinstance(value, bool):
+        likely.append(str(value))
+    for other in likely:
+        with contextlib.suppress(TypeError):
+            shown = fit(other, annotation)
+            quoted = isinstance(shown, str) and isinstance(value, (int, float))
+            return f'set {name}="{shown!r}"' if quoted else f"set {name}={_plainly(shown)}"
     return f"correct {name}"
 
 
-def _fits(value, annotation) -> bool:
+def _plainly(value: Any) -> str:
+    return value if isinstance(value, str) else repr(value)
+
+
+def fits(value: Any, annotation: Any) -> bool:
+    """Whether a value is as an annotation, which is no union, wants it."""
     kind, parts = get_origin(annotation) or annotation, get_args(annotation)
-    if kind is Literal:
+    if kind is Literal and isinstance(value, _LITERALS):
         return value in parts
     if not isinstance(value, _LITERALS):
         # A reference without () is a function or a class, which is no object of a class.
-        function = kind is collections.abc.Callable or getattr(kind, "_is_protocol", False)
+        function = kind in (collections.abc.Callable, type) or getattr(kind, "_is_protocol", False)
         return getattr(value, "evaluate", True) or function or not isinstance(kind, type)
     if not isinstance(kind, type):
         return True
@@ -108,7 +113,7 @@ def _fits(value, annotation) -> bool:
         if not isinstance(value, (list, tuple)):
             return False
         if kind is tuple and parts and ... not in parts:
-            return len(value) == len(parts) and all(map(_fits, value, parts))
+            return len(value) == len(parts) and all(map(fits, value, parts))
         return all(_fits_any(item, parts[:1]) for item in value)
     return isinstance(value, str) if issubclass(kind, os.PathLike) else isinstance(value, kind)
 
@@ -116,7 +121,7 @@ def _fits(value, annotation) -> bool:
 def _fits_any(value, annotation: tuple) -> bool:
     """Whether a value fits the one annotation there, or there is none."""
     alternatives = members(annotation[0]) if annotation else ()
-    return not alternatives or any(_fits(value, alternative) for alternative in alternatives)
+    return not alternatives or any(fits(value, alternative) for alternative in alternatives)
 
 
 def _converted(value, annotation):

@@ -6,7 +6,7 @@ from typing import Any, Literal, Protocol
 
 import pytest
 
-from cot_flax import annotations
+from cot_flax.configuration import annotations
 
 
 class Maker:
