@@ -138,6 +138,7 @@ def test_a_run_writes_what_it_is(run, config, tmp_path):
     student = T5Student(dataclasses.replace(config, dropout_rate=0.05))
     written = run_folder.read_facts(tmp_path)
     versions = written.pop("versions")
+    assert re.fullmatch("[0-9a-f]{32}", written.pop("id"))
     assert versions.keys() == {"cot_flax", "jax", "python"} and versions["jax"] == jax.__version__
     assert written == {
         "student": {
