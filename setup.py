@@ -23,7 +23,7 @@ TEACH = [*TABLES, "openai>=3.54.0", "stamina>=26.1.0"]
 REPORT = ["matplotlib>=3.11.2"]
 BEAM = ["apache-beam>=2.77.0"]
 BESIDE = ("tasks", "gin", "examples")
-TORCH = ["torch==2.13.0", "transformers>=4.57.1"]  # what parity and speed are measured against
+TORCH = ["torch==2.13.0", "transformers>=5.0.0"]  # what parity and speed are measured against
 
 setup(
     name="cot-flax",
@@ -50,7 +50,7 @@ setup(
         "etils[epath]>=1.15.0",
         "flax>=0.12.8",
         "gin-config>=0.5.0",
-        "huggingface-hub>=0.36",
+        "huggingface-hub>=1.3.0",
         "ijson>=3.6.0",
         "jax>=0.10.2",
         "jinja2>=3.1.6",
@@ -65,7 +65,7 @@ setup(
         "safetensors>=0.8.0",
         "tensorboardX>=2.6.5",
         "tensorstore>=0.1.86",
-        "tokenizers>=0.22.0",
+        "tokenizers>=0.22.2",
         "typer>=0.29.2",
         "zstandard>=0.25.0",  # the standard library has it from 3.14 on
     ],

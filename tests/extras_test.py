@@ -32,8 +32,12 @@ def run_without(hidden, words, folder):
     "extra, words",
     [
         ("data", "demo"),
-        ("data", "train --gin_file=experiments/world_base.gin"),
-        ("data", "evaluate --gin_file=experiments/world_evaluate.gin"),
+        ("data", "train --gin_file=experiments/world_base.gin --gin.MODEL_DIR=run"),
+        (
+            "data",
+            "evaluate --gin_file=experiments/world_evaluate.gin --gin.CHECKPOINT_PATH=run "
+            "--gin.EVAL_OUTPUT_DIR=test",
+        ),
         ("data", "prepare samples.jsonl --out=store --task=t"),
         ("teach", f"{SAMPLE} {SERVER}"),
         ("report", "report run"),
