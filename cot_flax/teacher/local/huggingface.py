@@ -169,7 +169,10 @@ class HuggingFaceTeacher:
             stopped = [any(string in text for string in request.stop) for text in texts]
             return torch.tensor(stopped, device=ids_NS.device)
 
-        with torch.random.fork_rng(), torch.inference_mode():
+        # By itself it asks for every CUDA device, and fails where a build for GPUs has no driver.
+        device = self._model.device
+        forked = torch.random.fork_rng([device] if device.type == "cuda" else [])
+        with forked, torch.inference_mode():
             torch.manual_seed(seed_of(request))
             ids_NS = self._model.generate(
                 prompt_1S,
