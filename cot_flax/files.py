@@ -47,7 +47,6 @@ def path_at(path: str | os.PathLike) -> Path | epath.Path:
     return place.resolve() if ".." in place.parts else place.absolute()
 
 
-@functools.cache
 def unreachable(place: str | None = None) -> str:
     """Why nobody answers there, "" where somebody does; asks once, for ten seconds at most.
 
@@ -56,9 +55,16 @@ def unreachable(place: str | None = None) -> str:
     Args:
         place: of the web; None is where buckets are.
     """
-    place = place or os.environ.get("STORAGE_EMULATOR_HOST", "https://storage.googleapis.com")
+    return _silence(
+        place or os.environ.get("STORAGE_EMULATOR_HOST", "https://storage.googleapis.com")
+    )
+
+
+@functools.cache
+def _silence(place: str) -> str:
     try:
-        urllib.request.urlopen(place, timeout=_PATIENCE).close()
+        # `urlopen` would keep the proxies of its first call for the whole process.
+        urllib.request.build_opener().open(place, timeout=_PATIENCE).close()
     except urllib.error.HTTPError:
         return ""  # somebody did
     except OSError as error:

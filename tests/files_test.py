@@ -197,9 +197,9 @@ def test_where_nothing_can_be_written_is_named(make):
 
 
 def test_nobody_who_answers_is_asked_for_once(monkeypatch):
-    files.unreachable.cache_clear()
+    files._silence.cache_clear()
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", "http://127.0.0.1:9")
     assert files.unreachable().startswith("no answer from http://127.0.0.1:9: ")
     with pytest.raises(UserError, match=r"gs://a/b \(no answer from .*a folder to write to"):
         files.make_folder("gs://a/b")
-    files.unreachable.cache_clear()
+    files._silence.cache_clear()

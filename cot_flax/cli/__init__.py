@@ -191,7 +191,7 @@ def main() -> None:
             os.environ.update(_rejoined(os.environ))
         elif sys.argv[1:2] != ["doctor"]:  # it says what is wrong there, and goes on
             environment.settle()
-        sys.exit(app(prog_name="cot-flax", standalone_mode=False))
+        sys.exit(app(prog_name="cot-flax", standalone_mode=False) or 0)
     except Exception as error:
         if type(error).__name__ == "NoArgsIsHelpError":  # the help was printed
             sys.exit(2)

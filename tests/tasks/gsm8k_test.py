@@ -187,7 +187,7 @@ def test_a_package_that_tfds_lacks_is_named(tfds):
 
 def test_what_is_not_prepared_is_asked_for_once(tfds, tmp_path, monkeypatch):
     """TFDS itself asks for four minutes."""
-    files.unreachable.cache_clear()
+    files._silence.cache_clear()
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
     tfds(lambda name: SimpleNamespace(data_path=tmp_path / name))
     with pytest.raises(UserError, match=r"no answer from https://raw.*GSM8K_DIRECTORY"):

@@ -145,7 +145,7 @@ def test_a_server_that_is_not_there_is_named_at_once():
 def test_a_password_in_the_base_url_is_not_shown():
     with StoryServer() as server:
         pass
-    url = server.url.replace("127", "me:secret@127")
+    url = server.url.replace("//127", "//me:secret@127")
     teacher = OpenAITeacher("story", base_url=url)
     with pytest.raises(UserError, match=r"no server at http://127") as caught:
         ask(teacher, lambda teacher: teacher.complete(REQUEST))
