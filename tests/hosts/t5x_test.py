@@ -472,6 +472,7 @@ def plain(tmp_path_factory):
     environment = {name: text for name, text in os.environ.items() if name != "PYTHONPATH"}
     environment |= {"VENV": str(venv), "PYTHON": sys.executable}
     environment |= {"XLA_FLAGS": "", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    environment["JAX_NUMPY_RANK_PROMOTION"] = "allow"  # T5X's networks broadcast between ranks
 
     def run(folder, *command):
         done = subprocess.run(
