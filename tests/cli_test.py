@@ -306,7 +306,7 @@ EVALUATE += ["--gin.EVAL_OUTPUT_DIR='{tmp}/test'"]
                 "--gin_file=experiments/gsm8k_human_ce.gin",
                 *MODEL_DIR,
                 "--gin.T5_VOCABULARY_FILE='{tmp}/bad.jsonl'",
-                "--gin.GSM8K_DIRECTORY='{tmp}'",
+                "--gin.GSM8K_DIRECTORY='{tmp}/gsm8k'",
             ],
             "{tmp}/bad.jsonl, which holds no SentencePiece model; .*set T5_VOCABULARY_FILE",
         ),
@@ -359,6 +359,9 @@ EVALUATE += ["--gin.EVAL_OUTPUT_DIR='{tmp}/test'"]
 )
 def test_a_mistake_is_one_line_and_exit_code_2(folder, tmp_path, capfd, arguments, message):
     write_half_a_line(folder, tmp_path / "bad.jsonl")
+    (tmp_path / "gsm8k").mkdir()
+    line = '{"question": "1 + 1?", "answer": "1 + 1 = 2\\n#### 2"}\n'
+    (tmp_path / "gsm8k" / "train.jsonl").write_text(line * 510)  # the last 500 are for validation
     before = files_of(folder)
     places = {"tmp": tmp_path, "store": folder / "store", "run": folder / "student"}
     assert call(*(argument.format(**places) for argument in arguments)) == 2
