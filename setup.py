@@ -1,9 +1,9 @@
 """Packaging: what lies beside the package in a checkout (BESIDE) is inside it when installed.
 
 Alone it is the JAX core; what reads data, asks teachers or draws reports are extras. The lower
-bounds of the core and of data, teach, report and dev are the versions with which the tests pass on
-Python 3.11 (`launch/matrix.sh 3.11=lowest`, launch/constraints/3.11.txt), except for a driver's or
-another framework's extras: those were the newest when their tests passed.
+bounds of the core and of data, teach, report and dev are what `launch/matrix.sh 3.11=lowest` tests
+(launch/constraints/3.11.txt), except for a driver's or another framework's extras: those were the
+newest when their tests passed.
 """
 
 from pathlib import Path
