@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import threading
+import urllib.request
 import venv
 from pathlib import Path
 
@@ -270,3 +271,15 @@ def test_a_report_has_no_password_of_a_mirror():
     machine = doctor.Machine({"HF_ENDPOINT": "https://me:secret@mirror/x", "HF_HUB_TOKEN": "t"})
     lines = list(doctor._report(machine, []))
     assert lines[-1] == "HF_ENDPOINT=https://mirror/x"
+
+
+def test_gsm8k_is_there_when_tfds_has_finished_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+    monkeypatch.setattr(urllib.request, "_opener", None)  # it would keep this proxy
+    made = tmp_path / "gsm8k" / "1.0.0"
+    made.mkdir(parents=True)  # as a download leaves it that failed
+    machine = doctor.Machine({"TFDS_DATA_DIR": str(tmp_path)})
+    there = f"GSM8K is in {tmp_path}"
+    assert there not in [finding.text for finding in doctor._data(machine)]
+    (made / "dataset_info.json").write_text("{}")
+    assert there in [finding.text for finding in doctor._data(machine)]

@@ -441,7 +441,7 @@ def _data(machine: Machine) -> Iterator[Finding]:
     import urllib.request
 
     folder = Path(machine.given.get("TFDS_DATA_DIR", "~/tensorflow_datasets")).expanduser()
-    if (folder / "gsm8k").is_dir():
+    if any((folder / "gsm8k").rglob("dataset_info.json")):  # a download that failed leaves folders
         yield Finding(f"GSM8K is in {folder}")
     else:
         yield Finding(f"no GSM8K in {folder}: TFDS downloads it, or GSM8K_DIRECTORY names a folder")

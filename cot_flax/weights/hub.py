@@ -73,7 +73,7 @@ def _snapshot(name: str, patterns: tuple[str, ...], access: Access) -> Path:
                 "a model fetched before, because --local_files_only or HF_HUB_OFFLINE is set",
                 f"unset it, point HF_HOME at the right cache, {put}",
             ) from error
-        raise _unreachable(name, f"and {name} is not whole in {cache}", put) from error
+        raise _unreachable(name, f"(it is not whole in {cache})", put) from error
     except (HTTPError, OSError) as error:
         raise _unreachable(name, f"({type(error).__name__}: {error})", put) from error
     return Path(snapshot)
