@@ -126,16 +126,21 @@ def verdict(plan: Plan) -> str:
 
 
 def assumptions(plan: Plan) -> list[str]:
-    found = list(formula.ASSUMPTIONS)
+    kind = plan.target.chip.kind
+    reached = (
+        f"{formula.OF_PEAK[kind]:.0%} of the peak FLOP/s and {formula.OF_BANDWIDTH:.0%} of the "
+        f"bandwidths are reached{', as on one H100' * (kind == 'gpu')}"
+    )
+    found = [reached, *formula.ASSUMPTIONS]
     if plan.program is None:
         found.append("nothing was compiled: memory and collectives are by formula, not measured")
     else:
         found.append("bytes a chip are the compiler's; gradients and activations by formula")
         if not plan.program.text:
             found.append("what is sent is by formula: there is no program that jaxlib can read")
-    if plan.target.chip.kind == "gpu":
+    if kind == "gpu":
         found.append("75% of a GPU's memory, as JAX takes it")
-    if plan.target.chip.kind == "cpu":
+    if kind == "cpu":
         found.append("80 GFLOP/s a core, 20 GB/s of memory; the memory is all that is built in")
     return found
 

@@ -78,7 +78,7 @@ def test_six_flops_a_parameter_and_token(changed):
 def test_a_step_takes_its_slower_half_and_then_its_collectives():
     estimate = formula.estimate(Work(flops=3e12, memory=2e10, wire=4e9), CHIP, "bfloat16")
     assert (estimate.compute, estimate.memory, estimate.wire) == (3.0, 2.0, 4.0)
-    assert estimate.step == pytest.approx(3 / OF_PEAK + 4 / OF_BANDWIDTH)
+    assert estimate.step == pytest.approx(3 / OF_PEAK[CHIP.kind] + 4 / OF_BANDWIDTH)
     assert (estimate.best, estimate.bound) == (4.0, "collectives")
 
 
