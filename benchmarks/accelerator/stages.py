@@ -5,6 +5,7 @@ where in the result the value belongs. What libraries print goes to standard err
 """
 
 import argparse
+import faulthandler
 import json
 import os
 import sys
@@ -33,6 +34,8 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true")
     options = parser.parse_args()
     clock, emit = Clock(options.seconds), emitter()
+    # Just before it is cut off: what it waits for.
+    faulthandler.dump_traceback_later(max(1.0, options.seconds - 5), file=sys.stderr)
     if options.stage.endswith("beside transformers"):
         from accelerator import peers  # touches no device: its workers share the card
 
