@@ -10,6 +10,9 @@ import pytest
 
 from cot_flax import run_folder
 
+# A minute; tests/training/hosts_test.py has what one host and several must have in common.
+pytestmark = pytest.mark.slow
+
 TRAIN = ["train", "--gin_file=experiments/world_cot_ce.gin", "--gin.TRAIN_STEPS=3"]
 TRAIN += ["--gin.BATCH_SIZE=4", "--gin.LOG_PERIOD=1", "--gin.MESH_DATA=0", "--gin.DATA_SHARDS=2"]
 TRAIN += ["--gin.WARMUP_STEPS=0", "--gin.EVAL_PERIOD=3"]

@@ -287,6 +287,7 @@ def real_gcloud(call, folder):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("gcloud") is None, reason="no gcloud on this machine")
 def test_gcloud_takes_our_flags(host, tmp_path):
     """gcloud reads flags before it looks for an account: exit code 2 for those that it has not."""
