@@ -103,17 +103,17 @@ def test_what_another_file_sets_is_named(capfd):
 @pytest.mark.parametrize("name", [n for n in GIN_FILES if not n.startswith("t5x/")])
 def test_the_macros_are_those_that_gin_reads(name):
     """Against gin itself, which imports what the files do."""
-    macros = experiments.read_macros(gin_root() / name)
+    macros = experiments.Macros(gin_root() / name)
     try:
         configuration.parse([name], [], needed=())
     except UserError:
         assert macros.wanted()  # of a file that is a part of others
         return
     known = {name for name, selector in gin.config._CONFIG if selector == "gin.macro"}
-    assert macros.defined.keys() == known
+    assert macros.names == known
     for key in known - macros.required().keys():
         value = configuration.macro(key)
-        assert macros.defined[key].value == str(value) or macros.defined[key].value == repr(value)
+        assert macros.value(key) in (str(value), repr(value))
     assert {key for key in known if configuration.macro(key) is None} >= macros.required().keys()
 
 
@@ -165,8 +165,8 @@ def test_an_example_is_shown(capfd):
         ("triag", "no gin file or example triag; expected one such as examples/triage"),
         ("train", "train, which is several; expected one of runs/train.gin, t5x/train.gin; name"),
         ("qqqq", "no gin file or example qqqq; expected one of ours or your own; see cot-flax exp"),
-        ("broken.gin", "broken.gin ("),
-        ("absent.gin", "no gin file experiments/wrold.gin; expected one such as experiments/world"),
+        ("broken.gin", "gin: EOF in multi-line statement (broken.gin, line 2); "),
+        ("absent.gin", "no gin file experiments/wrold.gin within ."),
         ("itself.gin", "itself.gin, which includes itself; "),
     ],
 )

@@ -1,7 +1,6 @@
 """`cot-flax experiments`: the gin files and examples that come with the package.
 
-It reads gin files as texts, so that it imports none of the libraries that they do; and gin itself
-where it is needed, so that other verbs start without.
+Gin is imported where it is needed, so that other verbs start without.
 """
 
 import difflib
@@ -9,9 +8,7 @@ import re
 import shutil
 import sys
 import textwrap
-import tokenize
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
@@ -90,7 +87,7 @@ def show(name: Name):
             typer.echo(f"{place}, {path.stat().st_size:,} bytes")
         typer.echo(f"\n{(file / 'instruction.md').read_text('utf-8').rstrip()}")
         return
-    macros = read_macros(file)
+    macros = Macros(file)
     typer.echo(f"{file.read_text('utf-8').rstrip()}\n")
     required = macros.required()
     _print_rows("Must be given, as --gin.NAME=VALUE:", sorted(required.items()))
@@ -98,8 +95,8 @@ def show(name: Name):
     _print_rows(
         "All others, with the file that sets them:",
         [
-            (name, f"= {macros.resolved(name)}", macros.defined[name].file)
-            for name in sorted(macros.defined.keys() - required.keys())
+            (name, f"= {macros.resolved(name)}", macros.file(name))
+            for name in sorted(macros.names - required.keys())
         ],
     )
 
@@ -134,41 +131,47 @@ def copy(
     typer.echo(f"{place}: --gin_file={place}")
 
 
-@dataclass(frozen=True)
-class Macro:
-    """A macro's value as a gin file has it, and the file that sets it last."""
-
-    value: str
-    file: str
-
-
-@dataclass(frozen=True)
 class Macros:
-    """What a gin file and those that it includes set and use.
+    """What a gin file and those that it includes set and use; the last value counts.
 
-    Attributes:
-        defined: by name.
-        used: names that stand for values somewhere.
+    Raises:
+        UserError: a file cannot be read, or includes what is not there.
     """
 
-    defined: dict[str, Macro] = field(default_factory=dict)
-    used: set[str] = field(default_factory=set)
+    def __init__(self, file: Path):
+        from cot_flax.configuration import draft
 
-    def required(self) -> dict[str, str]:
-        """The file that asks for each macro without a value."""
-        return {name: m.file for name, m in self.defined.items() if m.value == _REQUIRED}
+        self._draft = draft.read([str(file)])
+
+    @property
+    def names(self) -> set[str]:
+        return set(self._draft.macros)
+
+    def file(self, name: str) -> str:
+        """The one that sets a macro."""
+        return _known_as(Path(self._draft.macros[name].place.rpartition(", line ")[0]))
+
+    def value(self, name: str) -> str:
+        """As the file has it."""
+        return repr(self._draft.macros[name].value)
 
     def resolved(self, name: str) -> str:
         """A macro's value, with that of a macro that it names."""
-        value = self.defined[name].value
+        value = self.value(name)
         other = value.removeprefix("%")
-        named = value.startswith("%") and other in self.defined
-        return f"{value} = {self.resolved(other)}" if named else value
+        return f"{value} = {self.resolved(other)}" if self._is_macro(value) else value
+
+    def _is_macro(self, value: str) -> bool:
+        return value.startswith("%") and value.removeprefix("%") in self._draft.macros
+
+    def required(self) -> dict[str, str]:
+        """The file that asks for each macro without a value."""
+        return {name: self.file(name) for name in self.names if self.value(name) == _REQUIRED}
 
     def wanted(self) -> dict[str, str]:
         """Files that set each macro that is used and not set, by folder."""
-        missing = sorted(self.used - self.defined.keys() - {_REQUIRED.removeprefix("%")})
-        setters = {name: read_macros(gin_root() / name).defined for name in gin_names() if missing}
+        missing = sorted(self._draft.used() - self.names - {_REQUIRED.removeprefix("%")})
+        setters = {name: Macros(gin_root() / name).names for name in gin_names() if missing}
         return {
             name: ", ".join(
                 sorted({f"{Path(file).parent}/" for file, sets in setters.items() if name in sets})
@@ -177,69 +180,9 @@ class Macros:
         }
 
 
-def read_macros(file: Path) -> Macros:
-    """Reads the macros of a gin file and of those that it includes; the last value counts.
-
-    Raises:
-        UserError: it cannot be read, or includes what is not there.
-    """
-    macros = Macros()
-    _read_into(macros, file, ())
-    return macros
-
-
-class _Word(str):
-    """Prints without quotes."""
-
-    __repr__ = str.__str__
-
-
-def _statements(text: str, used: set[str]) -> list:
-    """gin's statements with references and macros as written; adds the macros to `used`."""
-    from gin import config_parser
-
-    class Written(config_parser.ParserDelegate):
-        def configurable_reference(self, scoped_name, evaluate):
-            return _Word(f"@{scoped_name}" + "()" * evaluate)
-
-        def macro(self, name):
-            used.add(name)
-            return _Word(f"%{name}")
-
-    return list(config_parser.ConfigParser(text, Written()))
-
-
-def _read_into(macros: Macros, file: Path, includers: tuple[Path, ...]) -> None:
-    from gin import config_parser
-
-    if file in includers:
-        raise UserError(f"{file}, which includes itself", "files one below another", "correct it")
-    known_as = _known_as(file)
-    try:
-        statements = _statements(file.read_text("utf-8-sig"), macros.used)
-    except (OSError, ValueError, SyntaxError, tokenize.TokenError) as error:
-        problem = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"{file} ({problem})", "a gin file", "correct it") from error
-    for statement in statements:
-        match statement:
-            case config_parser.IncludeStatement(filename=name):
-                _read_into(macros, _path_of(name), (*includers, file))
-            case config_parser.BindingStatement(selector=name, arg_name="" | None):
-                macros.defined[name] = Macro(repr(statement.value), known_as)
-
-
 def _known_as(file: Path) -> str:
     inside = file.is_relative_to(gin_root())
     return file.relative_to(gin_root()).as_posix() if inside else str(file)
-
-
-def _path_of(name: str) -> Path:
-    """As gin looks for it: as given, then among ours."""
-    for path in (Path(name).expanduser(), gin_root() / name):
-        if path.is_file():
-            return path
-    near = difflib.get_close_matches(name, gin_names(), n=3) or gin_names()[:3]
-    raise UserError(f"no gin file {name}", f"one such as {', '.join(near)}", "correct the include")
 
 
 def _find(name: str) -> Path:

@@ -5,7 +5,7 @@ import difflib
 import io
 import re
 import tokenize
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -95,6 +95,11 @@ class Draft:
         scope = binding.name.rpartition(".")[0].rpartition("/")[0]
         self.parameters[scope, module, name, binding.parameter] = binding
 
+    def used(self) -> set[str]:
+        """The names of all macros in values."""
+        bindings = (*self.macros.values(), *self.parameters.values())
+        return {name for binding in bindings for name in _macros_in(binding.value)}
+
     def resolve(self, selector: str, modules: dict[str, str] | None = None) -> tuple[str, str]:
         """The module and the name that a selector means; "" for a module that is not known."""
         called, _, name = selector.rpartition(".")
@@ -123,6 +128,17 @@ class Draft:
             filled = {key: self.resolved(item)[1] for key, item in value.items()}
             return value if filled == value else filled
         return value
+
+
+def _macros_in(value: Any) -> Iterator[str]:
+    if isinstance(value, Macro):
+        yield value.name
+    elif isinstance(value, dict):
+        for item in (*value.keys(), *value.values()):
+            yield from _macros_in(item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _macros_in(item)
 
 
 def gin_root() -> Path:
@@ -245,8 +261,18 @@ class _Values(gin.config_parser.ParserDelegate):
         return Macro(name)
 
 
-def _read_file(file: str, draft: Draft, search_paths: Sequence[str], asked="--gin_file") -> None:
+def _read_file(
+    file: str,
+    draft: Draft,
+    search_paths: Sequence[str],
+    asked: str = "--gin_file",
+    includers: tuple[Path, ...] = (),
+) -> None:
     path = find(file, search_paths, asked)
+    if path in includers:
+        raise UserError(
+            f"{path}, which includes itself", "files one below another", f"correct {asked}"
+        )
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -259,7 +285,8 @@ def _read_file(file: str, draft: Draft, search_paths: Sequence[str], asked="--gi
             place = f"{file}, line {statement.location.line_num}"
             match statement:
                 case gin.config_parser.IncludeStatement(filename=included):
-                    _read_file(included, draft, search_paths, f"the include of {place}")
+                    asked = f"the include of {place}"
+                    _read_file(included, draft, search_paths, asked, (*includers, path))
                 case gin.config_parser.ImportStatement(module=module):
                     if not module.startswith("__gin__."):
                         whole = statement.is_from or statement.alias

@@ -270,6 +270,14 @@ def test_a_wrong_file_is_one_line(tmp_path, text, message):
     assert len(str(caught.value).splitlines()) == 1
 
 
+def test_files_that_include_each_other_are_one_line(tmp_path):
+    first, second = tmp_path / "first.gin", tmp_path / "second.gin"
+    first.write_text(f"include '{second}'\n")
+    second.write_text(f"include '{first}'\n")
+    with pytest.raises(UserError, match=r"first.gin, which includes itself; .*second.gin, line 1"):
+        configuration.parse([str(first)], [])
+
+
 def test_a_module_that_is_not_found_may_lack_its_folder_on_the_path(tmp_path):
     text = "from __gin__ import dynamic_registration\nimport my_task\n"
     with pytest.raises(UserError, match=r"'my_task'.*folder on PYTHONPATH \(PYTHONPATH=\.\)"):
