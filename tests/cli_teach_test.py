@@ -111,11 +111,9 @@ def test_the_data_half_of_a_paper_is_a_file(files, monkeypatch, capsys):
     paper = f"--gin_file={files / 'paper.gin'}"
     with StoryServer() as server:
         assert call(monkeypatch, *sampling(files, server.url, "--temperature", 1)) == 0
-        first = files / "samples.jsonl.journal"
-        (files / "from_gin.jsonl.journal").write_bytes(first.read_bytes())
         url = f"--gin.TEACHER_URL={server.url}"
         assert call(monkeypatch, "teach", paper, url) == 0
-        assert server.answered.total() == 6  # the journal has them all
+        assert server.answered.total() == 6  # the journal of the folder has them all
     shown = capsys.readouterr()
     assert f"18 samples in {files}/from_gin.jsonl: 0 requests" in shown.out
     assert f"TEACHER_URL = '{server.url}'" in shown.err
@@ -174,7 +172,7 @@ def test_a_dry_run_asks_nothing_and_says_what_it_would_cost(files, monkeypatch, 
     )
     prompt_tokens = int(found[1].replace(",", ""))
     assert float(found[2]) == pytest.approx(prompt_tokens / 1000 + 120 / 500, abs=0.01)
-    assert not (files / "samples.jsonl.journal").exists()
+    assert not (files / "teacher.journal").exists()
 
 
 def test_no_server_is_one_line_within_seconds(files, monkeypatch, capsys):
@@ -211,7 +209,7 @@ def test_held_out_questions_are_neither_asked_nor_shown(files, monkeypatch, caps
     assert call(monkeypatch, *arguments, files / "held.jsonl") == 0
     printed = capsys.readouterr()
     assert "held-out questions left out: 2" in printed.err
-    assert "4 questions, 4 first requests" in printed.out
+    assert "4 questions, of which the journal answers 0; at most 4 requests" in printed.out
     for i in (0, 4):
         assert STORIES[i].question not in printed.out
     everything = files / "questions.jsonl"
@@ -263,7 +261,7 @@ def test_the_triage_example_can_be_asked(files, monkeypatch, capsys):
     assert call(monkeypatch, *arguments, "--dry-run", "--chat") == 0
     printed = capsys.readouterr().out
     assert "[system] You sort the tickets" in printed
-    assert "12 questions, 12 first requests" in printed
+    assert "12 questions, of which the journal answers 0; at most 12 requests" in printed
 
 
 MISTAKES = [

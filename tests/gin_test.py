@@ -161,6 +161,8 @@ MEANINGS = {
     "TEACHER_CONCURRENCY": "sample.concurrency scenario.concurrency rescore.concurrency",
     "TEACHER_PRICE_IN": "sample.price_in scenario.price_in rescore.price_in",
     "TEACHER_PRICE_OUT": "sample.price_out scenario.price_out rescore.price_out",
+    "TEACHER_JOURNAL": "sample.journal scenario.journal rescore.journal",
+    "TEACHER_MAX_COST": "sample.max_cost scenario.max_cost rescore.max_cost",
     "TEACHER_STORE": "teacher_store.directory store.out",
     "TEACH_CHAT": "sample.chat scenario.chat",
     "TEACH_THOUGHT_IN_TEXT": "sample.thought_in_text scenario.thought_in_text",

@@ -30,7 +30,7 @@ _RUN = "How it runs"
 OUT = Short(
     "SAMPLES_FILE",
     str,
-    "Where to write; answers stand in a .journal beside it, of a bucket in COT_FLAX_CACHE/buckets.",
+    "Where to write. Answers stand in its folder's teacher.journal.",
 )
 DryRun = Annotated[
     bool,
@@ -67,14 +67,24 @@ TEACHER = {
         _WHO,
     ),
     "gguf_file": Short("TEACHER_GGUF_FILE", str, "A GGUF file of --huggingface.", _WHO),
+    "journal": Short(
+        "TEACHER_JOURNAL",
+        str,
+        "The file of answers, from which every samples file is made; by default teacher.journal in "
+        "the folder of --out (of a bucket in COT_FLAX_CACHE/buckets).",
+        _RUN,
+    ),
     "concurrency": Short(
         "TEACHER_CONCURRENCY", int, "Requests in flight, at most; by default 16.", _RUN
     ),
     "timeout": Short(
         "TEACHER_TIMEOUT", float, "Seconds to wait for an answer, by default 300.", _RUN
     ),
+    "rpm": Short("TEACHER_RPM", float, "Requests a minute, at most.", _RUN),
+    "tpm": Short("TEACHER_TPM", float, "Tokens a minute, at most, both ways.", _RUN),
     "price_in": Short("TEACHER_PRICE_IN", float, "$ per million prompt tokens.", _RUN),
     "price_out": Short("TEACHER_PRICE_OUT", float, "$ per million written tokens.", _RUN),
+    "max_cost": Short("TEACHER_MAX_COST", float, "$ that this run may spend; wants prices.", _RUN),
 }
 TOP_LOGPROBS = Short(
     "TEACH_TOP_LOGPROBS", int, "Likeliest tokens a position to ask for; 0 asks for none.", _HOW

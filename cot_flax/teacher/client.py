@@ -8,7 +8,6 @@ import json
 import logging
 import os
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -18,8 +17,11 @@ import stamina.instrumentation
 
 from cot_flax.chains.samples import Logprobs
 from cot_flax.errors import UserError
+from cot_flax.teacher.costs import most_tokens, tokens_counted, tokens_paid
+from cot_flax.teacher.pace import Pace, Turn
 from cot_flax.teacher.requests import (
     REFUSALS,
+    Busy,
     Completion,
     NotNow,
     Refused,
@@ -53,8 +55,9 @@ _SCORING_OPTIONS = (
 class OpenAITeacher:
     """A `Teacher` over HTTP. It belongs to the event loop of its first request.
 
-    Every request is repeated with a growing wait after 408, 409, 429, 5xx, a timeout, a lost
-    connection or an answer that was cut off; Retry-After is honoured. A server that has never
+    Every request is repeated with a growing wait after 408, 409, 5xx, a timeout, a lost connection
+    or an answer that was cut off; Retry-After is honoured. After 429 all requests pause, and none
+    is given up while others are answered. A server that has never
     answered is not waited for. The key is sent to the server and appears nowhere else.
 
     Attributes:
@@ -71,6 +74,8 @@ class OpenAITeacher:
         attempts: int = 8,
         wait_initial: float = 1.0,
         wait_max: float = 60.0,
+        rpm: float | None = None,
+        tpm: float | None = None,
     ):
         """Sends nothing yet.
 
@@ -82,6 +87,8 @@ class OpenAITeacher:
             attempts: of each request, at least 1.
             wait_initial: seconds before the second attempt; they double with every further one.
             wait_max: seconds, the most between two attempts unless the server asks for more.
+            rpm: requests a minute, at most; None leaves it to the server.
+            tpm: tokens a minute, at most.
 
         Raises:
             UserError: no key for a server that is not on this machine, or none that can be one; a
@@ -95,6 +102,8 @@ class OpenAITeacher:
             attempts=attempts,
             wait_initial=wait_initial,
             wait_max=wait_max,
+            rpm=rpm,
+            tpm=tpm,
         )
         self._scoring_options: Sequence[Mapping[str, Any]] = _SCORING_OPTIONS
         self._has_scored = False
@@ -105,33 +114,30 @@ class OpenAITeacher:
         await self._connection.close()
 
     async def complete(self, request: Request) -> Reply:
-        """Answers one request; asks for what is missing where a server ignores or refuses `n`.
+        """Answers one request, with fewer completions where a server ignores or refuses `n`.
 
         Raises:
             Refused: the server refuses this request for good.
             NotNow: all attempts are used up.
             UserError: the server refuses every request (key, model, path, credit).
         """
-        completions: list[Completion] = []
-        paid: Counter[str] = Counter()
-        while len(completions) < request.n:
-            answer = await self._choices(request, len(completions))
-            completions += [self._completion(choice, request) for choice in answer["choices"]]
-            paid.update(_tokens_used(answer))
-        kept = tuple(completions[: request.n])
-        return Reply(kept, paid["prompt_tokens"], paid["completion_tokens"])
+        return self.reply(await self._choices(request), request)
 
-    async def _choices(self, request: Request, done: int) -> dict[str, Any]:
-        """One answer with some of what is missing after `done` completions."""
-        missing = request.n - done
-        body = self._body(request, done, 1 if self._asks_singly else missing)
+    def reply(self, answer: Mapping[str, Any], request: Request) -> Reply:
+        """What an answer of the server, with choices that can be read, is to a request."""
+        completions = [self._completion(choice, request) for choice in answer["choices"]]
+        kept = tuple(completions[: request.n])
+        return Reply(kept, *tokens_paid(request, completions, answer.get("usage")))
+
+    async def _choices(self, request: Request) -> dict[str, Any]:
+        body = self.body(request) | ({"n": 1} if self._asks_singly else {})
         try:
             return await self._connection.post(request.is_chat, body)
         except Refused as error:
             if body["n"] == 1 or not error.reason.startswith("http_"):
                 raise
         # Some servers take no n above 1 (vLLM where it is greedy) or above 4 (llama.cpp).
-        answer = await self._connection.post(request.is_chat, self._body(request, done, 1))
+        answer = await self._connection.post(request.is_chat, body | {"n": 1})
         self._asks_singly = True
         return answer
 
@@ -180,14 +186,14 @@ class OpenAITeacher:
             return None, "not_given"
         return read_echo(choice.get("logprobs"), prompt, text)
 
-    def _body(self, request: Request, done: int, n: int) -> dict[str, Any]:
-        """The call for `n` completions after `done` of them."""
-        body = {"model": self.name, "n": n, "temperature": request.temperature}
+    def body(self, request: Request) -> dict[str, Any]:
+        """A request as the API takes it."""
+        body = {"model": self.name, "n": request.n, "temperature": request.temperature}
         for name in ("top_p", "presence_penalty", "frequency_penalty", "stop", "seed"):
             if (value := getattr(request, name)) != _DEFAULTS[name]:
                 body[name] = value
         if request.seed is not None:
-            body["seed"] = request.seed + done
+            body["seed"] = request.seed + request.done
         k = request.top_logprobs
         if not request.is_chat:
             body |= {"prompt": request.prompt, "max_tokens": request.max_tokens}
@@ -203,11 +209,6 @@ class OpenAITeacher:
         if request.top_logprobs is not None:
             logprobs, problem = read_logprobs(choice.get("logprobs"), read.text, read.thought)
         return Completion(read.text, logprobs, read.finish_reason, problem, read.thought)
-
-
-def _tokens_used(answer: Mapping[str, Any]) -> dict[str, int]:
-    usage = answer.get("usage") or {}
-    return {name: usage.get(name) or 0 for name in ("prompt_tokens", "completion_tokens")}
 
 
 class Connection:
@@ -227,6 +228,8 @@ class Connection:
         attempts: int,
         wait_initial: float,
         wait_max: float,
+        rpm: float | None,
+        tpm: float | None,
     ):
         """See `OpenAITeacher`."""
         self._key_variable = key_variable
@@ -256,6 +259,7 @@ class Connection:
             "wait_max": wait_max,
             "wait_jitter": wait_initial,
         }
+        self._pace = Pace(rpm, tpm, wait_initial=wait_initial, wait_max=wait_max, attempts=attempts)
         stamina.instrumentation.set_on_retry_hooks([_log_retry])
 
     async def close(self) -> None:
@@ -272,21 +276,40 @@ class Connection:
         """
         async for attempt in stamina.retry_context(on=_when_to_retry, **self._retries):
             with attempt:
-                answer = await self._attempt(is_chat, body)
+                answer = await self._paced(is_chat, body)
                 if isinstance(answer, UserError):
                     # Raised here and not where the library's error was caught: that one may quote
                     # the key, and would hang on this one as its context.
                     raise answer
                 return answer
 
-    async def _attempt(self, is_chat: bool, body: Mapping[str, Any]) -> dict[str, Any] | UserError:
+    async def _paced(self, is_chat: bool, body: Mapping[str, Any]) -> dict[str, Any] | UserError:
+        """One attempt, with as many pauses as the limits of server and user take."""
+        while True:
+            async with self._pace.turn(most_tokens(body)) as turn:
+                answer = await self._attempt(is_chat, body, turn)
+            if not isinstance(answer, Busy):
+                return answer
+            waited = self._pace.refused(turn, answer.retry_after)
+            if waited is None:
+                return answer
+            _log_wait(waited[0], answer, waited[1])
+
+    async def _attempt(
+        self, is_chat: bool, body: Mapping[str, Any], turn: Turn
+    ) -> dict[str, Any] | UserError:
         api = self._client.chat.completions if is_chat else self._client.completions
         try:
             response = await api.with_raw_response.create(**body)
             self._has_answered = True
-            return self._answer(response.http_response.text)
+            answer = self._answer(response.http_response.text)
+            if isinstance(answer, dict):
+                turn.tokens = tokens_counted(answer.get("usage")) or turn.tokens
+            self._pace.answered(turn, response.headers)
+            return answer
         except openai.APIStatusError as error:
             self._has_answered = True
+            turn.tokens = 0
             return self._status_failure(error)
         except openai.OpenAIError as error:
             cause = type(error.__cause__).__name__
@@ -310,7 +333,9 @@ class Connection:
             if "choices" not in answer and (error := answer["error"]):
                 code = error.get("code")
                 return self._failure(code if isinstance(code, int) else 400, raw, error)
-            choices = [read_choice(choice) for choice in answer["choices"]]
+            choices = [choice for choice in answer["choices"] if _is_readable(choice)]
+            if answer["choices"] and not choices:
+                read_choice(answer["choices"][0])
         except (AttributeError, KeyError, TypeError, ValueError):
             return Refused(
                 "unknown_shape",
@@ -321,7 +346,7 @@ class Connection:
             )
         if not choices:
             return NotNow(f"an answer without choices from {self.place}: {self._shown(raw)}")
-        return answer
+        return answer | {"choices": choices}
 
     def _status_failure(self, error: openai.APIStatusError) -> UserError:
         body = error.body if isinstance(error.body, Mapping) else {}
@@ -379,6 +404,14 @@ def read_choice(choice: Mapping[str, Any]) -> Choice:
     return Choice(text, "\n".join(filter(None, [apart, inner])), finish_reason)
 
 
+def _is_readable(choice: Any) -> bool:
+    try:
+        read_choice(choice)
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return False
+    return True
+
+
 def _parts(content: str | Sequence[Any] | None) -> tuple[str, str]:
     """The text and the thought of a content."""
     if content is None or isinstance(content, str):
@@ -398,7 +431,7 @@ def _parts(content: str | Sequence[Any] | None) -> tuple[str, str]:
 
 
 def _when_to_retry(error: Exception) -> bool | float:
-    if not isinstance(error, NotNow):
+    if not isinstance(error, NotNow) or isinstance(error, Busy):
         return False
     return True if error.retry_after is None else error.retry_after
 
@@ -415,6 +448,9 @@ def _retry_after(headers: Mapping[str, str]) -> float | None:
 
 
 def _log_retry(details: stamina.instrumentation.RetryDetails) -> None:
-    level = logging.INFO if details.retry_num < RETRIES_IN_SILENCE else logging.WARNING
-    text = "%s; again in %.1f s"
-    logging.getLogger(__name__).log(level, text, details.caused_by, details.wait_for)
+    _log_wait(details.retry_num, details.caused_by, details.wait_for)
+
+
+def _log_wait(number: int, cause: Exception, seconds: float) -> None:
+    level = logging.INFO if number < RETRIES_IN_SILENCE else logging.WARNING
+    logging.getLogger(__name__).log(level, "%s; again in %.1f s", cause, seconds)

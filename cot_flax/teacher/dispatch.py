@@ -14,6 +14,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import NoReturn
 from weakref import WeakValueDictionary
@@ -30,8 +31,16 @@ from rich.progress import (
 
 from cot_flax.chains.samples import Sample, write_samples
 from cot_flax.errors import UserError
-from cot_flax.teacher.costs import Prices, Totals
-from cot_flax.teacher.journal import Journal, journal_path
+from cot_flax.teacher.costs import (
+    Budget,
+    Plan,
+    Prices,
+    PromptTokens,
+    Totals,
+    given,
+    size_of,
+)
+from cot_flax.teacher.journal import Journal
 from cot_flax.teacher.questions import Question
 from cot_flax.teacher.recipes import Recipe
 from cot_flax.teacher.requests import (
@@ -81,9 +90,43 @@ def _spent(totals: Totals) -> str:
     return tokens if totals.cost is None else f"{tokens}, ${totals.cost:,.2f}"
 
 
+def _corrected(planned: Plan, totals: Totals, tokens: PromptTokens) -> str:
+    """What the whole run takes if its other answers are like those so far."""
+    rate = totals.completion_tokens / totals.most_tokens
+    prompt, written = tokens.about(planned.prompt_bytes), round(rate * planned.completion_tokens)
+    prices = totals.prices
+    cost = "" if prices is None else f", ${prices.cost(prompt, written):,.2f}"
+    return (
+        f"by the first {totals.requests} answers the run takes about {prompt:,} prompt tokens and "
+        f"{written:,} written{cost}"
+    )
+
+
 def _print_line(task: Task) -> None:
     left = "" if task.time_remaining is None else f", {timedelta(seconds=task.time_remaining)} left"
     print(f"{task.completed}/{task.total}, {task.description}{left}", file=sys.stderr, flush=True)
+
+
+@dataclass(frozen=True)
+class Call:
+    """One thing to ask a teacher for, in as many requests as it takes.
+
+    Attributes:
+        key: names its content in the journal.
+        n: how many completions.
+        send: (how many, how many there were before) -> the teacher's answer, of one at least.
+        is_answer: whether a completion has what was asked for. One that has not stays in the
+            journal for this run; the next run asks again.
+        prompt_bytes: of one request.
+        max_tokens: that one completion may have.
+    """
+
+    key: str
+    n: int
+    send: Callable[[int, int], Awaitable[Reply]]
+    is_answer: Callable[[Completion], bool]
+    prompt_bytes: int
+    max_tokens: int
 
 
 class Desk:
@@ -93,10 +136,23 @@ class Desk:
         refused: what was refused in this run, by key: asked once, and again by the next run.
     """
 
-    def __init__(self, journal: Journal, totals: Totals, concurrency: int):
+    def __init__(
+        self,
+        journal: Journal,
+        totals: Totals,
+        concurrency: int,
+        *,
+        per_request: int = 1,
+        max_cost: float | None = None,
+        planned: Plan | None = None,
+    ):
+        """Args: per_request: completions that one request may ask for; planned: to correct."""
         self.journal, self.totals, self.concurrency = journal, totals, concurrency
         self.refused: dict[str, Refused] = {}
-        self._asked: set[str] = set()
+        self._per_request, self._planned = per_request, planned
+        self._tokens = PromptTokens()
+        self._budget = Budget(totals, self._tokens, max_cost)
+        self._lacking: Counter[str] = Counter()  # of this run, by key
         self._slots = asyncio.Semaphore(concurrency)
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._failures_in_a_row = 0
@@ -104,46 +160,43 @@ class Desk:
         self._was_answered = False
         self._has_failed = False
 
-    async def ask(
-        self,
-        key: str,
-        call: Callable[[], Awaitable[Reply]],
-        is_answer: Callable[[Reply], bool],
-    ) -> Reply:
-        """Returns the journal's answer, else the teacher's.
+    async def ask(self, call: Call) -> None:
+        """Asks for what the journal lacks of a call, and writes it there answer by answer."""
+        lock = self._locks.setdefault(call.key, asyncio.Lock())
+        async with lock:  # An equal call waits for the answer to this one.
+            if call.key in self.refused:
+                raise self.refused[call.key]
+            known = [c for reply in self.journal[call.key] for c in reply.completions]
+            answers = sum(map(call.is_answer, known))
+            lacked_before = answers < len(known)
+            self._was_answered |= answers > 0
+            if answers + self._lacking[call.key] >= call.n:
+                self.totals.from_journal += 1
+                return
+            done = len(known)
+            while (missing := call.n - answers - self._lacking[call.key]) > 0:
+                reply = await self._send(call, min(missing, self._per_request), done)
+                here = sum(map(call.is_answer, reply.completions))
+                answers, done = answers + here, done + len(reply.completions)
+                self._lacking[call.key] += len(reply.completions) - here
+                # A run that is started again may ask for nothing but what lacked something before.
+                if not (lacked_before and self._was_answered):
+                    self._watch(reply, here > 0)
 
-        Args:
-            key: names the request.
-            call: asks the teacher.
-            is_answer: whether a reply has what was asked for. One that has not stays in the journal
-                for this run; the next run asks again.
-        """
-        lock = self._locks.setdefault(key, asyncio.Lock())
-        async with lock:  # An equal request waits for the answer to this one.
-            if key in self.refused:
-                raise self.refused[key]
-            lacked_before = key in self.journal
-            if lacked_before:
-                reply = self.journal[key]
-                if key in self._asked or is_answer(reply):
-                    self.totals.from_journal += 1
-                    self._was_answered |= is_answer(reply)
-                    return reply
-            async with self._slots:
-                reply = await self._call(key, call)
-                self.journal.add(key, reply)
-            self._asked.add(key)
-            self.totals.requests += 1
-            self.totals.prompt_tokens += reply.prompt_tokens
-            self.totals.completion_tokens += reply.completion_tokens
-            # A run that is started again may ask for nothing but what lacked something before.
-            if not (lacked_before and self._was_answered):
-                self._watch(reply, is_answer(reply))
-            return reply
+    async def _send(self, call: Call, n: int, done: int) -> Reply:
+        """One request; its answer is in the journal and in the totals."""
+        async with self._slots, self._budget.reserve(call.prompt_bytes, n * call.max_tokens):
+            reply = await self._answer(call.key, call.send(n, done))
+            self.journal.add(call.key, reply)
+            self._tokens.learn(call.prompt_bytes, reply.prompt_tokens)
+            self.totals.add(reply, n * call.max_tokens)
+        if self.totals.requests == FIRST_ANSWERS and self._planned:
+            print(_corrected(self._planned, self.totals, self._tokens), file=sys.stderr)
+        return reply
 
-    async def _call(self, key: str, call: Callable[[], Awaitable[Reply]]) -> Reply:
+    async def _answer(self, key: str, call: Awaitable[Reply]) -> Reply:
         try:
-            reply = await call()
+            reply = await call
         except Refused as error:
             self.refused[key] = error
             most = 0 if error.is_paid else FAILURES_IN_A_ROW
@@ -293,53 +346,80 @@ def sample(
     recipe: Recipe,
     teacher: Teacher,
     out: str | os.PathLike,
+    journal: str | os.PathLike,
     *,
     concurrency: int = 16,
     prices: Prices | None = None,
+    max_cost: float | None = None,
+    planned: Plan | None = None,
 ) -> Totals:
     """Asks the teacher and writes the samples in the order of the questions.
 
-    Every answer goes at once into the journal beside `out`. A run that was ended at any moment
-    goes on where it was when it is started again: it sends only requests whose answer is not in
-    the journal. The samples file is written when all answers are there, whole or not at all;
-    chains that the teacher refuses for good are left out of it and counted.
+    Every answer goes at once into the journal. A run that was ended at any moment goes on where it
+    was when it is started again: it asks only for completions that are not in the journal. The
+    samples file is written when all answers are there, whole or not at all; chains that the teacher
+    refuses for good are left out of it and counted.
 
     Args:
         out: the samples file, .jsonl or .jsonl.gz.
+        journal: the file of answers; runs that follow each other may share it.
         concurrency: the most requests in flight.
         prices: to show the cost.
+        max_cost: $ that this run may spend; no request begins that could lead beyond.
+        planned: what the run was said to cost; corrected on standard error by the first answers.
 
     Raises:
         UserError: the teacher refuses all requests, more than 20 failed in a row, or some have no
             answer in the end; the first 3 answers, or 20 in a row, lack the log-probabilities that
-            were asked for; another run uses the journal, or it has a broken line.
+            were asked for; the money is spent; another run uses the journal, or it has a broken
+            line.
     """
     totals = Totals(prices)
-    with Journal(journal_path(out)) as journal:
-        desk = Desk(journal, totals, concurrency)
+    with Journal(journal) as opened:
+        desk = Desk(
+            opened,
+            totals,
+            concurrency,
+            per_request=recipe.numbers.per_request,
+            max_cost=max_cost,
+            planned=planned,
+        )
 
-        async def ask(request: Request) -> Reply:
-            key, call = request.key(teacher.name), lambda: teacher.complete(request)
-            return await desk.ask(key, call, request.is_answered_by)
+        async def ask(request: Request) -> list[Completion]:
+            try:
+                await desk.ask(_call(request, teacher))
+            except Refused:
+                if request.key(teacher.name) not in opened:
+                    raise
+            return given(request, teacher.name, opened)
 
         async def answer(question: Question) -> None:
-            await all_of(
-                _chains(question, request, recipe, ask) for request in recipe.first(question)
-            )
+            await _ask_for_chains(question, recipe, ask)
 
         work_through(questions, len(questions), answer, desk, teacher.close)
         write_samples(out, _samples(questions, recipe, teacher.name, desk))
     return totals
 
 
-async def _chains(
-    question: Question,
-    request: Request,
-    recipe: Recipe,
-    ask: Callable[[Request], Awaitable[Reply]],
+def _call(request: Request, teacher: Teacher) -> Call:
+    def send(n: int, done: int) -> Awaitable[Reply]:
+        return teacher.complete(replace(request, n=n, done=done))
+
+    return Call(
+        key=request.key(teacher.name),
+        n=request.n,
+        send=send,
+        is_answer=request.is_answered_by,
+        prompt_bytes=size_of(request.prompt),
+        max_tokens=request.max_tokens,
+    )
+
+
+async def _ask_for_chains(
+    question: Question, recipe: Recipe, ask: Callable[[Request], Awaitable[list[Completion]]]
 ) -> None:
-    reply = await ask(request)
-    follow_ups = [recipe.next(question, request, completion) for completion in reply.completions]
+    first = recipe.first(question)
+    follow_ups = [recipe.next(question, first, completion) for completion in await ask(first)]
     await all_of(ask(follow_up) for follow_up in follow_ups if follow_up)
 
 
@@ -348,8 +428,12 @@ def _samples(
 ) -> Iterator[Sample]:
     totals = desk.totals
     for question in questions:
-        number = itertools.count()
-        for request, completion in _completions(question, recipe, teacher, desk):
+        number, request = itertools.count(), recipe.first(question)
+        found = given(request, teacher, desk.journal)
+        if len(found) < request.n:
+            error = desk.refused[request.key(teacher)]
+            _leave_out(question, error, request.n - len(found), totals)
+        for completion in found:
             try:
                 chain = _chain(question, request, completion, recipe, teacher, desk)
             except Refused as error:
@@ -378,17 +462,12 @@ def _samples(
             )
 
 
-def _completions(
-    question: Question, recipe: Recipe, teacher: str, desk: Desk
-) -> Iterator[tuple[Request, Completion]]:
-    for request in recipe.first(question):
-        try:
-            reply = _reply(request, teacher, desk)
-        except Refused as error:
-            _leave_out(question, error, request.n, desk.totals)
-            continue
-        for completion in reply.completions:
-            yield request, completion
+def _completions(request: Request, teacher: str, desk: Desk) -> list[Completion]:
+    """What came of a request; Refused where nothing did."""
+    found = given(request, teacher, desk.journal)
+    if not found:
+        raise desk.refused[request.key(teacher)]
+    return found
 
 
 def _chain(
@@ -401,18 +480,11 @@ def _chain(
 ) -> Completion:
     """Raises Refused where the teacher refused either step."""
     follow_up = recipe.next(question, request, completion)
-    second = follow_up and _reply(follow_up, teacher, desk).completions[0]
+    second = follow_up and _completions(follow_up, teacher, desk)[0]
     for step in filter(None, [completion, second]):
         if step.finish_reason in REFUSALS:
             raise Refused(step.finish_reason, f"an answer that ended by {step.finish_reason}")
     return recipe.sample_of(question, completion, follow_up, second)
-
-
-def _reply(request: Request, teacher: str, desk: Desk) -> Reply:
-    key = request.key(teacher)
-    if key in desk.refused:
-        raise desk.refused[key]
-    return desk.journal[key]
 
 
 def _leave_out(question: Question, error: Refused, chains: int, totals: Totals) -> None:

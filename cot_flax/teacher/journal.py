@@ -1,7 +1,9 @@
-"""The journal of a run: every answer that was paid for, one JSON object a line, append-only.
+"""The journal of a folder: every answer that was paid for, one JSON object a line, append-only.
 
-A line is `{"key": ..., "reply": {...}}`. The key names teacher, prompt and parameters
-(`Request.key`); the prompt itself is not stored. An answer counts once its line is written: from
+A line is `{"key": ..., "reply": {...}}`. The key names the content of a request (`Request.key`):
+teacher, prompt and settings, neither how many were asked for nor for which file. Lines of one key
+add up, so that 2 completions become 4 by 2 more, and a samples file of another name is made of the
+same answers. The prompt itself is not stored. An answer counts once its line is written: from
 then on it survives the end of the process by whatever signal, for the system holds what was
 written. A power cut can take the last second, after which the file is synchronised to the disk.
 The only answers that a kill loses are those of requests in flight.
@@ -20,12 +22,13 @@ from cot_flax.errors import UserError
 from cot_flax.files import cleared_on_error, make_folder, work_path
 from cot_flax.teacher.requests import Completion, Reply
 
+NAME = "teacher.journal"
 SYNC_SECONDS = 1.0
 
 
 def journal_path(out: str | os.PathLike) -> Path:
-    """The journal beside the samples file `out`; of one in a bucket, see `files.work_path`."""
-    return work_path(f"{os.fspath(out)}.journal")
+    """The journal of the folder of the samples file `out`; in a bucket, see `files.work_path`."""
+    return work_path(out).parent / NAME
 
 
 class Answers:
@@ -38,32 +41,39 @@ class Answers:
             UserError: a line is broken; the message names file and line.
         """
         self._file = file
-        self._offsets: dict[str, int] = {}
+        self._offsets: dict[str, list[int]] = {}
         self._end = 0
         file.seek(0)
         for number, line in enumerate(file, 1):
             if not line.endswith(b"\n"):
                 break
             place = f"{file.name}, line {number}"
-            self._offsets[_entry(line, place)["key"]] = self._end
-            self._end += len(line)
+            self._note(_entry(line, place)["key"], line)
 
     def __contains__(self, key: str) -> bool:
         return key in self._offsets
 
     def __len__(self) -> int:
-        return len(self._offsets)
+        """How many lines it has."""
+        return sum(map(len, self._offsets.values()))
 
-    def __getitem__(self, key: str) -> Reply:
-        """The answer to the request of this key; KeyError where there is none."""
-        self._file.seek(self._offsets[key])
-        return _reply(json.loads(self._file.readline())["reply"])
+    def __getitem__(self, key: str) -> tuple[Reply, ...]:
+        """The answers to requests of this key in the order of their arrival; maybe none."""
+        return tuple(map(self._read, self._offsets.get(key, ())))
 
     def __enter__(self):
         return self
 
     def __exit__(self, *_):
         self._file.close()
+
+    def _note(self, key: str, line: bytes) -> None:
+        self._offsets.setdefault(key, []).append(self._end)
+        self._end += len(line)
+
+    def _read(self, offset: int) -> Reply:
+        self._file.seek(offset)
+        return _reply(json.loads(self._file.readline())["reply"])
 
 
 class Journal(Answers):
@@ -99,8 +109,7 @@ class Journal(Answers):
         """
         line = json.dumps({"key": key, "reply": _record(reply)}).encode() + b"\n"
         self._append(line)
-        self._offsets[key] = self._end
-        self._end += len(line)
+        self._note(key, line)
         if time.monotonic() > self._synced + SYNC_SECONDS:
             self._sync()
 
@@ -146,8 +155,8 @@ def _lock(file: BinaryIO) -> None:
     except BlockingIOError:
         raise UserError(
             f"{file.name}: in use by another run",
-            "one run for each samples file",
-            "wait until it ends, stop it, or write to another file",
+            "one run for each journal",
+            "wait until it ends, stop it, or name another file (--journal, or --out elsewhere)",
         ) from None
 
 
@@ -156,7 +165,7 @@ def _entry(line: bytes, place: str) -> dict[str, Any]:
         entry = json.loads(line)
         if isinstance(entry["key"], str) and _reply(entry["reply"]):
             return entry
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         pass
     remedy = "remove this line: its request is then sent again"
     raise UserError(f"{place}: a broken line", "an answer as it was written", remedy)

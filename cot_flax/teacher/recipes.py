@@ -185,26 +185,20 @@ class Recipe:
         thought = {"thought_in_text": True} if self.thought_in_text else {}
         return {"recipe": self.name, **numbers, **thought}
 
-    def first(self, question: Question) -> list[Request]:
-        """The calls for one question; together they ask for `samples` completions."""
-        numbers, prompt = self.numbers, self.prompt(question)
-        whole, rest = divmod(numbers.samples, numbers.per_request)
-        sizes = [numbers.per_request] * whole + [rest] * bool(rest)
-        return [
-            Request(
-                prompt,
-                n=size,
-                max_tokens=numbers.max_tokens,
-                temperature=numbers.temperature,
-                top_p=numbers.top_p,
-                presence_penalty=numbers.presence_penalty,
-                frequency_penalty=numbers.frequency_penalty,
-                stop=numbers.stop,
-                top_logprobs=numbers.top_logprobs,
-                series=series,
-            )
-            for series, size in enumerate(sizes)
-        ]
+    def first(self, question: Question) -> Request:
+        """The call for one question: it asks for `samples` completions."""
+        numbers = self.numbers
+        return Request(
+            self.prompt(question),
+            n=numbers.samples,
+            max_tokens=numbers.max_tokens,
+            temperature=numbers.temperature,
+            top_p=numbers.top_p,
+            presence_penalty=numbers.presence_penalty,
+            frequency_penalty=numbers.frequency_penalty,
+            stop=numbers.stop,
+            top_logprobs=numbers.top_logprobs,
+        )
 
     def next(self, question: Question, request: Request, completion: Completion) -> Request | None:
         """The call that follows on one completion of `request`, or None where nothing does.
@@ -219,7 +213,7 @@ class Recipe:
             prompt = (*request.prompt, *messages(turns))
         else:
             prompt = f"{request.prompt}{text}\n{BRIDGE}"
-        return replace(request, prompt=prompt, n=1, temperature=0.0, series=0)
+        return replace(request, prompt=prompt, n=1, temperature=0.0)
 
     def sample_of(
         self,

@@ -49,7 +49,8 @@ class Request:
         stop: strings that end a continuation and are not part of it.
         top_logprobs: log-probabilities of the k likeliest tokens a position; None asks for none.
         seed: for a teacher that can be seeded.
-        series: tells calls of equal content apart whose samples are to differ.
+        done: how many continuations of equal content were asked for before, from which these are
+            to differ.
     """
 
     prompt: str | Messages
@@ -62,23 +63,35 @@ class Request:
     stop: tuple[str, ...] = ()
     top_logprobs: int | None = None
     seed: int | None = None
-    series: int = 0
+    done: int = 0
 
     @property
     def is_chat(self) -> bool:
         return not isinstance(self.prompt, str)
 
     def key(self, teacher: str) -> str:
-        """32 hex digits that name this call to the teacher of that name."""
-        content = json.dumps({"teacher": teacher, **asdict(self)}, sort_keys=True)
-        return hashlib.sha256(content.encode(errors="surrogatepass")).hexdigest()[:32]
+        """32 hex digits that name the content of this call to the teacher of that name.
 
-    def is_answered_by(self, reply: "Reply") -> bool:
-        """Whether a reply has what was asked for: of log-probabilities, those of one completion."""
-        return self.top_logprobs is None or any(
-            completion.logprobs is not None or completion.finish_reason in REFUSALS
-            for completion in reply.completions
-        )
+        Content is what a continuation depends on: prompt and settings, not how many are asked for.
+        A setting at its default is no part of it, so that a later version's new ones change no key.
+        """
+        defaults = vars(Request(""))
+        given = {name: value for name, value in asdict(self).items() if value != defaults[name]}
+        content = {"teacher": teacher, **given, "prompt": self.prompt, "n": 1, "done": 0}
+        dumped = json.dumps(content, sort_keys=True)
+        return hashlib.sha256(dumped.encode(errors="surrogatepass")).hexdigest()[:32]
+
+    def is_answered_by(self, completion: "Completion") -> bool:
+        """Whether a completion has what was asked for: a text or thought, log-probabilities.
+
+        An empty text is an answer where the same call would only write it again.
+        """
+        if completion.finish_reason in REFUSALS:
+            return True
+        is_empty = not (completion.text or completion.thought)
+        if is_empty and completion.finish_reason == "stop" and self.temperature > 0:
+            return False
+        return self.top_logprobs is None or completion.logprobs is not None
 
 
 @dataclass(frozen=True)
@@ -120,7 +133,7 @@ class Teacher(Protocol):
     name: str
 
     async def complete(self, request: Request) -> Reply:
-        """Answers one request."""
+        """Answers one request, with one completion at least and `n` at most."""
         ...
 
     async def score(self, prompt: str, text: str, top_logprobs: int) -> Logprobs:
@@ -155,6 +168,10 @@ class NotNow(RequestFailed):
     def __init__(self, got: str, retry_after: float | None = None):
         super().__init__(got, "an answer from the server", "run the same command again later")
         self.retry_after = retry_after
+
+
+class Busy(NotNow):
+    """The server's limit of requests or tokens a minute is reached: no fault of this request."""
 
 
 class Refused(RequestFailed):
@@ -230,6 +247,8 @@ def of_status(
     if status not in _NOT_NOW and (status == 413 or _TOO_LONG.search(about)):
         remedy = "show fewer exemplars, or serve the model with a longer context"
         return Refused("prompt_too_long", got, "a prompt that the model can hold", remedy)
+    if status == 429:
+        return Busy(got, retry_after)
     if status in _NOT_NOW or status >= 500:
         return NotNow(got, retry_after)
     return Refused("content_filter" if _FILTERED.search(about) else f"http_{status}", got)

@@ -7,21 +7,23 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from cot_flax.chains.samples import Sample, read_samples, write_samples
-from cot_flax.teacher.costs import Prices, Totals
-from cot_flax.teacher.dispatch import Desk, work_through
-from cot_flax.teacher.journal import Journal, journal_path
+from cot_flax.teacher.costs import Prices, Totals, size_of
+from cot_flax.teacher.dispatch import Call, Desk, work_through
+from cot_flax.teacher.journal import Journal
 from cot_flax.teacher.requests import Completion, Reply, Teacher
 
 
 def rescore(
     samples: str | os.PathLike,
     out: str | os.PathLike,
+    journal: str | os.PathLike,
     teacher: Teacher,
     prompt_of: Callable[[str], str],
     *,
     top_logprobs: int = 5,
     concurrency: int = 16,
     prices: Prices | None = None,
+    max_cost: float | None = None,
 ) -> Totals:
     """Gives the samples of a file the log-probabilities that `teacher` assigns to their texts.
 
@@ -36,41 +38,38 @@ def rescore(
     """
     totals = Totals(prices)
     total = sum(1 for _ in read_samples(samples))  # A broken line is found before anything is paid.
-    with Journal(journal_path(out)) as journal:
-        desk = Desk(journal, totals, concurrency)
+    with Journal(journal) as opened:
+        desk = Desk(opened, totals, concurrency, max_cost=max_cost)
 
-        def call_of(sample: Sample) -> tuple[str, str, int]:
-            return prompt_of(sample.question), sample.text, top_logprobs
+        def call_of(sample: Sample) -> Call:
+            return _call(teacher, prompt_of(sample.question), sample.text, top_logprobs)
 
         async def score(sample: Sample) -> None:
-            call = call_of(sample)
-            await desk.ask(
-                _score_key(teacher.name, *call), lambda: _score(teacher, *call), _is_score
-            )
+            await desk.ask(call_of(sample))
 
         def scored() -> Iterator[Sample]:
             for sample in read_samples(samples):
-                key = _score_key(teacher.name, *call_of(sample))
-                yield _rescored(sample, key, teacher.name, desk)
+                yield _rescored(sample, call_of(sample).key, teacher.name, desk)
 
         work_through(read_samples(samples), total, score, desk, teacher.close)
         write_samples(out, scored())
     return totals
 
 
-async def _score(teacher: Teacher, prompt: str, text: str, top_logprobs: int) -> Reply:
-    logprobs = await teacher.score(prompt, text, top_logprobs)
-    return Reply((Completion("", logprobs, "scored"),), len(logprobs.tokens), 0)
+def _call(teacher: Teacher, prompt: str, text: str, top_logprobs: int) -> Call:
+    async def send(n: int, done: int) -> Reply:
+        logprobs = await teacher.score(prompt, text, top_logprobs)
+        return Reply((Completion("", logprobs, "scored"),), len(logprobs.tokens), 0)
 
-
-def _is_score(reply: Reply) -> bool:
-    """Journals of older versions hold failures, too."""
-    return reply.completions[0].logprobs is not None
-
-
-def _score_key(teacher: str, prompt: str, text: str, top_logprobs: int) -> str:
-    content = json.dumps(["score", teacher, prompt, text, top_logprobs])
-    return hashlib.sha256(content.encode()).hexdigest()[:32]
+    content = json.dumps(["score", teacher.name, prompt, text, top_logprobs])
+    return Call(
+        key=hashlib.sha256(content.encode()).hexdigest()[:32],
+        n=1,
+        send=send,
+        is_answer=lambda completion: completion.logprobs is not None,
+        prompt_bytes=size_of(prompt + text),
+        max_tokens=1,
+    )
 
 
 def _rescored(sample: Sample, key: str, teacher: str, desk: Desk) -> Sample:
@@ -79,6 +78,6 @@ def _rescored(sample: Sample, key: str, teacher: str, desk: Desk) -> Sample:
         desk.totals.problems[desk.refused[key].reason] += 1
         logprobs = None
     else:
-        logprobs = desk.journal[key].completions[0].logprobs
+        logprobs = desk.journal[key][0].completions[0].logprobs
     params = {**sample.teacher["params"], "scored_by": teacher}
     return replace(sample, logprobs=logprobs, teacher={**sample.teacher, "params": params})

@@ -5,11 +5,14 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from cot_flax.chains.samples import read_samples
 from cot_flax.errors import UserError
+from cot_flax.files import work_path
 from cot_flax.teacher import costs, dispatch, rescoring
 from cot_flax.teacher.costs import Plan, Prices, Totals
+from cot_flax.teacher.journal import journal_path
 from cot_flax.teacher.questions import Question, read_questions
 from cot_flax.teacher.recipes import Overrides, Paper, Recipe, make_recipe
 from cot_flax.teacher.requests import Messages, Teacher
@@ -29,6 +32,8 @@ class NamedTeacher:
         base_url: of the server; None is OpenAI's.
         key_variable: the environment variable that holds the server's key.
         timeout: seconds to wait for an answer.
+        rpm: requests a minute to the server, at most.
+        tpm: tokens a minute, at most.
         checkpoint: a T5 of cot-flax, Hugging Face or T5X.
         tokenizer: the checkpoint's SentencePiece model, where none lies beside it.
         huggingface: a causal LM's folder or hub name.
@@ -39,6 +44,8 @@ class NamedTeacher:
     base_url: str | None = None
     key_variable: str = "OPENAI_API_KEY"
     timeout: float = 300.0
+    rpm: float | None = None
+    tpm: float | None = None
     checkpoint: str | None = None
     tokenizer: str | None = None
     huggingface: str | None = None
@@ -66,6 +73,8 @@ class NamedTeacher:
                 base_url=self.base_url,
                 key_variable=self.key_variable,
                 timeout=self.timeout,
+                rpm=self.rpm,
+                tpm=self.tpm,
             )
         if self.name == self.huggingface:
             from cot_flax.teacher.local.huggingface import HuggingFaceTeacher
@@ -90,9 +99,11 @@ def sample(
     overrides: Overrides = Overrides(),  # noqa: B008 (frozen)
     chat: bool = False,
     thought_in_text: bool = False,
+    journal: str | None = None,
     concurrency: int = 16,
     price_in: float | None = None,
     price_out: float | None = None,
+    max_cost: float | None = None,
     dry_run: bool = False,
 ) -> str:
     """Asks a teacher for chains, as one of the four papers did; says what it did.
@@ -110,9 +121,11 @@ def sample(
         overrides: of the paper's numbers.
         chat: by the chat API.
         thought_in_text: a chain begins with what the teacher thought apart from its text.
+        journal: the file of answers; None is `teacher.journal` in the folder of `out`.
         concurrency: requests in flight, at most.
         price_in: $ per million prompt tokens.
         price_out: $ per million written tokens.
+        max_cost: $ that this run may spend.
         dry_run: asks nothing; returns prompts, requests and cost.
     """
 
@@ -130,8 +143,8 @@ def sample(
         thought_in_text=thought_in_text,
         **overrides.given(),
     )
-    prices = _prices(price_in, price_out)
-    return _ask(pool[:max_questions], chosen, out, teacher, concurrency, prices, dry_run)
+    run = _Run(out, journal, concurrency, price_in, price_out, max_cost)
+    return _ask(pool[:max_questions], chosen, teacher, run, dry_run)
 
 
 def scenario(
@@ -142,9 +155,11 @@ def scenario(
     overrides: Overrides = Overrides(top_logprobs=5),  # noqa: B008 (frozen)
     chat: bool = False,
     thought_in_text: bool = False,
+    journal: str | None = None,
     concurrency: int = 16,
     price_in: float | None = None,
     price_out: float | None = None,
+    max_cost: float | None = None,
     dry_run: bool = False,
 ) -> str:
     """Asks a teacher to reason as a scenario's exemplars do; says what it did.
@@ -157,8 +172,8 @@ def scenario(
     for note in read.notes:
         print(note, file=sys.stderr)
     chosen = scenario_recipe(read, chat=chat, thought_in_text=thought_in_text, **overrides.given())
-    prices = _prices(price_in, price_out)
-    return _ask(read.inputs, chosen, out, teacher, concurrency, prices, dry_run)
+    run = _Run(out, journal, concurrency, price_in, price_out, max_cost)
+    return _ask(read.inputs, chosen, teacher, run, dry_run)
 
 
 def rescore(
@@ -168,9 +183,11 @@ def rescore(
     teacher: NamedTeacher,
     prompt: str = PROMPT,
     top_logprobs: int = 5,
+    journal: str | None = None,
     concurrency: int = 16,
     price_in: float | None = None,
     price_out: float | None = None,
+    max_cost: float | None = None,
     dry_run: bool = False,
 ) -> str:
     """Gives chains that somebody wrote a teacher's log-probabilities; says what it did.
@@ -188,14 +205,17 @@ def rescore(
 
     if dry_run:
         return _scoring_shown(samples, prompt_of)
+    run = _Run(out, journal, concurrency, price_in, price_out, max_cost)
     totals = rescoring.rescore(
         samples,
         out,
+        run.answers,
         teacher.open(),
         prompt_of,
         top_logprobs=top_logprobs,
         concurrency=concurrency,
-        prices=_prices(price_in, price_out),
+        prices=run.prices,
+        max_cost=max_cost,
     )
     return _done(totals, out)
 
@@ -212,21 +232,49 @@ def _without(questions: Sequence[Question], held_out: Iterable[Question]) -> lis
     return kept
 
 
-def _ask(questions, recipe: Recipe, out: str, teacher, concurrency, prices, dry_run) -> str:
-    plan = costs.plan(questions, recipe, teacher.name, out, prices=prices)
+@dataclass(frozen=True)
+class _Run:
+    """Where a run writes and what it may take."""
+
+    out: str
+    journal: str | None
+    concurrency: int
+    price_in: float | None
+    price_out: float | None
+    max_cost: float | None
+
+    @property
+    def answers(self) -> Path:
+        """The journal's file."""
+        return work_path(self.journal) if self.journal else journal_path(self.out)
+
+    @property
+    def prices(self) -> Prices | None:
+        """None where none are known."""
+        if (self.price_in is None) != (self.price_out is None):
+            raise UserError("one price", "--price-in and --price-out", "give both or none")
+        return None if self.price_in is None else Prices(self.price_in, self.price_out)
+
+
+def _ask(
+    questions: Sequence[Question], recipe: Recipe, teacher: NamedTeacher, run: _Run, dry_run: bool
+) -> str:
+    plan = costs.plan(questions, recipe, teacher.name, run.answers, prices=run.prices)
     if dry_run:
         return "\n".join([*(f"{_shown(p)}\n{_RULE}" for p in plan.prompts), _planned(plan)])
     print(_planned(plan), file=sys.stderr)
     totals = dispatch.sample(
-        questions, recipe, teacher.open(), out, concurrency=concurrency, prices=prices
+        questions,
+        recipe,
+        teacher.open(),
+        run.out,
+        run.answers,
+        concurrency=run.concurrency,
+        prices=run.prices,
+        max_cost=run.max_cost,
+        planned=plan,
     )
-    return _done(totals, out)
-
-
-def _prices(price_in: float | None, price_out: float | None) -> Prices | None:
-    if (price_in is None) != (price_out is None):
-        raise UserError("one price", "--price-in and --price-out", "give both or none")
-    return None if price_in is None else Prices(price_in, price_out)
+    return _done(totals, run.out)
 
 
 def _scoring_shown(samples: str | os.PathLike, prompt_of: Callable[[str], str]) -> str:
@@ -243,8 +291,8 @@ def _done(totals: Totals, out: str) -> str:
     ]
     if totals.problems:
         lines.append(
-            f"without log-probabilities: {_counts(totals.problems)}; where a whole answer lacks "
-            "them, the next run of this command asks again"
+            f"without log-probabilities: {_counts(totals.problems)}; the next run of this command "
+            "asks again for these chains alone"
         )
     if totals.refused:
         (id, got), *_ = totals.refusals.items()
@@ -261,7 +309,7 @@ def _done(totals: Totals, out: str) -> str:
     if totals.empty:
         lines.append(
             f"{totals.empty:,} samples without a text: the token limit came first, or nothing was "
-            "written"
+            "written; what was sampled and ended so is asked for again by the next run"
         )
     return "\n".join(lines)
 
@@ -272,10 +320,9 @@ def _counts(counts: Counter[str]) -> str:
 
 def _planned(plan: Plan) -> str:
     return (
-        f"{plan.questions:,} questions, {plan.requests:,} first requests, of which the journal "
-        f"answers {plan.answered:,}; at most {plan.most_requests:,} requests to send: "
-        f"{_spent(plan)} (prompt tokens are estimated as characters / 4, written ones are an upper "
-        "bound)"
+        f"{plan.questions:,} questions, of which the journal answers {plan.answered:,}; at most "
+        f"{plan.most_requests:,} requests to send: {_spent(plan)} (prompt tokens are estimated "
+        "from bytes until answers correct that, written ones are an upper bound)"
     )
 
 

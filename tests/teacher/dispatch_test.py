@@ -1,3 +1,4 @@
+import asyncio
 import json
 import random
 import signal
@@ -6,6 +7,8 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import MappingProxyType, SimpleNamespace
 
 import pytest
 from support.story_server import STORIES, StoryServer, prompt_of
@@ -14,12 +17,12 @@ from cot_flax.chains.samples import read_samples
 from cot_flax.errors import UserError
 from cot_flax.lab.world.teacher import tokenize
 from cot_flax.teacher.client import OpenAITeacher
-from cot_flax.teacher.costs import Prices, plan
-from cot_flax.teacher.dispatch import sample
-from cot_flax.teacher.journal import read_answers
+from cot_flax.teacher.costs import Prices, Totals, given, plan
+from cot_flax.teacher.dispatch import Desk, _call, sample
+from cot_flax.teacher.journal import Journal, journal_path, read_answers
 from cot_flax.teacher.questions import Question
 from cot_flax.teacher.recipes import BRIDGE, Numbers, Recipe, messages
-from cot_flax.teacher.requests import Request
+from cot_flax.teacher.requests import Completion, Reply, Request
 
 QUESTIONS = [
     Question(f"story-{i}", "stories", "train", story.question, str(story.answer))
@@ -42,9 +45,21 @@ def teacher_at(server, **settings):
     return OpenAITeacher("story", base_url=server.url, **settings)
 
 
-def run(server, out, questions=FEW, recipe=RECIPE, concurrency=4, prices=None, **settings):
+def run(
+    server,
+    out,
+    questions=FEW,
+    recipe=RECIPE,
+    concurrency=4,
+    prices=None,
+    limits=MappingProxyType({}),
+    **settings,
+):
     teacher = teacher_at(server, **settings)
-    return sample(questions, recipe, teacher, out, concurrency=concurrency, prices=prices)
+    journal = journal_path(out)
+    return sample(
+        questions, recipe, teacher, out, journal, concurrency=concurrency, prices=prices, **limits
+    )
 
 
 def undisturbed(tmp_path, questions=FEW, recipe=RECIPE):
@@ -113,7 +128,7 @@ def test_a_few_samples_without_log_probabilities_are_counted(tmp_path):
         totals = run(server, out, concurrency=1)
     assert totals.problems == {"not_given": 2}
     assert [s.logprobs is None for s in read_samples(out)] == [True] * 2 + [False] * 10
-    found = plan(FEW, RECIPE, "story", out)
+    found = plan(FEW, RECIPE, "story", journal_path(out))
     assert (found.answered, found.most_requests) == (5, 1)
     with StoryServer() as server:
         again = run(server, out)
@@ -268,12 +283,118 @@ def test_a_second_run_sends_nothing(tmp_path):
     assert (tmp_path / "s.jsonl").read_bytes() == before
 
 
+def of(samples, recipe=RECIPE, **numbers):
+    return replace(recipe, numbers=replace(recipe.numbers, samples=samples, **numbers))
+
+
+def test_two_samples_become_four_by_two_more(tmp_path):
+    with StoryServer() as server:
+        run(server, tmp_path / "two.jsonl", recipe=of(2))
+        four = run(server, tmp_path / "four.jsonl", recipe=of(4))
+        assert [body["n"] for body in server.bodies] == [2] * 6 + [2] * 6
+        two = run(server, tmp_path / "again.jsonl", recipe=of(2))
+        assert len(server.bodies) == 12
+    assert (four.requests, four.samples, two.requests, two.from_journal) == (6, 24, 0, 6)
+    texts = [(s.id, s.text) for s in read_samples(tmp_path / "four.jsonl")]
+    first = [(s.id, s.text) for s in read_samples(tmp_path / "two.jsonl")]
+    assert [pair for i in range(0, 24, 4) for pair in texts[i : i + 2]] == first
+    assert (tmp_path / "again.jsonl").read_bytes() == (tmp_path / "two.jsonl").read_bytes()
+
+
+def test_a_seed_goes_on_where_it_was():
+    """A server that gives the same for a seed is asked with another one for what is missing."""
+    sent = []
+
+    async def complete(request):
+        sent.append((request.n, request.done))
+        return Reply((Completion(str(request.done), None, "stop"),), 1, 1)
+
+    request = Request("What?", n=3, temperature=0.7, seed=7)
+    teacher = SimpleNamespace(name="t", complete=complete)
+    with TemporaryDirectory() as folder, Journal(Path(folder) / "journal") as journal:
+        desk = Desk(journal, Totals(), 1, per_request=2)
+        asyncio.run(desk.ask(_call(request, teacher)))
+        assert [c.text for c in given(request, "t", journal)] == ["0", "1", "2"]
+    assert sent == [(2, 0), (2, 1), (1, 2)]
+
+
+def test_an_answer_of_many_that_comes_one_by_one_is_kept_one_by_one(tmp_path):
+    """The third of four fails: the next run asks for two."""
+    out = tmp_path / "s.jsonl"
+    with StoryServer([None, None, 500], dialect="llama") as server:
+        with pytest.raises(UserError, match="1 of 1 without an answer"):
+            run(server, out, FEW[:1], of(4), attempts=1)
+        with read_answers(journal_path(out)) as answers:
+            assert len(answers) == 2
+        again = run(server, out, FEW[:1], of(4))
+        assert [body["n"] for body in server.bodies] == [4, 3, 2, 2, 1]
+    assert (again.requests, again.samples) == (2, 4)
+
+
+def test_only_the_chain_that_lacks_something_is_asked_for_again(tmp_path):
+    """Of two choices one has no log-probabilities, and of two one has no text."""
+    logprobs = {"tokens": ["So"], "token_logprobs": [-1.0], "top_logprobs": [{"So": -1.0}]}
+    whole = {"text": "So", "finish_reason": "stop", "logprobs": logprobs}
+    bare = whole | {"logprobs": None}
+    empty = {"text": "", "finish_reason": "stop", "logprobs": {key: [] for key in logprobs}}
+
+    def script(body):
+        first = FEW[0].question in body["prompt"]
+        choices = [whole, bare if first else empty] if body["n"] == 2 else [whole]
+        return 200, {"choices": choices}
+
+    out = tmp_path / "s.jsonl"
+    with StoryServer(script=script) as server:
+        first = run(server, out, FEW[:2])
+        again = run(server, out, FEW[:2])
+        assert [body["n"] for body in server.bodies] == [2, 2, 1, 1]
+    assert (first.problems, first.empty) == ({"not_given": 2}, 1)
+    assert (again.requests, again.problems, again.empty) == (2, {}, 0)
+    assert [s.text for s in read_samples(out)] == ["So"] * 4
+
+
+def test_calls_are_split_by_what_one_may_ask_for(tmp_path):
+    with StoryServer() as server:
+        run(server, tmp_path / "s.jsonl", FEW[:1], of(7, per_request=3))
+        assert [body["n"] for body in server.bodies] == [3, 3, 1]
+
+
+def test_what_came_before_a_refusal_is_kept(tmp_path):
+    """Of three single requests the last is refused: two chains, each with its second step."""
+    recipe = of(3, TWO_STEPS, per_request=1, top_logprobs=None)
+    texts = iter(["One", "Two"])
+
+    def script(body):
+        if BRIDGE in body["prompt"]:
+            return choices(" 2")
+        return choices(text) if (text := next(texts, None)) else FILTERED
+
+    with StoryServer(script=script) as server:
+        totals = run(server, tmp_path / "s.jsonl", FEW[:1], recipe)
+    assert (totals.samples, totals.refused) == (2, {"content_filter": 1})
+
+
 def test_other_parameters_are_other_requests(tmp_path):
     warmer = replace(RECIPE, numbers=replace(RECIPE.numbers, temperature=1.0))
     with StoryServer() as server:
         run(server, tmp_path / "s.jsonl")
         totals = run(server, tmp_path / "s.jsonl", recipe=warmer)
     assert totals.requests == len(FEW)
+
+
+def test_single_answers_survive_kill_9(tmp_path):
+    """A server that gives one at a time: each is in the journal when the next is asked for."""
+    out = tmp_path / "s.jsonl"
+    with StoryServer(dialect="llama", delay=0.005) as server:
+        kill_somewhere(server, out, random.Random(0), signal.SIGKILL)
+        with read_answers(journal_path(out)) as answers:
+            kept = len(answers)
+        assert started(server, out).wait(120) == 0
+        with read_answers(journal_path(out)) as answers:
+            whole = len(answers)
+        paid = server.answered.total()
+    assert kept > 0 and whole <= paid <= whole + CONCURRENCY
+    assert len(list(read_samples(out))) == 2 * len(QUESTIONS)
 
 
 def test_at_most_so_many_requests_at_one_time(tmp_path):
@@ -316,7 +437,7 @@ def test_when_a_run_stops_early(tmp_path, faults, sent, message):
     with StoryServer(faults) as server, pytest.raises(UserError, match=message):
         run(server, tmp_path / "s.jsonl", QUESTIONS, concurrency=1, attempts=1)
     assert len(server.bodies) == sent
-    with read_answers(tmp_path / "s.jsonl.journal") as answers:
+    with read_answers(tmp_path / "teacher.journal") as answers:
         assert len(answers) == faults.count(None)
 
 
@@ -346,10 +467,10 @@ def test_a_plan_sends_nothing_and_tells_what_the_run_then_sends(tmp_path):
     with StoryServer() as server:
         run(server, tmp_path / "s.jsonl", FEW[:2])
         sent = len(server.bodies)
-        found = plan(FEW, RECIPE, "story", tmp_path / "s.jsonl")
+        found = plan(FEW, RECIPE, "story", tmp_path / "teacher.journal")
         assert len(server.bodies) == sent
         totals = run(server, tmp_path / "s.jsonl")
-    assert (found.requests, found.answered, found.most_requests) == (6, 2, 4)
+    assert (found.questions, found.answered, found.most_requests) == (6, 2, 4)
     assert totals.requests == found.most_requests
     assert found.prompts == tuple(prompt_of(question.question) for question in FEW[:3])
 
@@ -366,7 +487,7 @@ CONCURRENCY = 4
 def disturbed_run(url, out):
     """In a process of its own, to be killed."""
     teacher = OpenAITeacher("story", base_url=url, timeout=60.0)
-    sample(QUESTIONS, TWO_STEPS, teacher, out, concurrency=CONCURRENCY)
+    sample(QUESTIONS, TWO_STEPS, teacher, out, journal_path(out), concurrency=CONCURRENCY)
 
 
 def started(server, out):
@@ -396,8 +517,10 @@ def kill_somewhere(server, out, rng, number):
 
 def key_of(body):
     """The journal's key of a request, from what the server saw of it."""
-    names = ("prompt", "n", "max_tokens", "temperature")
-    return Request(top_logprobs=body["logprobs"], **{n: body[n] for n in names}).key("story")
+    names = ("prompt", "max_tokens", "temperature", "stop")
+    given = {name: body[name] for name in names if name in body}
+    given["stop"] = tuple(given.get("stop", ()))
+    return Request(top_logprobs=body["logprobs"], **given).key("story")
 
 
 @pytest.mark.parametrize(("number", "times"), [(signal.SIGKILL, 3), (signal.SIGINT, 2)])
@@ -411,13 +534,13 @@ def test_a_run_that_was_killed_goes_on(tmp_path, number, times, key):
             kill_somewhere(server, out, rng, number)
             assert not out.exists()
             assert known.isdisjoint(map(key_of, server.bodies[sent:]))
-            with read_answers(f"{out}.journal") as answers:
+            with read_answers(journal_path(out)) as answers:
                 known = {k for body in server.bodies if (k := key_of(body)) in answers}
                 assert len(known) == len(answers)
             sent = len(server.bodies)
         assert started(server, out).wait(120) == 0
         assert known.isdisjoint(map(key_of, server.bodies[sent:]))
-        with read_answers(f"{out}.journal") as answers:
+        with read_answers(journal_path(out)) as answers:
             assert len(answers) == len(server.answered)
             assert server.answered.total() <= len(answers) + times * CONCURRENCY
     assert out.read_bytes() == undisturbed(tmp_path / "other", QUESTIONS, TWO_STEPS)

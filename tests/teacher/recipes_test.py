@@ -22,7 +22,7 @@ ASKED = question("How many pens?", "8", id="pens")
 
 
 def prompts(recipe, asked=ASKED):
-    return [request.prompt for request in recipe.first(asked)]
+    return [recipe.first(asked).prompt]
 
 
 def test_fu2023_asks_as_the_paper_did():
@@ -33,12 +33,10 @@ def test_fu2023_asks_as_the_paper_did():
         "Question: How many cars?\nLet's think step by step\n2 + 3 = 5 cars.\nThe answer is 5\n\n"
         "Question: How many pens?\nLet's think step by step"
     )
-    assert recipe.first(ASKED) == [
-        Request(
-            prompt, n=40, max_tokens=256, temperature=0.5, top_logprobs=5, stop=("\nQuestion:",)
-        )
-    ]
-    assert recipe.next(ASKED, recipe.first(ASKED)[0], Completion("x", None, "stop")) is None
+    assert recipe.first(ASKED) == Request(
+        prompt, n=40, max_tokens=256, temperature=0.5, top_logprobs=5, stop=("\nQuestion:",)
+    )
+    assert recipe.next(ASKED, recipe.first(ASKED), Completion("x", None, "stop")) is None
 
 
 def test_magister2022_gives_the_answer_first():
@@ -49,12 +47,12 @@ def test_magister2022_gives_the_answer_first():
         "Q: How many cars?\nA: (The correct answer is 5.) 2 + 3 = 5 cars. The answer is 5.\n\n"
         "Q: How many pens?\nA: (The correct answer is 8.)"
     )
-    assert recipe.first(ASKED) == [Request(prompt, max_tokens=256, stop=("\nQ:",))]
+    assert recipe.first(ASKED) == Request(prompt, max_tokens=256, stop=("\nQ:",))
 
 
 def test_ho2022_asks_twice():
     recipe = make_recipe("ho2022", samples=64, top_logprobs=5)
-    (first,) = recipe.first(question("How many pens?"))
+    first = recipe.first(question("How many pens?"))
     assert first == Request(
         "Q: How many pens?\nA: Let's think step by step.",
         n=64,
@@ -72,7 +70,7 @@ def test_ho2022_asks_twice():
 
 def test_ho2022_in_a_chat():
     recipe = make_recipe("ho2022", chat=True)
-    (first,) = recipe.first(ASKED)
+    first = recipe.first(ASKED)
     asked = {"role": "user", "content": "Q: How many pens?\nA: Let's think step by step."}
     assert first.prompt == (asked,)
     assert recipe.next(ASKED, first, Completion("Two fours.", None, "stop")).prompt == (
@@ -84,7 +82,7 @@ def test_ho2022_in_a_chat():
 
 def two_steps(chain, answer, *, chat=False):
     recipe = make_recipe("ho2022", chat=chat)
-    (first,) = recipe.first(ASKED)
+    first = recipe.first(ASKED)
     return recipe.sample_of(ASKED, chain, recipe.next(ASKED, first, chain), answer)
 
 
@@ -152,19 +150,17 @@ def test_kim2023_shows_the_category():
         "[Example 5]\n[Instruction and Question]\nWhat swims?\n\n"
         "[Options]\n- (A) fish\n- (B) ox\n\n[Answer]\n(A)\n\n[Rationale]\n"
     )
-    assert recipe.first(asked) == [
-        Request(
-            prompt,
-            n=5,
-            max_tokens=1024,
-            temperature=0.7,
-            top_p=0.95,
-            presence_penalty=1.0,
-            frequency_penalty=1.0,
-            stop=("\n\n\n\n", "\n\n\n"),
-            top_logprobs=1,
-        )
-    ]
+    assert recipe.first(asked) == Request(
+        prompt,
+        n=5,
+        max_tokens=1024,
+        temperature=0.7,
+        top_p=0.95,
+        presence_penalty=1.0,
+        frequency_penalty=1.0,
+        stop=("\n\n\n\n", "\n\n\n"),
+        top_logprobs=1,
+    )
 
 
 def test_kim2023_drops_the_last_demonstrations_of_a_long_prompt():
@@ -180,14 +176,6 @@ def test_kim2023_drops_the_last_demonstrations_of_a_long_prompt():
     ]
     (alone,) = prompts(recipe, question("a" * 20000, "fish", category="bio"))
     assert alone.startswith("[Example 1]\n[Instruction and Question]\naaa")
-
-
-def test_calls_are_split_by_what_one_may_ask_for():
-    recipe = make_recipe("ho2022", samples=50, per_request=20)
-    calls = [(request.n, request.series) for request in recipe.first(ASKED)]
-    assert calls == [(20, 0), (20, 1), (10, 2)]
-    assert len({request.key("t") for request in recipe.first(ASKED)}) == 3
-    assert [request.n for request in make_recipe("ho2022", per_request=4).first(ASKED)] == [4, 4]
 
 
 def test_params_are_what_was_asked_for():
@@ -263,7 +251,7 @@ def test_no_recipe_reads_a_thought_as_the_answer():
 
 def test_the_second_step_follows_on_the_text_alone():
     recipe = make_recipe("ho2022", chat=True)
-    (first,) = recipe.first(ASKED)
+    first = recipe.first(ASKED)
     chain = Completion("<think>Hm.</think>Two fours.", None, "stop")
     second = recipe.next(ASKED, first, chain)
     assert second.prompt[1] == {"role": "assistant", "content": "Two fours."}
@@ -370,7 +358,7 @@ def test_overrides_are_numbers_in_the_form_that_requests_are_keyed_by():
     assert given == expected | {"top_logprobs": None}
     assert type(given["temperature"]) is type(given["top_p"]) is float
     asked = [
-        make_recipe("ho2022", **numbers).first(ASKED)[0].key("teacher")
+        make_recipe("ho2022", **numbers).first(ASKED).key("teacher")
         for numbers in (given, expected)
     ]
     assert asked[0] == asked[1]

@@ -8,8 +8,7 @@ from cot_flax.chains.samples import read_samples, write_samples
 from cot_flax.errors import UserError
 from cot_flax.lab.world.teacher import make_samples, tokenize
 from cot_flax.teacher.client import OpenAITeacher
-from cot_flax.teacher.journal import Journal, journal_path, read_answers
-from cot_flax.teacher.requests import Completion, Reply
+from cot_flax.teacher.journal import journal_path
 from cot_flax.teacher.rescoring import rescore
 
 # Every text once: of two equal calls one is sent.
@@ -30,7 +29,9 @@ def samples(tmp_path):
 def run(server, samples, out, **settings):
     settings = {"wait_initial": 0.01, "wait_max": 0.02} | settings
     teacher = OpenAITeacher("scorer", base_url=server.url, **settings)
-    return rescore(samples, out, teacher, prompt_of, top_logprobs=3, concurrency=4)
+    return rescore(
+        samples, out, journal_path(out), teacher, prompt_of, top_logprobs=3, concurrency=4
+    )
 
 
 @pytest.mark.parametrize("dialect", ["openai", "one_token", "no_echo"])
@@ -68,21 +69,6 @@ def test_texts_that_cannot_be_scored_are_counted_and_asked_for_again(samples, tm
     assert (totals.requests, totals.from_journal) == (2, 0)
     assert (again.requests, again.from_journal) == (0, 2)
     assert [sample.logprobs is None for sample in read_samples(out)] == [False, False, True, True]
-
-
-def test_failures_that_an_older_version_remembered_are_asked_for_again(samples, tmp_path):
-    out = tmp_path / "scored.jsonl"
-    with StoryServer() as server:
-        run(server, samples, out)
-        expected = out.read_bytes()
-        failed = Reply((Completion("", None, "not_given"),), 0, 0)
-        with read_answers(journal_path(out)) as answers:
-            keys = list(answers._offsets)
-        with Journal(journal_path(out)) as journal:
-            journal.add(keys[0], failed)
-        totals = run(server, samples, out)
-    assert (totals.requests, totals.from_journal) == (1, 9)
-    assert not totals.problems and out.read_bytes() == expected
 
 
 def test_a_server_without_scores_stops_the_run_at_the_first_text(samples, tmp_path):

@@ -129,23 +129,21 @@ def test_few_answers_are_said_to_be_labels(folder):
 
 def test_asks_with_instruction_and_exemplars(folder):
     scenario = read_scenario(folder)
-    assert scenario_recipe(scenario).first(scenario.inputs[0]) == [
-        Request(
-            "Say who acts.\n\n"
-            "Q: No heat.\nLet's think step by step\nIt is cold.\nThe answer is Today\n\n"
-            "Q: Thanks!\nLet's think step by step\nNothing to do.\nThe answer is close.\n\n"
-            "Q: No light.\nLet's think step by step",
-            n=8,
-            max_tokens=512,
-            temperature=0.7,
-            stop=("\nQ:",),
-        )
-    ]
+    assert scenario_recipe(scenario).first(scenario.inputs[0]) == Request(
+        "Say who acts.\n\n"
+        "Q: No heat.\nLet's think step by step\nIt is cold.\nThe answer is Today\n\n"
+        "Q: Thanks!\nLet's think step by step\nNothing to do.\nThe answer is close.\n\n"
+        "Q: No light.\nLet's think step by step",
+        n=8,
+        max_tokens=512,
+        temperature=0.7,
+        stop=("\nQ:",),
+    )
 
 
 def test_asks_a_chat_in_turns(folder):
     scenario = read_scenario(folder)
-    (request,) = scenario_recipe(scenario, chat=True).first(scenario.inputs[0])
+    request = scenario_recipe(scenario, chat=True).first(scenario.inputs[0])
     turns = [(message["role"], message["content"]) for message in request.prompt]
     assert turns == [
         ("system", "Say who acts."),
@@ -163,9 +161,7 @@ def test_settings_and_then_the_caller_decide(folder):
     (folder / "settings.json").write_text(json.dumps(settings))
     scenario = read_scenario(folder)
     assert scenario.inputs[0].id == "calls-train-0"
-    (request,) = scenario_recipe(scenario, temperature=0.2, top_logprobs=5).first(
-        scenario.inputs[0]
-    )
+    request = scenario_recipe(scenario, temperature=0.2, top_logprobs=5).first(scenario.inputs[0])
     asked = (request.n, request.temperature, request.max_tokens, request.top_logprobs)
     assert asked == (3, 0.2, 64, 5)
 
@@ -173,7 +169,7 @@ def test_settings_and_then_the_caller_decide(folder):
 def test_an_input_is_not_shown_its_own_answer(folder):
     (folder / "inputs.jsonl").write_text('{"input": "no heat"}')
     scenario = read_scenario(folder)
-    (request,) = scenario_recipe(scenario).first(scenario.inputs[0])
+    request = scenario_recipe(scenario).first(scenario.inputs[0])
     assert "It is cold" not in request.prompt
     (folder / "exemplars.jsonl").write_text(FILES["exemplars.jsonl"].splitlines()[0])
     scenario = read_scenario(folder)
@@ -240,7 +236,7 @@ def test_the_triage_example_runs_through():
     assert labels == {True: 6, False: 6}
     recipe = scenario_recipe(scenario)
     for asked in scenario.inputs:
-        (request,) = recipe.first(asked)
+        request = recipe.first(asked)
         assert request.prompt.endswith(f"Q: {asked.question}\nLet's think step by step")
         written = f"\nSomebody waits.\nThe answer is {asked.answer or 'queue'}\n\nQ: "
         chain = recipe.sample_of(asked, Completion(written, None, "length"), None, None)
@@ -263,7 +259,7 @@ def test_the_triage_example_runs_through():
 
 def test_the_triage_exemplars_show_every_answer():
     scenario = read_scenario(TRIAGE)
-    (request,) = scenario_recipe(scenario).first(scenario.inputs[0])
+    request = scenario_recipe(scenario).first(scenario.inputs[0])
     blocks = request.prompt.split("\n\nQ: ")[1:-1]
     kind = scenario.settings.answer_kind
     assert kind == "one of close, page, queue, today"

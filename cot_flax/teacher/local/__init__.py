@@ -1,5 +1,6 @@
 """Where cot-flax meets other models: teachers that run on this machine, in JAX or PyTorch."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -18,8 +19,9 @@ def refuse_settings(request: Request, neutral: Mapping[str, float]) -> None:
 
 
 def seed_of(request: Request) -> int:
-    """A seed below 2^63 that depends on the whole request: a request repeated draws the same."""
-    return int(request.key(""), 16) >> 65
+    """A seed below 2^63 of content and `done`: a request repeated draws the same, more others."""
+    content = f"{request.key('')} {request.done}"
+    return int(hashlib.sha256(content.encode()).hexdigest()[:16], 16) >> 1
 
 
 def cut_at_stop(completion: Completion, stop: Sequence[str]) -> Completion:

@@ -200,9 +200,9 @@ def test_equal_requests_draw_equal_samples(teacher, reply):
 
 
 @pytest.mark.parametrize(
-    "change", [{"series": 1}, {"seed": 7}, {"prompt": "Q: Tom has 4 apples. How many?"}]
+    "change", [{"done": 1}, {"seed": 7}, {"prompt": "Q: Tom has 4 apples. How many?"}]
 )
-def test_other_series_seeds_and_prompts_draw_others(change, teacher, reply):
+def test_other_requests_seeds_and_prompts_draw_others(change, teacher, reply):
     texts = [completion.text for completion in reply.completions]
     others = complete(teacher, dataclasses.replace(REQUEST, **change)).completions
     assert len({*texts, *(completion.text for completion in others)}) > 12  # of 16

@@ -174,8 +174,8 @@ def test_equal_requests_draw_equal_samples(teacher, reply):
     assert torch.equal(torch.get_rng_state(), state)
 
 
-@pytest.mark.parametrize("change", [{"series": 1}, {"seed": 7}])
-def test_other_series_and_seeds_draw_others(change, teacher, reply):
+@pytest.mark.parametrize("change", [{"done": 1}, {"seed": 7}])
+def test_other_requests_and_seeds_draw_others(change, teacher, reply):
     texts = [completion.text for completion in reply.completions]
     others = complete(teacher, dataclasses.replace(REQUEST, **change)).completions
     assert len({*texts, *(completion.text for completion in others)}) == 6
