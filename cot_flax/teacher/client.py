@@ -246,7 +246,7 @@ class Connection:
             timeout=openai.Timeout(timeout, connect=min(timeout, CONNECT_SECONDS)),
             max_retries=0,
         )
-        self._has_answered = False
+        self._has_answered = self._has_paused = False
         url = self._client.base_url
         self.host, self.place = url.host, f"{url.netloc.decode()}{url.path}"
         if not self._key and self.host not in _LOCAL:
@@ -290,10 +290,13 @@ class Connection:
                 answer = await self._attempt(is_chat, body, turn)
             if not isinstance(answer, Busy):
                 return answer
-            waited = self._pace.refused(turn, answer.retry_after)
-            if waited is None:
+            pause = self._pace.refused(turn, answer.retry_after)
+            if pause is None:
                 return answer
-            _log_wait(waited[0], answer, waited[1])
+            level = logging.INFO if self._has_paused else logging.WARNING
+            text = "%s: the server's limit; all requests go again in %.1f s"
+            logging.getLogger(__name__).log(level, text, answer.got, pause)
+            self._has_paused = True
 
     async def _attempt(
         self, is_chat: bool, body: Mapping[str, Any], turn: Turn
@@ -448,9 +451,6 @@ def _retry_after(headers: Mapping[str, str]) -> float | None:
 
 
 def _log_retry(details: stamina.instrumentation.RetryDetails) -> None:
-    _log_wait(details.retry_num, details.caused_by, details.wait_for)
-
-
-def _log_wait(number: int, cause: Exception, seconds: float) -> None:
-    level = logging.INFO if number < RETRIES_IN_SILENCE else logging.WARNING
-    logging.getLogger(__name__).log(level, "%s; again in %.1f s", cause, seconds)
+    level = logging.INFO if details.retry_num < RETRIES_IN_SILENCE else logging.WARNING
+    text = "%s; again in %.1f s"
+    logging.getLogger(__name__).log(level, text, details.caused_by, details.wait_for)

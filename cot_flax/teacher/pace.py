@@ -2,19 +2,19 @@
 
 All requests of a connection share one pace. Requests and tokens are spread evenly over the minute
 (the generic cell rate algorithm, as in ATM's traffic contracts), for a server may count in seconds,
-in windows or in whole minutes. One refusal pauses all; after it one request goes ahead, and the
-others follow its answer.
+in windows or in whole minutes. One refusal pauses all; after it one request goes ahead, and every
+answer lets one more be on its way (TCP's slow start), for many servers count what they refuse, too.
 """
 
 import asyncio
+import math
 import re
 import time
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 
 MINUTE = 60.0
-_STEP = 1.0  # Seconds after which one who waits looks again: others may have used less.
 _UNITS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
 
@@ -49,7 +49,7 @@ class Pace:
         Args:
             rpm: requests a minute; None is no limit.
             tpm: tokens a minute; None is no limit.
-            wait_initial: seconds of the first pause; they double with every further refusal.
+            wait_initial: seconds of the first pause; they double with every refusal in a row.
             wait_max: seconds, the longest pause unless the server asks for more.
             attempts: refusals in a row after which the server is not waited for any more.
         """
@@ -59,7 +59,9 @@ class Pace:
         self._next_request = self._next_token = self._paused_until = 0.0
         self._refused_at = 0.0
         self._refusals = 0  # in a row, of any requests
-        self._gate = asyncio.Lock()
+        self._doublings = 0  # of the first pause in a row
+        self._in_flight, self._width = 0, math.inf
+        self._gate, self._change = asyncio.Lock(), asyncio.Event()
 
     @asynccontextmanager
     async def turn(self, tokens: int) -> AsyncIterator[Turn]:
@@ -69,36 +71,33 @@ class Pace:
         """
         async with self._gate:  # In the order of arrival.
             turn = await self._begin(tokens)
-            goes_ahead = self._refusals > 0
-            if goes_ahead:
-                async with self._settling(turn):
-                    yield turn
-        if not goes_ahead:
-            async with self._settling(turn):
-                yield turn
+        try:
+            yield turn
+        finally:
+            self._in_flight -= 1
+            self._next_token += (turn.tokens - tokens) * self._token_seconds
+            self._change.set()
 
     async def _begin(self, tokens: int) -> Turn:
         while True:
             now = time.monotonic()
             wait = max(self._next_request, self._next_token, self._paused_until) - now
-            if wait <= 0:
+            if wait <= 0 and self._in_flight < self._width:
                 break
-            await asyncio.sleep(min(wait, _STEP))
+            self._change.clear()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._change.wait(), wait if wait > 0 else None)
+        self._in_flight += 1
         self._next_request = now + self._request_seconds
         self._next_token = now + tokens * self._token_seconds
         return Turn(now, tokens)
 
-    @asynccontextmanager
-    async def _settling(self, turn: Turn) -> AsyncIterator[None]:
-        reserved = turn.tokens
-        try:
-            yield
-        finally:
-            self._next_token += (turn.tokens - reserved) * self._token_seconds
-
     def answered(self, turn: Turn, headers: Mapping[str, str]) -> None:
         """A request was answered; where the server says that nothing is left, all wait for more."""
-        if turn.start >= self._refused_at:
+        self._width += 1
+        if turn.start >= self._refused_at and self._refusals:
+            # The next row of refusals begins with about the pause that was long enough.
+            self._doublings = max(0, self._doublings + self._refusals - 2)
             self._refusals = 0
         for kind, needed in (("requests", 1), ("tokens", turn.tokens)):
             names = (f"x-ratelimit-{name}-{kind}" for name in ("remaining", "limit", "reset"))
@@ -109,25 +108,27 @@ class Pace:
             is_part = kind == "tokens" and limit
             self._pause(min(reset, (needed - left) / limit * MINUTE) if is_part else reset)
 
-    def refused(self, turn: Turn, retry_after: float | None) -> tuple[int, float] | None:
+    def refused(self, turn: Turn, retry_after: float | None) -> float | None:
         """A request was refused for a limit: all pause.
 
         Refusals of requests that were on their way when the pause began count as one.
 
         Returns:
-            refusals in a row and seconds of the pause; None where it is time to give up.
+            The seconds of the pause; None where it is time to give up.
         """
+        self._width = 1.0
         if turn.start >= self._refused_at:
             self._refusals += 1
             self._refused_at = time.monotonic()
         if self._refusals >= self._attempts:
             return None
-        pause = min(self._wait_initial * 2 ** (self._refusals - 1), self._wait_max)
+        doublings = self._doublings + self._refusals - 1
+        pause = min(self._wait_initial * 2**doublings, self._wait_max)
         if retry_after is not None:
             # A server that was wrong about it is asked later.
             pause = retry_after if self._refusals == 1 else max(retry_after, pause)
         self._pause(pause)
-        return self._refusals, pause
+        return pause
 
     def _pause(self, seconds: float) -> None:
         self._paused_until = max(self._paused_until, time.monotonic() + seconds)
