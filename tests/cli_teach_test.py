@@ -175,6 +175,20 @@ def test_a_dry_run_asks_nothing_and_says_what_it_would_cost(files, monkeypatch, 
     assert not (files / "teacher.journal").exists()
 
 
+def test_a_run_ends_before_it_costs_more_than_allowed(files, monkeypatch, capsys):
+    prices = ("--price-in", 10, "--price-out", 100, "--max-tokens", 20)
+    with StoryServer() as server:
+        assert call(monkeypatch, *sampling(files, server.url, *prices, "--max-cost", 0.02)) == 2
+        line = capsys.readouterr().err.splitlines()[-1]
+        assert re.search(r"got --max-cost \$0.0200: \$0.0\d+ spent on \d requests", line), line
+        sent = len(server.bodies)
+        assert 0 < sent < 6
+        assert call(monkeypatch, *sampling(files, server.url, *prices, "--max-cost", 1)) == 0
+        assert len(server.bodies) == 6
+        assert call(monkeypatch, *sampling(files, server.url, "--max-cost", 1)) == 2
+    assert "--max-cost without prices" in capsys.readouterr().err
+
+
 def test_no_server_is_one_line_within_seconds(files, monkeypatch, capsys):
     with StoryServer() as server:
         pass

@@ -1,10 +1,12 @@
 import asyncio
 import json
 import random
+import re
 import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -395,6 +397,47 @@ def test_single_answers_survive_kill_9(tmp_path):
         paid = server.answered.total()
     assert kept > 0 and whole <= paid <= whole + CONCURRENCY
     assert len(list(read_samples(out))) == 2 * len(QUESTIONS)
+
+
+class Whole(Exception):
+    """A run that ended by itself."""
+
+
+@pytest.mark.parametrize("concurrency", [1, 8])
+def test_no_more_is_spent_than_allowed(tmp_path, concurrency):
+    """What is in flight counts at its highest price; the next run goes on from there."""
+    out, prices, recipe = tmp_path / "s.jsonl", Prices(10, 100), of(2, max_tokens=40)
+    with StoryServer(delay=0.01) as server:
+        for _ in range(20):
+            with suppress(Whole), pytest.raises(UserError, match="goes on where") as stopped:
+                run(server, out, QUESTIONS, recipe, concurrency, prices, {"max_cost": 0.05})
+                raise Whole
+            if out.exists():
+                break
+            message = r"--max-cost \$0.0500: \$(\S+) spent on (\d+) requests"
+            spent, requests = re.search(message, str(stopped.value)).groups()
+            assert 0.03 < float(spent) <= 0.05 and int(requests) > 0
+        assert server.answered.total() == len(QUESTIONS)  # nothing twice
+    assert len(list(read_samples(out))) == 2 * len(QUESTIONS)
+
+
+def test_a_limit_of_cost_wants_prices(tmp_path):
+    with StoryServer() as server, pytest.raises(UserError, match="--max-cost without prices"):
+        run(server, tmp_path / "s.jsonl", limits={"max_cost": 1.0})
+    assert not server.bodies
+
+
+def test_the_first_answers_correct_the_bill(tmp_path, capfd):
+    """A word is a token there: the estimate from bytes is too high, and texts end early."""
+    with StoryServer() as server:
+        planned = plan(QUESTIONS, RECIPE, "story", tmp_path / "journal")
+        totals = run(server, tmp_path / "s.jsonl", QUESTIONS, limits={"planned": planned})
+    pattern = r"first 3 answers the run takes about (\S+) prompt.* (\S+) written"
+    found = re.search(pattern, capfd.readouterr().err).groups()
+    prompt, written = (int(number.replace(",", "")) for number in found)
+    assert prompt == pytest.approx(totals.prompt_tokens, rel=0.1)
+    assert prompt < 0.9 * planned.prompt_tokens
+    assert written == pytest.approx(totals.completion_tokens, rel=0.5)
 
 
 def test_at_most_so_many_requests_at_one_time(tmp_path):
