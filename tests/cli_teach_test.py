@@ -189,6 +189,30 @@ def test_a_run_ends_before_it_costs_more_than_allowed(files, monkeypatch, capsys
     assert "--max-cost without prices" in capsys.readouterr().err
 
 
+def test_a_batch_is_written_and_its_results_are_taken(files, monkeypatch, capsys):
+    requests, results = files / "requests.jsonl", files / "results.jsonl"
+    prices = ("--price-in", 0, "--price-out", 1000, "--max-tokens", 10)
+    arguments = sampling(files, "http://127.0.0.1:1/v1", "--top-logprobs", 0, *prices)
+    assert call(monkeypatch, *arguments, "--batch-file", requests) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"6 requests in .* 180 written, \$0.09 at half the price", out), out
+    with open(results, "w") as file:
+        for line in map(json.loads, requests.read_text().splitlines()):
+            choices = [{"text": "So 5", "finish_reason": "stop"}] * line["body"]["n"]
+            usage = {"prompt_tokens": 9, "completion_tokens": 6}
+            body = {"choices": choices, "usage": usage}
+            response = {"status_code": 200, "body": body}
+            file.write(json.dumps({"custom_id": line["custom_id"], "response": response}) + "\n")
+    assert call(monkeypatch, *arguments, "--batch-results", results, "--batch-file", requests) == 0
+    printed = capsys.readouterr()
+    assert "6 answers taken from" in printed.err and "54 prompt tokens, 36 written" in printed.err
+    assert "18 samples in" in printed.out and ": 0 requests" in printed.out
+    local = ("teach", "sample", files / "questions.jsonl", "--out", files / "o", "--dataset", "d")
+    more = ("--recipe", "ho2022", "--checkpoint", "x", "--batch-file", requests)
+    assert call(monkeypatch, *local, *more) == 2
+    assert "a batch for x; expected a server's model" in capsys.readouterr().err
+
+
 def test_no_server_is_one_line_within_seconds(files, monkeypatch, capsys):
     with StoryServer() as server:
         pass

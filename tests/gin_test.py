@@ -162,6 +162,8 @@ MEANINGS = {
     "TEACHER_PRICE_IN": "sample.price_in scenario.price_in rescore.price_in",
     "TEACHER_PRICE_OUT": "sample.price_out scenario.price_out rescore.price_out",
     "TEACHER_JOURNAL": "sample.journal scenario.journal rescore.journal",
+    "TEACHER_BATCH_FILE": "sample.batch_file scenario.batch_file",
+    "TEACHER_BATCH_RESULTS": "sample.batch_results scenario.batch_results",
     "TEACHER_MAX_COST": "sample.max_cost scenario.max_cost rescore.max_cost",
     "TEACHER_STORE": "teacher_store.directory store.out",
     "TEACH_CHAT": "sample.chat scenario.chat",

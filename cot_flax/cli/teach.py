@@ -86,6 +86,17 @@ TEACHER = {
     "price_out": Short("TEACHER_PRICE_OUT", float, "$ per million written tokens.", _RUN),
     "max_cost": Short("TEACHER_MAX_COST", float, "$ that this run may spend; wants prices.", _RUN),
 }
+BATCH = {
+    "batch_file": Short(
+        "TEACHER_BATCH_FILE",
+        str,
+        "Write the requests there for OpenAI's batch API, at half the price, and ask nothing.",
+        _RUN,
+    ),
+    "batch_results": Short(
+        "TEACHER_BATCH_RESULTS", str, "A batch's results, to take into the journal first.", _RUN
+    ),
+}
 TOP_LOGPROBS = Short(
     "TEACH_TOP_LOGPROBS", int, "Likeliest tokens a position to ask for; 0 asks for none.", _HOW
 )
@@ -145,6 +156,7 @@ NUMBERS = {
     shots=Short("TEACH_SHOTS", int, "How many to show.", _HOW),
     **NUMBERS,
     **TEACHER,
+    **BATCH,
 )
 def sample(dry_run: DryRun = False):
     """Ask a teacher for chains, as one of the four papers did.
@@ -170,6 +182,7 @@ def sample(dry_run: DryRun = False):
     out=OUT,
     **NUMBERS,
     **TEACHER,
+    **BATCH,
 )
 def scenario(dry_run: DryRun = False):
     """Ask a teacher to reason as your own worked exemplars do.

@@ -121,10 +121,16 @@ class OpenAITeacher:
             NotNow: all attempts are used up.
             UserError: the server refuses every request (key, model, path, credit).
         """
-        return self.reply(await self._choices(request), request)
+        return self._reply(await self._choices(request), request)
 
-    def reply(self, answer: Mapping[str, Any], request: Request) -> Reply:
-        """What an answer of the server, with choices that can be read, is to a request."""
+    def read(self, raw: str, request: Request) -> Reply:
+        """Reads an answer that came by another way than a request of ours; raises as `complete`."""
+        answer = self._connection.read(raw)
+        if isinstance(answer, UserError):
+            raise answer
+        return self._reply(answer, request)
+
+    def _reply(self, answer: Mapping[str, Any], request: Request) -> Reply:
         completions = [self._completion(choice, request) for choice in answer["choices"]]
         kept = tuple(completions[: request.n])
         return Reply(kept, *tokens_paid(request, completions, answer.get("usage")))
@@ -305,7 +311,7 @@ class Connection:
         try:
             response = await api.with_raw_response.create(**body)
             self._has_answered = True
-            answer = self._answer(response.http_response.text)
+            answer = self.read(response.http_response.text)
             if isinstance(answer, dict):
                 turn.tokens = tokens_counted(answer.get("usage")) or turn.tokens
             self._pace.answered(turn, response.headers)
@@ -324,7 +330,8 @@ class Connection:
                 )
             return NotNow(f"{type(error).__name__} from {self.place}")
 
-    def _answer(self, raw: str) -> dict[str, Any] | UserError:
+    def read(self, raw: str) -> dict[str, Any] | UserError:
+        """The decoded answer, or what is to be raised in its place."""
         if raw.lstrip().startswith("<"):
             got = f"a page of HTML from {self.place}"
             return UserError(got, "JSON", "correct the base URL, which usually ends in /v1")

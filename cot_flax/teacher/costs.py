@@ -160,6 +160,13 @@ class Totals:
         self.most_tokens += most_tokens
 
 
+def check_limit(max_cost: float | None, prices: Prices | None) -> None:
+    """Raises UserError for a limit of $ without prices."""
+    if max_cost is not None and prices is None:
+        remedy = "give --price-in and --price-out"
+        raise UserError("--max-cost without prices", "what a token costs", remedy)
+
+
 class Budget:
     """Lets no request begin that could lead beyond `most`, those in flight at their highest price.
 
@@ -172,9 +179,7 @@ class Budget:
         Raises:
             UserError: a limit without prices.
         """
-        if most is not None and totals.prices is None:
-            remedy = "give --price-in and --price-out"
-            raise UserError("--max-cost without prices", "what a token costs", remedy)
+        check_limit(most, totals.prices)
         self._totals, self._tokens, self._most = totals, tokens, most
         self._reserved: list[float] = []
         self._change = asyncio.Condition()
@@ -291,22 +296,33 @@ def _to_pay(
     question: Question, recipe: Recipe, teacher: str, answers: Answers
 ) -> Iterator[tuple[Request, int]]:
     """What is still to be asked; and tokens that a prompt will have from what is yet to come."""
+    for request in to_ask(question, recipe, teacher, answers):
+        yield request, 0
     first = recipe.first(question)
-    lacking = missing(first, teacher, answers)
-    if lacking:
-        yield replace(first, n=lacking), 0
-    known = given(first, teacher, answers)[: first.n - lacking]
-    follow_ups = {
-        follow_up.key(teacher): follow_up
-        for completion in known
-        if (follow_up := recipe.next(question, first, completion))
-        and missing(follow_up, teacher, answers)
-    }
-    for follow_up in follow_ups.values():
-        yield follow_up, 0
     if follow_up := recipe.next(question, first, _UNWRITTEN):
-        for _ in range(lacking):
+        for _ in range(missing(first, teacher, answers)):
             yield follow_up, first.max_tokens
+
+
+def to_ask(question: Question, recipe: Recipe, teacher: str, answers: Answers) -> Iterator[Request]:
+    """What can be asked at once: chains that are missing, second steps of those that are there."""
+    steps = [recipe.first(question), *second_steps(question, recipe, teacher, answers)]
+    for request in {step.key(teacher): step for step in steps}.values():
+        if lacking := missing(request, teacher, answers):
+            done = sum(len(reply.completions) for reply in answers[request.key(teacher)])
+            yield replace(request, n=lacking, done=done)
+
+
+def second_steps(
+    question: Question, recipe: Recipe, teacher: str, answers: Answers
+) -> Iterator[Request]:
+    """The second step of every chain that is there."""
+    first = recipe.first(question)
+    for completion in given(first, teacher, answers):
+        if first.is_answered_by(completion) and (
+            follow_up := recipe.next(question, first, completion)
+        ):
+            yield follow_up
 
 
 def given(request: Request, teacher: str, answers: Answers) -> list[Completion]:

@@ -5,8 +5,9 @@ teacher, prompt and settings, neither how many were asked for nor for which file
 add up, so that 2 completions become 4 by 2 more, and a samples file of another name is made of the
 same answers. The prompt itself is not stored. An answer counts once its line is written: from
 then on it survives the end of the process by whatever signal, for the system holds what was
-written. A power cut can take the last second, after which the file is synchronised to the disk.
-The only answers that a kill loses are those of requests in flight.
+written. A line that was taken from a file of batch results has its hash as `source`, so that no
+result is taken twice. A power cut can take the last second, after which the file is synchronised to
+the disk. The only answers that a kill loses are those of requests in flight.
 """
 
 import fcntl
@@ -32,7 +33,11 @@ def journal_path(out: str | os.PathLike) -> Path:
 
 
 class Answers:
-    """The answers of a journal by key. In memory is where each line begins, and no more."""
+    """The answers of a journal by key. In memory is where each line begins, and no more.
+
+    Attributes:
+        sources: of lines that were taken from other files.
+    """
 
     def __init__(self, file: BinaryIO):
         """Reads through a journal; a torn last line is ignored.
@@ -43,12 +48,13 @@ class Answers:
         self._file = file
         self._offsets: dict[str, list[int]] = {}
         self._end = 0
+        self.sources: set[str] = set()
         file.seek(0)
         for number, line in enumerate(file, 1):
             if not line.endswith(b"\n"):
                 break
             place = f"{file.name}, line {number}"
-            self._note(_entry(line, place)["key"], line)
+            self._note(_entry(line, place), line)
 
     def __contains__(self, key: str) -> bool:
         return key in self._offsets
@@ -67,9 +73,11 @@ class Answers:
     def __exit__(self, *_):
         self._file.close()
 
-    def _note(self, key: str, line: bytes) -> None:
-        self._offsets.setdefault(key, []).append(self._end)
+    def _note(self, entry: Mapping[str, Any], line: bytes) -> None:
+        self._offsets.setdefault(entry["key"], []).append(self._end)
         self._end += len(line)
+        if "source" in entry:
+            self.sources.add(entry["source"])
 
     def _read(self, offset: int) -> Reply:
         self._file.seek(offset)
@@ -101,15 +109,21 @@ class Journal(Answers):
             raise
         self._synced = time.monotonic()
 
-    def add(self, key: str, reply: Reply) -> None:
+    def add(self, key: str, reply: Reply, source: str | None = None) -> None:
         """Writes one answer; when this returns, it is kept.
+
+        Args:
+            key: of the request's content.
+            reply: the answer.
+            source: names the line of the other file that it was taken from.
 
         Raises:
             UserError: no room; the journal is then as it was before.
         """
-        line = json.dumps({"key": key, "reply": _record(reply)}).encode() + b"\n"
+        entry = {"key": key, "reply": _record(reply)} | ({"source": source} if source else {})
+        line = json.dumps(entry).encode() + b"\n"
         self._append(line)
-        self._note(key, line)
+        self._note(entry, line)
         if time.monotonic() > self._synced + SYNC_SECONDS:
             self._sync()
 

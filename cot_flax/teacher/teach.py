@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cot_flax.chains.samples import read_samples
 from cot_flax.errors import UserError
@@ -18,6 +19,9 @@ from cot_flax.teacher.recipes import Overrides, Paper, Recipe, make_recipe
 from cot_flax.teacher.requests import Messages, Teacher
 from cot_flax.teacher.scenario import read_scenario, scenario_recipe
 from cot_flax.text.prompts import normalize_question
+
+if TYPE_CHECKING:
+    from cot_flax.teacher.client import OpenAITeacher
 
 PROMPT = "Q: {question}\nLet's think step by step\n"
 _RULE = "-" * 40
@@ -66,16 +70,7 @@ class NamedTeacher:
     def open(self) -> Teacher:
         """Loads or connects the teacher; imports what only this one needs."""
         if self.name == self.model:
-            from cot_flax.teacher.client import OpenAITeacher
-
-            return OpenAITeacher(
-                self.model,
-                base_url=self.base_url,
-                key_variable=self.key_variable,
-                timeout=self.timeout,
-                rpm=self.rpm,
-                tpm=self.tpm,
-            )
+            return self.of_server()
         if self.name == self.huggingface:
             from cot_flax.teacher.local.huggingface import HuggingFaceTeacher
 
@@ -83,6 +78,22 @@ class NamedTeacher:
         from cot_flax.teacher.local.checkpoint import JaxTeacher
 
         return JaxTeacher(self.checkpoint, self.tokenizer)
+
+    def of_server(self) -> "OpenAITeacher":
+        """The teacher behind a server; raises UserError where another one is named."""
+        if self.name != self.model:
+            remedy = "name it by --model, or leave the batch out"
+            raise UserError(f"a batch for {self.name}", "a server's model", remedy)
+        from cot_flax.teacher.client import OpenAITeacher
+
+        return OpenAITeacher(
+            self.model,
+            base_url=self.base_url,
+            key_variable=self.key_variable,
+            timeout=self.timeout,
+            rpm=self.rpm,
+            tpm=self.tpm,
+        )
 
 
 def sample(
@@ -104,6 +115,8 @@ def sample(
     price_in: float | None = None,
     price_out: float | None = None,
     max_cost: float | None = None,
+    batch_file: str | None = None,
+    batch_results: str | None = None,
     dry_run: bool = False,
 ) -> str:
     """Asks a teacher for chains, as one of the four papers did; says what it did.
@@ -126,6 +139,8 @@ def sample(
         price_in: $ per million prompt tokens.
         price_out: $ per million written tokens.
         max_cost: $ that this run may spend.
+        batch_file: where to write requests for OpenAI's batch API in place of asking.
+        batch_results: a file of its results, to take into the journal first.
         dry_run: asks nothing; returns prompts, requests and cost.
     """
 
@@ -144,7 +159,8 @@ def sample(
         **overrides.given(),
     )
     run = _Run(out, journal, concurrency, price_in, price_out, max_cost)
-    return _ask(pool[:max_questions], chosen, teacher, run, dry_run)
+    batch = (batch_file, batch_results)
+    return _ask(pool[:max_questions], chosen, teacher, run, batch, dry_run)
 
 
 def scenario(
@@ -160,6 +176,8 @@ def scenario(
     price_in: float | None = None,
     price_out: float | None = None,
     max_cost: float | None = None,
+    batch_file: str | None = None,
+    batch_results: str | None = None,
     dry_run: bool = False,
 ) -> str:
     """Asks a teacher to reason as a scenario's exemplars do; says what it did.
@@ -173,7 +191,7 @@ def scenario(
         print(note, file=sys.stderr)
     chosen = scenario_recipe(read, chat=chat, thought_in_text=thought_in_text, **overrides.given())
     run = _Run(out, journal, concurrency, price_in, price_out, max_cost)
-    return _ask(read.inputs, chosen, teacher, run, dry_run)
+    return _ask(read.inputs, chosen, teacher, run, (batch_file, batch_results), dry_run)
 
 
 def rescore(
@@ -257,11 +275,21 @@ class _Run:
 
 
 def _ask(
-    questions: Sequence[Question], recipe: Recipe, teacher: NamedTeacher, run: _Run, dry_run: bool
+    questions: Sequence[Question],
+    recipe: Recipe,
+    teacher: NamedTeacher,
+    run: _Run,
+    batch: tuple[str | None, str | None],
+    dry_run: bool,
 ) -> str:
+    requests_file, results_file = batch
+    if results_file and not dry_run:
+        print(_taken(results_file, questions, recipe, teacher, run), file=sys.stderr)
     plan = costs.plan(questions, recipe, teacher.name, run.answers, prices=run.prices)
     if dry_run:
         return "\n".join([*(f"{_shown(p)}\n{_RULE}" for p in plan.prompts), _planned(plan)])
+    if requests_file and plan.most_requests:
+        return _written(requests_file, questions, recipe, teacher, run)
     print(_planned(plan), file=sys.stderr)
     totals = dispatch.sample(
         questions,
@@ -275,6 +303,54 @@ def _ask(
         planned=plan,
     )
     return _done(totals, run.out)
+
+
+def _written(
+    file: str, questions: Sequence[Question], recipe: Recipe, teacher: NamedTeacher, run: _Run
+) -> str:
+    from cot_flax.teacher import batch
+
+    written = batch.write_requests(
+        file,
+        questions,
+        recipe,
+        teacher.of_server(),
+        run.answers,
+        prices=run.prices,
+        max_cost=run.max_cost,
+    )
+    return (
+        f"{written.requests:,} requests in {file}: "
+        f"{_batch_spent(written.prompt_tokens, written.completion_tokens, run)} (prompt tokens "
+        "are estimated from bytes, written ones are an upper bound). Send it as a batch, then add "
+        "--batch-results FILE to this command"
+    )
+
+
+def _taken(
+    file: str, questions: Sequence[Question], recipe: Recipe, teacher: NamedTeacher, run: _Run
+) -> str:
+    from cot_flax.teacher import batch
+
+    taken = batch.take_results(file, questions, recipe, teacher.of_server(), run.answers)
+    parts = [
+        f"{taken.answers:,} answers taken from {file}: "
+        f"{_batch_spent(taken.prompt_tokens, taken.completion_tokens, run)}",
+        taken.known and f"{taken.known:,} taken before",
+        taken.foreign and f"{taken.foreign:,} to other requests, left",
+        taken.failed and f"without an answer: {_counts(taken.failed)}",
+    ]
+    return "; ".join(part for part in parts if part)
+
+
+def _batch_spent(prompt_tokens: int, completion_tokens: int, run: _Run) -> str:
+    from cot_flax.teacher.batch import DISCOUNT
+
+    text = f"{prompt_tokens:,} prompt tokens, {completion_tokens:,} written"
+    if run.prices is None:
+        return text
+    cost = DISCOUNT * run.prices.cost(prompt_tokens, completion_tokens)
+    return f"{text}, ${cost:,.2f} at half the price"
 
 
 def _scoring_shown(samples: str | os.PathLike, prompt_of: Callable[[str], str]) -> str:
