@@ -318,11 +318,12 @@ def second_steps(
 ) -> Iterator[Request]:
     """The second step of every chain that is there."""
     first = recipe.first(question)
-    for completion in given(first, teacher, answers):
-        if first.is_answered_by(completion) and (
-            follow_up := recipe.next(question, first, completion)
-        ):
+    for completion in filter(first.is_answered_by, given(first, teacher, answers)):
+        if follow_up := recipe.next(question, first, completion):
             yield follow_up
+            for answer in given(follow_up, teacher, answers):
+                if next_line := recipe.next_line(follow_up, answer):
+                    yield next_line
 
 
 def given(request: Request, teacher: str, answers: Answers) -> list[Completion]:

@@ -418,9 +418,14 @@ def _call(request: Request, teacher: Teacher) -> Call:
 async def _ask_for_chains(
     question: Question, recipe: Recipe, ask: Callable[[Request], Awaitable[list[Completion]]]
 ) -> None:
+    async def ask_next(completion: Completion) -> None:
+        if follow_up := recipe.next(question, first, completion):
+            (answer,) = await ask(follow_up)
+            if next_line := recipe.next_line(follow_up, answer):
+                await ask(next_line)
+
     first = recipe.first(question)
-    follow_ups = [recipe.next(question, first, completion) for completion in await ask(first)]
-    await all_of(ask(follow_up) for follow_up in follow_ups if follow_up)
+    await all_of(map(ask_next, await ask(first)))
 
 
 def _samples(
@@ -481,6 +486,8 @@ def _chain(
     """Raises Refused where the teacher refused either step."""
     follow_up = recipe.next(question, request, completion)
     second = follow_up and _completions(follow_up, teacher, desk)[0]
+    if second and (next_line := recipe.next_line(follow_up, second)):
+        follow_up, second = next_line, _completions(next_line, teacher, desk)[0]
     for step in filter(None, [completion, second]):
         if step.finish_reason in REFUSALS:
             raise Refused(step.finish_reason, f"an answer that ended by {step.finish_reason}")

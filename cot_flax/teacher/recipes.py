@@ -20,6 +20,7 @@ from cot_flax.text.prompts import normalize_question
 
 Paper = Literal["fu2023", "magister2022", "ho2022", "kim2023"]
 BRIDGE = "Therefore, the answer is"
+_LINE_END = "\n"
 _BEHIND_FIRST_LINE = re.compile(r"\S[^\n]*(\n)")
 _BEHIND_ANSWER_LINE = re.compile(r"answer is[^\n]*(\n)")
 # Of Kim et al.'s some 45 marks of a completion that went astray, those that are no mere variants
@@ -203,7 +204,8 @@ class Recipe:
     def next(self, question: Question, request: Request, completion: Completion) -> Request | None:
         """The call that follows on one completion of `request`, or None where nothing does.
 
-        Chains of the same words share it: it is greedy.
+        Chains of the same words share it: it is greedy. A plain language model is stopped where the
+        line of the answer ends, for no more of it counts.
         """
         if not self.two_steps or completion.finish_reason in REFUSALS:
             return None
@@ -213,7 +215,17 @@ class Recipe:
             prompt = (*request.prompt, *messages(turns))
         else:
             prompt = f"{request.prompt}{text}\n{BRIDGE}"
+            stop = (_LINE_END, *(string for string in request.stop if _LINE_END not in string))
+            request = replace(request, stop=stop)
         return replace(request, prompt=prompt, n=1, temperature=0.0)
+
+    def next_line(self, follow_up: Request, completion: Completion) -> Request | None:
+        """The second step without its stop, where its first line is empty; else None."""
+        if _LINE_END not in follow_up.stop or completion.text.strip():
+            return None
+        if completion.finish_reason != "stop":
+            return None
+        return replace(follow_up, stop=tuple(s for s in follow_up.stop if s != _LINE_END))
 
     def sample_of(
         self,

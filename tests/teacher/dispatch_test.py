@@ -265,6 +265,24 @@ def test_two_steps(tmp_path, recipe):
     assert max(server.answered.values()) == 1
 
 
+def test_an_answer_behind_a_line_break_is_not_lost(tmp_path):
+    """The server begins the second step with a line break, at which it is stopped."""
+
+    def script(body):
+        if BRIDGE not in body["prompt"]:
+            return choices("One", "Two")
+        return choices("" if "\n" in body.get("stop", ()) else "\n17.\nAnd on it goes")
+
+    recipe = of(2, TWO_STEPS, top_logprobs=None)
+    with StoryServer(script=script) as server:
+        totals = run(server, tmp_path / "s.jsonl", FEW[:1], recipe)
+        assert run(server, tmp_path / "s.jsonl", FEW[:1], recipe).requests == 0
+        assert plan(FEW[:1], recipe, "story", tmp_path / "teacher.journal").most_requests == 0
+    assert totals.requests == 1 + 2 * 2
+    texts = [sample.text for sample in read_samples(tmp_path / "s.jsonl")]
+    assert texts == [f"{chain}\n{BRIDGE} 17." for chain in ("One", "Two")]
+
+
 @pytest.mark.parametrize("recipe", [RECIPE, TWO_STEPS], ids=["one", "two"])
 def test_faults_change_nothing(tmp_path, recipe):
     faults = [429, "malformed", None, 500, "cut", None, "no_choices", 503, None, None, 408, 409]

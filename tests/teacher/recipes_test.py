@@ -1,6 +1,7 @@
 import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -65,7 +66,24 @@ def test_ho2022_asks_twice():
         "Q: How many pens?\nA: Let's think step by step. Two fours.\nTherefore, the answer is",
         max_tokens=128,
         top_logprobs=5,
+        stop=("\n",),
     )
+
+
+def test_the_second_step_ends_with_the_line_of_the_answer():
+    """Where that line is empty, it is asked for once more without a stop; a chat ends by itself."""
+    recipe = make_recipe("ho2022", stop=("\n\nQ:", "END"))
+    first = recipe.first(ASKED)
+    second = recipe.next(ASKED, first, Completion(" Two fours.", None, "stop"))
+    assert (first.stop, second.stop) == (("\n\nQ:", "END"), ("\n", "END"))
+    assert recipe.next_line(second, Completion(" 8.", None, "stop")) is None
+    assert recipe.next_line(second, Completion("", None, "length")) is None
+    again = recipe.next_line(second, Completion(" ", None, "stop"))
+    assert again == replace(second, stop=("END",))
+    assert recipe.next_line(again, Completion("", None, "stop")) is None
+    chat = make_recipe("ho2022", chat=True)
+    asked = chat.next(ASKED, chat.first(ASKED), Completion(" Two fours.", None, "stop"))
+    assert asked.stop == ()
 
 
 def test_ho2022_in_a_chat():
