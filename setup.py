@@ -23,7 +23,7 @@ TEACH = [*TABLES, "openai>=3.54.0", "stamina>=26.1.0"]
 REPORT = ["matplotlib>=3.11.2"]
 BEAM = ["apache-beam>=2.77.0"]
 BESIDE = ("tasks", "gin", "examples")
-TORCH = ["torch==2.13.0", "transformers>=5.0.0"]  # what parity and speed are measured against
+TORCH = ["torch==2.13.0", "transformers>=5.3.0"]  # what parity and speed are measured against
 
 setup(
     name="cot-flax",
@@ -85,7 +85,7 @@ setup(
             "grain>=0.2.18",
             "tensorboard>=2.21.0",
         ],
-        "huggingface": ["gguf>=0.19.0", "torch>=2.13.0", "transformers>=5.0"],
+        "huggingface": ["gguf>=0.19.0", "torch>=2.13.0", "transformers>=5.3.0"],
         "dev": [
             *DATA,
             *TEACH,
