@@ -40,6 +40,56 @@ class Logprobs:
     token_logprobs: tuple[float, ...]
     top_logprobs: tuple[Mapping[str, float], ...]
 
+    @classmethod
+    def certain(cls, *tokens: str) -> "Logprobs":
+        """Those of a text that nobody sampled: log-probability 0, without alternatives."""
+        return cls(tokens, (0.0,) * len(tokens), ({},) * len(tokens))
+
+    @classmethod
+    def joined(cls, parts: Iterable["Logprobs"]) -> "Logprobs":
+        """Those of several texts, one behind the other."""
+        return cls._of(row for part in parts for row in part._rows())
+
+    def cut(self, start: int, end: int) -> "Logprobs":
+        """Those of the characters [start, end) of the text.
+
+        A token through which a cut goes keeps its log-probability, a lower bound for what is left
+        of it, and loses its alternatives. Where no more than white space in front of it is cut off,
+        the alternatives lose theirs too, and those that then are one text are added up: they are
+        lower bounds of how the text goes on whatever white space stands before it.
+        """
+        kept, place = [], 0
+        for token, value, top in self._rows():
+            begin = max(start - place, 0)
+            piece = token[begin : max(end - place, 0)]
+            place += len(token)
+            if not piece:
+                continue
+            if piece != token:
+                is_behind_space = token.endswith(piece) and not token[:begin].strip()
+                rest = {token: value, **top} if is_behind_space else {}
+                top = _without_space(rest, token[:begin] if piece[0].isspace() else None)
+                value = top.get(piece, value)
+            kept.append((piece, value, top))
+        return self._of(kept)
+
+    def _rows(self) -> Iterator[tuple[str, float, Mapping[str, float]]]:
+        return zip(self.tokens, self.token_logprobs, self.top_logprobs, strict=True)
+
+    @classmethod
+    def _of(cls, rows: Iterable[tuple[str, float, Mapping[str, float]]]) -> "Logprobs":
+        return cls(*columns) if (columns := tuple(zip(*rows, strict=True))) else cls((), (), ())
+
+
+def _without_space(top: Mapping[str, float], space: str | None) -> dict[str, float]:
+    """Alternatives without such white space (None: any) in front; what is no more is left out."""
+    left: dict[str, float] = {}
+    for other, value in top.items():
+        if token := other.lstrip(space):
+            low, high = sorted((value, left.get(token, -math.inf)))
+            left[token] = min(high + math.log1p(math.exp(low - high)), 0.0)
+    return left
+
 
 @dataclass(frozen=True)
 class Sample:

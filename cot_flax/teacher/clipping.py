@@ -18,7 +18,7 @@ _PIECE = re.compile(r"\s?\w+|\s|[^\w\s]")
 
 def clip(completion: Completion, start: int, end: int) -> Completion:
     """Returns the characters [start, end) of a completion; where it ended stays as it was."""
-    logprobs = completion.logprobs and _clip_tokens(completion.logprobs, start, end)
+    logprobs = completion.logprobs and completion.logprobs.cut(start, end)
     return replace(completion, text=completion.text[start : max(start, end)], logprobs=logprobs)
 
 
@@ -65,33 +65,15 @@ def _thoughts(parts: Iterable[str]) -> str:
 
 def certain(text: str) -> Completion:
     """A text that nobody sampled: words of log-probability 0 without alternatives."""
-    tokens = tuple(_PIECE.findall(text))
-    logprobs = Logprobs(tokens, (0.0,) * len(tokens), ({},) * len(tokens))
-    return Completion(text, logprobs, "stop")
+    return Completion(text, Logprobs.certain(*_PIECE.findall(text)), "stop")
 
 
 def join(parts: Iterable[Completion], finish_reason: str) -> Completion:
     """Puts completions one behind the other; without log-probabilities where one has none."""
     parts = list(parts)
     values = [part.logprobs for part in parts]
-    logprobs = None if None in values else Logprobs(*(sum(row, ()) for row in _rows(values)))
+    logprobs = None if None in values else Logprobs.joined(values)
     thought = _thoughts(part.thought for part in parts)
     return Completion(
         "".join(part.text for part in parts), logprobs, finish_reason, thought=thought
     )
-
-
-def _rows(values: list[Logprobs]) -> Iterable[list[tuple]]:
-    for name in ("tokens", "token_logprobs", "top_logprobs"):
-        yield [getattr(value, name) for value in values]
-
-
-def _clip_tokens(logprobs: Logprobs, start: int, end: int) -> Logprobs:
-    kept, place = [], 0
-    rows = (logprobs.tokens, logprobs.token_logprobs, logprobs.top_logprobs)
-    for token, value, top in zip(*rows, strict=True):
-        piece = token[max(start - place, 0) : max(end - place, 0)]
-        if piece:
-            kept.append((piece, value, top if piece == token else {}))
-        place += len(token)
-    return Logprobs(*zip(*kept, strict=True)) if kept else Logprobs((), (), ())

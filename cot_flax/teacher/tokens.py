@@ -21,6 +21,9 @@ FLOAT_NOISE = 1e-4  # A log-probability above 0 by no more than this is 0.
 NO_VALUE = -9999.0  # What servers write for a token below their top list, or for minus infinity.
 LEAST_FORESEEN = 6  # With fewer next tokens among the alternatives nothing is called shifted.
 
+# What need not be among the tokens: white space at the ends, which every recipe cuts off, and the
+# U+FFFD that a token limit leaves of a character.
+_MARGINS = re.compile("(\\s*)(.*?)([\\s\ufffd]*)", re.DOTALL)
 _ESCAPED_BYTE = re.compile(rb"\\x([0-9a-f]{2})")
 _PIECE_BYTE = re.compile(rb"<0x([0-9A-F]{2})>")
 _LOST = "\ufffd".encode()  # what a server writes for a part of a character
@@ -55,6 +58,13 @@ class _Step:
 
 class _Unusable(Exception):
     """Its only argument is the reason."""
+
+
+class _NotJoined(_Unusable):
+    """The tokens do not join to anything that holds the text."""
+
+    def __init__(self):
+        super().__init__("tokens_do_not_join")
 
 
 def read_logprobs(
@@ -114,19 +124,50 @@ def _read(
     thought: str = "",
     first_is_unknown: bool = False,
 ) -> tuple[Logprobs | None, str]:
-    whole = _bytes(before + text)
     try:
-        found, start = _located(steps(), whole, _bytes(thought), first_is_unknown)
-        end = start + len(whole)
-        start += len(_bytes(before))
-        if before and _is_inside_token(found, start):
-            raise _Unusable("boundary_inside_token")
-        kept = list(_whole(_clipped(found, start, end)))
+        given = steps()
+        front, inner, back = "", text, ""
+        try:
+            found = _found(given, before, text, thought, first_is_unknown)
+        except _NotJoined:
+            front, inner, back = _MARGINS.fullmatch(text).groups()
+            if before:
+                front, inner = "", front + inner
+            if not inner or inner == text:
+                raise
+            found = _found(given, before, inner, thought, first_is_unknown)
     except _Unusable as reason:
         return None, str(reason)
     except (AttributeError, KeyError, TypeError, ValueError):
         return None, "unknown_shape"
-    return Logprobs(*zip(*kept, strict=True)) if kept else Logprobs((), (), ()), ""
+    ends = [Logprobs.certain(*filter(None, [end])) for end in (front, back)]
+    return Logprobs.joined([ends[0], found, ends[1]]), ""
+
+
+def _found(
+    steps: list[_Step], before: str, text: str, thought: str, first_is_unknown: bool
+) -> Logprobs:
+    whole = _bytes(before + text)
+    found, start = _located(steps, whole, _bytes(thought), first_is_unknown)
+    end = start + len(whole)
+    start += len(_bytes(before))
+    if before and _is_inside_token(found, start):
+        raise _Unusable("boundary_inside_token")
+    space = 0 if before else _space_in_token(found, start)
+    kept = list(_whole(_clipped(found, start - space, end)))
+    logprobs = Logprobs(*zip(*kept, strict=True)) if kept else Logprobs((), (), ())
+    return logprobs.cut(space, space + len(text)) if space else logprobs
+
+
+def _space_in_token(steps: Iterable[_Step], place: int) -> int:
+    """How many bytes of white space (ASCII's) stand before `place` in the token that it cuts."""
+    begin = 0
+    for step in steps:
+        end = begin + len(step.token)
+        if begin < place < end and not step.token[: place - begin].strip():
+            return place - begin
+        begin = end
+    return 0
 
 
 def _steps(record: Mapping[str, Any] | None) -> list[_Step]:
@@ -166,8 +207,14 @@ def _completions_steps(record: Mapping[str, Any]) -> Iterator[_Step]:
 def _chat_steps(entries: Sequence[Mapping[str, Any]]) -> list[_Step]:
     """llama.cpp withholds what may begin a stop string, and writes it with the next token.
 
-    What such an entry lacks, all or the end of it, is in the alternative that has its id.
+    What such an entry lacks, all or the end of it, is in an alternative that has its id, its own
+    or one of another entry.
     """
+    text_of = {
+        other.get("id"): _chat_token(other)
+        for entry in entries
+        for other in entry.get("top_logprobs") or ()
+    }
     steps, withheld = [], b""
     for entry in entries:
         others = entry.get("top_logprobs") or ()
@@ -175,18 +222,12 @@ def _chat_steps(entries: Sequence[Mapping[str, Any]]) -> list[_Step]:
         token = _chat_token(entry)
         if token:
             token, withheld = token.removeprefix(withheld), b""
-        whole = _text_of_id(entry.get("id"), others)
+        whole = b"" if entry.get("id") is None else text_of.get(entry["id"], b"")
         if whole.startswith(token):
             withheld += whole.removeprefix(token)
             token = whole
         steps.append(_Step(token, entry["logprob"], pairs))
     return steps
-
-
-def _text_of_id(id: int | None, others: Iterable[Mapping[str, Any]]) -> bytes:
-    """Empty where no alternative has this id."""
-    own = [other for other in others if id is not None and other.get("id") == id]
-    return _chat_token(own[0]) if own else b""
 
 
 def _chat_token(entry: Mapping[str, Any]) -> bytes:
@@ -216,7 +257,7 @@ def _located(
             return [_Step(first, None, ())] * bool(first) + reading, 0
         if (start := _start(joined, whole, thought)) >= 0:
             return reading, start
-    raise _Unusable("tokens_do_not_join")
+    raise _NotJoined
 
 
 def _start(joined: bytes, whole: bytes, thought: bytes) -> int:

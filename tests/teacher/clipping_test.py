@@ -24,11 +24,18 @@ def test_clip_between_tokens():
 
 
 def test_clip_inside_tokens_keeps_the_value_and_drops_the_alternatives():
-    found = clip(completion("\nTwo", " is", ".\n"), 1, 8)
+    found = clip(completion(":Two", " is", ".\n"), 1, 8)
     assert found.text == "Two is."
     assert found.logprobs == Logprobs(
         ("Two", " is", "."), (-1.0, -2.0, -3.0), ({}, {" is": -2.0}, {})
     )
+
+
+def test_clip_behind_white_space_keeps_the_alternatives_without_it():
+    found = clip(completion("\nTwo", " is"), 1, 7)
+    assert found.logprobs == Logprobs(("Two", " is"), (-1.0, -2.0), ({"Two": -1.0}, {" is": -2.0}))
+    kept = clip(completion("\n Two"), 1, 5)
+    assert kept.logprobs == Logprobs((" Two",), (-1.0,), ({" Two": -1.0},))
 
 
 def test_trim_keeps_the_space_of_the_first_word():

@@ -190,7 +190,7 @@ def kept(*pairs):
         (["It", " is", "\n\n", "Q", ":"], "It is\n", [("It", -1), (" is", -2), ("\n", -3)], {2}),
         (["It", " is", ".\n\n", "Q"], "It is.", [("It", -1), (" is", -2), (".", -3)], {2}),
         # A server that strips the text.
-        ([" It", " is"], "It is", [("It", -1), (" is", -2)], {0}),
+        ([" It", " is"], "It is", [("It", -1), (" is", -2)], set()),
         (["\n", "\n", "It", " is", " "], "It is", [("It", -3), (" is", -4)], set()),
         # Reasoning before it, which may hold the same words (SGLang).
         (
@@ -209,6 +209,43 @@ def test_the_text_is_found_in_the_joined_tokens(tokens, text, pairs, cut):
     assert reason == ""
     assert (read.tokens, read.token_logprobs) == kept(*pairs)
     assert {i for i, top in enumerate(read.top_logprobs) if not top} == cut
+
+
+@pytest.mark.parametrize(
+    ("tokens", "text", "pairs"),
+    [
+        # llama.cpp withholds white space that may begin a stop string, from the tokens alone.
+        (["It", " is"], "It is\n", [("It", -1), (" is", -2), ("\n", 0)]),
+        (["It", " is"], "\n It is \n", [("\n ", 0), ("It", -1), (" is", -2), (" \n", 0)]),
+        (["\n", "It", " is"], "\n\nIt is\n", [("\n\n", 0), ("It", -2), (" is", -3), ("\n", 0)]),
+        # The token limit came inside a character.
+        (["It", "bytes:\\xe2\\x80"], "It\ufffd", [("It", -1), ("\ufffd", 0)]),
+        (["\u94c5", ""], "\u94c5\ufffd", [("\u94c5", -1), ("\ufffd", 0)]),
+    ],
+)
+def test_white_space_at_the_ends_needs_no_token(tokens, text, pairs):
+    read, reason = read_logprobs(plain(*tokens), text)
+    assert reason == ""
+    assert (read.tokens, read.token_logprobs) == kept(*pairs)
+    assert [bool(top) for top in read.top_logprobs] == [value < 0 for _, value in pairs]
+
+
+def test_white_space_inside_the_text_needs_its_token():
+    assert read_logprobs(plain("It", "is"), "It is") == (None, "tokens_do_not_join")
+    assert read_logprobs(plain("It"), " \n") == (None, "tokens_do_not_join")
+
+
+def test_behind_white_space_the_first_token_keeps_its_alternatives():
+    """A server that strips the text: e^-0.5 + e^-2 for what begins with It, with a space or not."""
+    record = {
+        "tokens": [" It", " is"],
+        "token_logprobs": [-0.5, -0.25],
+        "top_logprobs": [{" It": -0.5, "It": -2.0, " He": -2.5, "\n": -3.0}, {" is": -0.25}],
+    }
+    read, _ = read_logprobs(record, "It is")
+    both = math.log(math.exp(-0.5) + math.exp(-2.0))
+    assert read.token_logprobs == pytest.approx((both, -0.25))
+    assert read.top_logprobs[0] == pytest.approx({"It": both, "He": -2.5})
 
 
 def test_the_text_stands_behind_the_thought_that_came_apart():
@@ -287,6 +324,17 @@ def test_llama_cpp_withholds_what_may_begin_a_stop_string():
         top[token] == value
         for token, value, top in zip(read.tokens, values, read.top_logprobs, strict=True)
     )
+
+
+def test_what_llama_cpp_withholds_may_be_another_entrys_alternative():
+    """Drawn at a temperature, the token itself is not always among its own alternatives."""
+    content = [
+        entry("5", -0.5, ("5", -0.5, {"id": 3}), ("\n", -4.0, {"id": 8}), id=3),
+        entry("", -2.5, (".", -0.25, {"id": 5}), id=8),
+    ]
+    read, reason = read_logprobs({"content": content}, "5\n")
+    assert reason == ""
+    assert (read.tokens, read.token_logprobs) == (("5", "\n"), (-0.5, -2.5))
 
 
 def test_llama_cpp_withholds_the_end_of_a_token():
