@@ -263,22 +263,19 @@ def test_what_is_left_out_or_apart_is_said(files, monkeypatch, capsys):
             return 400, refusal
         said = {"content": "It is 5.", "reasoning": "2 + 3 = 5."}
         cut = {"content": None, "reasoning": "2 + 3"}
-        return 200, {
-            "choices": [{"message": m, "finish_reason": "stop"} for m in (said, said, cut)]
-        }
+        ends = ((said, "stop"), (said, "stop"), (cut, "length"))
+        return 200, {"choices": [{"message": m, "finish_reason": end} for m, end in ends]}
 
     with StoryServer(script=script) as server:
         arguments = sampling(files, server.url, "--chat", "--top-logprobs", 0)
         assert call(monkeypatch, *arguments) == 0
         printed = capsys.readouterr().out.splitlines()
-        assert printed[0].startswith("15 samples in")
+        assert printed[0].startswith("10 samples in")
         assert re.search(r"refused, left out: content_filter 3, of 1 .*\(s2: HTTP 400", printed[1])
-        assert re.search(r"WARNING: 15 samples have a thought.*--thought-in-text", printed[2])
-        assert printed[3].startswith("5 samples without a text")
-        assert call(monkeypatch, *arguments, "--thought-in-text") == 0
-        assert len(server.bodies) == 6 + 1  # only what was refused is asked again
+        assert re.search(r"WARNING: 10 samples have a thought.*prepare --chain", printed[2])
+        assert printed[3].startswith("chains without a text, left out: 5")
     sample = next(read_samples(files / "samples.jsonl"))
-    assert (sample.text, sample.thought) == ("2 + 3 = 5.\nIt is 5.", "")
+    assert (sample.text, sample.thought) == ("It is 5.", "2 + 3 = 5.")
 
 
 def test_given_chains_get_the_teachers_own_log_probabilities(files, monkeypatch):

@@ -167,7 +167,6 @@ MEANINGS = {
     "TEACHER_MAX_COST": "sample.max_cost scenario.max_cost rescore.max_cost",
     "TEACHER_STORE": "teacher_store.directory store.out",
     "TEACH_CHAT": "sample.chat scenario.chat",
-    "TEACH_THOUGHT_IN_TEXT": "sample.thought_in_text scenario.thought_in_text",
     "TEACH_TOP_LOGPROBS": "Overrides.top_logprobs rescore.top_logprobs",
     "TRAIN_STEPS": "train.total_steps fu2023_cosine.total_steps warmup_cosine.total_steps",
     "WARMUP_STEPS": "constant.warmup_steps inverse_sqrt.warmup_steps warmup_cosine.warmup_steps",

@@ -17,6 +17,7 @@ from cot_flax.chains.records import BadRecord
 from cot_flax.chains.samples import Logprobs, Sample
 from cot_flax.chains.selection import distinct_chains, select
 from cot_flax.chains.tally import LENGTH_BIN, UNKNOWN_CHARACTERS, Tally
+from cot_flax.chains.thoughts import PARTS, Part, chain_of
 from cot_flax.errors import UserError
 from cot_flax.text.answers import extract_answer
 from cot_flax.text.equations import find_equations
@@ -35,6 +36,10 @@ class Preparation:
 
     Attributes:
         filters: which chains stay.
+        chain: of a sample whose teacher thought apart from its text, which part is the chain:
+            "text", "thought" or "both"; see `thoughts.chain_of`.
+        max_thought_tokens: of a thought in a chain only the sentences within so many tokens of the
+            student; None keeps all.
         top_k: teacher entries a target position.
         alignment: "bytes", or "fu2023" for the paper's dynamic program.
         projection: "paths", or "fu2023" for the paper's rule; see `project_top_k`.
@@ -57,13 +62,18 @@ class Preparation:
     max_question_tokens: int | None = None
     columns: Mapping[str, str] | None = None
     max_unknown: float = 0.05
+    chain: Part = "text"
+    max_thought_tokens: int | None = None
 
     def __post_init__(self):
         if self.top_k < 1:
             raise UserError(f"top_k {self.top_k}", "at least 1", "give the entries a position")
         if not 0 <= self.max_unknown <= 1:
             raise UserError(f"max_unknown {self.max_unknown}", "a share, 0 to 1", "correct it")
-        for name, known in (("alignment", METHODS), ("projection", RULES)):
+        if self.max_thought_tokens is not None and self.max_thought_tokens < 1:
+            got = f"max_thought_tokens {self.max_thought_tokens}"
+            raise UserError(got, "at least 1", "correct it, or leave it out")
+        for name, known in (("alignment", METHODS), ("projection", RULES), ("chain", PARTS)):
             if getattr(self, name) not in known:
                 got = f"{name} {getattr(self, name)!r}"
                 raise UserError(got, f"one of {', '.join(known)}", "correct the name")
@@ -128,28 +138,39 @@ def prepare_question(
     samples: Sequence[Sample], tokenizer: Tokenizer, settings: Preparation, outcome: Outcome
 ) -> None:
     """Filters, tokenizes, aligns and projects the samples of one question, into `outcome`."""
-    candidates = [_Candidate.of(sample, tokenizer, settings) for sample in samples]
+    chains = [
+        chain_of(
+            sample,
+            settings.chain,
+            answer_kind=settings.filters.answer_kind,
+            most=settings.max_thought_tokens,
+            tokenizer=tokenizer,
+        )
+        for sample in samples
+    ]
+    candidates = [_Candidate.of(chain, tokenizer, settings) for chain in chains]
     reasons = [_rejection(candidate, settings) for candidate in candidates]
     standing = [i for i, reason in enumerate(reasons) if reason is None]
-    selected = select([samples[i] for i in standing], settings.filters)
+    selected = select([chains[i] for i in standing], settings.filters)
     for i, reason in zip(standing, selected, strict=True):
         reasons[i] = reason
     tally, kept = outcome.tally, []
-    for candidate, reason in zip(candidates, reasons, strict=True):
+    for sample, candidate, reason in zip(samples, candidates, reasons, strict=True):
         tally.fates[reason or KEPT] += 1
         if reason == UNKNOWN_CHARACTERS:
             tally.unknown_dropped.update(candidate.unknown)
         if reason:
-            outcome.dropped.append((reason, candidate.sample))
+            outcome.dropped.append((reason, sample))
         else:
             outcome.kept.append(_record(candidate, tokenizer, settings, tally, first=not kept))
             kept.append(candidate.sample)
+            if sample.thought:
+                tally.thoughts.update(_thought_counts(sample.thought, candidate.sample, tokenizer))
     tally.questions += 1
     tally.kept_chains[str(len(kept))] += 1
     tally.distinct_chains[str(distinct_chains([sample.text for sample in kept]))] += 1
     tally.datasets.update(sample.dataset for sample in kept)
     tally.teachers.update(sample.teacher["model"] for sample in kept)
-    tally.thoughts += sum(bool(sample.thought) for sample in kept)
     tally.prompts += sum(_hash(sample.prompt_hash) for sample in kept)
 
 
@@ -269,6 +290,13 @@ def _project(candidate, tokenizer, settings) -> tuple[Projection, list[list[str]
         end_id=tokenizer.special_ids.end,
     )
     return projection, [[logprobs.tokens[i] for i in row] for row in alignment]
+
+
+def _thought_counts(thought: str, chain: Sample, tokenizer: Tokenizer) -> dict[str, int]:
+    """See `Tally.thoughts`."""
+    fate = "learnt" if chain.text.startswith(thought) else "shortened"
+    fate = "left_out" if chain.thought else fate
+    return {fate: 1, "tokens": len(tokenizer.encode(thought))}
 
 
 def _unknown_in_question(candidate: _Candidate, tokenizer: Tokenizer) -> Counter:

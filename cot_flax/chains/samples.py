@@ -110,6 +110,7 @@ class Sample:
         finish_reason: "stop", "length" (cut at the token limit), "malformed", or the API's own.
         thought: what a teacher that thinks apart from its text thought before it; "" and absent in
             the file for others.
+        thought_logprobs: of the thought; None and absent in the file where the teacher gives none.
     """
 
     id: str
@@ -125,12 +126,14 @@ class Sample:
     logprobs: Logprobs | None
     finish_reason: str
     thought: str = ""
+    thought_logprobs: Logprobs | None = None
 
 
 _LARGEST = sys.float_info.max
 _NAMES = tuple(field.name for field in fields(Sample))
-_OPTIONAL = {"thought"}
-_TYPES = {"teacher": dict, "sample": int, "logprobs": dict | None}  # the others: str
+_LOGPROBS = {"logprobs": "text", "thought_logprobs": "thought"}
+_OPTIONAL = {"thought", "thought_logprobs"}
+_TYPES = {"teacher": dict, "sample": int} | dict.fromkeys(_LOGPROBS, dict | None)  # others: str
 
 
 def read_samples(path: str | os.PathLike) -> Iterator[Sample]:
@@ -164,9 +167,12 @@ def gzip_writer(path: Path) -> Iterator[gzip.GzipFile]:
 
 def to_line(sample: Sample, **added: str) -> bytes:
     """One line of a samples file; `added` fields come first."""
-    record = added | vars(sample) | {"logprobs": sample.logprobs and vars(sample.logprobs)}
-    if not sample.thought:
-        del record["thought"]
+    record = added | vars(sample)
+    for name in _LOGPROBS:
+        record[name] = record[name] and vars(record[name])
+    for name in _OPTIONAL:
+        if not record[name]:
+            del record[name]
     # A lone surrogate has no UTF-8; as a backslash escape it is JSON and comes back unchanged.
     return (json.dumps(record, ensure_ascii=False) + "\n").encode(errors="backslashreplace")
 
@@ -216,8 +222,9 @@ def sample_from_record(record: Mapping[str, Any], place: str) -> Sample:
     }
     require(values["teacher"], "model", str, place)
     require(values["teacher"], "params", dict, place)
-    if values["logprobs"] is not None:
-        values["logprobs"] = _logprobs(values["logprobs"], values["text"], place)
+    for name, text in _LOGPROBS.items():
+        if values.get(name) is not None:
+            values[name] = _logprobs(values[name], values.get(text, ""), place)
     return Sample(**values)
 
 

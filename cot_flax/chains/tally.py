@@ -35,7 +35,8 @@ class Tally:
         tokens: of all targets, ends included.
         teachers: kept chains by teacher.
         datasets: kept chains by data set.
-        thoughts: kept chains whose teacher's thought is left out of the text.
+        thoughts: kept chains whose teacher thought apart from the text: "left_out" of the chain,
+            "learnt", "shortened" (learnt in part); and of these thoughts the student's "tokens".
         prompts: the sum of the prompts' hashes over the kept chains.
         unknown: characters that the vocabulary lacks, in the targets of kept chains.
         unknown_chains: kept chains with such characters in the target.
@@ -60,7 +61,7 @@ class Tally:
     tokens: int = 0
     teachers: Counter = field(default_factory=Counter)
     datasets: Counter = field(default_factory=Counter)
-    thoughts: int = 0
+    thoughts: Counter = field(default_factory=Counter)
     prompts: int = 0
     unknown: Counter = field(default_factory=Counter)
     unknown_chains: int = 0
@@ -144,8 +145,7 @@ class Tally:
         ):
             if counts:
                 lines.append(f"{title}: {most(counts)}")
-        if self.thoughts:
-            lines.append(f"kept without the thought before it: {self.thoughts:,} chains")
+        lines += self._about_thoughts()
         if self.inconsistent_chains:
             lines.append(f"kept with a wrong equation: {self.inconsistent_chains:,} chains")
         if positions := self.kinds.total():
@@ -155,6 +155,22 @@ class Tally:
                 f"mass kept there {self.mass / max(soft, 1):.3f}"
             )
         return "\n".join(lines)
+
+    def _about_thoughts(self) -> list[str]:
+        found = dict(self.thoughts)
+        if not found:
+            return []
+        named = {
+            "left_out": "without it (--chain learns it)",
+            "learnt": "with it",
+            "shortened": "with a part of it",
+        }
+        fates = ", ".join(
+            f"{found[name]:,} {text}" for name, text in named.items() if name in found
+        )
+        chains = sum(found[name] for name in named if name in found)
+        mean = found["tokens"] / chains
+        return [f"kept, with a thought apart of {mean:,.0f} tokens on average: {fates}"]
 
     def to_json(self) -> dict[str, Any]:
         return {f.name: getattr(self, f.name) for f in fields(self)}

@@ -55,6 +55,19 @@ def _columns(typed: str) -> dict[str, str]:
         _KEEP,
         value=lambda typed: () if typed == "none" else tuple(typed.split(",")),
     ),
+    chain=Short(
+        "CHAIN",
+        str,
+        "Of a teacher that thinks apart: text (default), thought (closed with the text's answer) "
+        "or both.",
+        _KEEP,
+    ),
+    max_thought_tokens=Short(
+        "MAX_THOUGHT_TOKENS",
+        int,
+        "Of a thought only the first sentences, up to so many tokens of the student.",
+        _KEEP,
+    ),
     require_logprobs=Short("REQUIRE_LOGPROBS", bool, "Drop chains without, as KL wants.", _KEEP),
     consistent=Short("CONSISTENT", bool, "Drop chains with a wrong equation.", _KEEP),
     similarity=Short(

@@ -120,12 +120,6 @@ NUMBERS = {
     ),
     "top_logprobs": TOP_LOGPROBS,
     "chat": Short("TEACH_CHAT", bool, "Use the chat API, not completions.", _HOW),
-    "thought_in_text": Short(
-        "TEACH_THOUGHT_IN_TEXT",
-        bool,
-        "Begin a chain with what the teacher thought apart from its text.",
-        _HOW,
-    ),
 }
 
 

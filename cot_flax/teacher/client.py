@@ -30,7 +30,7 @@ from cot_flax.teacher.requests import (
     Unscorable,
     of_status,
 )
-from cot_flax.teacher.tokens import read_echo, read_logprobs, read_prompt_logprobs
+from cot_flax.teacher.tokens import read_echo, read_logprobs, read_prompt_logprobs, read_thought
 
 RETRIES_IN_SILENCE = 3  # From this one on, a retry of the same request is a warning.
 CONNECT_SECONDS = 10.0  # A server takes a connection at once, however long it then writes.
@@ -211,10 +211,14 @@ class OpenAITeacher:
         return body if k is None else body | {"logprobs": True, "top_logprobs": k}
 
     def _completion(self, choice: Mapping[str, Any], request: Request) -> Completion:
-        read, logprobs, problem = read_choice(choice), None, ""
+        read, logprobs, problem, of_thought = read_choice(choice), None, "", None
         if request.top_logprobs is not None:
-            logprobs, problem = read_logprobs(choice.get("logprobs"), read.text, read.thought)
-        return Completion(read.text, logprobs, read.finish_reason, problem, read.thought)
+            record = choice.get("logprobs")
+            logprobs, problem = read_logprobs(record, read.text, read.thought)
+            of_thought = read_thought(record, read.thought)
+        return Completion(
+            read.text, logprobs, read.finish_reason, problem, read.thought, of_thought
+        )
 
 
 class Connection:

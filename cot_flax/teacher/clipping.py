@@ -5,7 +5,7 @@ and loses its alternatives. So the tokens always join to the text, and no text i
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from cot_flax.chains.samples import Logprobs
@@ -48,19 +48,50 @@ def split_thought(completion: Completion) -> Completion:
     """Takes what a teacher thought in the text itself, `<think>...</think>`, out of it.
 
     Many chat templates write the opening mark at the prompt's end, so that the text may begin in
-    the thought. A thought without an end takes the whole text.
+    the thought. A thought without an end takes the whole text; if the teacher was not cut off in
+    it, it is the answer.
     """
     text = completion.text
     begin, end = _THOUGHT_BEGIN.match(text), _THOUGHT_END.search(text)
     if not begin and not end:
-        return completion
-    thought = text[begin.end() if begin else 0 : end.start() if end else None]
+        return _spoken(_with_thoughts(completion, [_thought(completion)]))
+    thought = clip(completion, begin.end() if begin else 0, end.start() if end else len(text))
     answer = clip(completion, end.end() if end else len(text), len(text))
-    return replace(answer, thought=_thoughts([completion.thought, thought]))
+    return _spoken(_with_thoughts(answer, [_thought(completion), thought]))
 
 
-def _thoughts(parts: Iterable[str]) -> str:
-    return "\n".join(filter(None, map(str.strip, parts)))
+def _spoken(completion: Completion) -> Completion:
+    """What a teacher only thought though it was not cut off is what it had to say.
+
+    So it comes where a server takes all that has no end of a thought in it for one (vLLM).
+    """
+    if completion.text.strip() or not completion.thought or completion.finish_reason != "stop":
+        return completion
+    return replace(
+        completion,
+        text=completion.thought,
+        logprobs=completion.thought_logprobs,
+        thought="",
+        thought_logprobs=None,
+    )
+
+
+def _thought(completion: Completion) -> Completion:
+    return Completion(completion.thought, completion.thought_logprobs, completion.finish_reason)
+
+
+def _with_thoughts(completion: Completion, thoughts: Iterable[Completion]) -> Completion:
+    """With these texts as what was thought before it, each on a line of its own."""
+    lines: list[Completion] = []
+    for thought in thoughts:
+        text = thought.text
+        start = len(text) - len(text.lstrip())
+        if line := text.strip():
+            lines += [certain("\n")] * bool(lines) + [clip(thought, start, start + len(line))]
+    whole = _behind_each_other(lines)
+    return replace(
+        completion, thought=whole.text, thought_logprobs=whole.logprobs if lines else None
+    )
 
 
 def certain(text: str) -> Completion:
@@ -71,9 +102,11 @@ def certain(text: str) -> Completion:
 def join(parts: Iterable[Completion], finish_reason: str) -> Completion:
     """Puts completions one behind the other; without log-probabilities where one has none."""
     parts = list(parts)
+    whole = replace(_behind_each_other(parts), finish_reason=finish_reason)
+    return _with_thoughts(whole, map(_thought, parts))
+
+
+def _behind_each_other(parts: Sequence[Completion]) -> Completion:
     values = [part.logprobs for part in parts]
     logprobs = None if None in values else Logprobs.joined(values)
-    thought = _thoughts(part.thought for part in parts)
-    return Completion(
-        "".join(part.text for part in parts), logprobs, finish_reason, thought=thought
-    )
+    return Completion("".join(part.text for part in parts), logprobs, "stop")

@@ -131,7 +131,8 @@ class Totals:
         refused: chains that are left out because the teacher refused them, by reason.
         refusals: what it said, by question.
         thoughts: samples whose teacher thought apart from the text.
-        empty: samples without a text.
+        thought_tokens: of these thoughts, where they have log-probabilities.
+        empty: chains that are left out because they have no text.
     """
 
     prices: Prices | None = None
@@ -145,6 +146,7 @@ class Totals:
     refused: Counter[str] = field(default_factory=Counter)
     refusals: dict[str, str] = field(default_factory=dict)
     thoughts: int = 0
+    thought_tokens: int = 0
     empty: int = 0
 
     @property

@@ -444,9 +444,14 @@ def _samples(
             except Refused as error:
                 _leave_out(question, error, 1, totals)
                 continue
+            if not chain.text.strip():
+                totals.empty += 1
+                continue
             totals.samples += 1
             totals.thoughts += bool(chain.thought)
-            totals.empty += not chain.text.strip()
+            totals.thought_tokens += (
+                len(chain.thought_logprobs.tokens) if chain.thought_logprobs else 0
+            )
             if request.top_logprobs is not None and chain.logprobs is None:
                 reason = completion.logprob_problem or chain.logprob_problem
                 totals.problems[reason or "no_logprobs"] += 1
@@ -464,7 +469,15 @@ def _samples(
                 logprobs=chain.logprobs,
                 finish_reason=chain.finish_reason,
                 thought=chain.thought,
+                thought_logprobs=chain.thought_logprobs,
             )
+    if totals.empty and not totals.samples:
+        raise UserError(
+            f"{totals.empty:,} answers without a text: thought alone, cut off at the token limit, "
+            "or nothing",
+            "chains",
+            "raise --max-tokens, or ask a teacher that writes",
+        )
 
 
 def _completions(request: Request, teacher: str, desk: Desk) -> list[Completion]:

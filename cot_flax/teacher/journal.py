@@ -25,6 +25,7 @@ from cot_flax.teacher.requests import Completion, Reply
 
 NAME = "teacher.journal"
 SYNC_SECONDS = 1.0
+_LOGPROBS = ("logprobs", "thought_logprobs")
 
 
 def journal_path(out: str | os.PathLike) -> Path:
@@ -187,14 +188,16 @@ def _entry(line: bytes, place: str) -> dict[str, Any]:
 
 def _record(reply: Reply) -> dict[str, Any]:
     completions = [
-        vars(c) | {"logprobs": c.logprobs and vars(c.logprobs)} for c in reply.completions
+        vars(c) | {name: getattr(c, name) and vars(getattr(c, name)) for name in _LOGPROBS}
+        for c in reply.completions
     ]
     return vars(reply) | {"completions": completions}
 
 
 def _reply(record: Mapping[str, Any]) -> Reply:
     completions = tuple(
-        Completion(**c | {"logprobs": _logprobs(c["logprobs"])}) for c in record["completions"]
+        Completion(**c | {name: _logprobs(c[name]) for name in _LOGPROBS if name in c})
+        for c in record["completions"]
     )
     return Reply(**{**record, "completions": completions})
 

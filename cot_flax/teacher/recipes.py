@@ -167,7 +167,6 @@ class Recipe:
         prompt: makes a question into what is sent.
         clean: makes what came back into the chain.
         two_steps: a second, greedy call draws the answer out of each chain (Zero-shot-CoT).
-        thought_in_text: a chain's text begins with what the teacher thought apart from it.
     """
 
     name: str
@@ -176,15 +175,13 @@ class Recipe:
     prompt: Callable[[Question], str | Messages]
     clean: Callable[[Completion], Completion]
     two_steps: bool = False
-    thought_in_text: bool = False
 
     @property
     def params(self) -> dict[str, Any]:
         """The sampling parameters, for the record of a sample."""
         numbers = asdict(self.numbers) | {"stop": list(self.numbers.stop)}
         del numbers["per_request"]
-        thought = {"thought_in_text": True} if self.thought_in_text else {}
-        return {"recipe": self.name, **numbers, **thought}
+        return {"recipe": self.name, **numbers}
 
     def first(self, question: Question) -> Request:
         """The call for one question: it asks for `samples` completions."""
@@ -204,12 +201,15 @@ class Recipe:
     def next(self, question: Question, request: Request, completion: Completion) -> Request | None:
         """The call that follows on one completion of `request`, or None where nothing does.
 
-        Chains of the same words share it: it is greedy. A plain language model is stopped where the
-        line of the answer ends, for no more of it counts.
+        Nothing follows on a refusal, or where the teacher was cut off before it wrote a text. Chains
+        of the same words share it: it is greedy. A plain language model is stopped where the line of
+        the answer ends, for no more of it counts.
         """
         if not self.two_steps or completion.finish_reason in REFUSALS:
             return None
         text = split_thought(completion).text
+        if not text.strip() and completion.finish_reason == "length":
+            return None
         if request.is_chat:
             turns = [("assistant", text), ("user", BRIDGE)]
             prompt = (*request.prompt, *messages(turns))
@@ -239,20 +239,8 @@ class Recipe:
         The words between the steps have log-probability 0 and no alternatives. Of a second
         completion that is no chat's the first line counts: a plain language model runs on. A chain
         of which either step hit the token limit has finish_reason "length". What was thought apart
-        stays apart, or becomes the text's beginning; nothing has its log-probabilities.
+        stays apart.
         """
-        chain = self._chain(completion, follow_up_request, follow_up)
-        if not (self.thought_in_text and chain.thought):
-            return chain
-        text = "\n".join(filter(None, [chain.thought, chain.text]))
-        return Completion(text, None, chain.finish_reason, "thought_in_text")
-
-    def _chain(
-        self,
-        completion: Completion,
-        follow_up_request: Request | None,
-        follow_up: Completion | None,
-    ) -> Completion:
         chain = self.clean(split_thought(completion))
         if follow_up is None:
             return chain
@@ -358,7 +346,6 @@ def make_recipe(
     exemplars: Iterable[Question] = (),
     pool: Iterable[Question] = (),
     chat: bool = False,
-    thought_in_text: bool = False,
     **numbers: Any,
 ) -> Recipe:
     """Returns the recipe of a paper.
@@ -371,7 +358,6 @@ def make_recipe(
         pool: worked questions from which the recipe takes its own choice, where no `exemplars`
             are given: training items, or the questions themselves if they have rationales.
         chat: sends the same text as one message of a user.
-        thought_in_text: as in `Recipe`.
         **numbers: fields of `Numbers`, in place of the paper's.
 
     Raises:
@@ -400,9 +386,7 @@ def make_recipe(
         text = preset.template(question, choose(question))
         return messages([("user", text)]) if chat else text
 
-    return Recipe(
-        name, preset.format, asked, prompt, preset.clean, preset.two_steps, thought_in_text
-    )
+    return Recipe(name, preset.format, asked, prompt, preset.clean, preset.two_steps)
 
 
 def _chooser(

@@ -104,6 +104,7 @@ class Completion:
         finish_reason: "stop", "length", or the API's own.
         logprob_problem: why it has no log-probabilities though they were asked for, by name.
         thought: what the teacher wrote before the text and returned apart from it.
+        thought_logprobs: of its tokens, or None.
     """
 
     text: str
@@ -111,6 +112,7 @@ class Completion:
     finish_reason: str
     logprob_problem: str = ""
     thought: str = ""
+    thought_logprobs: Logprobs | None = None
 
 
 @dataclass(frozen=True)

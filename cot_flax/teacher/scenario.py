@@ -126,9 +126,7 @@ def read_test(folder: str | os.PathLike) -> list[Question]:
     return items
 
 
-def scenario_recipe(
-    scenario: Scenario, *, chat: bool = False, thought_in_text: bool = False, **numbers: Any
-) -> Recipe:
+def scenario_recipe(scenario: Scenario, *, chat: bool = False, **numbers: Any) -> Recipe:
     """Returns the recipe that shows the instruction, all exemplars worked out, and then an input.
 
     Exemplars and input look as in the student's few-shot format (`text.prompts`, style fu2023). A
@@ -138,7 +136,6 @@ def scenario_recipe(
     Args:
         scenario: what `read_scenario` read.
         chat: sends messages.
-        thought_in_text: as in `Recipe`.
         **numbers: fields of `Numbers`, in place of the settings; all exemplars are always shown.
 
     Raises:
@@ -167,7 +164,6 @@ def scenario_recipe(
         Numbers(**given | numbers),
         prompt,
         _clean,
-        thought_in_text=thought_in_text,
     )
 
 

@@ -109,7 +109,6 @@ def sample(
     held_out: Sequence[str] = (),
     overrides: Overrides = Overrides(),  # noqa: B008 (frozen)
     chat: bool = False,
-    thought_in_text: bool = False,
     journal: str | None = None,
     concurrency: int = 16,
     price_in: float | None = None,
@@ -133,7 +132,6 @@ def sample(
         held_out: files of questions that are neither asked nor shown.
         overrides: of the paper's numbers.
         chat: by the chat API.
-        thought_in_text: a chain begins with what the teacher thought apart from its text.
         journal: the file of answers; None is `teacher.journal` in the folder of `out`.
         concurrency: requests in flight, at most.
         price_in: $ per million prompt tokens.
@@ -155,7 +153,6 @@ def sample(
         exemplars=shown,
         pool=pool,
         chat=chat,
-        thought_in_text=thought_in_text,
         **overrides.given(),
     )
     run = _Run(out, journal, concurrency, price_in, price_out, max_cost)
@@ -170,7 +167,6 @@ def scenario(
     teacher: NamedTeacher,
     overrides: Overrides = Overrides(top_logprobs=5),  # noqa: B008 (frozen)
     chat: bool = False,
-    thought_in_text: bool = False,
     journal: str | None = None,
     concurrency: int = 16,
     price_in: float | None = None,
@@ -189,7 +185,7 @@ def scenario(
     read = read_scenario(folder)
     for note in read.notes:
         print(note, file=sys.stderr)
-    chosen = scenario_recipe(read, chat=chat, thought_in_text=thought_in_text, **overrides.given())
+    chosen = scenario_recipe(read, chat=chat, **overrides.given())
     run = _Run(out, journal, concurrency, price_in, price_out, max_cost)
     return _ask(read.inputs, chosen, teacher, run, (batch_file, batch_results), dry_run)
 
@@ -377,15 +373,16 @@ def _done(totals: Totals, out: str) -> str:
             f"{len(totals.refusals):,} questions ({id}: {got})"
         )
     if totals.thoughts:
+        tokens = f" ({totals.thought_tokens:,} tokens)" if totals.thought_tokens else ""
         lines.append(
-            f"WARNING: {totals.thoughts:,} samples have a thought apart from their text, which may "
-            "be a bare answer: it is in the field `thought`; --thought-in-text makes it the text's "
-            "beginning (nothing is asked again)"
+            f"WARNING: {totals.thoughts:,} samples have a thought apart from their text{tokens}, "
+            "which may be a bare answer: `prepare --chain thought` (or both) learns the thought"
         )
     if totals.empty:
         lines.append(
-            f"{totals.empty:,} samples without a text: the token limit came first, or nothing was "
-            "written; what was sampled and ended so is asked for again by the next run"
+            f"chains without a text, left out: {totals.empty:,}; the token limit came first "
+            "(--max-tokens), or nothing was written; what was sampled and ended so is asked for again "
+            "by the next run"
         )
     return "\n".join(lines)
 

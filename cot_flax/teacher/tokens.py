@@ -12,6 +12,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import groupby, pairwise
 from typing import Any
 
@@ -83,7 +84,18 @@ def read_logprobs(
         text), "no_probability" (of a sampled token), "nan", "probability_above_1", "mass_above_1"
         (of the alternatives together).
     """
-    return _read(lambda: _steps(record), "", text, thought=thought)
+    start_in = partial(_start, thought=_bytes(thought))
+    return _read(lambda: _steps(record), "", text, start_in=start_in)
+
+
+def read_thought(record: Mapping[str, Any] | None, thought: str) -> Logprobs | None:
+    """Reads the part of what the server wrote before the text and returned apart from it.
+
+    Returns None where there is no such part, or it has none that can be used.
+    """
+    if not thought:
+        return None
+    return _read(lambda: _steps(record), "", thought, start_in=bytes.find)[0]
 
 
 def read_echo(
@@ -121,21 +133,22 @@ def _read(
     before: str,
     text: str,
     *,
-    thought: str = "",
+    start_in: Callable[[bytes, bytes], int] | None = None,
     first_is_unknown: bool = False,
 ) -> tuple[Logprobs | None, str]:
+    find = partial(_found, start_in=start_in or _start, first_is_unknown=first_is_unknown)
     try:
         given = steps()
         front, inner, back = "", text, ""
         try:
-            found = _found(given, before, text, thought, first_is_unknown)
+            found = find(given, before, text)
         except _NotJoined:
             front, inner, back = _MARGINS.fullmatch(text).groups()
             if before:
                 front, inner = "", front + inner
             if not inner or inner == text:
                 raise
-            found = _found(given, before, inner, thought, first_is_unknown)
+            found = find(given, before, inner)
     except _Unusable as reason:
         return None, str(reason)
     except (AttributeError, KeyError, TypeError, ValueError):
@@ -145,10 +158,15 @@ def _read(
 
 
 def _found(
-    steps: list[_Step], before: str, text: str, thought: str, first_is_unknown: bool
+    steps: list[_Step],
+    before: str,
+    text: str,
+    *,
+    start_in: Callable[[bytes, bytes], int],
+    first_is_unknown: bool,
 ) -> Logprobs:
     whole = _bytes(before + text)
-    found, start = _located(steps, whole, _bytes(thought), first_is_unknown)
+    found, start = _located(steps, whole, start_in, first_is_unknown)
     end = start + len(whole)
     start += len(_bytes(before))
     if before and _is_inside_token(found, start):
@@ -247,7 +265,10 @@ def _prompt_steps(entries: Sequence[Mapping[str, Any] | None] | None) -> list[_S
 
 
 def _located(
-    steps: list[_Step], whole: bytes, thought: bytes, first_is_unknown: bool
+    steps: list[_Step],
+    whole: bytes,
+    start_in: Callable[[bytes, bytes], int],
+    first_is_unknown: bool,
 ) -> tuple[list[_Step], int]:
     """The steps in the reading in which they join to something that holds `whole`, and where."""
     for reading in _readings(steps, whole):
@@ -255,12 +276,12 @@ def _located(
         if first_is_unknown and whole.endswith(joined):
             first = whole.removesuffix(joined)
             return [_Step(first, None, ())] * bool(first) + reading, 0
-        if (start := _start(joined, whole, thought)) >= 0:
+        if (start := start_in(joined, whole)) >= 0:
             return reading, start
     raise _NotJoined
 
 
-def _start(joined: bytes, whole: bytes, thought: bytes) -> int:
+def _start(joined: bytes, whole: bytes, thought: bytes = b"") -> int:
     """Behind the thought; else at the beginning; else the last place, for others stand before it.
 
     Returns -1 where it is nowhere.

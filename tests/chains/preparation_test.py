@@ -284,10 +284,34 @@ def test_a_share_is_from_0_to_1():
         Preparation(max_unknown=5)
 
 
-def test_thoughts_that_are_left_out_of_kept_chains_are_counted(tokenizer):
-    chains = [sample("It is 2.", thought="Hm."), sample("1 + 1 = 2.", sample=1)]
-    wrong = sample("It is 3.", sample=2, thought="Hm.")
-    assert prepared([*chains, wrong], tokenizer).tally.thoughts == 1
+def test_the_thoughts_of_kept_chains_are_counted(tokenizer):
+    chains = [sample("It is 2.", thought="1 + 1."), sample("1 + 1 = 2.", sample=1)]
+    wrong = sample("It is 3.", sample=2, thought="1 + 1.")
+    tokens = len(tokenizer.encode("1 + 1."))
+    for settings, fate in (
+        ({}, "left_out"),
+        ({"chain": "both"}, "learnt"),
+        ({"chain": "both", "max_thought_tokens": 2}, "shortened"),
+    ):
+        outcome = prepared([*chains, wrong], tokenizer, **settings)
+        assert outcome.tally.thoughts == {fate: 1, "tokens": tokens}
+        assert outcome.dropped == [("wrong_answer", wrong)]  # as it was
+
+
+def test_a_thought_is_learnt_with_its_log_probabilities(tokenizer):
+    thought = ("1", " +", " 1", " =", " 2", ".")
+    apart = sample("".join(thought), tokens=thought)
+    given = sample("It is 2.", thought=apart.text, thought_logprobs=apart.logprobs)
+    (record,) = prepared([given], tokenizer, chain="thought").kept
+    assert record.targets == (*tokenizer.encode("1 + 1 = 2.\nThe answer is 2"), 1)
+    assert kinds(record)[:6] == ["soft"] * 6
+    assert record.projection.logprobs_TK[1, 0] == pytest.approx(HALF)
+
+
+@pytest.mark.parametrize(("name", "value"), [("chain", "mind"), ("max_thought_tokens", 0)])
+def test_a_part_that_there_is_not_is_refused(name, value):
+    with pytest.raises(UserError, match=name):
+        Preparation(**{name: value})
 
 
 def test_kept_chains_with_wrong_equations_are_pointed_out(tokenizer):

@@ -61,6 +61,26 @@ SAMPLE = Sample(
 )
 
 
+THINKING = RECORD | {
+    "thought": "1 and 1.",
+    "thought_logprobs": {
+        "tokens": ["1 and", " 1."],
+        "token_logprobs": [-0.5, -1.0],
+        "top_logprobs": [{}, {" 2": -2.0}],
+    },
+}
+
+
+def test_a_thought_has_log_probabilities_of_its_own():
+    sample = sample_from_record(THINKING, "x")
+    assert sample.thought_logprobs.token_logprobs == (-0.5, -1.0)
+    assert json.loads(to_line(sample)) == THINKING
+    with pytest.raises(BadRecord, match="tokens that do not join"):
+        sample_from_record(THINKING | {"thought": "1 and 2."}, "x")
+    with pytest.raises(BadRecord, match="tokens that do not join"):
+        sample_from_record({k: v for k, v in THINKING.items() if k != "thought"}, "x")
+
+
 def changed(path, value):
     """RECORD with one place changed; a value of `...` removes it."""
     record = copy.deepcopy(RECORD)

@@ -32,7 +32,7 @@ def filled(n):
         tokens=5 * n,
         teachers=Counter(somebody=n),
         datasets=Counter(sums=n),
-        thoughts=7 * n,
+        thoughts=Counter(learnt=7 * n, tokens=8 * n),
         prompts=6 * n,
     )
     tally.add_projection(projection(["soft", "end"], [0.5, 1]), example(n / 10, str(n)))
@@ -113,7 +113,10 @@ def test_the_summary_adds_up_in_its_first_line():
 
 
 def test_the_summary_names_what_the_vocabulary_lacks_and_what_is_wrong():
-    tally = Tally(fates=Counter(kept=9, unknown_characters=1), thoughts=2)
+    tally = Tally(
+        fates=Counter(kept=9, unknown_characters=1),
+        thoughts=Counter(left_out=2, learnt=1, tokens=90),
+    )
     tally.add_characters(Counter("éé"), Counter("你"), Counter({"<": 1200, "\\boxed": 3}))
     tally.unknown_dropped.update("abcdefghijkl")
     tally.add_inconsistent({"id": "a", "steps": ["1 + 1 = 3"]})
@@ -124,7 +127,8 @@ def test_the_summary_names_what_the_vocabulary_lacks_and_what_is_wrong():
         "unknown to the vocabulary in dropped chains: 12 "
         "(a 1, b 1, c 1, d 1, e 1, f 1, g 1, h 1, i 1, j 1, 2 others)",
         "unknown to the vocabulary in questions: 1 (你 1)",
-        "kept without the thought before it: 2 chains",
+        "kept, with a thought apart of 30 tokens on average: 2 without it (--chain learns it), "
+        "1 with it",
         "kept with a wrong equation: 1 chains",
     ]
 

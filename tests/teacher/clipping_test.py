@@ -66,9 +66,23 @@ def test_end_at_the_first_marker():
 def test_a_thought_in_the_text_is_taken_out(tokens, thought, text):
     found = split_thought(completion(*tokens, finish_reason="length"))
     assert (found.thought, found.text, found.finish_reason) == (thought, text, "length")
-    assert "".join(found.logprobs.tokens) == text
-    values = dict(zip(found.logprobs.tokens, found.logprobs.token_logprobs, strict=True))
-    assert all(value == -1.0 - tokens.index(t) for t, value in values.items() if t in tokens)
+    pairs = [(found.logprobs, text)]
+    if thought:
+        pairs.append((found.thought_logprobs, thought))
+    for logprobs, whole in pairs:
+        assert "".join(logprobs.tokens) == whole
+        values = dict(zip(logprobs.tokens, logprobs.token_logprobs, strict=True))
+        assert all(value == -1.0 - tokens.index(t) for t, value in values.items() if t in tokens)
+
+
+def test_what_alone_was_said_is_no_thought():
+    """vLLM takes a text without an end of a thought for one: `content` is null."""
+    said = completion("1 + 1", " = 2.")
+    apart = Completion("", Logprobs((), (), ()), "stop", "", said.text, said.logprobs)
+    assert split_thought(apart) == said
+    assert split_thought(completion("<think>", "1 + 1", " = 2.")).text == "1 + 1 = 2."
+    cut = replace(apart, finish_reason="length")
+    assert split_thought(cut) == cut
 
 
 def test_thoughts_of_both_kinds_and_of_both_steps_are_joined():
@@ -80,6 +94,9 @@ def test_thoughts_of_both_kinds_and_of_both_steps_are_joined():
         replace(certain("c"), thought="y"),
     ]
     assert join(parts, "stop").thought == "x\ny"
+    assert join(parts, "stop").thought_logprobs is None
+    with_values = [replace(part, thought_logprobs=certain(part.thought).logprobs) for part in parts]
+    assert join(with_values, "stop").thought_logprobs.tokens == ("x", "\n", "y")
 
 
 def test_certain_joins_to_its_text():

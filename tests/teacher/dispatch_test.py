@@ -225,7 +225,7 @@ def test_more_refused_questions_than_a_run_of_failures_do_not_stop_it(tmp_path):
     assert totals.samples == again.samples == 20
 
 
-def test_thoughts_are_kept_counted_and_put_before_the_text_where_asked(tmp_path):
+def test_thoughts_are_kept_and_counted(tmp_path):
     def script(body):
         said = {"content": "It is 17.", "reasoning_content": "9 + 8 = 17."}
         return 200, {"choices": [{"message": said, "finish_reason": "stop"}] * body["n"]}
@@ -234,24 +234,51 @@ def test_thoughts_are_kept_counted_and_put_before_the_text_where_asked(tmp_path)
     recipe = replace(CHAT, two_steps=False, numbers=numbers)
     with StoryServer(script=script) as server:
         apart = run(server, tmp_path / "s.jsonl", recipe=recipe)
-        (first, *_) = read_samples(tmp_path / "s.jsonl")
-        within = run(server, tmp_path / "s.jsonl", recipe=replace(recipe, thought_in_text=True))
-        (second, *_) = read_samples(tmp_path / "s.jsonl")
-        assert len(server.bodies) == 6  # the answers are the journal's
-    assert apart.thoughts == 12 and within.thoughts == 0
+    (first, *_) = read_samples(tmp_path / "s.jsonl")
+    assert (apart.thoughts, apart.thought_tokens) == (12, 0)
     assert (first.text, first.thought) == ("It is 17.", "9 + 8 = 17.")
-    assert (second.text, second.thought) == ("9 + 8 = 17.\nIt is 17.", "")
-    assert second.teacher["params"] == first.teacher["params"] | {"thought_in_text": True}
 
 
-def test_texts_that_a_thought_left_no_room_for_are_counted(tmp_path):
-    said = {"content": None, "reasoning": "9 + 8 ="}
-    answer = 200, {"choices": [{"message": said, "finish_reason": "length"}] * 2}
-    numbers = replace(RECIPE.numbers, top_logprobs=None)
-    with StoryServer(script=lambda body: answer) as server:
-        recipe = replace(CHAT, two_steps=False, numbers=numbers)
+def said(*tokens, text, thought, finish_reason="stop"):
+    """A choice of the chat API, each of its tokens with the log-probability -1."""
+    entries = [{"token": token, "logprob": -1.0, "top_logprobs": []} for token in tokens]
+    message = {"content": text, "reasoning": thought}
+    logprobs = {"content": entries}
+    return {"message": message, "finish_reason": finish_reason, "logprobs": logprobs}
+
+
+def test_a_thought_keeps_its_log_probabilities(tmp_path):
+    tokens = ("9 + 8", " = 17", ".", "</think>", "\n\n", "It is", " 17", ".")
+    choice = said(*tokens, text="It is 17.", thought="9 + 8 = 17.")
+    recipe = replace(CHAT, two_steps=False)
+    with StoryServer(script=lambda body: (200, {"choices": [choice] * 2})) as server:
         totals = run(server, tmp_path / "s.jsonl", FEW[:1], recipe)
-    assert (totals.empty, totals.thoughts) == (2, 2)
+    (first, _) = read_samples(tmp_path / "s.jsonl")
+    assert first.logprobs.tokens == tokens[-3:]
+    assert first.thought_logprobs.tokens == tokens[:3]
+    assert (totals.thoughts, totals.thought_tokens) == (2, 6)
+
+
+def test_chains_that_a_thought_left_no_room_for_are_left_out(tmp_path):
+    cut = said("9 + 8", " =", text=None, thought="9 + 8 =", finish_reason="length")
+    whole = said("It is", " 17", text="It is 17", thought=None)
+    recipe = replace(CHAT, two_steps=False)
+    with StoryServer(script=lambda body: (200, {"choices": [cut, whole]})) as server:
+        totals = run(server, tmp_path / "s.jsonl", FEW[:1], recipe)
+    (sample,) = read_samples(tmp_path / "s.jsonl")
+    assert (sample.sample, sample.text) == (0, "It is 17")
+    assert (totals.samples, totals.empty) == (1, 1)
+
+
+def test_a_run_without_any_text_makes_no_file(tmp_path):
+    cut = said("9 + 8", " =", text=None, thought="9 + 8 =", finish_reason="length")
+    recipe = replace(CHAT, two_steps=False)
+    with (
+        StoryServer(script=lambda body: (200, {"choices": [cut] * 2})) as server,
+        pytest.raises(UserError, match=r"2 answers without a text: thought alone.*--max-tokens"),
+    ):
+        run(server, tmp_path / "s.jsonl", FEW[:1], recipe)
+    assert not (tmp_path / "s.jsonl").exists()
 
 
 @pytest.mark.parametrize("recipe", [TWO_STEPS, CHAT], ids=["completions", "chat"])

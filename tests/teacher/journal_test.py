@@ -15,7 +15,12 @@ from cot_flax.teacher.requests import Completion, Reply
 
 LOGPROBS = Logprobs(("It", " é"), (-0.5, 0.0), ({"It": -0.5}, {}))
 REPLY = Reply(
-    (Completion("It é", LOGPROBS, "stop"), Completion("", None, "length", "nan", "Hm.")), 12, 34
+    (
+        Completion("It é", LOGPROBS, "stop"),
+        Completion("", None, "length", "nan", "It é", LOGPROBS),
+    ),
+    12,
+    34,
 )
 OTHER = Reply((Completion("half \ud83d\u2028\n", None, "stop"),), 1, 2)
 
@@ -51,8 +56,8 @@ def test_the_format(written):
     first_one = {"text": "It é", "logprobs": logprobs, "finish_reason": "stop"}
     second_one = {"text": "", "logprobs": None, "finish_reason": "length"}
     completions = [
-        first_one | {"logprob_problem": "", "thought": ""},
-        second_one | {"logprob_problem": "nan", "thought": "Hm."},
+        first_one | {"logprob_problem": "", "thought": "", "thought_logprobs": None},
+        second_one | {"logprob_problem": "nan", "thought": "It é", "thought_logprobs": logprobs},
     ]
     reply = {"completions": completions, "prompt_tokens": 12, "completion_tokens": 34}
     assert first == {"key": "a", "reply": reply}

@@ -261,10 +261,6 @@ def test_no_recipe_reads_a_thought_as_the_answer():
         found = make_recipe(name).sample_of(ASKED, Completion(text, None, "stop"))
         assert found.text.startswith("Two fours.\nThe answer is 8")
         assert found.thought == "Maybe the answer is 5?\nNo."
-    thinking = make_recipe("fu2023", thought_in_text=True)
-    found = thinking.sample_of(ASKED, Completion(text, None, "stop"))
-    assert found.text == "Maybe the answer is 5?\nNo.\nTwo fours.\nThe answer is 8"
-    assert (found.thought, found.logprob_problem) == ("", "thought_in_text")
 
 
 def test_the_second_step_follows_on_the_text_alone():
@@ -276,6 +272,13 @@ def test_the_second_step_follows_on_the_text_alone():
     answer = Completion("<think>4 + 4</think>8", None, "stop")
     found = recipe.sample_of(ASKED, chain, second, answer)
     assert (found.text, found.thought) == ("Two fours.\nTherefore, the answer is 8", "Hm.\n4 + 4")
+
+
+def test_no_second_step_follows_on_a_thought_that_was_cut_off():
+    recipe = make_recipe("ho2022")
+    (first,) = recipe.first(ASKED)
+    assert recipe.next(ASKED, first, Completion("<think>Hm", None, "length")) is None
+    assert recipe.next(ASKED, first, Completion("<think>Hm", None, "stop")) is not None
 
 
 def test_complex_exemplars_have_the_most_steps():
