@@ -185,6 +185,8 @@ def test_prepares_flags_are_its_settings(folder, tmp_path):
     flags += ["--alignment", "fu2023", "--projection", "paths", "--workers", 1]
     flags += ["--columns", "question=ticket,text=reasoning"]  # samples files have their own
     flags += ["--held-out-splits", "dev", "--max-unknown", 0.2, "--max-unknown-chains", 0.3]
+    flags += ["--chain", "both", "--max-thought-tokens", 64]
+    flags += ["--max-nats", 9, "--min-likeliest", 0.1]
     samples = folder / "samples.jsonl.gz"
     assert call("prepare", samples, "--out", tmp_path, *TASK, *flags, "--top-k", 4) == 0
     settings = json.loads((tmp_path / "manifest.json").read_text())["plan"]["settings"]
@@ -206,6 +208,8 @@ def test_prepares_flags_are_its_settings(folder, tmp_path):
         "max_question_tokens": 200,
         "columns": {"question": "ticket", "text": "reasoning"},
         "max_unknown": 0.2,
+        "chain": "both",
+        "max_thought_tokens": 64,
     }
 
 

@@ -14,7 +14,7 @@ from cot_flax.chains.filtering import KEPT, Filters, rejection
 from cot_flax.chains.projection import KINDS, RULES, Projection, Rule, project_top_k
 from cot_flax.chains.readers import Format, Raw
 from cot_flax.chains.records import BadRecord
-from cot_flax.chains.samples import Logprobs, Sample
+from cot_flax.chains.samples import Logprobs, Sample, source_of
 from cot_flax.chains.selection import distinct_chains, select
 from cot_flax.chains.tally import LENGTH_BIN, UNKNOWN_CHARACTERS, Tally
 from cot_flax.chains.thoughts import PARTS, Part, chain_of
@@ -248,6 +248,7 @@ def _record(candidate, tokenizer, settings, tally: Tally, *, first: bool) -> Rec
     if sample.logprobs is None:
         tally.one_hot_chains += 1
     else:
+        tally.add_scores(source_of(sample.teacher), sample.logprobs)
         projection, tokens = _project(candidate, tokenizer, settings)
         tally.add_projection(projection, _example(sample, pieces, projection, tokens, wrong))
     targets = (*pieces.ids, tokenizer.special_ids.end)

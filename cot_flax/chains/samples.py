@@ -129,6 +129,14 @@ class Sample:
     thought_logprobs: Logprobs | None = None
 
 
+def source_of(teacher: Mapping[str, Any]) -> str:
+    """Whose chains these are: "MODEL", "MODEL (RECIPE)", "MODEL (RECIPE), scored by MODEL"."""
+    params = teacher["params"]
+    recipe = f" ({params['recipe']})" if "recipe" in params else ""
+    scored_by = f", scored by {params['scored_by']}" if "scored_by" in params else ""
+    return f"{teacher['model']}{recipe}{scored_by}"
+
+
 _LARGEST = sys.float_info.max
 _NAMES = tuple(field.name for field in fields(Sample))
 _LOGPROBS = {"logprobs": "text", "thought_logprobs": "thought"}

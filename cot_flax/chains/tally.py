@@ -8,11 +8,14 @@ from typing import Any
 import numpy as np
 
 from cot_flax.chains.projection import KINDS, Projection
+from cot_flax.chains.samples import Logprobs
 
 MASS_BINS = 20  # of kept mass, over [0, 1]
 LENGTH_BIN = 16  # tokens
 MOST_WORST, MOST_INCONSISTENT = 5, 10
 MOST_NAMED = 10  # characters in a line
+TIE = 1e-3  # nats by which a likeliest token may be below its own entry: servers round
+LEAST_SCORED = 30  # With fewer tokens of a source, how likely they are says nothing.
 UNKNOWN_CHARACTERS = "unknown_characters"
 """Why a chain is dropped that the vocabulary cannot write."""
 
@@ -37,6 +40,10 @@ class Tally:
         datasets: kept chains by data set.
         thoughts: kept chains whose teacher thought apart from the text: "left_out" of the chain,
             "learnt", "shortened" (learnt in part); and of these thoughts the student's "tokens".
+        scored: teacher's tokens with a log-probability in kept chains, by `source_of`.
+        millinats: minus the sum of these log-probabilities; whole numbers add up in any order.
+        ranked: those of the tokens that have alternatives.
+        likeliest: those of the ranked ones that no alternative exceeds.
         prompts: the sum of the prompts' hashes over the kept chains.
         unknown: characters that the vocabulary lacks, in the targets of kept chains.
         unknown_chains: kept chains with such characters in the target.
@@ -62,6 +69,10 @@ class Tally:
     teachers: Counter = field(default_factory=Counter)
     datasets: Counter = field(default_factory=Counter)
     thoughts: Counter = field(default_factory=Counter)
+    scored: Counter = field(default_factory=Counter)
+    millinats: Counter = field(default_factory=Counter)
+    ranked: Counter = field(default_factory=Counter)
+    likeliest: Counter = field(default_factory=Counter)
     prompts: int = 0
     unknown: Counter = field(default_factory=Counter)
     unknown_chains: int = 0
@@ -113,6 +124,41 @@ class Tally:
         self.mass += float(soft_mass.sum())
         self.worst = _worst([*self.worst, example])
 
+    def add_scores(self, source: str, logprobs: Logprobs) -> None:
+        """Counts how likely the teacher's tokens are; words that nobody sampled do not count."""
+        rows = [
+            (value, top)
+            for value, top in zip(logprobs.token_logprobs, logprobs.top_logprobs, strict=True)
+            if value or top
+        ]
+        ranked = [(value, max(top.values())) for value, top in rows if top]
+        self.scored[source] += len(rows)
+        self.millinats[source] += round(-1000 * sum(value for value, _ in rows))
+        self.ranked[source] += len(ranked)
+        self.likeliest[source] += sum(value >= best - TIE for value, best in ranked)
+
+    def unlikely(self, max_nats: float, min_likeliest: float) -> str:
+        """Says of the first source beyond the bounds how likely its tokens are; else ""."""
+        for source, tokens in self.scored.items():
+            ranked = self.ranked[source]
+            too_low = tokens >= LEAST_SCORED and self.nats(source) > max_nats
+            seldom = self.likeliest[source] < min_likeliest * ranked and ranked >= LEAST_SCORED
+            if too_low or seldom:
+                return self._about_scores(source)
+        return ""
+
+    def nats(self, source: str) -> float:
+        """A token of a source, on average."""
+        return self.millinats[source] / 1000 / max(1, self.scored[source])
+
+    def _about_scores(self, source: str) -> str:
+        ranked = self.ranked[source]
+        share = f", {self.likeliest[source] / ranked:.1%} are the likeliest there" if ranked else ""
+        return (
+            f"log-probabilities of {source}: {self.nats(source):.2f} nats a token, of "
+            f"{self.scored[source]:,} tokens{share}"
+        )
+
     def add_characters(self, unknown: Counter, in_question: Counter, replaced: Counter) -> None:
         """Counts what the vocabulary lacks of one kept chain and its question."""
         self.unknown.update(unknown)
@@ -148,6 +194,7 @@ class Tally:
         lines += self._about_thoughts()
         if self.inconsistent_chains:
             lines.append(f"kept with a wrong equation: {self.inconsistent_chains:,} chains")
+        lines += map(self._about_scores, self.scored)
         if positions := self.kinds.total():
             soft = self.kinds["soft"]
             lines.append(

@@ -109,6 +109,18 @@ def _columns(typed: str) -> dict[str, str]:
         "Share of chains with characters that the vocabulary lacks to go on with, by default 0.1.",
         _RUN,
     ),
+    max_nats=Short(
+        "MAX_NATS",
+        float,
+        "Nats a token of one teacher and recipe, on average, to go on with, by default 6.",
+        _RUN,
+    ),
+    min_likeliest=Short(
+        "MIN_LIKELIEST",
+        float,
+        "Share of such tokens that are the likeliest at their place, by default 0.15.",
+        _RUN,
+    ),
     overwrite=Short("OVERWRITE", bool, "Replace a finished store of something else.", _RUN),
     runner=Short(
         "BEAM_RUNNER",

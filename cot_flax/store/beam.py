@@ -27,6 +27,7 @@ from cot_flax.store.prepare import (
     stop_if_nothing_kept,
     stop_if_too_many_rejected,
     stop_if_too_many_unknown,
+    stop_if_unlikely,
 )
 
 BYTES_PER_SHARD = 2 << 20
@@ -41,6 +42,8 @@ def prepare(
     flags: Sequence[str] = (),
     max_rejected: float = 0.05,
     max_unknown_chains: float = 0.1,
+    max_nats: float = 6.0,
+    min_likeliest: float = 0.15,
     overwrite: bool = False,
     bytes_per_shard: int = BYTES_PER_SHARD,
 ) -> Tally:
@@ -58,6 +61,8 @@ def prepare(
         flags: Beam's, such as "--runner=DataflowRunner".
         max_rejected: the share of unreadable records that is allowed, which is known at the end.
         max_unknown_chains: likewise of chains with characters that the vocabulary lacks.
+        max_nats: as in `store.prepare`.
+        min_likeliest: as in `store.prepare`.
         overwrite: replace a finished store of other inputs or settings.
         bytes_per_shard: bytes of input a shard, on average.
 
@@ -80,6 +85,7 @@ def prepare(
     shards = -(-sum(sizes) // bytes_per_shard)
     beam_steps.run(pipeline, paths, os.fspath(folder), job, layout.ids_of(plan), shards=shards)
     total = _total(folder / PARTS, max_rejected, max_unknown_chains)
+    stop_if_unlikely(total, max_nats, min_likeliest)
     _finish(folder, shards, total, plan)
     return total
 

@@ -27,6 +27,8 @@ def store(
     workers: int | None = None,
     max_rejected: float = 0.05,
     max_unknown_chains: float = 0.1,
+    max_nats: float = 6.0,
+    min_likeliest: float = 0.15,
     overwrite: bool = False,
     beam_runner: str | None = None,
     beam_flags: Sequence[str] = (),
@@ -41,6 +43,8 @@ def store(
         workers: processes; by default one a core.
         max_rejected: the share of unreadable records at which it stops.
         max_unknown_chains: the share of chains with unknown characters at which it stops.
+        max_nats: as in `store.prepare.prepare`.
+        min_likeliest: as in `store.prepare.prepare`.
         overwrite: replace a finished store of other inputs or settings.
         beam_runner: of Apache Beam, such as "DataflowRunner"; None is this machine, without Beam.
         beam_flags: Beam's, such as "--region=europe-west4".
@@ -57,6 +61,8 @@ def store(
         "settings": settings,
         "max_rejected": max_rejected,
         "max_unknown_chains": max_unknown_chains,
+        "max_nats": max_nats,
+        "min_likeliest": min_likeliest,
         "overwrite": overwrite,
     }
     if beam_runner:

@@ -50,6 +50,8 @@ def prepare(
     workers: int | None = None,
     max_rejected: float = 0.05,
     max_unknown_chains: float = 0.1,
+    max_nats: float = 6.0,
+    min_likeliest: float = 0.15,
     overwrite: bool = False,
     records_per_shard: int = RECORDS_PER_SHARD,
     progress: Progress = lambda tally: None,
@@ -67,6 +69,9 @@ def prepare(
         max_rejected: the share of unreadable records at which it stops.
         max_unknown_chains: the share of otherwise good chains at which it stops that hold
             characters which the vocabulary lacks, kept ones and dropped ones.
+        max_nats: a token of one teacher and recipe, on average, beyond which it stops.
+        min_likeliest: the share of such tokens that are the likeliest at their place, below which
+            it stops.
         overwrite: replace a finished store of other inputs or settings.
         records_per_shard: records a chunk, at least.
         progress: called with the counts after each chunk.
@@ -76,7 +81,8 @@ def prepare(
 
     Raises:
         UserError: a vocabulary without a tokenizer, an input that cannot be used, too many
-            rejected records or unknown characters, nothing kept, or another finished store.
+            rejected records or unknown characters, log-probabilities that cannot be the text's,
+            nothing kept, or another finished store.
     """
     job = Job(tokenizer_of(vocabulary), settings)
     final, plan = path_at(out), _plan(inputs, vocabulary, settings, records_per_shard)
@@ -94,6 +100,7 @@ def prepare(
             done += 1
             stop_if_too_many_rejected(total, max_rejected, str(parts))
             stop_if_too_many_unknown(total, max_unknown_chains)
+            stop_if_unlikely(total, max_nats, min_likeliest)
             progress(total)
         stop_if_nothing_kept(total, str(parts))
         _finish(folder, done, total, plan)
@@ -220,6 +227,25 @@ def stop_if_too_many_unknown(total: Tally, max_unknown_chains: float) -> None:
             f"vocabulary lacks: {most(total.unknown + total.unknown_dropped)}",
             f"at most {max_unknown_chains:.1%}",
             "write them otherwise, choose another student, or raise --max-unknown-chains",
+        )
+
+
+def stop_if_unlikely(total: Tally, max_nats: float, min_likeliest: float) -> None:
+    """Raises UserError where a teacher's log-probabilities cannot be those of its text.
+
+    The default bounds lie between what is right and what is shifted by a place. Right: on its own
+    chains code-davinci-002 has 0.33 nats a token and 92% likeliest ones; SmolLM2-135M has 1.32 and
+    67% on human chains, 2.50 and 44% in the worst of 256; drawn at temperature 2 from its top 5,
+    58% would be the likeliest. Shifted: llama-cpp-python's echo has 9.3 to 12.7 nats and 7%; with
+    the rows of the place behind, SmolLM2 would have 3% and code-davinci-002 none.
+    """
+    if unlikely := total.unlikely(max_nats, min_likeliest):
+        raise UserError(
+            unlikely,
+            f"at most {max_nats:g} nats and at least {min_likeliest:.0%}: these may be of other "
+            "places than the text's",
+            "score the chains with another server (`cot-flax teach rescore`), or change --max-nats "
+            "or --min-likeliest",
         )
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from cot_flax.chains.projection import KINDS, Projection
+from cot_flax.chains.samples import Logprobs
 from cot_flax.chains.tally import MOST_INCONSISTENT, MOST_WORST, Tally
 
 
@@ -39,7 +40,44 @@ def filled(n):
     tally.add_characters(Counter({"é": n}), Counter({"你": 2 * n}), Counter({"<": 3 * n}))
     tally.unknown_dropped["是"] = n
     tally.add_inconsistent({"id": str(n), "steps": ["1 + 1 = 3"]})
+    tally.add_scores("somebody", scores(n * [(-0.5, True), (-1.5, False)]))
     return tally
+
+
+def scores(rows):
+    """Of tokens whose value is (likeliest) or is not the best among alternatives; None: no top."""
+    tops = [{} if best is None else {"x": value if best else -0.1} for value, best in rows]
+    return Logprobs(("t",) * len(rows), tuple(value for value, _ in rows), tuple(tops))
+
+
+def test_how_likely_the_tokens_of_a_source_are():
+    tally = Tally()
+    tally.add_scores("a", scores([(-0.5, True), (-1.5, False), (-4.0, None), (0.0, None)]))
+    assert (tally.scored, tally.ranked, tally.likeliest) == ({"a": 3}, {"a": 2}, {"a": 1})
+    assert tally.nats("a") == 2.0  # the word that nobody sampled does not count
+    assert tally.summary().splitlines()[1:] == [
+        "log-probabilities of a: 2.00 nats a token, of 3 tokens, 50.0% are the likeliest there"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("rows", "beyond"),
+    [
+        (30 * [(-6.0, None)], False),
+        (30 * [(-6.1, None)], True),
+        (29 * [(-9.0, False)], False),  # too few to say
+        (3 * [(-1.0, True)] + 17 * [(-3.0, False)], False),  # 15% of 20 are 3, and they are few
+        (6 * [(-1.0, True)] + 34 * [(-3.0, False)], False),  # 15% of 40 are 6
+        (5 * [(-1.0, True)] + 35 * [(-3.0, False)], True),
+    ],
+)
+def test_a_source_beyond_the_bounds_is_named(rows, beyond):
+    tally = Tally()
+    tally.add_scores("good", scores(500 * [(-0.1, True)]))
+    tally.add_scores("bad", scores(rows))
+    unlikely = tally.unlikely(max_nats=6.0, min_likeliest=0.15)
+    assert bool(unlikely) == beyond
+    assert unlikely.startswith("log-probabilities of bad: " * beyond)
 
 
 def test_everything_is_kept_dropped_or_rejected():

@@ -3,7 +3,9 @@
 import dataclasses
 import gzip
 import json
+import math
 import os
+import random
 import re
 import subprocess
 import sys
@@ -16,13 +18,15 @@ from support.tokenizers import world_without
 
 from cot_flax.chains.filtering import Filters
 from cot_flax.chains.preparation import Preparation
-from cot_flax.chains.samples import to_line, write_samples
+from cot_flax.chains.readers import read_codex_dump
+from cot_flax.chains.samples import Logprobs, to_line, write_samples
+from cot_flax.chains.tally import Tally
 from cot_flax.data.features import fingerprint
 from cot_flax.errors import UserError
 from cot_flax.lab.world.stories import make_stories
 from cot_flax.lab.world.teacher import make_samples
 from cot_flax.store import layout
-from cot_flax.store.prepare import prepare
+from cot_flax.store.prepare import prepare, stop_if_unlikely
 from cot_flax.tasks.stories import VOCABULARY
 
 GIVEN = Preparation(Filters(rules="none"))  # as for human rationales
@@ -529,6 +533,83 @@ def like_t5(tmp_path):
     """A vocabulary without some characters, as T5's."""
     (tmp_path / "like_t5.model").write_bytes(world_without("<{}\\^~"))
     return seqio.SentencePieceVocabulary(str(tmp_path / "like_t5.model"))
+
+
+def shifted(sample):
+    """With the rows of the place behind, as llama-cpp-python's echo has them."""
+    own, first = sample.logprobs, sample.logprobs.top_logprobs[0]
+    tops = [dict(top) for top in (*own.top_logprobs[1:], first)]
+    for token, top in zip(own.tokens, tops, strict=True):
+        top.setdefault(token, -11.0)
+    values = [top[token] for token, top in zip(own.tokens, tops, strict=True)]
+    found = dataclasses.replace(own, token_logprobs=tuple(values), top_logprobs=tuple(tops))
+    teacher = {"model": "story", "params": {"recipe": "fu2023", "scored_by": "scorer"}}
+    return dataclasses.replace(sample, logprobs=found, teacher=teacher)
+
+
+def test_log_probabilities_of_other_places_stop_the_run(tmp_path):
+    right = list(make_samples(make_stories(20, split="train", seed=4), samples=1, seed=4))
+    others = make_samples(make_stories(20, split="train", seed=5), samples=1, seed=5)
+    numbered = [dataclasses.replace(sample, id=f"other-{sample.id}") for sample in others]
+    path = written(tmp_path / "samples.jsonl", [*right, *map(shifted, numbered)])
+    message = (
+        r"got log-probabilities of story \(fu2023\), scored by scorer: \d+\.\d+ nats a token, of "
+        r"[\d,]+ tokens, \d\.\d% are the likeliest there; expected at most 6 nats and at least 15%"
+        r".*rescore.*--max-nats"
+    )
+    with pytest.raises(UserError, match=message):
+        run(path, tmp_path / "out")
+    assert not (tmp_path / "out" / "COMPLETED").exists()
+    tally = run(path, tmp_path / "out", max_nats=20, min_likeliest=0)
+    assert "log-probabilities of story (fu2023), scored by scorer" in tally.summary()
+    run(written(tmp_path / "right.jsonl", right), tmp_path / "right")
+
+
+def smol(shared_data):
+    """SmolLM2-135M on human chains."""
+    path = shared_data / "teacher" / "smollm2_gsm8k_train_top5.jsonl"
+    return [json.loads(line)["logprobs"] for line in path.read_text().splitlines()]
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_chains_drawn_at_a_temperature_pass(shared_data, temperature):
+    """Of SmolLM2's own top 5 at every place one is drawn; the value is the untempered one."""
+    draw, total = random.Random(0), Tally()
+    for found in smol(shared_data):
+        tops = found["top_logprobs"]
+        drawn = [
+            draw.choices(list(top), [math.exp(value / temperature) for value in top.values()])[0]
+            for top in tops
+        ]
+        values = tuple(top[token] for top, token in zip(tops, drawn, strict=True))
+        total.add_scores("smol", Logprobs(tuple(drawn), values, tuple(tops)))
+    assert total.scored["smol"] > 25_000
+    stop_if_unlikely(total, max_nats=6.0, min_likeliest=0.15)
+    assert 0.55 < total.likeliest["smol"] / total.ranked["smol"] < 0.8
+
+
+def test_codex_chains_and_human_ones_pass(shared_data):
+    total = Tally()
+    for sample in read_codex_dump(shared_data / "teacher" / "gsm8k_train_codex_top5.jsonl"):
+        total.add_scores("codex", sample.logprobs)
+    for found in smol(shared_data):
+        columns = (found["tokens"], found["token_logprobs"], found["top_logprobs"])
+        total.add_scores("human", Logprobs(*map(tuple, columns)))
+    stop_if_unlikely(total, max_nats=6.0, min_likeliest=0.15)
+    share = {name: total.likeliest[name] / total.ranked[name] for name in total.ranked}
+    assert share == pytest.approx({"codex": 0.92, "human": 0.67}, abs=0.01)
+    assert total.nats("human") == pytest.approx(1.32, abs=0.01)
+
+
+def test_an_echo_of_llama_cpp_python_does_not():
+    path = Path(__file__).parents[1] / "fixtures/servers/llama_cpp_python_0.3.36_echo_shifted.json"
+    found = json.loads(path.read_text(encoding="utf-8"))["response"]["choices"][0]["logprobs"]
+    columns = (found["tokens"], found["token_logprobs"], found["top_logprobs"])
+    total = Tally()
+    for _ in range(3):  # the file has 14 places
+        total.add_scores("llama", Logprobs(*(tuple(column[1:]) for column in columns)))
+    with pytest.raises(UserError, match=r"llama: 9\.30 nats a token, of 42 tokens, 7\.1%"):
+        stop_if_unlikely(total, max_nats=6.0, min_likeliest=0.15)
 
 
 def test_unknown_characters_stop_the_run_and_are_counted_by_character(
