@@ -11,6 +11,8 @@ from cot_flax.teacher.costs import Prices, Totals, size_of
 from cot_flax.teacher.dispatch import Call, Desk, work_through
 from cot_flax.teacher.journal import Journal
 from cot_flax.teacher.requests import Completion, Reply, Teacher
+from cot_flax.text.answers import answers_match, extract_answer
+from cot_flax.text.prompts import build_target
 
 
 def rescore(
@@ -27,6 +29,7 @@ def rescore(
 ) -> Totals:
     """Gives the samples of a file the log-probabilities that `teacher` assigns to their texts.
 
+    A text that leaves the right answer to `gold_answer` is closed with it first; see `closed`.
     `teacher["params"]["scored_by"]` of a sample names it. A text that it cannot score keeps no
     log-probabilities and is counted by reason. Journal, order and errors are as in
     `dispatch.sample`.
@@ -48,12 +51,31 @@ def rescore(
             await desk.ask(call_of(sample))
 
         def scored() -> Iterator[Sample]:
-            for sample in read_samples(samples):
+            for sample in map(closed, read_samples(samples)):
                 yield _rescored(sample, call_of(sample).key, teacher.name, desk)
 
-        work_through(read_samples(samples), total, score, desk, teacher.close)
+        work_through(map(closed, read_samples(samples)), total, score, desk, teacher.close)
         write_samples(out, scored())
     return totals
+
+
+def closed(sample: Sample) -> Sample:
+    """The sample with its text as a student will learn it: closed with `The answer is N`.
+
+    A chain whose own answer is another one stays as it is, for a filter to see that. Of given
+    rationales, which no teacher was asked for, an own answer is what they mark as one; of a
+    teacher's chain also a last number.
+    """
+    gold = sample.gold_answer
+    if not gold:
+        return sample
+    kind = "number" if extract_answer(gold, kind="number", mode="flexible") else "text"
+    mode = "flexible" if sample.teacher["params"] else "strict"
+    own = extract_answer(sample.text, kind=kind, mode=mode)
+    if own is not None and not answers_match(own, gold, kind=kind):
+        return sample
+    closing = build_target(sample.text, gold, "zero_shot_cot")[len(sample.text.strip()) :]
+    return replace(sample, text=sample.text.rstrip() + closing) if closing else sample
 
 
 def _call(teacher: Teacher, prompt: str, text: str, top_logprobs: int) -> Call:

@@ -350,7 +350,7 @@ def _batch_spent(prompt_tokens: int, completion_tokens: int, run: _Run) -> str:
 
 
 def _scoring_shown(samples: str | os.PathLike, prompt_of: Callable[[str], str]) -> str:
-    first, *others = read_samples(samples)
+    first, *others = map(rescoring.closed, read_samples(samples))
     shown = f"{prompt_of(first.question)}{first.text}\n{_RULE}"
     return f"{shown}\n{1 + len(others):,} texts to score"
 

@@ -9,7 +9,7 @@ from cot_flax.errors import UserError
 from cot_flax.lab.world.teacher import make_samples, tokenize
 from cot_flax.teacher.client import OpenAITeacher
 from cot_flax.teacher.journal import journal_path
-from cot_flax.teacher.rescoring import rescore
+from cot_flax.teacher.rescoring import closed, rescore
 
 # Every text once: of two equal calls one is sent.
 SAMPLES = list(
@@ -56,6 +56,41 @@ def test_the_scores_are_the_servers_distribution(samples, tmp_path, dialect):
     different = {(sample.question, sample.text) for sample in SAMPLES}
     assert (totals.samples, totals.requests) == (10, len(different))
     assert not totals.problems
+
+
+GIVEN = {"model": "given rationales", "params": {}}
+ASKED = {"model": "nobody", "params": {"recipe": "fu2023"}}
+
+
+@pytest.mark.parametrize(
+    ("text", "gold", "teacher", "expected"),
+    [
+        ("48 + 24 = 72 clips.", "72", GIVEN, "48 + 24 = 72 clips.\nThe answer is 72"),
+        (" 48 + 24 = 72.\n", "72", ASKED, " 48 + 24 = 72.\nThe answer is 72"),
+        ("72 clips in 2 months.", "72", GIVEN, "72 clips in 2 months.\nThe answer is 72"),
+        ("The patient is ill.", "page", GIVEN, "The patient is ill.\nThe answer is page"),
+        # These are closed, wrong, or of an unknown answer: they stay.
+        (" 72. The answer is $72.\n", "72", ASKED, " 72. The answer is $72.\n"),
+        ("72 clips in 2 months.", "72", ASKED, "72 clips in 2 months."),
+        ("So the answer is 71.", "72", GIVEN, "So the answer is 71."),
+        ("The answer is queue.", "page", ASKED, "The answer is queue."),
+        ("48 + 24 = 72.", "", ASKED, "48 + 24 = 72."),
+    ],
+)
+def test_a_text_is_closed_as_a_student_learns_it(text, gold, teacher, expected):
+    sample = replace(SAMPLES[0], text=text, gold_answer=gold, teacher=teacher)
+    assert closed(sample) == replace(sample, text=expected)
+    assert closed(closed(sample)) == closed(sample)
+
+
+def test_the_closing_sentence_is_scored(samples, tmp_path):
+    bare = replace(SAMPLES[0], text=SAMPLES[0].text.partition("\nThe answer")[0])
+    write_samples(samples, [bare])
+    with StoryServer() as server:
+        run(server, samples, tmp_path / "scored.jsonl")
+    (scored,) = read_samples(tmp_path / "scored.jsonl")
+    assert scored.text == SAMPLES[0].text
+    assert scored.logprobs.tokens == tuple(tokenize(SAMPLES[0].text))
 
 
 def test_texts_that_cannot_be_scored_are_counted_and_asked_for_again(samples, tmp_path):
