@@ -31,8 +31,8 @@ def rescore(
 
     A text that leaves the right answer to `gold_answer` is closed with it first; see `closed`.
     `teacher["params"]["scored_by"]` of a sample names it. A text that it cannot score keeps no
-    log-probabilities and is counted by reason. Journal, order and errors are as in
-    `dispatch.sample`.
+    log-probabilities and is counted by reason; a thought apart keeps none of another teacher.
+    Journal, order and errors are as in `dispatch.sample`.
 
     Args:
         samples: a samples file.
@@ -102,4 +102,5 @@ def _rescored(sample: Sample, key: str, teacher: str, desk: Desk) -> Sample:
     else:
         logprobs = desk.journal[key][0].completions[0].logprobs
     params = {**sample.teacher["params"], "scored_by": teacher}
-    return replace(sample, logprobs=logprobs, teacher={**sample.teacher, "params": params})
+    named = {**sample.teacher, "params": params}
+    return replace(sample, logprobs=logprobs, thought_logprobs=None, teacher=named)

@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 from support.story_server import STORIES, TEACHER, StoryServer, prompt_of
 
-from cot_flax.chains.samples import read_samples, write_samples
+from cot_flax.chains.samples import Logprobs, read_samples, write_samples
 from cot_flax.errors import UserError
 from cot_flax.lab.world.teacher import make_samples, tokenize
 from cot_flax.teacher.client import OpenAITeacher
@@ -84,13 +84,19 @@ def test_a_text_is_closed_as_a_student_learns_it(text, gold, teacher, expected):
 
 
 def test_the_closing_sentence_is_scored(samples, tmp_path):
-    bare = replace(SAMPLES[0], text=SAMPLES[0].text.partition("\nThe answer")[0])
+    bare = replace(
+        SAMPLES[0],
+        text=SAMPLES[0].text.partition("\nThe answer")[0],
+        thought="Hm.",
+        thought_logprobs=Logprobs.certain("Hm."),  # another teacher's
+    )
     write_samples(samples, [bare])
     with StoryServer() as server:
         run(server, samples, tmp_path / "scored.jsonl")
     (scored,) = read_samples(tmp_path / "scored.jsonl")
     assert scored.text == SAMPLES[0].text
     assert scored.logprobs.tokens == tuple(tokenize(SAMPLES[0].text))
+    assert (scored.thought, scored.thought_logprobs) == ("Hm.", None)
 
 
 def test_texts_that_cannot_be_scored_are_counted_and_asked_for_again(samples, tmp_path):
