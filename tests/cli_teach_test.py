@@ -347,5 +347,5 @@ def test_given_rationales_can_be_imported_to_be_scored(files, monkeypatch, capsy
     lines = [json.dumps(row), json.dumps(row | {"thinking": "Hm."})]
     (files / "own.jsonl").write_text("\n".join(lines))
     assert call(monkeypatch, "teach", "import", files / "own.jsonl", "--out", out) == 0
-    line = f"2 samples in {out}, 1 of them without the thought before it\n"
+    line = f"2 samples in {out}, 1 of them with a thought apart (prepare --chain)\n"
     assert capsys.readouterr().out == line

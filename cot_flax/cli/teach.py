@@ -242,8 +242,8 @@ def import_given(
             yield sample
 
     write_samples(out, counted())
-    left_out = f", {thoughts:,} of them without the thought before it" if thoughts else ""
-    typer.echo(f"{count:,} samples in {out}{left_out}")
+    apart = f", {thoughts:,} of them with a thought apart (prepare --chain)" if thoughts else ""
+    typer.echo(f"{count:,} samples in {out}{apart}")
 
 
 @app.command("stories")

@@ -166,6 +166,13 @@ def test_the_text_is_cut_out_of_the_echo(begin):
     assert read_echo(record, "Q:", " It is") == (expected, "")
 
 
+def test_white_space_at_the_end_of_an_echo_needs_no_token():
+    read, reason = read_echo(echo(["Q:", " It", " is"]), "Q:", " It is \n")
+    assert (read.tokens, reason) == ((" It", " is", " \n"), "")
+    assert read.token_logprobs == (-1.0, -2.0, 0.0)
+    assert read_echo(echo(["Q:", "It", " is"]), "Q:", " It is") == (None, "tokens_do_not_join")
+
+
 def test_a_boundary_inside_a_token_is_named():
     assert read_echo(echo(["Q", ": It", " is"]), "Q:", " It is") == (None, "boundary_inside_token")
 
