@@ -87,7 +87,8 @@ def tokens_paid(
     prompt, counted = _count(usage, "prompt_tokens"), _count(usage, "completion_tokens")
     prompt = prompt or math.ceil(size / BYTES_A_TOKEN)
     least = sum(
-        len(c.logprobs.tokens) if c.logprobs else request.max_tokens * (c.finish_reason == "length")
+        sum(len(part.tokens) for part in (c.thought_logprobs, c.logprobs) if part)
+        or request.max_tokens * (c.finish_reason == "length")
         for c in completions
     )
     if not counted:

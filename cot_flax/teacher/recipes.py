@@ -201,9 +201,9 @@ class Recipe:
     def next(self, question: Question, request: Request, completion: Completion) -> Request | None:
         """The call that follows on one completion of `request`, or None where nothing does.
 
-        Nothing follows on a refusal, or where the teacher was cut off before it wrote a text. Chains
-        of the same words share it: it is greedy. A plain language model is stopped where the line of
-        the answer ends, for no more of it counts.
+        Nothing follows on a refusal, or where the teacher was cut off before it wrote a text.
+        Chains of the same words share it: it is greedy. A plain language model is stopped where the
+        line of the answer ends, for no more of it counts.
         """
         if not self.two_steps or completion.finish_reason in REFUSALS:
             return None

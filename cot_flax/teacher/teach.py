@@ -381,8 +381,8 @@ def _done(totals: Totals, out: str) -> str:
     if totals.empty:
         lines.append(
             f"chains without a text, left out: {totals.empty:,}; the token limit came first "
-            "(--max-tokens), or nothing was written; what was sampled and ended so is asked for again "
-            "by the next run"
+            "(--max-tokens), or nothing was written; what was sampled and ended so is asked for "
+            "again by the next run"
         )
     return "\n".join(lines)
 

@@ -87,6 +87,8 @@ def test_log_probabilities_count_what_usage_leaves_out():
     usage = {"prompt_tokens": 30, "completion_tokens": 50}
     completions = [Completion("It" * 50, SCORED, "stop")] * 2
     assert tokens_paid(Request("x" * 100, n=2), completions, usage) == (30, 100)
+    thought = Completion("", Logprobs((), (), ()), "length", "", "It" * 50, SCORED)
+    assert tokens_paid(Request("x" * 100), [thought, completions[0]], usage) == (30, 100)
 
 
 def test_a_plan_of_one_step(tmp_path):
