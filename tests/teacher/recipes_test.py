@@ -276,7 +276,7 @@ def test_the_second_step_follows_on_the_text_alone():
 
 def test_no_second_step_follows_on_a_thought_that_was_cut_off():
     recipe = make_recipe("ho2022")
-    (first,) = recipe.first(ASKED)
+    first = recipe.first(ASKED)
     assert recipe.next(ASKED, first, Completion("<think>Hm", None, "length")) is None
     assert recipe.next(ASKED, first, Completion("<think>Hm", None, "stop")) is not None
 
