@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 
 from cot_flax.chains.samples import Logprobs
-from cot_flax.teacher.tokens import read_echo, read_logprobs, read_prompt_logprobs
+from cot_flax.teacher.recipes import PRESETS
+from cot_flax.teacher.requests import Completion
+from cot_flax.teacher.tokens import read_echo, read_logprobs, read_prompt_logprobs, read_thought
 
 TWO = {
     "tokens": ["It", " is"],
@@ -262,6 +264,25 @@ def test_the_text_stands_behind_the_thought_that_came_apart():
     assert read_logprobs(record, "8")[0].token_logprobs == (-1.0,)
 
 
+def test_a_thought_is_the_first_place_with_its_text():
+    record = plain("<think>", "8", " pens", "</think>", "8")
+    assert read_thought(record, "8").token_logprobs == (-2.0,)
+    assert read_thought(record, "8 pens").tokens == ("8", " pens")
+    assert (read_thought(record, ""), read_thought(record, "9"), read_thought(None, "8")) == (
+        None,
+        None,
+        None,
+    )
+
+
+def test_the_thought_of_vllms_parser_has_log_probabilities():
+    choice = real("vllm_0.32_reasoning_parser_chat")
+    read = read_thought(choice["logprobs"], choice["message"]["reasoning"])
+    entries = choice["logprobs"]["content"][:-1]  # without <|im_end|>
+    assert read.tokens == tuple(entry["token"] for entry in entries)
+    assert read.token_logprobs == tuple(entry["logprob"] for entry in entries)
+
+
 def test_byte_level_strings_are_decoded():
     """vLLM 0.9 with some tokenizers; `bytes` are those of the string, too."""
     tokens = ["It", "\u0120is", "\u010a", "\u00c3", "\u00a9"]
@@ -331,6 +352,19 @@ def test_llama_cpp_withholds_what_may_begin_a_stop_string():
         top[token] == value
         for token, value, top in zip(read.tokens, values, read.top_logprobs, strict=True)
     )
+
+
+@pytest.mark.parametrize("paper", ["fu2023", "magister2022", "kim2023"])
+def test_a_chain_of_llama_cpp_is_cleaned_with_its_log_probabilities(paper):
+    """The line break in front of the chain, which was withheld, costs its first token nothing."""
+    choice = real("llama_server_b11434_stop")
+    logprobs, _ = read_logprobs(choice["logprobs"], choice["text"])
+    chain = PRESETS[paper].clean(Completion(choice["text"], logprobs, "stop"))
+    assert chain.text == "".join(chain.logprobs.tokens) == "2+3=5\nThe answer is 5"
+    entry = choice["logprobs"]["content"][1]
+    top = {other["token"]: other["logprob"] for other in entry["top_logprobs"]}
+    assert len(top) == 5 and chain.logprobs.top_logprobs[0] == top
+    assert chain.logprobs.token_logprobs[0] == entry["logprob"]
 
 
 def test_what_llama_cpp_withholds_may_be_another_entrys_alternative():
