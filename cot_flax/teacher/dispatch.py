@@ -31,6 +31,7 @@ from rich.progress import (
 
 from cot_flax.chains.samples import Sample, write_samples
 from cot_flax.errors import UserError
+from cot_flax.teacher.clipping import split_thought
 from cot_flax.teacher.costs import (
     Budget,
     Plan,
@@ -159,6 +160,7 @@ class Desk:
         self._lacking_in_a_row: list[Reply] = []
         self._was_answered = False
         self._has_failed = False
+        self._without_text: int | None = 0  # answers; None: one had a text
 
     async def ask(self, call: Call) -> None:
         """Asks for what the journal lacks of a call, and writes it there answer by answer."""
@@ -179,6 +181,7 @@ class Desk:
                 here = sum(map(call.is_answer, reply.completions))
                 answers, done = answers + here, done + len(reply.completions)
                 self._lacking[call.key] += len(reply.completions) - here
+                self._watch_texts(reply)
                 # A run that is started again may ask for nothing but what lacked something before.
                 if not (lacked_before and self._was_answered):
                     self._watch(reply, here > 0)
@@ -240,6 +243,20 @@ class Desk:
         if len(self._lacking_in_a_row) >= most:
             self.stop_lacking()
 
+    def _watch_texts(self, reply: Reply) -> None:
+        """Stops before much is paid for thoughts that the token limit cuts off."""
+        if self._without_text is None or not all(map(_is_cut_off, reply.completions)):
+            self._without_text = None
+            return
+        self._without_text += 1
+        if self._without_text >= FIRST_ANSWERS:
+            raise UserError(
+                f"{self._without_text} answers without a text: thought alone, cut off at the token "
+                "limit",
+                "a text behind it",
+                "raise --max-tokens, or ask a teacher that thinks less",
+            )
+
     def check_answers(self) -> None:
         """Raises UserError where the run has answers, and all lack what was asked for."""
         if self._lacking_in_a_row and not self._was_answered:
@@ -254,6 +271,10 @@ class Desk:
             "those of every token, as asked for",
             "ask a server and model that give them, or for none (--top-logprobs 0)",
         )
+
+
+def _is_cut_off(completion: Completion) -> bool:
+    return completion.finish_reason == "length" and not split_thought(completion).text.strip()
 
 
 def work_through(

@@ -1,4 +1,5 @@
 import asyncio
+import itertools
 import json
 import random
 import re
@@ -268,6 +269,24 @@ def test_chains_that_a_thought_left_no_room_for_are_left_out(tmp_path):
     (sample,) = read_samples(tmp_path / "s.jsonl")
     assert (sample.sample, sample.text) == (0, "It is 17")
     assert (totals.samples, totals.empty) == (1, 1)
+
+
+def test_thoughts_that_are_all_cut_off_stop_the_run_at_the_third(tmp_path):
+    cut = said("9 + 8", " =", text=None, thought="9 + 8 =", finish_reason="length")
+    whole = said("It is", " 17", text="It is 17", thought=None)
+    recipe = replace(CHAT, two_steps=False)
+    script = lambda body: (200, {"choices": [cut] * 2})  # noqa: E731
+    with (
+        StoryServer(script=script) as server,
+        pytest.raises(UserError, match=r"3 answers without a text: thought alone.*--max-tokens"),
+    ):
+        run(server, tmp_path / "s.jsonl", QUESTIONS, recipe, concurrency=1)
+    assert len(server.bodies) == 3
+    answers = itertools.chain([cut, whole], itertools.repeat(cut))
+    script = lambda body: (200, {"choices": [next(answers), next(answers)]})  # noqa: E731
+    with StoryServer(script=script) as server:
+        totals = run(server, tmp_path / "other" / "s.jsonl", FEW, recipe, concurrency=1)
+    assert (totals.samples, totals.empty) == (1, 2 * len(FEW) - 1)
 
 
 def test_a_run_without_any_text_makes_no_file(tmp_path):
