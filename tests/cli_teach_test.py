@@ -2,13 +2,16 @@
 
 import json
 import math
+import os
 import re
+import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
-from support.story_server import STORIES, TEACHER, StoryServer
+from support.story_server import STORIES, TEACHER, Dialect, StoryServer
 
 from cot_flax import cli
 from cot_flax.chains.samples import read_samples
@@ -54,7 +57,7 @@ def sampling(files, url, *more):
     return [
         *("teach", "sample", files / "questions.jsonl", "--out", files / "samples.jsonl"),
         *("--recipe", "fu2023", "--dataset", "stories", "--exemplars", files / "worked.jsonl"),
-        *("--shots", 2, "--samples", 3, "--model", "story", "--base-url", url, *more),
+        *("--shots", 2, "--samples", 3, "--model", "story", "--base-url", url, "--no-probe", *more),
     ]
 
 
@@ -112,7 +115,8 @@ def test_the_data_half_of_a_paper_is_a_file(files, monkeypatch, capsys):
     with StoryServer() as server:
         assert call(monkeypatch, *sampling(files, server.url, "--temperature", 1)) == 0
         url = f"--gin.TEACHER_URL={server.url}"
-        assert call(monkeypatch, "teach", paper, url) == 0
+        flags = (url, "--gin.TEACHER_PROBE=False")
+        assert call(monkeypatch, "teach", paper, *flags) == 0
         assert server.answered.total() == 6  # the journal of the folder has them all
     shown = capsys.readouterr()
     assert f"18 samples in {files}/from_gin.jsonl: 0 requests" in shown.out
@@ -224,6 +228,172 @@ def test_no_server_is_one_line_within_seconds(files, monkeypatch, capsys):
     assert re.search(f"no server at {server.url}.*start it, such as `vllm serve", line)
 
 
+def of_stories(bodies):
+    """Those of a run, without a probe's."""
+    return [b for b in bodies if any(story.question in json.dumps(b) for story in STORIES)]
+
+
+def probing(*arguments):
+    """The arguments of `sampling`, which find out first what the server does."""
+    return [argument for argument in arguments if argument != "--no-probe"]
+
+
+def test_a_run_finds_out_what_the_server_does_and_uses_it(files, monkeypatch, capsys):
+    """llama.cpp: n is at most 4, repetition_penalty is passed over; asked once."""
+    command = probing(*sampling(files, "", "--samples", 6, "--limit", 2))
+    with StoryServer(dialect="llama_server") as server:
+        command[command.index("")] = server.url
+        assert call(monkeypatch, *command) == 0
+        asked = of_stories(server.bodies)
+        assert sorted(body["n"] for body in asked) == [2, 2, 4, 4]
+        for body in asked:
+            assert (body["top_p"], body["top_k"], body["min_p"]) == (1.0, 0, 0.0)
+            assert "repetition_penalty" not in body
+        first = len(server.bodies)
+        assert first - len(asked) <= 20
+        shown = capsys.readouterr()
+        assert "12 samples in" in shown.out and re.search(r"probe: \d+ requests in", shown.err)
+        assert "WARNING: passed over without a word: repetition_penalty" in shown.err
+        assert call(monkeypatch, *command, "--limit", 3) == 0
+        more = server.bodies[first:]
+        assert len(more) == len(of_stories(more)) == 2  # nothing is found out again
+        assert call(monkeypatch, *command, "--limit", 3) == 0
+        assert len(server.bodies) == first + 2
+    (sample, *_) = read_samples(files / "samples.jsonl")
+    params = sample.teacher["params"]
+    assert (params["top_k"], params["min_p"]) == (0, 0.0)
+    assert params["teachers_own"] == ["repetition_penalty"]
+
+
+@pytest.mark.parametrize(
+    ("dialect", "more", "message"),
+    [
+        ("no_logprobs", (), r"no log-probabilities from 127.*--top-logprobs 0"),
+        (Dialect(is_greedy=True), (), "4 equal chains at temperature 0.7.*--samples 1"),
+        (Dialect(refuses=("logprobs",)), (), r"\(refused: .*logprobs is not supported"),
+    ],
+)
+def test_a_run_that_is_worthless_stops_before_its_first_question(
+    files, monkeypatch, capsys, dialect, more, message
+):
+    with StoryServer(dialect=dialect) as server:
+        assert call(monkeypatch, *probing(*sampling(files, server.url, *more))) == 2
+        assert server.bodies and not of_stories(server.bodies)
+        assert re.search(message, capsys.readouterr().err.splitlines()[-1])
+        # What was found is kept: the same command asks nothing.
+        count = len(server.bodies)
+        assert call(monkeypatch, *probing(*sampling(files, server.url, *more))) == 2
+        assert len(server.bodies) == count
+    assert not (files / "samples.jsonl").exists()
+
+
+def test_what_the_journal_answers_needs_no_server(files, monkeypatch):
+    with StoryServer(dialect="vllm") as server:
+        arguments = probing(*sampling(files, server.url))
+        assert call(monkeypatch, *arguments) == 0
+    first = (files / "samples.jsonl").read_bytes()
+    (files / "samples.jsonl").unlink()
+    assert call(monkeypatch, *arguments) == 0
+    assert (files / "samples.jsonl").read_bytes() == first
+
+
+def test_equal_chains_are_refused_before_anything_is_sent(files, monkeypatch, capsys):
+    with StoryServer() as server:
+        assert call(monkeypatch, *sampling(files, server.url, "--temperature", 0)) == 2
+        assert not server.bodies
+    message = "3 chains a question at temperature 0, .*; expected .*; set --temperature, or"
+    assert re.search(message, capsys.readouterr().err)
+
+
+def test_rescoring_uses_what_the_server_does(files, monkeypatch, capsys):
+    with StoryServer() as server:
+        assert call(monkeypatch, *sampling(files, server.url, "--limit", 2)) == 0
+    prompt = ("--prompt", "Q: {question}\\nA:")
+    command = (
+        "teach",
+        "rescore",
+        files / "samples.jsonl",
+        "--out",
+        files / "scored.jsonl",
+        *prompt,
+    )
+    with StoryServer(dialect="no_echo") as server:
+        assert call(monkeypatch, *command, "--model", "story", "--base-url", server.url) == 0
+        asked = of_stories(server.bodies)
+        assert len(asked) == len({body["prompt"] for body in asked})
+        assert all(body["prompt_logprobs"] == 5 for body in asked)
+    capsys.readouterr()
+    with StoryServer(dialect="llama_cpp_python") as server:
+        assert call(monkeypatch, *command, "--model", "story", "--base-url", server.url) == 2
+        assert not of_stories(server.bodies)
+    assert "of a given text from 127" in (shown := capsys.readouterr().err) and "shifted" in shown
+
+
+def test_a_probe_of_its_own(files, monkeypatch, capsys):
+    out = files / "samples.jsonl"
+    with StoryServer(dialect="llama_server") as server:
+        teacher = ("--model", "smol", "--base-url", server.url)
+        assert call(monkeypatch, "teach", "probe", *teacher, "--out", out) == 0
+        printed = capsys.readouterr().out
+        assert re.search(r"chains a request +up to 4\n", printed)
+        assert len(server.bodies) <= 20
+        count = len(server.bodies)
+        command = probing(*sampling(files, server.url, "--limit", 1))
+        command[command.index("story")] = "smol"
+        assert call(monkeypatch, *command) == 0
+        assert len(server.bodies) == count + 1  # what was kept is used
+    assert call(monkeypatch, "teach", "probe", "--checkpoint", files) == 2
+    assert "a server's (--model)" in capsys.readouterr().err
+
+
+def test_fields_and_headers_of_ones_own_are_sent(files, monkeypatch, capsys):
+    monkeypatch.setenv("TEAM", "ours")
+    own = ("--top-k", 7, "--min-p", 0.1, "--repetition-penalty", 1.1, "--seed", 5)
+    body = ("--extra-body", '{"chat_template_kwargs": {"enable_thinking": false}}')
+    header = ("--header", "Authorization: Basic $TEAM", "--attempts", 2)
+    with StoryServer() as server:
+        arguments = sampling(files, server.url, "--limit", 1, *own, *body, *header)
+        assert call(monkeypatch, *arguments) == 0
+        assert call(monkeypatch, *arguments, "--extra-body", "[1]") == 2
+    (sent,) = server.bodies
+    assert (sent["top_k"], sent["min_p"], sent["repetition_penalty"], sent["seed"]) == (
+        *(7, 0.1, 1.1),
+        5,
+    )
+    assert sent["chat_template_kwargs"] == {"enable_thinking": False}
+    assert server.keys == ["Basic ours"]
+    assert re.search("--extra-body .*a JSON object", capsys.readouterr().err)
+    (sample, *_) = read_samples(files / "samples.jsonl")
+    params = sample.teacher["params"]
+    assert params["extra_body"] == {"chat_template_kwargs": {"enable_thinking": False}}
+    assert params["seed"] == 5 and "teachers_own" not in params
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "name"), [(signal.SIGINT, 130, "Ctrl-C"), (signal.SIGTERM, 143, "SIGTERM")]
+)
+def test_a_run_that_is_stopped_says_what_it_cost_and_goes_on(files, number, code, name):
+    arguments = [*map(str, sampling(files, "", "--concurrency", 1))]
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    with StoryServer(delay=0.3) as server:
+        arguments[arguments.index("")] = server.url
+        command = [sys.executable, "-m", "cot_flax.cli", *arguments]
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+        while len(server.bodies) < 3:
+            assert process.poll() is None
+            time.sleep(0.02)
+        process.send_signal(number)
+        error = process.communicate(timeout=60)[1]
+        assert process.returncode == code, error
+        line = error.splitlines()[-1]
+        answers = int(re.search(rf"stopped by {name} after (\d+) answers, [\d,]+ prompt", line)[1])
+        assert answers >= 2 and "run the same command to go on" in line
+        assert "Traceback" not in error
+        before = len(server.bodies)
+        assert subprocess.run(command, capture_output=True).returncode == 0
+        assert len(server.bodies) - before == 6 - answers
+
+
 def test_what_is_sent_can_be_set(files, monkeypatch):
     sent = {"--stop": r"\nQ:", "--top-p": 0.5, "--presence-penalty": 1, "--frequency-penalty": 2}
     options = [word for pair in sent.items() for word in pair]
@@ -232,7 +402,7 @@ def test_what_is_sent_can_be_set(files, monkeypatch):
         more = ("--limit", 1, *options, "--stop", "END", "--per-request", 2)
         assert call(monkeypatch, *sampling(files, server.url, *more)) == 0
     recipes_own, *others = server.bodies
-    assert recipes_own["stop"] == ["\nQuestion:"] and "top_p" not in recipes_own
+    assert recipes_own["stop"] == ["\nQuestion:"] and recipes_own["top_p"] == 1.0
     assert sorted(body["n"] for body in others) == [1, 2]  # sent at one time, in either order
     for body in others:
         assert (body["stop"], body["top_p"]) == (["\nQ:", "END"], 0.5)
@@ -304,7 +474,7 @@ MISTAKES = [
     (["--price-in", "1"], "one price; expected --price-in and --price-out"),
     (["--temperature", "-1"], "temperature -1.0; expected at least 0"),
     (["--base-url", "localhost:1"], "the base URL 'localhost:1'; expected http"),
-    (["--base-url", "http://example.org/v1"], "no key for example.org; .*OPENAI_API_KEY"),
+    (["--base-url", "https://api.openai.com/v1"], "no key for api.openai.com; .*OPENAI_API_KEY"),
 ]
 
 

@@ -1,12 +1,23 @@
 """`cot-flax teach`: samples files, from a teacher or from somebody's files."""
 
+import contextlib
 import itertools
-from typing import Annotated
+import json
+import operator
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from cot_flax.cli.common import GIN_FLAGS, Out, Short, bound
+from cot_flax.errors import UserError
+
+
+def _json_object(typed: str) -> dict[str, Any]:
+    with contextlib.suppress(ValueError):
+        if isinstance(record := json.loads(typed), dict):
+            return record
+    raise UserError(f"--extra-body {typed!r}", "a JSON object", "write it like '{\"name\": 1}'")
 
 
 class _SampleByDefault(TyperGroup):
@@ -82,6 +93,20 @@ TEACHER = {
     ),
     "rpm": Short("TEACHER_RPM", float, "Requests a minute, at most.", _RUN),
     "tpm": Short("TEACHER_TPM", float, "Tokens a minute, at most, both ways.", _RUN),
+    "attempts": Short("TEACHER_ATTEMPTS", int, "Of each request, at most; by default 8.", _RUN),
+    "header": Short(
+        "TEACHER_HEADERS",
+        tuple,
+        "'NAME: VALUE' to send with every request, a $VARIABLE is filled in; may be repeated.",
+        _WHO,
+    ),
+    "no_probe": Short(
+        "TEACHER_PROBE",
+        bool,
+        "Ask at once, without finding out first what the server does.",
+        _RUN,
+        value=operator.not_,
+    ),
     "price_in": Short("TEACHER_PRICE_IN", float, "$ per million prompt tokens.", _RUN),
     "price_out": Short("TEACHER_PRICE_OUT", float, "$ per million written tokens.", _RUN),
     "max_cost": Short("TEACHER_MAX_COST", float, "$ that this run may spend; wants prices.", _RUN),
@@ -114,6 +139,20 @@ NUMBERS = {
     "top_p": Short("TEACH_TOP_P", float, "Nucleus sampling; 1 is off.", _HOW),
     "presence_penalty": Short("TEACH_PRESENCE_PENALTY", float, "As in OpenAI's API.", _HOW),
     "frequency_penalty": Short("TEACH_FREQUENCY_PENALTY", float, "As in OpenAI's API.", _HOW),
+    "top_k": Short("TEACH_TOP_K", int, "Draw from so many of the likeliest; 0 is off.", _HOW),
+    "min_p": Short(
+        "TEACH_MIN_P", float, "Draw from tokens above this share of the likeliest; 0 is off.", _HOW
+    ),
+    "repetition_penalty": Short("TEACH_REPETITION_PENALTY", float, "1 is off.", _HOW),
+    "seed": Short("TEACH_SEED", int, "For a server that can be seeded.", _HOW),
+    "extra_body": Short(
+        "TEACH_EXTRA_BODY",
+        str,
+        "More fields of a request, a JSON object such as "
+        '\'{"chat_template_kwargs": {"enable_thinking": false}}\'.',
+        _HOW,
+        value=_json_object,
+    ),
     "stop": STOP,
     "per_request": Short(
         "TEACH_PER_REQUEST", int, "Chains that one request may ask for, at most.", _HOW
@@ -209,6 +248,29 @@ def rescore(dry_run: DryRun = False):
     from cot_flax.teacher import teach
 
     typer.echo(configuration.call(teach.rescore, dry_run=dry_run))
+
+
+_OF_RUNS = ("price_in", "price_out", "max_cost", "concurrency", "no_probe")
+
+
+@app.command("probe", context_settings=GIN_FLAGS)
+@bound(
+    "runs/probe.gin",
+    out=Short(
+        "SAMPLES_FILE", str, "A samples file, beside whose journal the findings are kept for it."
+    ),
+    chat=NUMBERS["chat"],
+    **{name: short for name, short in TEACHER.items() if name not in _OF_RUNS},
+)
+def probe():
+    """Say what a server and its model do, by at most 20 small requests in 30 seconds.
+
+    Example: cot-flax teach probe --model MODEL --base-url http://localhost:8000/v1
+    """
+    from cot_flax import configuration
+    from cot_flax.teacher import teach
+
+    typer.echo(configuration.call(teach.probe))
 
 
 @app.command("import")

@@ -7,8 +7,11 @@ import email.utils
 import json
 import logging
 import os
+import re
 import time
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import openai
@@ -18,16 +21,20 @@ import stamina.instrumentation
 from cot_flax.chains.samples import Logprobs
 from cot_flax.errors import UserError
 from cot_flax.teacher.costs import most_tokens, tokens_counted, tokens_paid
+from cot_flax.teacher.findings import Habits
 from cot_flax.teacher.pace import Pace, Turn
 from cot_flax.teacher.requests import (
     REFUSALS,
+    TEACHERS_OWN,
     Busy,
     Completion,
     NotNow,
     Refused,
     Reply,
     Request,
+    RequestFailed,
     Unscorable,
+    no_server,
     of_status,
 )
 from cot_flax.teacher.tokens import read_echo, read_logprobs, read_prompt_logprobs, read_thought
@@ -35,7 +42,7 @@ from cot_flax.teacher.tokens import read_echo, read_logprobs, read_prompt_logpro
 RETRIES_IN_SILENCE = 3  # From this one on, a retry of the same request is a warning.
 CONNECT_SECONDS = 10.0  # A server takes a connection at once, however long it then writes.
 _OPENAI = "api.openai.com"
-_LOCAL = ("localhost", "127.0.0.1", "::1", "0.0.0.0")
+_LIMIT, _NEW_LIMIT = "max_tokens", "max_completion_tokens"
 _DEFAULTS = vars(Request(""))
 # By name, for it is the library's choice which HTTP library raises them.
 _NO_CONNECTION = ("ConnectError", "ConnectTimeout")
@@ -43,13 +50,14 @@ _NO_CONNECTION = ("ConnectError", "ConnectTimeout")
 _CONTENTS = {"text", "content", "reasoning_content", "reasoning", "refusal", "tool_calls"}
 # Of reading scores: another of the options below may do better.
 _NO_SCORES = ("not_given", "unknown_shape", "token_ids", "tokens_do_not_join", "shifted")
-# How to get the log-probabilities of a given text: plainly, for servers that must write at
-# least one token, and for a vLLM that refuses `echo`.
-_SCORING_OPTIONS = (
-    {"echo": True, "max_tokens": 0},
-    {"echo": True, "max_tokens": 1},
-    {"max_tokens": 1},
-)
+_COUNTS = ("prompt_tokens", "completion_tokens")
+SCORING = {
+    # llama-cpp-python takes 0 tokens for no limit; others refuse 1 with an echo, or 0.
+    "echo and one token": {"echo": True, "max_tokens": 1},
+    "echo": {"echo": True, "max_tokens": 0},
+    "prompt_logprobs": {"max_tokens": 1},
+}
+"""How to get the log-probabilities of a given text, by name."""
 
 
 class OpenAITeacher:
@@ -61,7 +69,10 @@ class OpenAITeacher:
     answered is not waited for. The key is sent to the server and appears nowhere else.
 
     Attributes:
-        name: the model's.
+        name: the model's, as the server is asked for it.
+        connection: to the server.
+        habits: of the server, as far as they are known by now.
+        paid: requests that were answered, and their prompt_tokens and completion_tokens.
     """
 
     def __init__(
@@ -76,6 +87,8 @@ class OpenAITeacher:
         wait_max: float = 60.0,
         rpm: float | None = None,
         tpm: float | None = None,
+        headers: Mapping[str, str] | None = None,
+        habits: Habits | None = None,
     ):
         """Sends nothing yet.
 
@@ -89,13 +102,15 @@ class OpenAITeacher:
             wait_max: seconds, the most between two attempts unless the server asks for more.
             rpm: requests a minute, at most; None leaves it to the server.
             tpm: tokens a minute, at most.
+            headers: more of them, sent with every request.
+            habits: of the server, where they are known.
 
         Raises:
-            UserError: no key for a server that is not on this machine, or none that can be one; a
-                base URL without http(s)://.
+            UserError: no key for OpenAI's own server, or none that can be one; a base URL without
+                http(s)://.
         """
         self.name = model
-        self._connection = Connection(
+        self.connection = Connection(
             base_url,
             key_variable,
             timeout=timeout,
@@ -104,14 +119,20 @@ class OpenAITeacher:
             wait_max=wait_max,
             rpm=rpm,
             tpm=tpm,
+            headers=headers or {},
         )
-        self._scoring_options: Sequence[Mapping[str, Any]] = _SCORING_OPTIONS
+        self.habits = replace(habits or Habits())
+        if not self.habits.limit_name:
+            # OpenAI's newer models refuse the old name; other servers may not know the new one.
+            new = self.connection.host == _OPENAI
+            self.habits.limit_name = _NEW_LIMIT if new else _LIMIT
+        self.paid: Counter[str] = Counter()
+        self._model_names: set[str] = set()
         self._has_scored = False
-        self._asks_singly = False
 
     async def close(self) -> None:
         """Closes the connections."""
-        await self._connection.close()
+        await self.connection.close()
 
     async def complete(self, request: Request) -> Reply:
         """Answers one request, with fewer completions where a server ignores or refuses `n`.
@@ -121,11 +142,16 @@ class OpenAITeacher:
             NotNow: all attempts are used up.
             UserError: the server refuses every request (key, model, path, credit).
         """
-        return self._reply(await self._choices(request), request)
+        answer = await self.choices(request)
+        reply = self._reply(answer, request)
+        self.paid.update(
+            prompt_tokens=reply.prompt_tokens, completion_tokens=reply.completion_tokens
+        )
+        return reply
 
     def read(self, raw: str, request: Request) -> Reply:
         """Reads an answer that came by another way than a request of ours; raises as `complete`."""
-        answer = self._connection.read(raw)
+        answer = self.connection.read(raw)
         if isinstance(answer, UserError):
             raise answer
         return self._reply(answer, request)
@@ -135,17 +161,50 @@ class OpenAITeacher:
         kept = tuple(completions[: request.n])
         return Reply(kept, *tokens_paid(request, completions, answer.get("usage")))
 
-    async def _choices(self, request: Request) -> dict[str, Any]:
-        body = self.body(request) | ({"n": 1} if self._asks_singly else {})
-        try:
-            return await self._connection.post(request.is_chat, body)
-        except Refused as error:
-            if body["n"] == 1 or not error.reason.startswith("http_"):
-                raise
-        # Some servers take no n above 1 (vLLM where it is greedy) or above 4 (llama.cpp).
-        answer = await self._connection.post(request.is_chat, body | {"n": 1})
-        self._asks_singly = True
-        return answer
+    async def choices(self, request: Request) -> dict[str, Any]:
+        """An answer as it came, with as many of the `n` as the server takes at a time.
+
+        What a server refuses in the form of the request, not in its content, is learned: another
+        name of the token limit, a smaller `n`. Raises as `complete` does.
+        """
+        habits = self.habits
+        most = "most_n" if request.temperature else "most_greedy_n"
+        n, other_limit = min(request.n, getattr(habits, most) or request.n), False
+        while True:
+            body = self._body(request, n, other_limit)
+            try:
+                answer = await self.connection.post(request.is_chat, body)
+            except Refused as error:
+                if not error.reason.startswith("http_"):
+                    raise
+                if _NEW_LIMIT in error.got and request.is_chat and not other_limit:
+                    other_limit = True
+                elif "top_p" in error.got and request.top_p == 1 and habits.sends_top_p:
+                    habits.sends_top_p = False
+                elif n > 1:
+                    # Some servers take no n above 1 (vLLM where it is greedy) or 4 (llama.cpp).
+                    n = _smaller(n, error.said)
+                else:
+                    raise
+                continue
+            if n < request.n:
+                setattr(habits, most, n)
+            if other_limit:
+                habits.limit_name = _other(habits.limit_name)
+            self._note(answer)
+            return answer
+
+    def _note(self, answer: Mapping[str, Any]) -> None:
+        """Counts it; says so where another model answers than before."""
+        self.paid["requests"] += 1
+        name = answer.get("model")
+        if not isinstance(name, str) or name in self._model_names:
+            return
+        if self._model_names:
+            known = ", ".join(sorted(self._model_names))
+            text = "%s answers as model %r, where it answered as %s before"
+            logging.getLogger(__name__).warning(text, self.connection.place, name, known)
+        self._model_names.add(name)
 
     async def score(self, prompt: str, text: str, top_logprobs: int) -> Logprobs:
         """Scores `text` after `prompt` through the completions API.
@@ -156,11 +215,11 @@ class OpenAITeacher:
             NotNow: all attempts are used up.
             UserError: the server refuses every request.
         """
-        reasons = []
-        for options in self._scoring_options:
-            logprobs, reason = await self._scored(options, prompt, text, top_logprobs)
+        reasons, known = [], self.habits.scoring
+        for name in [known] if known else SCORING:
+            logprobs, reason = await self._scored(SCORING[name], prompt, text, top_logprobs)
             if logprobs is not None:
-                self._scoring_options, self._has_scored = (options,), True
+                self.habits.scoring, self._has_scored = name, True
                 return logprobs
             reasons.append(reason)
         of_text = [reason for reason in reasons if reason not in (*_NO_SCORES, "refused")]
@@ -168,7 +227,7 @@ class OpenAITeacher:
             raise Unscorable((of_text or reasons)[0])
         raise Unscorable(
             reasons[0],
-            f"no log-probabilities of a given text from {self._connection.place} "
+            f"no log-probabilities of a given text from {self.connection.place} "
             f"({', '.join(dict.fromkeys(reasons))})",
             "serve the model with vLLM, or score with a checkpoint",
             is_paid=True,
@@ -183,9 +242,13 @@ class OpenAITeacher:
         if "echo" not in options:
             body["extra_body"] = {"prompt_logprobs": k}
         try:
-            (choice, *_) = (await self._connection.post(False, body))["choices"]
+            answer = await self.connection.post(False, body)
         except Refused as error:
             return None, "refused" if error.reason.startswith("http_") else error.reason
+        self._note(answer)
+        usage = answer.get("usage") or {}
+        self.paid.update({name: usage.get(name) or 0 for name in _COUNTS})
+        (choice, *_) = answer["choices"]
         if "echo" not in options:
             return read_prompt_logprobs(choice.get("prompt_logprobs"), prompt, text)
         if not read_choice(choice).text.startswith(whole):
@@ -194,20 +257,33 @@ class OpenAITeacher:
 
     def body(self, request: Request) -> dict[str, Any]:
         """A request as the API takes it."""
-        body = {"model": self.name, "n": request.n, "temperature": request.temperature}
-        for name in ("top_p", "presence_penalty", "frequency_penalty", "stop", "seed"):
+        body = self._body(request, request.n, other_limit=False)
+        return body | body.pop("extra_body", {})
+
+    def _body(self, request: Request, n: int, other_limit: bool) -> dict[str, Any]:
+        """The call for `n` completions, the fields that OpenAI does not have in `extra_body`.
+
+        top_p is sent though 1 is OpenAI's default: a server may have another one, such as that of
+        the model's generation_config.
+        """
+        body = {"model": self.name, "n": n, "temperature": request.temperature}
+        if self.habits.sends_top_p or request.top_p != 1:
+            body["top_p"] = request.top_p
+        for name in ("presence_penalty", "frequency_penalty", "stop", "seed"):
             if (value := getattr(request, name)) != _DEFAULTS[name]:
                 body[name] = value
         if request.seed is not None:
             body["seed"] = request.seed + request.done
+        own = {name: getattr(request, name) for name in TEACHERS_OWN}
+        extra = {name: value for name, value in own.items() if value is not None}
+        if extra := extra | dict(request.extra_body or {}):
+            body["extra_body"] = extra
         k = request.top_logprobs
         if not request.is_chat:
-            body |= {"prompt": request.prompt, "max_tokens": request.max_tokens}
+            body |= {"prompt": request.prompt, _LIMIT: request.max_tokens}
             return body if k is None else body | {"logprobs": k}
-        # OpenAI's newer models refuse the old name; other servers may not know the new one.
-        new = self._connection.host == _OPENAI
-        body["max_completion_tokens" if new else "max_tokens"] = request.max_tokens
-        body["messages"] = request.prompt
+        limit = _other(self.habits.limit_name) if other_limit else self.habits.limit_name
+        body |= {"messages": request.prompt, limit: request.max_tokens}
         return body if k is None else body | {"logprobs": True, "top_logprobs": k}
 
     def _completion(self, choice: Mapping[str, Any], request: Request) -> Completion:
@@ -221,12 +297,23 @@ class OpenAITeacher:
         )
 
 
+def _other(limit_name: str) -> str:
+    return _LIMIT if limit_name == _NEW_LIMIT else _NEW_LIMIT
+
+
+def _smaller(n: int, message: str) -> int:
+    """The largest number below `n` that a refusal of it names, else 1."""
+    named = [int(number) for number in re.findall(r"(?<![\d.])\d{1,6}(?![\d.])", message)]
+    return max([number for number in named if 1 <= number < n], default=1)
+
+
 class Connection:
     """One server and one key. It belongs to the event loop of its first call.
 
     Attributes:
         host: the server's name, without the port.
         place: the server's address for messages, without any password.
+        attempts: of each request, at least 1.
     """
 
     def __init__(
@@ -240,6 +327,7 @@ class Connection:
         wait_max: float,
         rpm: float | None,
         tpm: float | None,
+        headers: Mapping[str, str],
     ):
         """See `OpenAITeacher`."""
         self._key_variable = key_variable
@@ -250,20 +338,24 @@ class Connection:
         if base_url is not None and not base_url.startswith(("http://", "https://")):
             remedy = "write it like http://localhost:8000/v1"
             raise UserError(f"the base URL {base_url!r}", "http:// or https:// before it", remedy)
+        self._secrets = [text for text in (self._key, *headers.values()) if len(text) > 3]
+        has_own = self._key or "authorization" in map(str.lower, headers)
+        self._headers = {} if has_own else {"Authorization": openai.Omit()}
         self._client = openai.AsyncOpenAI(
             base_url=base_url,
             api_key=self._key or "none",
             timeout=openai.Timeout(timeout, connect=min(timeout, CONNECT_SECONDS)),
             max_retries=0,
+            default_headers=headers,
         )
         self._has_answered = self._has_paused = False
         url = self._client.base_url
         self.host, self.place = url.host, f"{url.netloc.decode()}{url.path}"
-        if not self._key and self.host not in _LOCAL:
+        if not self._key and self.host == _OPENAI:
             remedy = f"put the key into the environment variable {key_variable}"
             raise UserError(f"no key for {self.host}", "a key", remedy)
+        self.attempts = attempts
         self._retries = {
-            "attempts": attempts,
             "timeout": None,
             "wait_initial": wait_initial,
             "wait_max": wait_max,
@@ -276,6 +368,24 @@ class Connection:
         """Closes what is still open to the server, in the loop that opened it."""
         await self._client.close()
 
+    async def models(self) -> list[str]:
+        """The names of the models that the server lists; none where it does not say.
+
+        Raises:
+            UserError: no server is there, or it refuses the key.
+        """
+        found = await self._sent(
+            lambda: self._client.models.with_raw_response.list(extra_headers=self._headers)
+        )
+        if isinstance(found, RequestFailed):
+            return []
+        if isinstance(found, UserError):
+            raise found
+        try:
+            return [model["id"] for model in json.loads(found.http_response.text)["data"]]
+        except (KeyError, TypeError, ValueError):
+            return []
+
     async def post(self, is_chat: bool, body: Mapping[str, Any]) -> dict[str, Any]:
         """Returns the decoded answer, every choice of which `read_choice` can read.
 
@@ -284,7 +394,8 @@ class Connection:
             Refused: the server refuses this request, or its answer has an unknown shape.
             UserError: no server is there, or it refuses every request (key, model, path, credit).
         """
-        async for attempt in stamina.retry_context(on=_when_to_retry, **self._retries):
+        retries = {"attempts": self.attempts, **self._retries}
+        async for attempt in stamina.retry_context(on=_when_to_retry, **retries):
             with attempt:
                 answer = await self._paced(is_chat, body)
                 if isinstance(answer, UserError):
@@ -312,26 +423,33 @@ class Connection:
         self, is_chat: bool, body: Mapping[str, Any], turn: Turn
     ) -> dict[str, Any] | UserError:
         api = self._client.chat.completions if is_chat else self._client.completions
+        create = api.with_raw_response.create
+        response = await self._sent(lambda: create(**body, extra_headers=self._headers), turn)
+        if isinstance(response, UserError):
+            return response
+        answer = self.read(response.http_response.text)
+        if isinstance(answer, dict):
+            turn.tokens = tokens_counted(answer.get("usage")) or turn.tokens
+        self._pace.answered(turn, response.headers)
+        return answer
+
+    async def _sent(
+        self, call: Callable[[], Awaitable[Any]], turn: Turn | None = None
+    ) -> Any | UserError:
+        """The library's raw response."""
         try:
-            response = await api.with_raw_response.create(**body)
+            response = await call()
             self._has_answered = True
-            answer = self.read(response.http_response.text)
-            if isinstance(answer, dict):
-                turn.tokens = tokens_counted(answer.get("usage")) or turn.tokens
-            self._pace.answered(turn, response.headers)
-            return answer
+            return response
         except openai.APIStatusError as error:
             self._has_answered = True
-            turn.tokens = 0
+            if turn:
+                turn.tokens = 0
             return self._status_failure(error)
         except openai.OpenAIError as error:
             cause = type(error.__cause__).__name__
             if not self._has_answered and cause in _NO_CONNECTION:
-                return UserError(
-                    f"no server at {self._client.base_url.scheme}://{self.place} ({cause})",
-                    "one that speaks OpenAI's API",
-                    "start it, such as `vllm serve MODEL`, or correct the base URL",
-                )
+                return no_server(f"{self._client.base_url.scheme}://{self.place}", cause)
             return NotNow(f"{type(error).__name__} from {self.place}")
 
     def read(self, raw: str) -> dict[str, Any] | UserError:
@@ -377,14 +495,15 @@ class Connection:
             self._shown(raw),
             place=self.place,
             key_variable=self._key_variable,
+            has_key=bool(self._key),
             retry_after=retry_after,
             code="insufficient_quota" if "insufficient_quota" in names else str(names[-1]),
         )
 
     def _shown(self, text: str) -> str:
-        """At most 300 characters on one line, without the key."""
-        if self._key:
-            text = text.replace(self._key, "(the key)")
+        """At most 300 characters on one line, without the key and the values of headers."""
+        for secret in self._secrets:
+            text = text.replace(secret, "(the key)")
         return " ".join(text.split())[:300]
 
 

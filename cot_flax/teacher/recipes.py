@@ -13,11 +13,15 @@ from cot_flax.errors import UserError
 from cot_flax.teacher import templates
 from cot_flax.teacher.clipping import certain, end_at, join, split_thought, trim
 from cot_flax.teacher.questions import Question
-from cot_flax.teacher.requests import REFUSALS, Completion, Messages, Request
+from cot_flax.teacher.requests import REFUSALS, TEACHERS_OWN, Completion, Messages, Request
 from cot_flax.text.answers import ANSWER_MARKER
 from cot_flax.text.equations import find_equations
 from cot_flax.text.prompts import normalize_question
 
+_REAL = (
+    *("temperature", "top_p", "presence_penalty", "frequency_penalty"),
+    *("min_p", "repetition_penalty"),
+)
 Paper = Literal["fu2023", "magister2022", "ho2022", "kim2023"]
 BRIDGE = "Therefore, the answer is"
 _LINE_END = "\n"
@@ -101,6 +105,7 @@ class Numbers:
         stop: strings that end a completion.
         top_logprobs: log-probabilities of the k likeliest tokens a position; None asks for none.
         per_request: the most completions that one call may ask for; OpenAI's limit is 128.
+        top_k, min_p, repetition_penalty, seed, extra_body: as in `Request`.
 
     Raises:
         UserError: a number that no teacher can be asked with.
@@ -116,6 +121,11 @@ class Numbers:
     stop: tuple[str, ...] = ()
     top_logprobs: int | None = None
     per_request: int = 128
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    seed: int | None = None
+    extra_body: Mapping[str, Any] | None = None
 
     def __post_init__(self):
         least = {"samples": 1, "temperature": 0, "max_tokens": 1, "shots": 0, "per_request": 1}
@@ -142,13 +152,18 @@ class Overrides:
     stop: Sequence[str] | None = None
     top_logprobs: int | None = None
     per_request: int | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    seed: int | None = None
+    extra_body: dict[str, Any] | None = None
 
     def given(self) -> dict[str, Any]:
         """The fields of `Numbers` to replace; in one form each, for requests are keyed by it."""
         given = {name: value for name, value in vars(self).items() if value is not None}
-        for name in ("temperature", "top_p", "presence_penalty", "frequency_penalty"):
-            if name in given:
-                given[name] = float(given[name])
+        for name, value in given.items():
+            if name in _REAL:
+                given[name] = float(value)
         if "stop" in given:
             given["stop"] = tuple(given["stop"])
         if "top_logprobs" in given:
@@ -178,9 +193,13 @@ class Recipe:
 
     @property
     def params(self) -> dict[str, Any]:
-        """The sampling parameters, for the record of a sample."""
+        """The sampling parameters, for the record of a sample; what it is left is named."""
         numbers = asdict(self.numbers) | {"stop": list(self.numbers.stop)}
         del numbers["per_request"]
+        own = [name for name in TEACHERS_OWN if numbers[name] is None]
+        for name in (*own, *(name for name in ("seed", "extra_body") if numbers[name] is None)):
+            del numbers[name]
+        numbers |= {"teachers_own": own} if own else {}
         return {"recipe": self.name, **numbers}
 
     def first(self, question: Question) -> Request:
@@ -196,6 +215,11 @@ class Recipe:
             frequency_penalty=numbers.frequency_penalty,
             stop=numbers.stop,
             top_logprobs=numbers.top_logprobs,
+            seed=numbers.seed,
+            top_k=numbers.top_k,
+            min_p=numbers.min_p,
+            repetition_penalty=numbers.repetition_penalty,
+            extra_body=numbers.extra_body,
         )
 
     def next(self, question: Question, request: Request, completion: Completion) -> Request | None:

@@ -5,7 +5,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from cot_flax.chains.samples import Logprobs
 from cot_flax.errors import UserError
@@ -13,6 +13,8 @@ from cot_flax.errors import UserError
 Messages = tuple[Mapping[str, str], ...]
 REFUSALS = ("content_filter", "refusal")
 """Values of `Completion.finish_reason`: what was written, if anything, is no answer."""
+TEACHERS_OWN = ("top_k", "min_p", "repetition_penalty")
+"""Fields of `Request` of which None leaves the teacher its own."""
 
 _NOT_NOW = (408, 409, 429)  # and all of 5xx
 _NO_CREDIT = re.compile(
@@ -49,6 +51,11 @@ class Request:
         stop: strings that end a continuation and are not part of it.
         top_logprobs: log-probabilities of the k likeliest tokens a position; None asks for none.
         seed: for a teacher that can be seeded.
+        top_k: of the likeliest tokens one is drawn; 0 is off; None is the teacher's own.
+        min_p: no token below this share of the likeliest one's probability; 0.0 is off; None is
+            the teacher's own.
+        repetition_penalty: 1.0 is off; None is the teacher's own.
+        extra_body: fields of a server's own, put into the request as they are.
         done: how many continuations of equal content were asked for before, from which these are
             to differ.
     """
@@ -63,6 +70,10 @@ class Request:
     stop: tuple[str, ...] = ()
     top_logprobs: int | None = None
     seed: int | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    extra_body: Mapping[str, Any] | None = None
     done: int = 0
 
     @property
@@ -182,6 +193,7 @@ class Refused(RequestFailed):
     Attributes:
         reason: a name to count by.
         is_paid: such an answer was paid for.
+        said: the server's own words, if there are any.
     """
 
     def __init__(
@@ -192,9 +204,10 @@ class Refused(RequestFailed):
         remedy: str = "change what it complains of",
         *,
         is_paid: bool = False,
+        said: str = "",
     ):
         super().__init__(got, expected, remedy)
-        self.reason, self.is_paid = reason, is_paid
+        self.reason, self.is_paid, self.said = reason, is_paid, said
 
 
 class Unscorable(Refused):
@@ -212,12 +225,22 @@ class Unscorable(Refused):
         super().__init__(reason, got, "those of the text", remedy, is_paid=is_paid)
 
 
+def no_server(address: str, cause: str) -> UserError:
+    """The exception where nothing takes a connection."""
+    return UserError(
+        f"no server at {address} ({cause})",
+        "one that speaks OpenAI's API",
+        "start it, such as `vllm serve MODEL`, or correct the base URL",
+    )
+
+
 def of_status(
     status: int,
     message: str,
     *,
     place: str,
     key_variable: str,
+    has_key: bool = True,
     retry_after: float | None = None,
     code: str = "",
 ) -> UserError:
@@ -227,6 +250,7 @@ def of_status(
         message: of the server; it is shown, but not where it may quote the key (401, 403).
         place: the server's address.
         key_variable: the environment variable of the key.
+        has_key: whether one was sent.
         retry_after: seconds that the server asks to wait, or None.
         code: the error's own name for itself, "" without one.
     """
@@ -237,6 +261,8 @@ def of_status(
     if status == 403 and _FILTERED.search(about):
         return Refused("content_filter", got)
     if status in (401, 403):
+        if not has_key:
+            got = f"{got}, which was sent no key"
         remedy = f"put such a key in the environment variable {key_variable}"
         return UserError(got, "a key that may use this model", remedy)
     got = f"{got}: {message}"
@@ -253,7 +279,8 @@ def of_status(
         return Busy(got, retry_after)
     if status in _NOT_NOW or status >= 500:
         return NotNow(got, retry_after)
-    return Refused("content_filter" if _FILTERED.search(about) else f"http_{status}", got)
+    reason = "content_filter" if _FILTERED.search(about) else f"http_{status}"
+    return Refused(reason, got, said=message)
 
 
 def _has_no_credit(status: int, about: str) -> bool:

@@ -1,22 +1,27 @@
 """The stage `teach`: from questions, a scenario or given chains to a samples file."""
 
 import os
+import signal
+import socket
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from cot_flax.chains.samples import read_samples
 from cot_flax.errors import UserError
 from cot_flax.files import work_path
-from cot_flax.teacher import costs, dispatch, rescoring
+from cot_flax.teacher import costs, dispatch, findings, rescoring
 from cot_flax.teacher.costs import Plan, Prices, Totals
+from cot_flax.teacher.findings import Findings, Habits, Wanted
 from cot_flax.teacher.journal import journal_path
 from cot_flax.teacher.questions import Question, read_questions
 from cot_flax.teacher.recipes import Overrides, Paper, Recipe, make_recipe
-from cot_flax.teacher.requests import Messages, Teacher
+from cot_flax.teacher.requests import Messages, Teacher, no_server
 from cot_flax.teacher.scenario import read_scenario, scenario_recipe
 from cot_flax.text.prompts import normalize_question
 
@@ -25,6 +30,7 @@ if TYPE_CHECKING:
 
 PROMPT = "Q: {question}\nLet's think step by step\n"
 _RULE = "-" * 40
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 @dataclass(frozen=True)
@@ -38,6 +44,10 @@ class NamedTeacher:
         timeout: seconds to wait for an answer.
         rpm: requests a minute to the server, at most.
         tpm: tokens a minute, at most.
+        attempts: of each request, at most.
+        headers: "NAME: VALUE" each, sent with every request; a $VARIABLE is put in from the
+            environment.
+        probe: a few small requests find out what the server does, before the first run.
         checkpoint: a T5 of cot-flax, Hugging Face or T5X.
         tokenizer: the checkpoint's SentencePiece model, where none lies beside it.
         huggingface: a causal LM's folder or hub name.
@@ -50,6 +60,9 @@ class NamedTeacher:
     timeout: float = 300.0
     rpm: float | None = None
     tpm: float | None = None
+    attempts: int = 8
+    headers: Sequence[str] = ()
+    probe: bool = True
     checkpoint: str | None = None
     tokenizer: str | None = None
     huggingface: str | None = None
@@ -67,10 +80,18 @@ class NamedTeacher:
             )
         return named[0]
 
-    def open(self) -> Teacher:
-        """Loads or connects the teacher; imports what only this one needs."""
-        if self.name == self.model:
-            return self.of_server()
+    @property
+    def is_server(self) -> bool:
+        return self.name == self.model
+
+    def open(self, habits: Habits | None = None) -> Teacher:
+        """Loads or connects the teacher; imports what only this one needs.
+
+        Args:
+            habits: of the server, where they are known.
+        """
+        if self.is_server:
+            return self.of_server(habits)
         if self.name == self.huggingface:
             from cot_flax.teacher.local.huggingface import HuggingFaceTeacher
 
@@ -79,7 +100,7 @@ class NamedTeacher:
 
         return JaxTeacher(self.checkpoint, self.tokenizer)
 
-    def of_server(self) -> "OpenAITeacher":
+    def of_server(self, habits: Habits | None = None) -> "OpenAITeacher":
         """The teacher behind a server; raises UserError where another one is named."""
         if self.name != self.model:
             remedy = "name it by --model, or leave the batch out"
@@ -93,7 +114,31 @@ class NamedTeacher:
             timeout=self.timeout,
             rpm=self.rpm,
             tpm=self.tpm,
+            attempts=self.attempts,
+            headers=dict(map(_header, self.headers)),
+            habits=habits,
         )
+
+
+def _check_that_it_listens(base_url: str | None) -> None:
+    """Of a server on this machine, before the library that asks it is loaded, for a second."""
+    parts = urlsplit(base_url or "")
+    if parts.scheme != "http" or parts.hostname not in _LOOPBACK:
+        return
+    try:
+        socket.create_connection((parts.hostname, parts.port or 80), timeout=1).close()
+    except TimeoutError:
+        return
+    except OSError as error:
+        address = f"http://{findings.server_of(base_url)}"
+        raise no_server(address, error.strerror or type(error).__name__) from None
+
+
+def _header(line: str) -> tuple[str, str]:
+    name, colon, value = line.partition(":")
+    if not colon or not name.strip():
+        raise UserError(f"the header {name!r}", "NAME: VALUE", "write it like 'X-Team: $TEAM'")
+    return name.strip(), os.path.expandvars(value.strip())
 
 
 def sample(
@@ -157,7 +202,7 @@ def sample(
     )
     run = _Run(out, journal, concurrency, price_in, price_out, max_cost)
     batch = (batch_file, batch_results)
-    return _ask(pool[:max_questions], chosen, teacher, run, batch, dry_run)
+    return _ask(pool[:max_questions], chosen, teacher, run, batch, chat, dry_run)
 
 
 def scenario(
@@ -187,7 +232,7 @@ def scenario(
         print(note, file=sys.stderr)
     chosen = scenario_recipe(read, chat=chat, **overrides.given())
     run = _Run(out, journal, concurrency, price_in, price_out, max_cost)
-    return _ask(read.inputs, chosen, teacher, run, (batch_file, batch_results), dry_run)
+    return _ask(read.inputs, chosen, teacher, run, (batch_file, batch_results), chat, dry_run)
 
 
 def rescore(
@@ -220,18 +265,45 @@ def rescore(
     if dry_run:
         return _scoring_shown(samples, prompt_of)
     run = _Run(out, journal, concurrency, price_in, price_out, max_cost)
-    totals = rescoring.rescore(
-        samples,
-        out,
-        run.answers,
-        teacher.open(),
-        prompt_of,
-        top_logprobs=top_logprobs,
-        concurrency=concurrency,
-        prices=run.prices,
-        max_cost=max_cost,
-    )
+    found = _found_out(teacher, run, Wanted(top_logprobs=top_logprobs, scores=True))
+    opened = teacher.open(found and found.known_habits())
+    with _stoppable(opened, run):
+        totals = rescoring.rescore(
+            samples,
+            out,
+            run.answers,
+            opened,
+            prompt_of,
+            top_logprobs=top_logprobs,
+            concurrency=concurrency,
+            prices=run.prices,
+            max_cost=max_cost,
+        )
     return _done(totals, out)
+
+
+def probe(
+    *,
+    teacher: NamedTeacher,
+    chat: bool = False,
+    out: str | None = None,
+    journal: str | None = None,
+) -> str:
+    """Says what a server and its model do, by at most 20 requests.
+
+    Args:
+        teacher: of a server.
+        chat: by the chat API, where it has both.
+        out: a samples file, beside whose journal the findings are kept for `sample`.
+        journal: the file of answers, where it is another one.
+    """
+    if not teacher.is_server:
+        raise UserError(f"the teacher {teacher.name}", "a server's (--model)", "name its model")
+    found = _probed(teacher, Wanted(chat=chat, everything=True))
+    if out or journal:
+        answers = work_path(journal) if journal else journal_path(out)
+        findings.keep(findings.path_beside(answers), found)
+    return findings.report(found)
 
 
 def _without(questions: Sequence[Question], held_out: Iterable[Question]) -> list[Question]:
@@ -276,9 +348,27 @@ def _ask(
     teacher: NamedTeacher,
     run: _Run,
     batch: tuple[str | None, str | None],
+    chat: bool,
     dry_run: bool,
 ) -> str:
+    numbers = recipe.numbers
+    if numbers.samples > 1 and numbers.temperature == 0:
+        raise UserError(
+            f"{numbers.samples} chains a question at temperature 0, where all are equal",
+            "a temperature above 0, or one chain",
+            "set --temperature, or --samples 1",
+        )
+    wanted = Wanted(
+        chat=chat,
+        top_logprobs=numbers.top_logprobs,
+        draws=numbers.temperature > 0,
+        samples=min(numbers.samples, numbers.per_request),
+        stops=bool(numbers.stop),
+        seed=numbers.seed is not None,
+    )
     requests_file, results_file = batch
+    found = _kept(teacher, run, chat)
+    recipe = _settled(questions, recipe, teacher, run, found)
     if results_file and not dry_run:
         print(_taken(results_file, questions, recipe, teacher, run), file=sys.stderr)
     plan = costs.plan(questions, recipe, teacher.name, run.answers, prices=run.prices)
@@ -287,18 +377,111 @@ def _ask(
     if requests_file and plan.most_requests:
         return _written(requests_file, questions, recipe, teacher, run)
     print(_planned(plan), file=sys.stderr)
-    totals = dispatch.sample(
-        questions,
-        recipe,
-        teacher.open(),
-        run.out,
-        run.answers,
-        concurrency=run.concurrency,
-        prices=run.prices,
-        max_cost=run.max_cost,
-        planned=plan,
-    )
+    if plan.most_requests:
+        found = _found_out(teacher, run, wanted)
+        recipe = _settled(questions, recipe, teacher, run, found)
+    opened = teacher.open(found and found.known_habits())
+    with _stoppable(opened, run):
+        totals = dispatch.sample(
+            questions,
+            recipe,
+            opened,
+            run.out,
+            run.answers,
+            concurrency=run.concurrency,
+            prices=run.prices,
+            max_cost=run.max_cost,
+            planned=plan,
+        )
     return _done(totals, run.out)
+
+
+def _kept(teacher: NamedTeacher, run: _Run, chat: bool) -> Findings | None:
+    """What an earlier probe found out about a server."""
+    if not teacher.is_server:
+        return None
+    server = findings.server_of(teacher.base_url)
+    return findings.read_kept(findings.path_beside(run.answers), server, teacher.model, chat)
+
+
+def _probed(teacher: NamedTeacher, wanted: Wanted) -> Findings:
+    _check_that_it_listens(teacher.base_url)
+    opened = teacher.open()
+    from cot_flax.teacher.probe import probe  # late, for it loads what connects
+
+    return probe(opened, wanted)
+
+
+def _found_out(teacher: NamedTeacher, run: _Run, wanted: Wanted) -> Findings | None:
+    """What is known of a server; where that is too little for the run, it is asked.
+
+    Raises:
+        UserError: no server is there, or what it does is of no use for the run.
+    """
+    found = _kept(teacher, run, wanted.chat)
+    if teacher.is_server and teacher.probe and not (found and found.answers(wanted)):
+        found = _probed(teacher, wanted)
+        print(findings.spent(found), file=sys.stderr)
+        findings.keep(findings.path_beside(run.answers), found)
+    if found:
+        found.check(wanted)
+        for warning in found.warnings(wanted):
+            print(f"WARNING: {warning}", file=sys.stderr)
+    return found
+
+
+def _settled(
+    questions: Sequence[Question],
+    recipe: Recipe,
+    teacher: NamedTeacher,
+    run: _Run,
+    found: Findings | None,
+) -> Recipe:
+    """The recipe whose settings a server's own defaults do not replace, as far as it knows them.
+
+    What was asked for before without them goes on without them: nothing is paid for twice.
+    """
+    if found is None or not (more := found.settings(vars(recipe.numbers))):
+        return recipe
+    settled = replace(recipe, numbers=replace(recipe.numbers, **more))
+    answered = [
+        costs.plan(questions, known, teacher.name, run.answers).answered
+        for known in (settled, recipe)
+    ]
+    return recipe if answered[0] < answered[1] else settled
+
+
+@contextmanager
+def _stoppable(teacher: Teacher, run: _Run) -> Iterator[None]:
+    """Says what was spent and how to go on where Ctrl-C or SIGTERM ends the run."""
+    terminated = False
+
+    def on_sigterm(*_) -> None:
+        nonlocal terminated
+        terminated = True
+        signal.raise_signal(signal.SIGINT)  # which ends asyncio's loop in order
+
+    previous = signal.signal(signal.SIGTERM, on_sigterm)
+    try:
+        yield
+    except KeyboardInterrupt:
+        paid = getattr(teacher, "paid", None)
+        spent = (
+            ""
+            if paid is None
+            else (
+                f" after {paid['requests']:,} answers, {paid['prompt_tokens']:,} prompt tokens, "
+                f"{paid['completion_tokens']:,} written"
+            )
+        )
+        print(
+            f"cot-flax: stopped by {'SIGTERM' if terminated else 'Ctrl-C'}{spent}; no answer is "
+            f"lost ({run.answers}): run the same command to go on",
+            file=sys.stderr,
+        )
+        raise SystemExit(143 if terminated else 130) from None
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 def _written(

@@ -387,7 +387,7 @@ def test_a_seed_goes_on_where_it_was():
 def test_an_answer_of_many_that_comes_one_by_one_is_kept_one_by_one(tmp_path):
     """The third of four fails: the next run asks for two."""
     out = tmp_path / "s.jsonl"
-    with StoryServer([None, None, 500], dialect="llama") as server:
+    with StoryServer([None, None, 500], dialect="llama_cpp_python") as server:
         with pytest.raises(UserError, match="1 of 1 without an answer"):
             run(server, out, FEW[:1], of(4), attempts=1)
         with read_answers(journal_path(out)) as answers:
@@ -451,7 +451,7 @@ def test_other_parameters_are_other_requests(tmp_path):
 def test_single_answers_survive_kill_9(tmp_path):
     """A server that gives one at a time: each is in the journal when the next is asked for."""
     out = tmp_path / "s.jsonl"
-    with StoryServer(dialect="llama", delay=0.005) as server:
+    with StoryServer(dialect="llama_cpp_python", delay=0.005) as server:
         kill_somewhere(server, out, random.Random(0), signal.SIGKILL)
         with read_answers(journal_path(out)) as answers:
             kept = len(answers)

@@ -209,7 +209,11 @@ def test_params_are_what_was_asked_for():
         "frequency_penalty": 0.0,
         "stop": ["\nQuestion:"],
         "top_logprobs": 5,
+        "teachers_own": ["top_k", "min_p", "repetition_penalty"],
     }
+    asked = make_recipe("fu2023", exemplars=[EGGS], shots=1, top_k=0, min_p=0.0, seed=3).params
+    assert asked["teachers_own"] == ["repetition_penalty"]
+    assert (asked["top_k"], asked["min_p"], asked["seed"]) == (0, 0.0, 3)
 
 
 def test_formats_tell_whether_the_teacher_saw_exemplars():

@@ -6,12 +6,15 @@ from dataclasses import replace
 
 from cot_flax.errors import UserError
 from cot_flax.teacher.clipping import clip
-from cot_flax.teacher.requests import Completion, Request
+from cot_flax.teacher.requests import TEACHERS_OWN, Completion, Request
 
 
 def refuse_settings(request: Request, neutral: Mapping[str, float]) -> None:
-    """Raises UserError where a setting of the request is not the value that switches it off."""
-    for name, off in neutral.items():
+    """Raises UserError where a setting of the request is not the value that switches it off.
+
+    Settings of a server are refused, too.
+    """
+    for name, off in {**neutral, **dict.fromkeys((*TEACHERS_OWN, "extra_body"))}.items():
         if (value := getattr(request, name)) != off:
             raise UserError(
                 f"{name} = {value}", f"{name} = {off} for this local teacher", "leave it out"
