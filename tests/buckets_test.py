@@ -112,7 +112,7 @@ def test_teach(tmp_path):
         assert server.answered.total() == 2 * asked
         ask("gs://runs/samples.jsonl")  # from the journal on this machine
         assert server.answered.total() == 2 * asked
-    assert work_path("gs://runs/samples.jsonl.journal").is_file()
+    assert work_path("gs://runs/teacher.journal").is_file()
     (tmp_path / "fetched.jsonl").write_bytes(path_at("gs://runs/samples.jsonl").read_bytes())
     found = [list(read_samples(tmp_path / f"{name}.jsonl")) for name in ("samples", "fetched")]
     assert found[0] == found[1] != []

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from support.story_server import STORIES, TEACHER, Dialect, StoryServer
+from support.story_server import DIALECTS, STORIES, TEACHER, Dialect, StoryServer
 
 from cot_flax import cli
 from cot_flax.chains.samples import read_samples
@@ -280,11 +280,11 @@ def test_a_run_that_is_worthless_stops_before_its_first_question(
         assert call(monkeypatch, *probing(*sampling(files, server.url, *more))) == 2
         assert server.bodies and not of_stories(server.bodies)
         assert re.search(message, capsys.readouterr().err.splitlines()[-1])
-        # What was found is kept: the same command asks nothing.
-        count = len(server.bodies)
-        assert call(monkeypatch, *probing(*sampling(files, server.url, *more))) == 2
-        assert len(server.bodies) == count
-    assert not (files / "samples.jsonl").exists()
+        assert not (files / "samples.jsonl").exists()
+        # A server that was mended since is asked again.
+        server.dialect = DIALECTS["vllm"]
+        assert call(monkeypatch, *probing(*sampling(files, server.url, *more))) == 0
+    assert "WARNING" not in capsys.readouterr().err
 
 
 def test_what_the_journal_answers_needs_no_server(files, monkeypatch):
@@ -295,6 +295,17 @@ def test_what_the_journal_answers_needs_no_server(files, monkeypatch):
     (files / "samples.jsonl").unlink()
     assert call(monkeypatch, *arguments) == 0
     assert (files / "samples.jsonl").read_bytes() == first
+
+
+def test_a_refusal_for_good_is_no_reason_to_run_it_again(files, monkeypatch, capsys):
+    refusal = 400, {"error": {"message": "unsupported: logprobs", "code": 400}}
+    for arguments in (sampling(files, ""), probing(*sampling(files, ""))):
+        with StoryServer(script=lambda body: refusal) as server:
+            arguments[arguments.index("")] = server.url
+            assert call(monkeypatch, *arguments) == 2
+        line = capsys.readouterr().err.splitlines()[-1]
+        assert line.count("; expected ") == 1 and "again" not in line
+        assert "HTTP 400 from 127" in line and "unsupported: logprobs" in line
 
 
 def test_equal_chains_are_refused_before_anything_is_sent(files, monkeypatch, capsys):

@@ -8,7 +8,7 @@ paid for; the rest is said in a line each.
 import json
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -21,6 +21,17 @@ NOISE = 0.02
 """Nats a token: arithmetic in 16 bits, batched in another way, moves a value by less."""
 LIKELY_TOP = 0.9
 """Share of the tokens that are the likeliest where they were drawn as the likeliest."""
+# Findings that come of one question, of which the first is None where it was not answered.
+_TOGETHER = (
+    ("other_api",),
+    ("n",),
+    ("draws", "chains", "different"),
+    ("shape", "problem", "own_is_top", "top_k"),
+    ("characters", "foreign_problem"),
+    ("lost",),
+    ("scoring", "scoring_problem", "repeated", "agreement", "scored_is_top", "tokens"),
+    ("choice",),
+)
 _OFF = {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
 
 
@@ -217,7 +228,14 @@ class Findings:
             yield f"it thinks before it answers, apart in `{self.thought}`"
 
     def answers(self, wanted: Wanted) -> bool:
-        """Whether nothing is left to find out for such a run."""
+        """Whether nothing is left to find out for such a run.
+
+        A server that was of no use for it may have been mended since.
+        """
+        try:
+            self.check(wanted)
+        except UserError:
+            return False
         return (
             not wanted.everything
             and self.chat == wanted.chat
@@ -321,13 +339,10 @@ def read_kept(path: Path, server: str, model: str, chat: bool) -> Findings | Non
 
 
 def keep(path: Path, found: Findings) -> None:
-    """Adds findings to a file; what they do not know is taken from those of the same server."""
+    """Adds findings to a file; what they leave open is taken from those of the same server."""
     old = read_kept(path, found.server, found.asked_for, found.chat)
     if old and (old.model, old.fingerprint) == (found.model, found.fingerprint):
-        unknown = Findings(found.server, found.asked_for)
-        for name in (entry.name for entry in fields(Findings)):
-            if getattr(found, name) == getattr(unknown, name):
-                setattr(found, name, getattr(old, name))
+        _complete(found, old)
     try:
         records = json.loads(path.read_bytes())
     except (OSError, ValueError):
@@ -335,6 +350,19 @@ def keep(path: Path, found: Findings) -> None:
     records[_name(found.server, found.asked_for, found.chat)] = asdict(found)
     make_folder(path.parent)
     write_whole(path, json.dumps(records, indent=1, ensure_ascii=False))
+
+
+def _complete(found: Findings, old: Findings) -> None:
+    for group in _TOGETHER:
+        if getattr(found, group[0]) is None:
+            for name in group:
+                setattr(found, name, getattr(old, name))
+    known = {*found.honoured, *found.ignored, *found.refused}
+    for group in ("honoured", "ignored", "refused"):
+        getattr(found, group).extend(name for name in getattr(old, group) if name not in known)
+    unknown = asdict(Habits())
+    learned = {k: v for k, v in found.habits.items() if v != unknown[k]}
+    found.habits = {**old.habits, **learned}
 
 
 def _name(server: str, model: str, chat: bool) -> str:

@@ -4,6 +4,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -454,6 +455,9 @@ def _settled(
 @contextmanager
 def _stoppable(teacher: Teacher, run: _Run) -> Iterator[None]:
     """Says what was spent and how to go on where Ctrl-C or SIGTERM ends the run."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # Signals are the main thread's.
+        return
     terminated = False
 
     def on_sigterm(*_) -> None:
@@ -466,14 +470,12 @@ def _stoppable(teacher: Teacher, run: _Run) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         paid = getattr(teacher, "paid", None)
-        spent = (
-            ""
-            if paid is None
-            else (
+        spent = ""
+        if paid is not None:
+            spent = (
                 f" after {paid['requests']:,} answers, {paid['prompt_tokens']:,} prompt tokens, "
                 f"{paid['completion_tokens']:,} written"
             )
-        )
         print(
             f"cot-flax: stopped by {'SIGTERM' if terminated else 'Ctrl-C'}{spent}; no answer is "
             f"lost ({run.answers}): run the same command to go on",

@@ -115,6 +115,7 @@ def test_a_run_asks_for_what_it_needs_alone():
         found = found_at(server, SAMPLING)
         assert len(server.bodies) == found.requests <= 10
     assert found.answers(SAMPLING) and not found.answers(RESCORING)
+    assert not found_of("no_logprobs", SAMPLING).answers(SAMPLING)
     assert not found.answers(replace(SAMPLING, chat=True))
 
 
@@ -171,7 +172,13 @@ def test_findings_are_kept_by_server_model_and_api(tmp_path):
         assert findings.read_kept(path, place, "other", False) is None
         # What another run finds out is added.
         findings.keep(path, found_at(server, RESCORING))
-    both = findings.read_kept(path, place, "story", False)
+        both = findings.read_kept(path, place, "story", False)
+        assert both.honoured == first.honoured and both.known_habits().scoring
+        # What is known better replaces what was known before.
+        server.dialect = replace(VLLM, ignores=("top_k",))
+        findings.keep(path, found_at(server, SAMPLING))
+        later = findings.read_kept(path, place, "story", False)
+        assert "top_k" in later.ignored and "top_k" not in later.honoured
     assert both.answers(SAMPLING) and both.answers(RESCORING)
     path.write_text(json.dumps({f"story at {place}, completions": {"unknown": 1}}))
     assert findings.read_kept(path, place, "story", False) is None
