@@ -154,6 +154,14 @@ def test_a_server_that_fails_leaves_questions_open():
     assert found.draws is None and found.known_habits().scoring == ""
 
 
+def test_a_slow_server_is_asked_no_longer_than_it_may_take(monkeypatch):
+    """Half a second for each of some five waves of answers, and one second for all."""
+    monkeypatch.setattr("cot_flax.teacher.probe.MOST_SECONDS", 1.0)
+    with StoryServer(dialect="vllm", delay=0.4) as server:
+        found = found_at(server, SAMPLING)
+    assert found.model == "story" and found.unseen and found.seconds < 1.5
+
+
 def test_a_server_that_refuses_everything_is_named_once():
     with StoryServer([401] * 3) as server, pytest.raises(UserError, match="HTTP 401"):
         found_at(server)
