@@ -17,9 +17,10 @@ from cot_flax.data.registration import add_cot_task
 from cot_flax.data.sources import read_fields, records_source
 from cot_flax.errors import UserError
 from cot_flax.files import unreachable
+from cot_flax.teacher.questions import VALIDATION as VALIDATION_OF
 from cot_flax.text.calculator import strip_marks
 
-VALIDATION = 500
+_, VALIDATION = VALIDATION_OF["gsm8k"]
 _ORIGIN = "https://raw.githubusercontent.com"  # where TFDS downloads from
 TOP_K = 5
 VOCABULARY = T5Vocabulary()

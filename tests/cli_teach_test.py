@@ -16,6 +16,7 @@ from support.story_server import DIALECTS, STORIES, TEACHER, Dialect, StoryServe
 from cot_flax import cli
 from cot_flax.chains.samples import read_samples
 from cot_flax.lab.world.teacher import reference_rationale
+from cot_flax.teacher import questions
 from cot_flax.text.scoring import score
 
 TRIAGE = Path(__file__).parents[1] / "examples" / "triage"
@@ -434,6 +435,18 @@ def test_held_out_questions_are_neither_asked_nor_shown(files, monkeypatch, caps
     everything = files / "questions.jsonl"
     assert call(monkeypatch, *arguments, everything) == 2
     assert "questions that are all held out" in capsys.readouterr().err
+
+
+def test_questions_that_tasks_hold_out_are_not_asked(files, monkeypatch, capsys):
+    monkeypatch.setitem(questions.VALIDATION, "stories", (6, 2))
+    arguments = sampling(files, "http://127.0.0.1:1/v1", "--dry-run")
+    assert call(monkeypatch, *arguments) == 0
+    printed = capsys.readouterr()
+    assert "the last 2 of stories's training questions" in printed.err
+    assert "33.3% of the bill: not asked" in printed.err
+    assert "4 questions, of which" in printed.out
+    assert call(monkeypatch, *arguments, "--split", "all") == 0
+    assert "6 questions, of which" in capsys.readouterr().out
 
 
 def test_what_is_left_out_or_apart_is_said(files, monkeypatch, capsys):

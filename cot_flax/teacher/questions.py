@@ -1,7 +1,7 @@
 """The questions that a teacher is asked, read from the shapes in which data sets come."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,8 @@ from cot_flax.chains.records import records, reject, require
 from cot_flax.text.calculator import strip_marks
 
 _SOLUTION_END = "####"
+VALIDATION = {"gsm8k": (7473, 500)}
+"""By data set: the questions of its training file, and how many of the last its tasks hold out."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,15 @@ def read_questions(path: str | os.PathLike, *, dataset: str, split: str) -> Iter
     """
     for _, question in placed_questions(path, dataset=dataset, split=split):
         yield question
+
+
+def validation_of(questions: Sequence[Question]) -> Sequence[Question]:
+    """The questions that tasks of their data set hold out, where these are its training file."""
+    first = questions[0] if questions else None
+    if first is None or first.split != "train":
+        return ()
+    whole, count = VALIDATION.get(first.dataset, (0, 0))
+    return questions[-count:] if len(questions) == whole else ()
 
 
 def placed_questions(

@@ -20,7 +20,7 @@ from cot_flax.teacher import costs, dispatch, findings, rescoring
 from cot_flax.teacher.costs import Plan, Prices, Totals
 from cot_flax.teacher.findings import Findings, Habits, Wanted
 from cot_flax.teacher.journal import journal_path
-from cot_flax.teacher.questions import Question, read_questions
+from cot_flax.teacher.questions import Question, read_questions, validation_of
 from cot_flax.teacher.recipes import Overrides, Paper, Recipe, make_recipe
 from cot_flax.teacher.requests import Messages, Teacher, no_server
 from cot_flax.teacher.scenario import read_scenario, scenario_recipe
@@ -175,7 +175,8 @@ def sample(
         max_questions: only so many of the first are asked.
         exemplars: a file of worked questions to show; without it the recipe chooses among the
             questions.
-        held_out: files of questions that are neither asked nor shown.
+        held_out: files of questions that are neither asked nor shown, beside those that the data
+            set's own tasks hold out.
         overrides: of the paper's numbers.
         chat: by the chat API.
         journal: the file of answers; None is `teacher.journal` in the folder of `out`.
@@ -191,8 +192,17 @@ def sample(
     def read(file: str, split: str) -> list[Question]:
         return list(read_questions(file, dataset=dataset, split=split))
 
+    given = read(questions, split)
+    validation = validation_of(given)
+    if validation:
+        share = len(validation) / len(given)
+        print(
+            f"the last {len(validation):,} of {dataset}'s training questions are its validation "
+            f"split, {share:.1%} of the bill: not asked (another --split name asks them)",
+            file=sys.stderr,
+        )
     kept_away = [item for file in held_out for item in read(file, "held_out")]
-    pool = _without(read(questions, split), kept_away)
+    pool = _without(given, [*validation, *kept_away])
     shown = read(exemplars, "exemplars") if exemplars else []
     chosen = make_recipe(
         recipe,

@@ -397,6 +397,14 @@ def test_an_answer_of_many_that_comes_one_by_one_is_kept_one_by_one(tmp_path):
     assert (again.requests, again.samples) == (2, 4)
 
 
+def test_fewer_choices_than_asked_for_are_made_up(tmp_path):
+    with StoryServer(["fewer", "fewer"]) as server:
+        totals = run(server, tmp_path / "s.jsonl", FEW[:1], of(3))
+    assert [body["n"] for body in server.bodies] == [3, 2, 1]
+    assert totals.samples == 3
+    assert totals.prompt_tokens == 3 * len(tokenize(prompt_of(FEW[0].question)))
+
+
 def test_only_the_chain_that_lacks_something_is_asked_for_again(tmp_path):
     """Of two choices one has no log-probabilities, and of two one has no text."""
     logprobs = {"tokens": ["So"], "token_logprobs": [-1.0], "top_logprobs": [{"So": -1.0}]}

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cot_flax.errors import UserError
-from cot_flax.teacher.questions import Question, read_questions
+from cot_flax.teacher.questions import Question, read_questions, validation_of
 
 
 def read(tmp_path, *records, name="q.jsonl"):
@@ -104,6 +104,15 @@ def test_any_text_comes_back(tmp_path_factory, question, rationale, answer):
     (found,) = read_questions(path, dataset="d", split="s")
     assert (found.question, found.answer) == (question.strip(), str(answer))
     assert "<<" in rationale or found.rationale == rationale.strip()
+
+
+def test_gsm8ks_last_500_training_questions_are_its_tasks_validation_split():
+    def asked(count, dataset="gsm8k", split="train"):
+        return [Question(str(i), dataset, split, f"{i}?") for i in range(count)]
+
+    assert [q.id for q in validation_of(asked(7473))] == [str(i) for i in range(6973, 7473)]
+    for others in (asked(7472), asked(7473, split="more"), asked(7473, dataset="svamp"), []):
+        assert validation_of(others) == ()
 
 
 def test_real_data(shared_data):
