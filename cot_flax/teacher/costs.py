@@ -234,6 +234,7 @@ class Plan:
         most_requests: requests still to be sent, second steps included; an upper bound.
         prompts: of the first questions, as they would be sent.
         prompt_bytes: of `most_requests`, without what is yet to be written.
+        unwritten: tokens of prompts that are yet to be written; an upper bound.
         prompt_tokens: of `most_requests`; an estimate from the bytes.
         completion_tokens: of `most_requests`; an upper bound.
         cost: of `most_requests` in $, from these two; None without prices.
@@ -244,6 +245,7 @@ class Plan:
     most_requests: int
     prompts: tuple[str | Messages, ...]
     prompt_bytes: int
+    unwritten: int
     prompt_tokens: int
     completion_tokens: int
     cost: float | None
@@ -290,7 +292,9 @@ def plan(
         cost=prices and prices.cost(prompt_tokens, to_pay["completion_tokens"]),
         **{
             name: to_pay[name]
-            for name in ("answered", "most_requests", "prompt_bytes", "completion_tokens")
+            for name in (
+                *("answered", "most_requests", "prompt_bytes", "unwritten", "completion_tokens"),
+            )
         },
     )
 

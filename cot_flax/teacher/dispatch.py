@@ -31,6 +31,7 @@ from rich.progress import (
 
 from cot_flax.chains.samples import Sample, write_samples
 from cot_flax.errors import UserError
+from cot_flax.files import work_path
 from cot_flax.teacher.clipping import split_thought
 from cot_flax.teacher.costs import (
     Budget,
@@ -41,7 +42,7 @@ from cot_flax.teacher.costs import (
     given,
     size_of,
 )
-from cot_flax.teacher.journal import Journal
+from cot_flax.teacher.journal import Journal, read_answers
 from cot_flax.teacher.questions import Question
 from cot_flax.teacher.recipes import Recipe
 from cot_flax.teacher.requests import (
@@ -94,7 +95,8 @@ def _spent(totals: Totals) -> str:
 def _corrected(planned: Plan, totals: Totals, tokens: PromptTokens) -> str:
     """What the whole run takes if its other answers are like those so far."""
     rate = totals.completion_tokens / totals.most_tokens
-    prompt, written = tokens.about(planned.prompt_bytes), round(rate * planned.completion_tokens)
+    prompt = tokens.about(planned.prompt_bytes) + round(rate * planned.unwritten)
+    written = round(rate * planned.completion_tokens)
     prices = totals.prices
     cost = "" if prices is None else f", ${prices.cost(prompt, written):,.2f}"
     return (
@@ -420,6 +422,54 @@ def sample(
         work_through(questions, len(questions), answer, desk, teacher.close)
         write_samples(out, _samples(questions, recipe, teacher.name, desk))
     return totals
+
+
+def take_over(
+    out: str | os.PathLike,
+    questions: Iterable[Question],
+    recipe: Recipe,
+    teacher: str,
+    journal: str | os.PathLike,
+) -> int:
+    """Takes the answers of a journal of the first format, `{out}.journal`, each once.
+
+    Its keys had all of a request, the number of completions and the place among its like included.
+
+    Returns:
+        How many were taken.
+    """
+    old = work_path(f"{os.fspath(out)}.journal")
+    if not old.exists():
+        return 0
+    count = 0
+    with read_answers(old) as answers, Journal(journal) as opened:
+
+        def take(request: Request, series: int = 0) -> list[Completion]:
+            nonlocal count
+            # The second step was not stopped at the line's end.
+            before = replace(request, stop=tuple(s for s in request.stop if s != "\n"))
+            key = _first_key(before, teacher, series)
+            replies = answers[key][-1:]  # Of one key the last line counted.
+            if replies and key not in opened.sources:
+                opened.add(request.key(teacher), replies[0], key)
+                count += 1
+            return [completion for reply in replies for completion in reply.completions]
+
+        for question in questions:
+            first, most = recipe.first(question), recipe.numbers.per_request
+            for series, start in enumerate(range(0, first.n, most)):
+                for completion in take(replace(first, n=min(most, first.n - start)), series):
+                    if follow_up := recipe.next(question, first, completion):
+                        take(follow_up)
+    return count
+
+
+def _first_key(request: Request, teacher: str, series: int) -> str:
+    names = ("prompt", "n", "max_tokens", "temperature", "top_p", "presence_penalty")
+    names = (*names, "frequency_penalty", "stop", "top_logprobs", "seed")
+    content = {name: getattr(request, name) for name in names}
+    dumped = json.dumps({"teacher": teacher, **content, "series": series}, sort_keys=True)
+    return hashlib.sha256(dumped.encode(errors="surrogatepass")).hexdigest()[:32]
 
 
 def _call(request: Request, teacher: Teacher) -> Call:

@@ -380,6 +380,10 @@ def _ask(
     requests_file, results_file = batch
     found = _kept(teacher, run, chat)
     recipe = _settled(questions, recipe, teacher, run, found)
+    if not dry_run:
+        taken = dispatch.take_over(run.out, questions, recipe, teacher.name, run.answers)
+        if taken:
+            print(f"{taken:,} answers taken from {run.out}.journal", file=sys.stderr)
     if results_file and not dry_run:
         print(_taken(results_file, questions, recipe, teacher, run), file=sys.stderr)
     plan = costs.plan(questions, recipe, teacher.name, run.answers, prices=run.prices)

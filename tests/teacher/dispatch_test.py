@@ -1,4 +1,5 @@
 import asyncio
+import hashlib
 import itertools
 import json
 import random
@@ -8,7 +9,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import MappingProxyType, SimpleNamespace
@@ -21,7 +22,7 @@ from cot_flax.errors import UserError
 from cot_flax.lab.world.teacher import tokenize
 from cot_flax.teacher.client import OpenAITeacher
 from cot_flax.teacher.costs import Prices, Totals, given, plan
-from cot_flax.teacher.dispatch import Desk, _call, sample
+from cot_flax.teacher.dispatch import Desk, _call, sample, take_over
 from cot_flax.teacher.journal import Journal, journal_path, read_answers
 from cot_flax.teacher.questions import Question
 from cot_flax.teacher.recipes import BRIDGE, Numbers, Recipe, messages
@@ -448,6 +449,41 @@ def test_what_came_before_a_refusal_is_kept(tmp_path):
     assert (totals.samples, totals.refused) == (2, {"content_filter": 1})
 
 
+@pytest.mark.parametrize("recipe", [of(3, per_request=2), of(3, CHAT, per_request=2)])
+def test_a_journal_of_the_first_format_is_taken_over(tmp_path, recipe):
+    """Its keys hold n and the place among calls of equal content, and a line with no answer."""
+    out, journal = tmp_path / "s.jsonl", tmp_path / "teacher.journal"
+    with StoryServer() as server:
+        run(server, out, FEW[:2], recipe)
+        expected, sent = out.read_bytes(), len(server.bodies)
+        with read_answers(journal) as answers, Journal(f"{out}.journal") as old:
+            for question in FEW[:2]:
+                first = recipe.first(question)
+                for series, reply in enumerate(answers[first.key("story")]):
+                    fields = asdict(first) | {"n": len(reply.completions), "series": series}
+                    old.add(first_key(fields), Reply((), 0, 0))
+                    old.add(first_key(fields), reply)
+                    for completion in reply.completions:
+                        if follow_up := recipe.next(question, first, completion):
+                            fields = asdict(follow_up) | {"stop": [], "series": 0}
+                            old.add(first_key(fields), answers[follow_up.key("story")][0])
+        journal.unlink()
+        taken = take_over(out, FEW[:2], recipe, "story", journal)
+        assert 4 <= taken == sent
+        assert take_over(out, FEW[:2], recipe, "story", journal) == 0
+        run(server, out, FEW[:2], recipe)
+        assert len(server.bodies) == sent
+    assert out.read_bytes() == expected
+    assert take_over(tmp_path / "none.jsonl", FEW, recipe, "story", journal) == 0
+
+
+def first_key(fields):
+    """As it was made."""
+    given = {name: value for name, value in fields.items() if name != "done"}
+    content = json.dumps({"teacher": "story", **given}, sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()[:32]
+
+
 def test_other_parameters_are_other_requests(tmp_path):
     warmer = replace(RECIPE, numbers=replace(RECIPE.numbers, temperature=1.0))
     with StoryServer() as server:
@@ -499,15 +535,17 @@ def test_a_limit_of_cost_wants_prices(tmp_path):
     assert not server.bodies
 
 
-def test_the_first_answers_correct_the_bill(tmp_path, capfd):
+@pytest.mark.parametrize("recipe", [RECIPE, TWO_STEPS], ids=["one", "two"])
+def test_the_first_answers_correct_the_bill(tmp_path, capfd, recipe):
     """A word is a token there: the estimate from bytes is too high, and texts end early."""
     with StoryServer() as server:
-        planned = plan(QUESTIONS, RECIPE, "story", tmp_path / "journal")
-        totals = run(server, tmp_path / "s.jsonl", QUESTIONS, limits={"planned": planned})
+        planned = plan(QUESTIONS, recipe, "story", tmp_path / "journal")
+        limits = {"planned": planned}
+        totals = run(server, tmp_path / "s.jsonl", QUESTIONS, recipe, limits=limits)
     pattern = r"first 3 answers the run takes about (\S+) prompt.* (\S+) written"
     found = re.search(pattern, capfd.readouterr().err).groups()
     prompt, written = (int(number.replace(",", "")) for number in found)
-    assert prompt == pytest.approx(totals.prompt_tokens, rel=0.1)
+    assert prompt == pytest.approx(totals.prompt_tokens, rel=0.2)
     assert prompt < 0.9 * planned.prompt_tokens
     assert written == pytest.approx(totals.completion_tokens, rel=0.5)
 
