@@ -22,7 +22,7 @@ from cot_flax.chains.samples import Logprobs
 from cot_flax.errors import UserError
 from cot_flax.teacher.costs import most_tokens, tokens_counted, tokens_paid
 from cot_flax.teacher.findings import Habits
-from cot_flax.teacher.pace import Pace, Turn
+from cot_flax.teacher.pace import MINUTE, Pace, Turn
 from cot_flax.teacher.requests import (
     REFUSALS,
     TEACHERS_OWN,
@@ -414,7 +414,8 @@ class Connection:
             pause = self._pace.refused(turn, answer.retry_after)
             if pause is None:
                 return answer
-            level = logging.INFO if self._has_paused else logging.WARNING
+            is_known = self._has_paused and pause <= MINUTE
+            level = logging.INFO if is_known else logging.WARNING
             text = "%s: the server's limit; all requests go again in %.1f s"
             logging.getLogger(__name__).log(level, text, answer.got, pause)
             self._has_paused = True

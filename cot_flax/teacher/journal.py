@@ -50,6 +50,8 @@ class Answers:
         self._offsets: dict[str, list[int]] = {}
         self._end = 0
         self.sources: set[str] = set()
+        # Asked for several times in a row.
+        self._last: tuple[str | None, tuple[Reply, ...]] = (None, ())
         file.seek(0)
         for number, line in enumerate(file, 1):
             if not line.endswith(b"\n"):
@@ -66,7 +68,9 @@ class Answers:
 
     def __getitem__(self, key: str) -> tuple[Reply, ...]:
         """The answers to requests of this key in the order of their arrival; maybe none."""
-        return tuple(map(self._read, self._offsets.get(key, ())))
+        if self._last[0] != key:
+            self._last = (key, tuple(map(self._read, self._offsets.get(key, ()))))
+        return self._last[1]
 
     def __enter__(self):
         return self
@@ -77,6 +81,7 @@ class Answers:
     def _note(self, entry: Mapping[str, Any], line: bytes) -> None:
         self._offsets.setdefault(entry["key"], []).append(self._end)
         self._end += len(line)
+        self._last = (None, ())
         if "source" in entry:
             self.sources.add(entry["source"])
 

@@ -14,6 +14,8 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 
+from cot_flax.errors import UserError
+
 MINUTE = 60.0
 _UNITS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
@@ -53,6 +55,9 @@ class Pace:
             wait_max: seconds, the longest pause unless the server asks for more.
             attempts: refusals in a row after which the server is not waited for any more.
         """
+        for name, limit in (("rpm", rpm), ("tpm", tpm)):
+            if limit is not None and not limit > 0:
+                raise UserError(f"{name} {limit}", "more than 0", "leave it out for no limit")
         self._request_seconds = MINUTE / rpm if rpm else 0.0
         self._token_seconds = MINUTE / tpm if tpm else 0.0
         self._wait_initial, self._wait_max, self._attempts = wait_initial, wait_max, attempts
@@ -104,9 +109,9 @@ class Pace:
             left, limit, reset = (_seconds(headers.get(name)) for name in names)
             if left is None or reset is None or left >= needed:
                 continue
-            # The reset is that of the whole limit, which comes back bit by bit.
-            is_part = kind == "tokens" and limit
-            self._pause(min(reset, (needed - left) / limit * MINUTE) if is_part else reset)
+            # The reset is that of the whole limit, a day's maybe, which may come back bit by bit.
+            part = (needed - left) / limit if kind == "tokens" and limit else 1.0
+            self._pause(min(reset, part * MINUTE))
 
     def refused(self, turn: Turn, retry_after: float | None) -> float | None:
         """A request was refused for a limit: all pause.

@@ -378,6 +378,7 @@ def _ask(
         seed=numbers.seed is not None,
     )
     requests_file, results_file = batch
+    costs.check_limit(run.max_cost, run.prices)
     found = _kept(teacher, run, chat)
     recipe = _settled(questions, recipe, teacher, run, found)
     if not dry_run:

@@ -94,6 +94,12 @@ def test_a_server_that_refuses_all_is_given_up(tmp_path):
     assert limit.refused < 60
 
 
+@pytest.mark.parametrize("limits", [{"rpm": 0}, {"tpm": -1.0}])
+def test_a_limit_that_lets_nothing_through_is_refused(limits):
+    with pytest.raises(UserError, match=r"pm (0|-1.0); expected more than 0"):
+        Pace(**limits)
+
+
 def turns(held, tokens, count, used=None):
     """The seconds after which so many requests of so many tokens may go."""
 
@@ -125,6 +131,7 @@ def test_tokens_are_reserved_and_corrected():
         ({"remaining-requests": "0", "reset-requests": "200ms"}, 0.2),
         ({"remaining-requests": "0", "reset-requests": "0.2"}, 0.2),
         ({"remaining-requests": "1", "reset-requests": "6m0s"}, 0),
+        ({"remaining-requests": "0", "reset-requests": "6m0s"}, MINUTE),  # then it is tried
         ({"remaining-requests": "0"}, 0),
         ({"remaining-requests": "none", "reset-requests": "soon"}, 0),
         ({"remaining-tokens": "99", "reset-tokens": "0.2s"}, 0.2),
