@@ -472,13 +472,20 @@ def test_what_is_left_out_or_apart_is_said(files, monkeypatch, capsys):
     assert (sample.text, sample.thought) == ("It is 5.", "2 + 3 = 5.")
 
 
-def test_given_chains_get_the_teachers_own_log_probabilities(files, monkeypatch):
+def test_given_chains_get_the_teachers_own_log_probabilities(files, monkeypatch, capsys):
     with StoryServer() as server:
         assert call(monkeypatch, *sampling(files, server.url)) == 0
         arguments = ("rescore", files / "samples.jsonl", "--out", files / "scored.jsonl")
         prompt = ("--prompt", "Q: {question}\\nA:")
         teacher = ("--model", "story", "--base-url", server.url)
         assert call(monkeypatch, "teach", *arguments, *prompt, *teacher) == 0
+        old = files / "scored.jsonl.journal"
+        (files / "teacher.journal").rename(old)
+        assert call(monkeypatch, "teach", *arguments, *prompt, *teacher) == 2
+        assert f"add --journal {old}, and nothing is asked twice" in capsys.readouterr().err
+        sent = len(server.bodies)
+        assert call(monkeypatch, "teach", *arguments, *prompt, *teacher, "--journal", old) == 0
+        assert len(server.bodies) == sent
     before = list(read_samples(files / "samples.jsonl"))
     for old, new in zip(before, read_samples(files / "scored.jsonl"), strict=True):
         assert new.logprobs.tokens == old.logprobs.tokens

@@ -100,7 +100,9 @@ def _rescored(sample: Sample, key: str, teacher: str, desk: Desk) -> Sample:
         desk.totals.problems[desk.refused[key].reason] += 1
         logprobs = None
     else:
-        logprobs = desk.journal[key][0].completions[0].logprobs
+        # Journals of older versions hold failures, too.
+        found = (reply.completions[0].logprobs for reply in desk.journal[key])
+        logprobs = next(filter(None, found))
     params = {**sample.teacher["params"], "scored_by": teacher}
     named = {**sample.teacher, "params": params}
     return replace(sample, logprobs=logprobs, thought_logprobs=None, teacher=named)

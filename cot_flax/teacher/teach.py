@@ -276,6 +276,9 @@ def rescore(
     if dry_run:
         return _scoring_shown(samples, prompt_of)
     run = _Run(out, journal, concurrency, price_in, price_out, max_cost)
+    if journal is None and work_path(f"{out}.journal").exists():
+        remedy = f"add --journal {out}.journal, and nothing is asked twice; or move it away"
+        raise UserError(f"{out}.journal of an earlier version", "one journal", remedy)
     found = _found_out(teacher, run, Wanted(top_logprobs=top_logprobs, scores=True))
     opened = teacher.open(found and found.known_habits())
     with _stoppable(opened, run):

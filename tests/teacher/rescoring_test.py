@@ -1,3 +1,4 @@
+import json
 import math
 from dataclasses import replace
 
@@ -8,7 +9,8 @@ from cot_flax.chains.samples import Logprobs, read_samples, write_samples
 from cot_flax.errors import UserError
 from cot_flax.lab.world.teacher import make_samples, tokenize
 from cot_flax.teacher.client import OpenAITeacher
-from cot_flax.teacher.journal import journal_path
+from cot_flax.teacher.journal import Journal, journal_path
+from cot_flax.teacher.requests import Completion, Reply
 from cot_flax.teacher.rescoring import closed, rescore
 
 # Every text once: of two equal calls one is sent.
@@ -110,6 +112,20 @@ def test_texts_that_cannot_be_scored_are_counted_and_asked_for_again(samples, tm
     assert (totals.requests, totals.from_journal) == (2, 0)
     assert (again.requests, again.from_journal) == (0, 2)
     assert [sample.logprobs is None for sample in read_samples(out)] == [False, False, True, True]
+
+
+def test_failures_that_an_older_version_remembered_are_asked_for_again(samples, tmp_path):
+    out, old = tmp_path / "scored.jsonl", tmp_path / "old"
+    with StoryServer() as server:
+        run(server, samples, out)
+        expected = out.read_bytes()
+        keys = [json.loads(line)["key"] for line in journal_path(out).read_bytes().splitlines()]
+        with Journal(old) as journal:
+            journal.add(keys[0], Reply((Completion("", None, "not_given"),), 0, 0))
+        journal_path(out).write_bytes(old.read_bytes())
+        totals = run(server, samples, out)
+    assert (totals.requests, totals.from_journal) == (10, 0)
+    assert not totals.problems and out.read_bytes() == expected
 
 
 def test_a_server_without_scores_stops_the_run_at_the_first_text(samples, tmp_path):
