@@ -22,6 +22,7 @@ from cot_flax.teacher.requests import Completion, Messages, Reply, Request
 # Of SmolLM2's vocabulary: 3.1 in fu2023's prompts, 2.4 where most is digits, 1.6 in Chinese.
 BYTES_A_TOKEN = 3.0
 MARGIN = 1.1  # Of the most that is expected of a prompt over the most that was seen.
+TEMPLATE_TOKENS = 100  # That a chat's template may add, whatever the prompt's length.
 # A usage that covers one of n texts leaves n times as many bytes for each token.
 _FEW_TOKENS = 1.5
 PROMPTS_SHOWN = 3
@@ -61,7 +62,7 @@ class PromptTokens:
 
     def most(self, size: int) -> int:
         """What a prompt of so many bytes does not exceed; before an answer, a token a byte."""
-        return math.ceil(size * (MARGIN * self._highest or 1.0))
+        return math.ceil(size * (MARGIN * self._highest or 1.0)) + TEMPLATE_TOKENS
 
 
 def size_of(prompt: str | Messages) -> int:
