@@ -477,7 +477,7 @@ def test_given_chains_get_the_teachers_own_log_probabilities(files, monkeypatch,
         assert call(monkeypatch, *sampling(files, server.url)) == 0
         arguments = ("rescore", files / "samples.jsonl", "--out", files / "scored.jsonl")
         prompt = ("--prompt", "Q: {question}\\nA:")
-        teacher = ("--model", "story", "--base-url", server.url)
+        teacher = ("--model", "story", "--base-url", server.url, "--no-probe")
         assert call(monkeypatch, "teach", *arguments, *prompt, *teacher) == 0
         old = files / "scored.jsonl.journal"
         (files / "teacher.journal").rename(old)

@@ -478,8 +478,9 @@ def test_a_journal_of_the_first_format_is_taken_over(tmp_path, recipe):
 
 
 def first_key(fields):
-    """As it was made."""
-    given = {name: value for name, value in fields.items() if name != "done"}
+    """As it was made, when a request had fewer fields."""
+    later = ("done", "top_k", "min_p", "repetition_penalty", "extra_body")
+    given = {name: value for name, value in fields.items() if name not in later}
     content = json.dumps({"teacher": "story", **given}, sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()[:32]
 
@@ -547,7 +548,8 @@ def test_the_first_answers_correct_the_bill(tmp_path, capfd, recipe):
     prompt, written = (int(number.replace(",", "")) for number in found)
     assert prompt == pytest.approx(totals.prompt_tokens, rel=0.2)
     assert prompt < 0.9 * planned.prompt_tokens
-    assert written == pytest.approx(totals.completion_tokens, rel=0.5)
+    assert 1 / 3 < written / totals.completion_tokens < 3  # three answers say no more
+    assert written < 0.5 * planned.completion_tokens
 
 
 def test_at_most_so_many_requests_at_one_time(tmp_path):
