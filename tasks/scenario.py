@@ -11,6 +11,7 @@ from cot_flax.data.registration import add_cot_task
 from cot_flax.data.sources import records_source
 from cot_flax.errors import UserError
 from cot_flax.teacher.scenario import read_scenario, read_settings, read_test
+from cot_flax.text.wording import Wording
 
 TOP_K = 5
 
@@ -33,6 +34,10 @@ def _answer_kind() -> str:
     return read_settings(data()).answer_kind
 
 
+def _wording() -> Wording:
+    return read_settings(data()).wording
+
+
 def _records(split):
     items = read_scenario(data()).exemplars if split == "train" else read_test(data())
     return [
@@ -48,4 +53,11 @@ def _records(split):
 
 SOURCE = records_source(_records, ("train", "test"))
 
-add_cot_task("scenario", SOURCE, answer_kind=_answer_kind, teacher_store=teacher_store, top_k=TOP_K)
+add_cot_task(
+    "scenario",
+    SOURCE,
+    answer_kind=_answer_kind,
+    wording=_wording,
+    teacher_store=teacher_store,
+    top_k=TOP_K,
+)

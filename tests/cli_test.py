@@ -180,7 +180,15 @@ def test_prepare_needs_no_macros_of_training(folder, tmp_path, capfd):
 
 
 def test_prepares_flags_are_its_settings(folder, tmp_path):
-    flags = ["--require-logprobs", "--consistent", "--similarity", 0, "--per-question", 3]
+    flags = [
+        "--require-logprobs",
+        "--majority",
+        "--consistent",
+        "--similarity",
+        0,
+        "--per-question",
+        3,
+    ]
     flags += ["--balance", 2, "--max-target-tokens", 70, "--max-question-tokens", 200]
     flags += ["--alignment", "fu2023", "--projection", "paths", "--workers", 1]
     flags += ["--columns", "question=ticket,text=reasoning"]  # samples files have their own
@@ -196,6 +204,7 @@ def test_prepares_flags_are_its_settings(folder, tmp_path):
             "answer_kind": "number",
             "held_out_splits": ["dev"],
             "require_logprobs": True,
+            "majority": True,
             "consistent": True,
             "similarity": None,
             "per_question": 3,
@@ -210,6 +219,7 @@ def test_prepares_flags_are_its_settings(folder, tmp_path):
         "max_unknown": 0.2,
         "chain": "both",
         "max_thought_tokens": 64,
+        "closing": "The answer is {answer}",
     }
 
 

@@ -39,6 +39,9 @@ class Filters:
             on which a student is to be tested: "held_out".
         require_logprobs: drop chains without log-probabilities, which a run with KL needs:
             "no_logprobs".
+        majority: of a question without a gold answer, keep only the chains whose answer more of
+            its samples give than any other: "minority_answer", and "no_majority" where none is
+            (self-consistency; Wang et al. 2022, 2203.11171).
         consistent: drop chains with an equation that does not hold: "inconsistent_step".
         similarity: drop a chain whose word n-grams have at least this Jaccard similarity, in
             (0, 1], with those of an earlier kept one of the question: "near_identical". 1.0 drops
@@ -57,6 +60,7 @@ class Filters:
     answer_kind: str = "number"
     held_out_splits: Sequence[str] = ("validation", "test")
     require_logprobs: bool = False
+    majority: bool = False
     consistent: bool = False
     similarity: float | None = 1.0
     per_question: int | None = None

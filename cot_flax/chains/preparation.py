@@ -23,9 +23,10 @@ from cot_flax.text.answers import extract_answer
 from cot_flax.text.equations import find_equations
 from cot_flax.text.pieces import Pieces
 from cot_flax.text.plain import Edit, apply
-from cot_flax.text.prompts import build_target
+from cot_flax.text.prompts import ENGLISH, build_target
 from cot_flax.text.replacement import before_edits, find_edits, unknown_characters
 from cot_flax.text.tokenizers import Tokenizer
+from cot_flax.text.wording import Wording
 
 _SHOWN_POSITIONS = 120
 
@@ -49,6 +50,7 @@ class Preparation:
         max_unknown: the share of a target's characters, white space aside, that the vocabulary may
             lack after `replacement.find_edits`; chains with more are dropped as
             "unknown_characters".
+        closing: the sentence that closes a target, as in `wording.Wording`.
 
     Raises:
         UserError: an unknown name, top_k below 1, or a share beyond [0, 1].
@@ -64,6 +66,7 @@ class Preparation:
     max_unknown: float = 0.05
     chain: Part = "text"
     max_thought_tokens: int | None = None
+    closing: str = ENGLISH.closing
 
     def __post_init__(self):
         if self.top_k < 1:
@@ -202,7 +205,8 @@ class _Candidate:
     def of(cls, sample: Sample, tokenizer: Tokenizer, settings: Preparation) -> "_Candidate":
         kind = settings.filters.answer_kind
         answer = sample.gold_answer or extract_answer(sample.text, kind=kind, mode="flexible") or ""
-        text = build_target(sample.text, answer, "zero_shot_cot")
+        wording = Wording(closing=settings.closing)
+        text = build_target(sample.text, answer, "zero_shot_cot", wording)
         edits = find_edits(text, tokenizer)
         edited = apply(text, edits)
         pieces = tokenizer.pieces(edited)

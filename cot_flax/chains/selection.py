@@ -9,6 +9,7 @@ from itertools import groupby
 
 from cot_flax.chains.filtering import Filters
 from cot_flax.chains.samples import Sample
+from cot_flax.text.answers import extract_answer
 from cot_flax.text.equations import Equation, find_equations
 from cot_flax.text.numerals import format_number
 from cot_flax.text.prompts import normalize_question
@@ -21,14 +22,14 @@ Ngrams = frozenset[tuple[str, ...]]
 def select(samples: Sequence[Sample], filters: Filters) -> list[str | None]:
     """Returns for each sample the name of the first rule that drops it, or None where it is kept.
 
-    The rules go in the order of `RULES`, each over what those before it left. What is kept would be
-    kept again.
+    First the samples of an unlabelled question vote, where that is asked for. The rules then go in
+    the order of `RULES`, each over what those before it left. What is kept would be kept again.
 
     Args:
         samples: those samples of one question that `filtering.rejection` does not reject, in order.
         filters: the settings.
     """
-    reasons: list[str | None] = [None] * len(samples)
+    reasons = _minorities(samples, filters)
     for rule in RULES:
         left = [place for place, reason in enumerate(reasons) if reason is None]
         texts = [samples[place].text for place in left]
@@ -73,6 +74,18 @@ def jaccard(one: Ngrams, other: Ngrams) -> float:
     """Returns which share of the n-grams in either set is in both, from 0 to 1."""
     common = len(one & other)
     return common / (len(one) + len(other) - common)
+
+
+def _minorities(samples: Sequence[Sample], filters: Filters) -> list[str | None]:
+    """What the samples of an unlabelled question vote down, each with its answer."""
+    if not filters.majority or any(sample.gold_answer for sample in samples):
+        return [None] * len(samples)
+    kind = filters.answer_kind
+    answers = [extract_answer(sample.text, kind=kind, mode="flexible") for sample in samples]
+    votes = Counter(filter(None, answers)).most_common(2)
+    if len(votes) == 2 and votes[0][1] == votes[1][1]:
+        return ["no_majority"] * len(samples)
+    return [None if votes and answer == votes[0][0] else "minority_answer" for answer in answers]
 
 
 def _copies(texts: Sequence[str], filters: Filters) -> list[str | None]:

@@ -33,14 +33,17 @@ class Job:
 
     def __getstate__(self) -> dict:
         """With the answer kind where somebody added it: other processes do not know it yet."""
-        return vars(self) | {"added": answers.ADDED.get(self.settings.filters.answer_kind)}
+        kind = self.settings.filters.answer_kind
+        marked, base = answers.MARKED.get(kind), answers.base_kind(kind)
+        own = {"base": base, "markers": marked.markers if marked else ()}
+        return vars(self) | own | {"added": answers.ADDED.get(base)}
 
     def __setstate__(self, state: dict):
-        added = state.pop("added")
+        added, base, markers = (state.pop(name) for name in ("added", "base", "markers"))
         vars(self).update(state)
         if added:
-            kind = self.settings.filters.answer_kind
-            answers.add_answer_kind(kind, added.find, bare=added.bare)
+            answers.add_answer_kind(base, added.find, bare=added.bare)
+        answers.marked_kind(base, markers)
 
 
 _STATE: dict = {}  # of a worker process

@@ -69,6 +69,13 @@ def _columns(typed: str) -> dict[str, str]:
         _KEEP,
     ),
     require_logprobs=Short("REQUIRE_LOGPROBS", bool, "Drop chains without, as KL wants.", _KEEP),
+    majority=Short(
+        "MAJORITY",
+        bool,
+        "Of a question without a gold answer keep the chains of the answer that most of its "
+        "samples give.",
+        _KEEP,
+    ),
     consistent=Short("CONSISTENT", bool, "Drop chains with a wrong equation.", _KEEP),
     similarity=Short(
         "SIMILARITY",

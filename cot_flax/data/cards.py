@@ -4,6 +4,7 @@ import dataclasses
 from dataclasses import dataclass
 
 from cot_flax.errors import UserError
+from cot_flax.text.prompts import ENGLISH
 
 ROLES = ("train", "transfer", "general")
 
@@ -28,6 +29,8 @@ class TaskCard:
         max_tokens: no output should need more, in the student's tokens; None leaves it to the run.
         seen_by_flan: whether Flan-T5 was trained on this data set, so that its own figures are not
             those of an unseen task.
+        cue: see `wording.Wording`.
+        closing: likewise.
 
     Raises:
         UserError: an unknown role, or a limit below 1.
@@ -44,6 +47,8 @@ class TaskCard:
     style: str | None
     max_tokens: int | None
     seen_by_flan: bool
+    cue: str = ENGLISH.cue
+    closing: str = ENGLISH.closing
 
     def __post_init__(self):
         if self.role not in ROLES:

@@ -14,7 +14,8 @@ import tensorflow as tf
 
 from cot_flax.data.features import special_ids
 from cot_flax.text.pieces import ABSENT_ID
-from cot_flax.text.prompts import Exemplar, build_input, build_target, is_cot
+from cot_flax.text.prompts import ENGLISH, Exemplar, build_input, build_target, is_cot
+from cot_flax.text.wording import Wording
 
 MOST_DROPPED = 10_000
 BLOCK = 64
@@ -38,7 +39,11 @@ _ABSENT = {"teacher_top_ids": ABSENT_ID, "teacher_top_logprobs": 0.0}
 
 
 def write_prompt(
-    dataset: tf.data.Dataset, *, format: str, rule: ExemplarRule | None
+    dataset: tf.data.Dataset,
+    *,
+    format: str,
+    rule: ExemplarRule | None,
+    wording: Callable[[], Wording] = lambda: ENGLISH,
 ) -> tf.data.Dataset:
     """Adds `inputs_pretokenized`, and `targets_pretokenized` where the record has no tokens.
 
@@ -48,16 +53,18 @@ def write_prompt(
     Args:
         rule: how a few-shot format has them chosen, None in a zero-shot one. It is asked when the
             data set is built: an error from inside tf.data reaches nobody in one line.
+        wording: gives the task's.
     """
+    words = wording()
     choose, style = (rule.choice(), rule.style()) if rule else (None, "t5")
 
     def inputs(question, id):
         question = question.decode()
         shown = choose(question, id.decode()) if choose else ()
-        return build_input(question, format, shown, style).encode()
+        return build_input(question, format, shown, style, words).encode()
 
     def targets(rationale, answer):
-        return build_target(rationale.decode(), answer.decode(), format).encode()
+        return build_target(rationale.decode(), answer.decode(), format, words).encode()
 
     def add(block):
         block["inputs_pretokenized"] = _strings(inputs, block["question"], block["id"])

@@ -17,6 +17,7 @@ from cot_flax.errors import UserError
 from cot_flax.store.tasks import StoreSource, StoreTask
 from cot_flax.text import answers, scoring
 from cot_flax.text.prompts import (
+    ENGLISH,
     FORMATS,
     Exemplar,
     ExemplarPool,
@@ -25,11 +26,13 @@ from cot_flax.text.prompts import (
     is_cot,
     is_few_shot,
 )
+from cot_flax.text.wording import Wording
 
 GIN_MODULE = "cot_flax.data.registration"
 
 
-_REGISTERED: dict[str, tuple[TaskCard, "_Drawn | _Fixed | None"]] = {}
+_Words = Callable[[], Wording]
+_REGISTERED: dict[str, tuple[TaskCard, "_Drawn | _Fixed | None", _Words]] = {}
 
 
 @gin.configurable(module=GIN_MODULE)
@@ -69,6 +72,7 @@ def add_cot_task(
     fixed_exemplars: Sequence[Exemplar] | Callable[[], Sequence[Exemplar]] | None = None,
     formats: Sequence[str] = FORMATS,
     answer_kind: str | Callable[[], str] = "number",
+    wording: Wording | Callable[[], Wording] = ENGLISH,
     role: str = "train",
     max_tokens: int | None = None,
     seen_by_flan: bool = False,
@@ -95,6 +99,8 @@ def add_cot_task(
         formats: those of the four that make sense, for instance only answers without rationales.
         answer_kind: "number", "choice", "yes_no" or "text", or one that `answers.add_answer_kind`
             added before; or what gives it when it is needed.
+        wording: cue, closing sentence and answer markers, such as `LANGUAGES["zh"].wording` or
+            `Wording("Pensemos", "La respuesta es")`; or what gives it when it is needed.
         role: "train", "transfer" or "general"; see `TaskCard`.
         max_tokens: that no output should exceed, where the data set has such a limit.
         seen_by_flan: Flan-T5 was trained on it.
@@ -117,6 +123,7 @@ def add_cot_task(
     pool = _pool_maker(exemplars, None) if exemplars else _pool_maker(source, parse)
     told = {"answer_kind": answer_kind, "role": role, "max_tokens": max_tokens}
     shared = {
+        "wording": wording if callable(wording) else lambda: wording,
         "told": told | {"seen_by_flan": seen_by_flan},
         "formats": formats,
         "fixed_exemplars": fixed_exemplars,
@@ -133,9 +140,11 @@ def add_cot_task(
         _register(f"{name}_teacher", stored, first, StoreTask, top_k=top_k, **shared)
 
 
-def _register(name, source, first, task_cls, *, told, formats, fixed_exemplars, pool, **features):
+def _register(
+    name, source, first, task_cls, *, told, formats, wording, fixed_exemplars, pool, **features
+):
     """Registers the formats of a source and their mixture; `first` are its own preprocessors."""
-    kind = told["answer_kind"]
+    kind = functools.partial(_kind, told["answer_kind"], wording)
     for format in formats:
         task = f"{name}_{format}"
         rule = None
@@ -147,7 +156,9 @@ def _register(name, source, first, task_cls, *, told, formats, fixed_exemplars, 
         if not is_cot(format):
             steps.append(preprocessors.first_samples)
         steps += [
-            functools.partial(preprocessors.write_prompt, format=format, rule=rule),
+            functools.partial(
+                preprocessors.write_prompt, format=format, rule=rule, wording=wording
+            ),
             functools.partial(preprocessors.tokenize, format=format, **features),
         ]
         if task_cls is CotTask:  # what SeqIO's cache holds; a store is one already
@@ -162,7 +173,7 @@ def _register(name, source, first, task_cls, *, told, formats, fixed_exemplars, 
             metric_fns=[functools.partial(_accuracy, kind=kind)],
             task_cls=task_cls,
         )
-        _REGISTERED[task] = card, rule
+        _REGISTERED[task] = card, rule, wording
     mixture = f"{name}_cot_mix"
     seqio.MixtureRegistry.add(
         mixture,
@@ -172,7 +183,7 @@ def _register(name, source, first, task_cls, *, told, formats, fixed_exemplars, 
 
 def scopes() -> dict[str, set[str]]:
     """The gin scopes that exist, by what may be bound under them (configuration asks)."""
-    cards = [card for card, _ in _REGISTERED.values()]
+    cards = [card for card, *_ in _REGISTERED.values()]
     return {
         "prompting": {name for card in cards for name in (card.name, card.dataset)},
         "format_rates": {f"{card.dataset}_cot_mix" for card in cards},
@@ -220,8 +231,8 @@ def _without_teacher(task: seqio.Task, top_k: int) -> str:
             task_cls=CotTask,
         )
         if task.name in _REGISTERED:
-            card, rule = _REGISTERED[task.name]
-            _REGISTERED[name] = dataclasses.replace(card, name=name), rule
+            card, *others = _REGISTERED[task.name]
+            _REGISTERED[name] = dataclasses.replace(card, name=name), *others
     return name
 
 
@@ -262,14 +273,16 @@ def cot_task(name: str) -> TaskCard:
             f"one that add_cot_task registered: {', '.join(sorted(_REGISTERED)) or 'none is'}",
             "correct EVAL_TASKS or import the task's module in the gin file",
         )
-    card, rule = _REGISTERED[name]
+    card, rule, wording = _REGISTERED[name]
     facts = rule.facts() if rule else {}
-    return dataclasses.replace(card, answer_kind=_kind(card.answer_kind), **facts)
+    words = wording()
+    facts |= {"cue": words.cue, "closing": words.closing}
+    return dataclasses.replace(card, answer_kind=_kind(card.answer_kind, wording), **facts)
 
 
 def registered() -> list[TaskCard]:
     """Of the tasks that `add_cot_task` registered, in order, without what gin binds of prompts."""
-    return [card for card, _ in _REGISTERED.values()]
+    return [card for card, *_ in _REGISTERED.values()]
 
 
 @dataclass(frozen=True)
@@ -333,8 +346,9 @@ def _rate(mixture: str, format: str) -> Callable[[seqio.Task], float]:
     return rate
 
 
-def _kind(given: str | Callable[[], str]) -> str:
-    return given() if callable(given) else given
+def _kind(given: str | Callable[[], str], wording: _Words) -> str:
+    """The kind of answers that stand behind the markers of the wording, too."""
+    return answers.marked_kind(given() if callable(given) else given, wording().heads)
 
 
 def _parse(dataset, parse):
@@ -381,6 +395,6 @@ def _postprocess(output, *, kind, example=None, is_target=False):
 
 def _accuracy(targets, predictions, *, kind):
     """SeqIO's metric: accuracy and parse failures of texts against gold answers."""
-    records = scoring.score(predictions, targets, kind=_kind(kind), mode=answer_mode())
+    records = scoring.score(predictions, targets, kind=kind(), mode=answer_mode())
     summary = scoring.summarize(records)
     return {"accuracy": summary["accuracy"], "parse_failures": summary["parse_failure_rate"]}

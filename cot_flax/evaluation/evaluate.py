@@ -6,6 +6,7 @@
 import contextlib
 import dataclasses
 import itertools
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,14 +32,17 @@ from cot_flax.generation.generator import Beams, Continuation, Generator, place_
 from cot_flax.generation.sampling import Sampling
 from cot_flax.students.student import Student
 from cot_flax.text import scoring
-from cot_flax.text.answers import MODES, Mode, gold_answer
+from cot_flax.text.answers import MODES, Mode, base_kind, gold_answer
 from cot_flax.text.prompts import is_cot
+from cot_flax.text.wording import LANGUAGES
 from cot_flax.training import hosts, interruption, sharding, state
 from cot_flax.weights.opening import open_source
 from cot_flax.weights.source import Access, load
 
 _DATE = "%Y-%m-%dT%H:%M:%SZ"
 _OPENING, _BARE = 3, 12  # words
+_CLOSINGS = ("answer is", *(w.wording.head.strip().casefold() for w in LANGUAGES.values()))
+_UNSPACED = "\u3040-\u30ff\u3400-\u9fff"  # Japanese and Chinese
 _FITS = "lower DECODE_BATCH_SIZE, NUM_SAMPLES or MAX_DECODE_LENGTH, or spread it (MESH_MODEL, FSDP)"
 _LISTED = 3  # gold answers in a message
 _LABELS = 20  # in results.json
@@ -343,15 +347,22 @@ def summarize(rows: Sequence[Mapping]) -> dict:
 def is_chain(text: str) -> bool:
     """Whether an output reasons: more than three words before its last `answer is`.
 
-    `So the answer is` has fewer. Without this sentence, which every format of ours asks for, more
-    than a dozen words are taken for a chain that did not end.
+    `So the answer is` has fewer. Without this sentence, in the language of the task, which every
+    format of ours asks for, more than a dozen words are taken for a chain that did not end.
     """
-    before, marker, rest = text.casefold().rpartition("answer is")
-    return len(before.split()) > _OPENING if marker else len(rest.split()) > _BARE
+    text = text.casefold()
+    if (end := max(map(text.rfind, _CLOSINGS))) >= 0:
+        return _words(text[:end]) > _OPENING
+    return _words(text) > _BARE
+
+
+def _words(text: str) -> int:
+    """Scripts without spaces have two characters a word."""
+    return len(re.findall(rf"[{_UNSPACED}]{{1,2}}|[^\s{_UNSPACED}]+", text))
 
 
 def _labels(rows: Sequence[Mapping]) -> dict:
-    if any(row["answer_kind"] == "number" for row in rows):
+    if any(base_kind(row["answer_kind"]) == "number" for row in rows):
         return {}
     golds = [gold_answer(r["gold"], kind=r["answer_kind"]) for r in rows]
     counts, given = Counter(golds), Counter(row["extracted"] for row in rows)

@@ -9,6 +9,7 @@ import jinja2
 
 from cot_flax import run_folder
 from cot_flax.text.prompts import FORMATS, Exemplar, build_input, is_few_shot
+from cot_flax.text.wording import Wording
 from cot_flax.weights.opening import is_hub_name
 
 _PUBLIC = "gs://t5-data/"
@@ -134,7 +135,10 @@ def _layout(cards: Sequence[Mapping]) -> str:
     card = min(cards, key=lambda card: FORMATS.index(card["format"]))
     shots = range(1, 1 + card["shots"]) if is_few_shot(card["format"]) else ()
     exemplars = [Exemplar(f"QUESTION {i}", f"CHAIN {i}.", f"ANSWER {i}") for i in shots]
-    return build_input("QUESTION", card["format"], exemplars, card["style"] or "t5")
+    # Results of before these were settings have neither.
+    words = {name: card[name] for name in ("cue", "closing") if name in card}
+    style = card["style"] or "t5"
+    return build_input("QUESTION", card["format"], exemplars, style, Wording(**words))
 
 
 def render(facts: Facts) -> str:

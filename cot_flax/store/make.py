@@ -90,6 +90,12 @@ def answer_kind(task: str) -> str:
     return cot_task(task).answer_kind
 
 
+def closing(task: str) -> str:
+    """The sentence that closes a task's targets."""
+    find_task(task, "--task")
+    return cot_task(task).closing
+
+
 def _own_names(card: TaskCard) -> set[str]:
     """What samples for a task call their data set; a teacher's tasks are called after its own."""
     return {card.dataset, card.dataset.removesuffix("_teacher")}

@@ -15,13 +15,19 @@ from cot_flax.teacher.clipping import end_at
 from cot_flax.teacher.questions import Question, placed_questions
 from cot_flax.teacher.recipes import Numbers, Recipe, messages, others, worked
 from cot_flax.teacher.requests import Completion, Messages
-from cot_flax.text.answers import KINDS, add_answer_kind, answers_match, extract_answer
+from cot_flax.text.answers import (
+    KINDS,
+    add_answer_kind,
+    answers_match,
+    extract_answer,
+    marked_kind,
+)
 from cot_flax.text.prompts import Exemplar, build_input, build_target, normalize_question
+from cot_flax.text.wording import LANGUAGES, PLACE, Wording, has_words, written_in
 
 _FORMAT = "few_shot_cot"
 _LISTED = 5  # ids in a note
 _LABELS, _TIMES = 12, 3  # so few different answers, each so often on average, are labels
-_BEHIND_ANSWER_LINE = re.compile(r"^The answer is[^\n]*(\n)", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -36,6 +42,10 @@ class Settings:
         samples: chains an input.
         temperature: of the teacher.
         max_tokens: the most tokens of a chain.
+        language: of prompts and targets, a code of `wording.LANGUAGES`.
+        cue: in place of that language's; as in `wording.Wording`.
+        closing: likewise.
+        markers: words behind which answers are found, beside all others.
     """
 
     dataset: str
@@ -46,6 +56,16 @@ class Settings:
     samples: int = 8
     temperature: float = 0.7
     max_tokens: int = 512
+    language: str = "en"
+    cue: str = ""
+    closing: str = ""
+    markers: tuple[str, ...] = ()
+
+    @property
+    def wording(self) -> Wording:
+        """The words of the scenario's prompts and targets."""
+        own = LANGUAGES[self.language].wording
+        return Wording(self.cue or own.cue, self.closing or own.closing, self.markers)
 
 
 class Scenario(NamedTuple):
@@ -109,6 +129,7 @@ def read_scenario(folder: str | os.PathLike) -> Scenario:
             raise _unusable(folder, got, "exemplars that are not tested")
     new = [item for item in inputs if normalize_question(item.question) not in held_out]
     notes = [*_left_out(inputs, new), *_closed(exemplars + inputs, settings)]
+    notes += _worded_otherwise([instruction, *(item.question for item in inputs)], settings)
     return Scenario(instruction, exemplars, new, settings, notes)
 
 
@@ -131,7 +152,7 @@ def scenario_recipe(scenario: Scenario, *, chat: bool = False, **numbers: Any) -
 
     Exemplars and input look as in the student's few-shot format (`text.prompts`, style fu2023). A
     chat gets the instruction as its system message and the exemplars as turns. What the teacher
-    writes behind its line "The answer is ..." is cut off.
+    writes behind its line "The answer is ...", in the settings' words, is cut off.
 
     Args:
         scenario: what `read_scenario` read.
@@ -152,33 +173,35 @@ def scenario_recipe(scenario: Scenario, *, chat: bool = False, **numbers: Any) -
     given = {name: getattr(settings, name) for name in ("samples", "temperature", "max_tokens")}
     given |= {"stop": () if chat else ("\nQ:",), "shots": len(exemplars)}
     layout = _chat if chat else _text
+    wording = settings.wording
+    heads = "|".join(map(re.escape, wording.heads))
+    behind_answer_line = re.compile(rf"^(?:{heads})[^\n]*(\n)", re.MULTILINE)
 
     def prompt(question: Question) -> str | Messages:
         shown = others(exemplars, question, least=1, most=len(exemplars))
         worked_out = [Exemplar(item.question, item.rationale, item.answer) for item in shown]
-        return layout(scenario.instruction, worked_out, question.question)
+        return layout(scenario.instruction, worked_out, question.question, wording)
+
+    def clean(completion: Completion) -> Completion:
+        return end_at(completion, behind_answer_line)
 
     return Recipe(
         "scenario",
         _FORMAT,
         Numbers(**given | numbers),
         prompt,
-        _clean,
+        clean,
     )
 
 
-def _clean(completion: Completion) -> Completion:
-    return end_at(completion, _BEHIND_ANSWER_LINE)
+def _text(instruction: str, exemplars: list[Exemplar], asked: str, wording: Wording) -> str:
+    return f"{instruction}\n\n{build_input(asked, _FORMAT, exemplars, 'fu2023', wording)}"
 
 
-def _text(instruction: str, exemplars: list[Exemplar], asked: str) -> str:
-    return f"{instruction}\n\n{build_input(asked, _FORMAT, exemplars, style='fu2023')}"
-
-
-def _chat(instruction: str, exemplars: list[Exemplar], asked: str) -> Messages:
+def _chat(instruction: str, exemplars: list[Exemplar], asked: str, wording: Wording) -> Messages:
     turns = [("system", instruction)]
     for item in exemplars:
-        answered = build_target(item.rationale, item.answer, _FORMAT)
+        answered = build_target(item.rationale, item.answer, _FORMAT, wording)
         turns += [("user", item.question), ("assistant", answered)]
     return messages([*turns, ("user", asked)])
 
@@ -213,6 +236,19 @@ def _closed(items: Sequence[Question], settings: Settings) -> Iterator[str]:
         )
 
 
+def _worded_otherwise(texts: Sequence[str], settings: Settings) -> Iterator[str]:
+    """Says so where the texts are in another language than the words around them."""
+    found = written_in("\n".join(texts))
+    if found and (settings.language, settings.cue, settings.closing) == ("en", "", ""):
+        own = LANGUAGES[found].wording
+        setting = json.dumps({"language": found})
+        yield (
+            f"prompts and targets say {settings.wording.cue!r} and {settings.wording.closing!r}; "
+            f"{setting} in settings.json makes them {own.cue!r} and {own.closing!r}, and cue and "
+            "closing take words of your own"
+        )
+
+
 def _normal(label: str) -> str:
     return " ".join(label.split()).casefold()
 
@@ -242,13 +278,23 @@ def read_settings(folder: str | os.PathLike) -> Settings:
         except (OSError, ValueError, RecursionError) as error:
             raise _unusable(path, str(error), "one JSON object") from error
     kinds = {field.name: field.type for field in fields(Settings)}
-    kinds |= {"temperature": int | float, "labels": list}
+    kinds |= {"temperature": int | float, "labels": list, "markers": list}
     if not isinstance(record, dict) or record.keys() - kinds.keys():
         raise _unusable(path, f"{record}", f"an object with only {', '.join(kinds)}")
     values = {name: require(record, name, kinds[name], str(path)) for name in record}
     if "labels" in values:
         values |= _label_kind(path, values)
+    if not all(isinstance(marker, str) for marker in values.get("markers", ())):
+        raise _unusable(path, f"markers {values['markers']!r}", "a list of texts")
+    values |= {"markers": tuple(values.get("markers", ()))}
+    if values.get("language", "en") not in LANGUAGES:
+        wanted = f"one of {', '.join(LANGUAGES)}, or cue and closing in your own words"
+        raise _unusable(path, f"language {values['language']!r}", wanted)
     settings = Settings(**{"dataset": folder.resolve().name} | values)
+    told = [values[name].partition(PLACE)[0] for name in ("cue", "closing") if name in values]
+    for words in [*told, *settings.markers]:
+        if not has_words(words):
+            raise _unusable(path, f"cue, closing or markers with {words!r}", "words")
     if settings.answer_kind not in KINDS:
         raise _unusable(path, f"answer_kind {settings.answer_kind!r}", f"one of {KINDS}")
     return settings
@@ -287,10 +333,10 @@ def _items(folder: str | os.PathLike, split: str, settings: Settings) -> Iterato
 
 def _readable(answer: str, settings: Settings) -> bool:
     """Says whether the closing line with this answer gives this answer, and no more."""
-    kind = settings.answer_kind
+    kind = marked_kind(settings.answer_kind, settings.wording.heads)
     if settings.labels and _normal(answer) not in settings.labels:
         return False
-    line = build_target("", answer, _FORMAT)
+    line = build_target("", answer, _FORMAT, settings.wording)
     found = extract_answer(line, kind=kind, mode="strict")
     return found is not None and answers_match(found, answer, kind=kind)
 

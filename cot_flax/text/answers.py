@@ -20,7 +20,7 @@ A text is read in this order:
 
 import re
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from typing import Literal, NamedTuple, get_args
 
@@ -36,6 +36,7 @@ from cot_flax.text.numerals import (
     only_number,
     read_literal,
 )
+from cot_flax.text.wording import LANGUAGES
 
 
 class Added(NamedTuple):
@@ -45,13 +46,26 @@ class Added(NamedTuple):
     bare: bool
 
 
-KINDS = ["number", "choice", "yes_no", "text"]  # and those of ADDED
+class Marked(NamedTuple):
+    """What `marked_kind` was called with, and the pattern of all markers."""
+
+    kind: str
+    markers: tuple[str, ...]
+    pattern: re.Pattern[str]
+
+
+KINDS = ["number", "choice", "yes_no", "text"]  # and those of ADDED and MARKED
 ADDED: dict[str, Added] = {}
+MARKED: dict[str, Marked] = {}
 Mode = Literal["strict", "flexible", "fu2023", "ho2022", "kim2023"]  # the last three: legacy.RULES
 MODES = get_args(Mode)
 BARE_WORDS = 5
 
-_WORDS = r"(?<![^\W_])(?:answer|respuesta|r[ée]ponse|antwort|resposta|risposta|ответ)"
+_NOUNS = "|".join(known.nouns for known in LANGUAGES.values() if known.nouns)
+_ATTRIBUTES = "|".join(known.attributes for known in LANGUAGES.values() if known.attributes)
+_VERBS = "|".join(known.verbs for known in LANGUAGES.values() if known.verbs)
+_PHRASES = "|".join(known.phrases for known in LANGUAGES.values() if known.phrases)
+_WORDS = rf"(?<![^\W_])(?:{_NOUNS})(?:\s+(?:{_ATTRIBUTES})(?=\W))?"
 _RESULT = (
     r"\bfinal\s+(?:result|solution|output|choice|decision|conclusion)"
     r"|\b(?:correct|right|best)\s+(?:option|choice|letter)"
@@ -59,16 +73,16 @@ _RESULT = (
 _REMARK = r"(?:\s*\([^()\n]{0,40}\))?"
 _ABOUT = r"\s+(?:to|for|in|of)\s[^.:=\n]{0,60}?"
 _IS = (
-    r"\b(?:is|equals|comes\s+to|es|est|ist|lautet)\b(?:\s*:)?"
+    rf"\b(?:{_VERBS})\b(?:\s*:)?"
     r"|\b(?:would|should|must|will)\s+be\b|(?=\bcan(?:not|'t| not)\b)"
 )
 ANSWER_MARKER = re.compile(
     rf"(?:{_WORDS}|{_RESULT})(?:[*_`\"”]*{_REMARK}\s*[*_`\"”]*\s*(?:{_IS}|[:=])"
     rf"|{_ABOUT}\s+(?:{_IS}))"
-    r"|####|-->|\[answer\]|<answer>|\\(?:boxed|fbox)\b|答案(?:\s*(?:是|为|[:：]))?|答えは"
-    r"|(?:^|\n)[#*_ ]*(?:the )?(?:final )?answer[*_ ]*\n",
+    rf"|####|-->|\[answer\]|<answer>|\\(?:boxed|fbox)\b|{_PHRASES}",
     re.IGNORECASE,
 )
+_FIRST_UNSPACED = "\u2e80"  # Chinese, Japanese and Korean, from here on
 _CHOICE_MARKER = re.compile(
     rf"{ANSWER_MARKER.pattern}|\bI(?:'ll| will| would)?\s+(?:choose|pick|select)\b", re.IGNORECASE
 )
@@ -236,12 +250,12 @@ def extract_answer(text: str, *, kind: str, mode: str) -> str | None:
     """
     _check_names(kind, mode)
     if mode in legacy.RULES:
-        return legacy.RULES[mode].extract(text, kind)
+        return legacy.RULES[mode].extract(text, base_kind(kind))
     text = said(text)
     found, decided = _marked(text, kind)
     if found or decided or mode == "strict":
         return found or None
-    return _LAST[kind](text) or None
+    return _LAST[base_kind(kind)](text) or None
 
 
 def answers_match(pred: str | None, gold: str, *, kind: str, mode: str = "strict") -> bool:
@@ -262,7 +276,7 @@ def answers_match(pred: str | None, gold: str, *, kind: str, mode: str = "strict
     """
     _check_names(kind, mode)
     if mode in legacy.RULES:
-        return pred is not None and legacy.RULES[mode].matches(pred, gold, kind)
+        return pred is not None and legacy.RULES[mode].matches(pred, gold, base_kind(kind))
     wanted = gold_answer(gold, kind=kind)
     if wanted is None:
         raise UserError(
@@ -273,9 +287,10 @@ def answers_match(pred: str | None, gold: str, *, kind: str, mode: str = "strict
     found = None if pred is None else gold_answer(pred, kind=kind)
     if found is None:
         return False
-    if kind == "number":
+    base = base_kind(kind)
+    if base == "number":
         return _same_number(found, wanted)
-    if kind == "text" and found != wanted:  # what `The answer is` and this gold would give
+    if base == "text" and found != wanted:  # what `The answer is` and this gold would give
         return found == _first_text(_last_line(gold)) or _PARENTHESIS.sub("", found) == wanted
     return found == wanted
 
@@ -315,6 +330,59 @@ def add_answer_kind(name: str, find: Callable[[str], list[str]], *, bare: bool =
     KINDS.append(name)
 
 
+def marked_kind(kind: str, markers: Sequence[str]) -> str:
+    """Returns a kind whose answers are also found behind these markers; adds it where it is new.
+
+    Case, white space within a marker, and a colon or `is` behind it do not count. Markers that are
+    known anyway need no kind of their own: then it is `kind`.
+
+    Args:
+        kind: what the answers are.
+        markers: such as `Verdict`.
+
+    Raises:
+        UserError: an unknown `kind`.
+    """
+    check_kind(kind)
+    new = tuple(sorted({" ".join(said(m).split()).casefold() for m in markers if not _known(m)}))
+    if not new:
+        return kind
+    name = f"{kind} behind {', '.join(new)}"
+    if name not in MARKED:
+        own = rf"(?:{'|'.join(map(_own, new))})(?:[*_`\"”]*\s*(?:{_IS}|[:=]))?"
+        pattern = re.compile(f"{_markers_of(kind).pattern}|{own}", re.IGNORECASE)
+        MARKED[name] = Marked(kind, new, pattern)
+        KINDS.append(name)
+    return name
+
+
+def base_kind(kind: str) -> str:
+    """The kind itself, of one with markers of its own."""
+    return MARKED[kind].kind if kind in MARKED else kind
+
+
+def _known(marker: str) -> bool:
+    """Whether a marker, with or without a colon, is one of any text."""
+    text = said(marker).strip()
+    return any(
+        (found := ANSWER_MARKER.search(f"{text}{end}")) and found.end() >= len(text)
+        for end in (" ", ": ")
+    )
+
+
+def _own(marker: str) -> str:
+    """The pattern of a marker: whole words in scripts that set them apart."""
+    before = r"(?<![^\W_])" * (marker[0] < _FIRST_UNSPACED)
+    behind = r"(?![^\W_])" * (marker[-1].isalpha() and marker[-1] < _FIRST_UNSPACED)
+    return before + r"\s+".join(map(re.escape, marker.split())) + behind
+
+
+def _markers_of(kind: str) -> re.Pattern[str]:
+    if kind in MARKED:
+        return MARKED[kind].pattern
+    return _CHOICE_MARKER if kind == "choice" else ANSWER_MARKER
+
+
 def first_sentence(text: str) -> str:
     """Returns `text` up to its first line break, `###` or end of a sentence."""
     return _SENTENCE_END.split(text, maxsplit=1)[0]
@@ -339,7 +407,7 @@ def gold_answer(gold: str, *, kind: str) -> str | None:
     As `extract_answer` in mode `flexible`, except that a bare text may have any length: its last
     line is the answer.
     """
-    if kind != "text":
+    if base_kind(kind) != "text":
         return extract_answer(gold, kind=kind, mode="flexible")
     text = said(gold)
     return _marked(text, kind)[0] or _normal_text(_last_line(text)) or None
@@ -389,7 +457,8 @@ def _without_thoughts(text: str) -> str:
 
 def _marked(text: str, kind: str) -> tuple[str | None, bool]:
     """The answer behind the last marker that gives one, and whether the search ends there."""
-    for end, tail in _tails(text, kind):
+    tails, kind = _tails(text, kind), base_kind(kind)
+    for end, tail in tails:
         if _HOPED.search(text, max(0, end - 60), end):
             continue
         if kind in _REFUSABLE and _NO_ANSWER.match(tail):
@@ -404,8 +473,9 @@ def _marked(text: str, kind: str) -> tuple[str | None, bool]:
 
 def _tails(text: str, kind: str) -> Iterator[tuple[int, str]]:
     """(end of a marker, what follows it up to the next one), the last marker first."""
-    pattern = _CHOICE_MARKER if kind == "choice" else ANSWER_MARKER
-    markers = list(pattern.finditer(text, _first_stem(text)))
+    own = MARKED[kind].markers if kind in MARKED else ()
+    markers = list(_markers_of(kind).finditer(text, _first_stem(text, own)))
+    kind = base_kind(kind)
     if kind == "choice":
         markers = sorted([*markers, *_AFFIRMED.finditer(text)], key=re.Match.end)
     end = len(text)
@@ -422,12 +492,13 @@ def _behind(pattern: re.Pattern[str], text: str) -> str:
     return text[match.end() :] if match else text
 
 
-def _first_stem(text: str) -> int:
+def _first_stem(text: str, own: Sequence[str]) -> int:
     """Where a marker may begin at the earliest: finding substrings is faster than the pattern."""
     if not text.isascii():
         return 0
     lower = text.lower()
-    places = [place for place in map(lower.find, _STEMS) if place >= 0]
+    stems = (*_STEMS, *(marker.split()[0] for marker in own))
+    places = [place for place in map(lower.find, stems) if place >= 0]
     return max(0, min(places) - _BEFORE_STEM) if places else len(text)
 
 

@@ -16,12 +16,17 @@ _FULL_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}
 _LARGEST_EXPONENT = 64
 _NEAR = 4  # characters beside `**`, spaces included
 
-# Two letters at least: `2x + 3 = 7` is algebra, not a sum with a unit.
+# Two letters at least: `2x + 3 = 7` is algebra, not a sum with a unit. A letter of a script that
+# algebra does not use is a word by itself, as `元` in `2元×6=12元`; Cyrillic `х` looks like an x.
 _LETTERS = r"[^\W\d_]{2,}"
+_WORD_LETTER = "[а-фц-яё\u3040-\u30ff\u3400-\u9fff\uac00-\ud7a3]"
+_MONEY = "$€£¥₹¢￥₩￦₽₫₱฿₺₴₦"
 _TOKEN = re.compile(
     rf"(?P<mark><<[^<>\n]*>>)|(?P<number>{UNSIGNED})"
-    rf"|(?P<word>/?{_LETTERS}(?:[-'’/]{_LETTERS})*(?:\^[0-9](?![0-9.]))?)"
-    r"|(?P<symbol>\*\*|[-−–+*×·∗⋅✕✖xX/÷()=%^])|(?P<space>(?:[ \t$€£¥₹¢]|&(?==))+)|(?P<other>.)",
+    rf"|(?P<word>/?{_LETTERS}(?:[-'’/]{_LETTERS})*(?:/[hs](?!\w))?(?:\^[0-9](?![0-9.]))?"
+    rf"|/?{_WORD_LETTER})"
+    rf"|(?P<symbol>\*\*|[-−–+*×·∗⋅✕✖xX/÷()=%^])|(?P<space>(?:[ \t\u3000{_MONEY}]|&(?==))+)"
+    r"|(?P<other>.)",
     re.DOTALL,
 )
 

@@ -27,6 +27,8 @@ _SUFFIXES = ("squared", "cubed", "factorial", "choose", "mod", "modulo")  # behi
 _BETWEEN = ("of", "the", "base")  # a function and its argument: the square root of the 16
 _REMAINDERS = ("remainder", "rem", "mod", "modulo")
 _OPAQUE = frozenset("√∛∑∏∫±∓\\{}_")
+# Parts of words that calculate in Chinese, Japanese and Korean: `10元的3倍+5`.
+_CALCULATE = ("的", "倍", "分之", "折", "乘", "除", "加", "减", "減", "余", "餘", "배")
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,8 @@ def find_equations(text: str) -> list[Equation]:
     Operators are + - * x × · / ÷ ^ ** and `of` after a number, and LaTeX's; a bracket right behind
     an operand multiplies. What stands beside a function (`sqrt(16)`) is no equation, nor is a
     quotient with a remainder or a residue (`7 / 2 = 3 remainder 1`). `$`, thousands separators,
-    per cent and a few words of unit behind a number (`3 halls * 6 rooms/hall`) are understood. In
+    per cent and a few words of unit behind a number (`3 halls * 6 rooms/hall`, `2元×6=12元`) are
+    understood. In
     `3 * 20 = 30 * 2 = 60` only the last equation states a result. A step inside a GSM8K mark
     `<<...>>` is an equation of its own: `strip_marks` first to count each step once.
     """
@@ -163,14 +166,20 @@ def _opens_aside(run: Sequence[Token], start: int) -> bool:
 
 def _is_unit(word: Token, units_before: int) -> bool:
     known = word.text in _NOT_UNITS or word.text.casefold() in _SUFFIXES
-    return units_before < _MOST_UNIT_WORDS and not known
+    return units_before < _MOST_UNIT_WORDS and not known and not _calculates(word)
+
+
+def _calculates(word: Token) -> bool:
+    return not word.text.isascii() and any(part in word.text for part in _CALCULATE)
 
 
 def _is_applied(tokens: Sequence[Token], place: int, *, after_operand: bool) -> bool:
     """Says whether the token at `place` changes what is beside it: `f(3)`, `√16`, `5 squared`."""
     token, following = tokens[place], tokens[place + 1 : place + 2]
     name = token.text.casefold()
-    if name in _FUNCTIONS or name in _OPAQUE or (after_operand and name in _SUFFIXES):
+    if name in _FUNCTIONS or name in _OPAQUE:
+        return True
+    if after_operand and (name in _SUFFIXES or _calculates(token)):
         return True
     if not following:
         return False
@@ -240,17 +249,25 @@ def _may_mean_else(step: Equation, rest: Sequence[Token]) -> bool:
     """
     rounded = step.value.denominator > 1 and any(part.kind == "^" for part in step.operands)
     copied = not step.results[0].whole and step.stated > 1
-    return rounded or copied or _leaves_a_remainder(rest)
+    return rounded or copied or _leaves_a_remainder(rest) or _has_two_units(rest)
+
+
+def _has_two_units(rest: Sequence[Token]) -> bool:
+    """Says whether another number follows the result's unit at once: `5元6角`."""
+    kinds = [token.kind for token in rest[:2]]
+    adjacent = kinds == ["word", "number"] and rest[0].end == rest[1].start
+    return adjacent and not rest[0].text.isascii()
 
 
 def _leaves_a_remainder(rest: Sequence[Token]) -> bool:
-    """Says whether a remainder or a modulus follows: `3 remainder 1`, `3 R1`, `2 (mod 12)`."""
+    """Says whether a remainder or a modulus follows: `3 remainder 1`, `3 R1`, `3……1`."""
     words = list(dropwhile(lambda token: token.kind == "(" or token.text in ("with", "a"), rest))
     names = [token.text.casefold() for token in words[:3]]
     kinds = [token.kind for token in words[:2]]
     left = rest[:1] and rest[0].text == "with" and names[1:2] in (["left"], ["remaining"])
     return (
         names[:1] in [[name] for name in _REMAINDERS]
+        or "".join(names[:2]).startswith(("余", "餘", "……", "あまり"))
         or (names[:1] == ["r"] and kinds[1:] == ["number"])
         or bool(left and kinds[0] == "number")
     )
@@ -263,5 +280,6 @@ def _is_proper_fraction(tokens: Sequence[Token]) -> bool:
 
 
 def _is_operand(token: Token) -> bool:
-    is_variable = token.kind != "number" and len(token.text) == 1 and token.text.isalpha()
+    is_letter = len(token.text) == 1 and token.text.isalpha()
+    is_variable = is_letter and token.kind not in ("number", "word")
     return is_variable or token.kind in ("number", "(")

@@ -13,11 +13,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass
 
 from cot_flax.errors import UserError
+from cot_flax.text.numerals import ASCII_FORMS
+from cot_flax.text.wording import Wording
 
 FORMATS = ("zero_shot_cot", "few_shot_cot", "zero_shot_answer", "few_shot_answer")
 
-_STEP_BY_STEP = "\nLet's think step by step"
-_ANSWER = "The answer is "
+ENGLISH = Wording()
 
 _LETTER = r"[^\W0-9]"
 _PUNCTUATION = re.compile(
@@ -25,6 +26,7 @@ _PUNCTUATION = re.compile(
     rf"|(?<={_LETTER})\s*-\s*(?={_LETTER})|(?<={_LETTER})[(){{}}\[\]]|[(){{}}\[\]](?={_LETTER})"
 )
 _WORD = re.compile(rf"[0-9]+|{_LETTER}+|[^\w\s]")
+_SPACES_BESIDE_OTHERS = re.compile(r"(?<=[\u2E80-\uFFEF])[^\S\n]+|[^\S\n]+(?=[\u2E80-\uFFEF])")
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,11 @@ def is_few_shot(format: str) -> bool:
 
 
 def build_input(
-    question: str, format: str, exemplars: Sequence[Exemplar] = (), style: str = "t5"
+    question: str,
+    format: str,
+    exemplars: Sequence[Exemplar] = (),
+    style: str = "t5",
+    wording: Wording = ENGLISH,
 ) -> str:
     """Returns the encoder's text.
 
@@ -67,6 +73,7 @@ def build_input(
         exemplars: the worked examples of a few-shot format, in prompt order; none in a zero-shot
             one.
         style: a name of `STYLES`.
+        wording: the words beside question and exemplars.
 
     Raises:
         UserError: unknown `format` or `style`; exemplars in a zero-shot format, or none in a
@@ -80,20 +87,24 @@ def build_input(
         )
     if style not in STYLES:
         raise UserError(f"prompt style {style!r}", f"one of {tuple(STYLES)}", "correct the name")
-    shown = "".join(_show(exemplar, format) + STYLES[style].separator for exemplar in exemplars)
-    return shown + _ask(question, format)
+    separator = STYLES[style].separator
+    shown = "".join(_show(exemplar, format, wording) + separator for exemplar in exemplars)
+    return shown + _ask(question, format, wording)
 
 
-def build_target(rationale: str, answer: str, format: str) -> str:
+def build_target(rationale: str, answer: str, format: str, wording: Wording = ENGLISH) -> str:
     """Returns the decoder's text: the rationale closed by `The answer is N`, or this alone.
 
     A rationale that ends with this sentence already, `$`, thousands separators and full stop aside,
-    is left as it is, so that a teacher's token probabilities still fit it.
+    is left as it is, so that a teacher's token probabilities still fit it. Full-width signs count
+    as ASCII, and spaces beside other scripts not at all.
 
     Raises:
         UserError: unknown `format`.
     """
-    return _close(rationale.strip(), answer) if is_cot(format) else _ANSWER + answer
+    if not is_cot(format):
+        return wording.close(answer)
+    return _close(rationale.strip(), wording.close(answer))
 
 
 class ExemplarPool:
@@ -205,26 +216,29 @@ def _known(format: str) -> str:
     return format
 
 
-def _ask(question: str, format: str) -> str:
+def _ask(question: str, format: str, wording: Wording) -> str:
     if is_cot(format):
-        return f"Q: {question}{_STEP_BY_STEP}"
+        return f"Q: {question}\n{wording.cue}"
     # The paper's two answer-only templates differ in this one character.
     return f"Q: {question}\nA:" if is_few_shot(format) else f"Q: {question} A:"
 
 
-def _show(exemplar: Exemplar, format: str) -> str:
+def _show(exemplar: Exemplar, format: str, wording: Wording) -> str:
+    asked, closing = _ask(exemplar.question, format, wording), wording.close(exemplar.answer)
     if is_cot(format):
-        return f"{_ask(exemplar.question, format)}\n{_close(exemplar.rationale, exemplar.answer)}"
-    return f"{_ask(exemplar.question, format)} {_ANSWER}{exemplar.answer}"
+        return f"{asked}\n{_close(exemplar.rationale, closing)}"
+    return f"{asked} {closing}"
 
 
-def _close(rationale: str, answer: str) -> str:
-    if _bare(rationale).endswith(_bare(_ANSWER + answer)):
+def _close(rationale: str, closing: str) -> str:
+    if _bare(rationale).endswith(_bare(closing)):
         return rationale.rstrip()
-    return rationale + "\n" * (rationale[-1:] not in ("", "\n")) + _ANSWER + answer
+    return rationale + "\n" * (rationale[-1:] not in ("", "\n")) + closing
 
 
 def _bare(text: str) -> str:
+    if not text.isascii():
+        text = _SPACES_BESIDE_OTHERS.sub("", text).translate(ASCII_FORMS)
     return re.sub(r"[$,]", "", text).strip().removesuffix(".").casefold()
 
 

@@ -5,7 +5,7 @@ from math import sqrt
 from typing import NamedTuple
 
 from cot_flax.errors import UserError
-from cot_flax.text.answers import answers_match, extract_answer, whole_text
+from cot_flax.text.answers import answers_match, base_kind, extract_answer, whole_text
 
 
 class Score(NamedTuple):
@@ -42,7 +42,7 @@ def score(predictions: Sequence[str], golds: Sequence[str], *, kind: str, mode: 
 
 def _score(text: str, gold: str, kind: str, mode: str) -> Score:
     answer = extract_answer(text, kind=kind, mode=mode)
-    if answer is None and kind == "text" and mode == "flexible":
+    if answer is None and base_kind(kind) == "text" and mode == "flexible":
         answer = whole_text(text, gold)
     return Score(answers_match(answer, gold, kind=kind, mode=mode), answer)
 

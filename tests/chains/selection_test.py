@@ -1,3 +1,4 @@
+import dataclasses
 import re
 from collections import Counter
 
@@ -30,6 +31,23 @@ def test_the_first_of_equal_words_is_kept():
     texts = ("She has 2 + 3 = 5 pens.", "she has 2+3 = 5 pens", "She has 2 + 3 = 6 pens.")
     assert reasons(*texts) == [None, "repeated", None]
     assert reasons(*texts, similarity=None) == [None, None, None]
+
+
+@pytest.mark.parametrize(
+    ("answers", "expected"),
+    [
+        ("5 6 5.0", [None, "minority_answer", None]),
+        ("5 6 5 6", ["no_majority"] * 4),
+        ("5 6 7 7", ["minority_answer", "minority_answer", None, None]),
+        ("5", [None]),
+    ],
+)
+def test_samples_of_an_unlabelled_question_vote_where_asked(answers, expected):
+    texts = [f"Way {i}.\nThe answer is {answer}" for i, answer in enumerate(answers.split())]
+    unlabelled = [dataclasses.replace(sample, gold_answer="") for sample in chains(texts)]
+    assert select(unlabelled, Filters(majority=True)) == expected
+    assert select(unlabelled, Filters()) == [None] * len(texts)
+    assert select(chains(texts), Filters(majority=True)) == [None] * len(texts)  # they have golds
 
 
 def test_near_identical_chains_by_hand():

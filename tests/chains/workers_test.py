@@ -2,6 +2,7 @@ import dataclasses
 import itertools
 import multiprocessing
 import os
+import pickle
 import subprocess
 import sys
 
@@ -16,7 +17,7 @@ from cot_flax.errors import UserError
 from cot_flax.lab.world.stories import make_stories
 from cot_flax.lab.world.teacher import make_samples
 from cot_flax.lab.world.vocabulary import VOCABULARY_PATH
-from cot_flax.text.answers import add_answer_kind
+from cot_flax.text.answers import add_answer_kind, marked_kind
 from cot_flax.text.tokenizers import open_tokenizer
 
 TOKENIZER = open_tokenizer(VOCABULARY_PATH)
@@ -63,6 +64,18 @@ def test_other_processes_know_an_answer_kind_that_was_added(chunks):
     one = flat(prepare_chunks(iter(chunks), job, workers=1))
     assert sum(len(kept) for _, _, kept, *_ in one) > 10
     assert flat(prepare_chunks(iter(chunks), job, workers=2)) == one
+
+
+def test_other_processes_know_markers(chunks):
+    add_answer_kind("words", str.split)
+    kind = marked_kind("words", ["zusammen sind es"])
+    job = dataclasses.replace(JOB, settings=Preparation(Filters(answer_kind=kind)))
+    script = "import pickle, sys; from cot_flax.text.answers import MARKED;"
+    script += "pickle.load(sys.stdin.buffer); print(*MARKED)"
+    known = subprocess.run(
+        [sys.executable, "-c", script], input=pickle.dumps(job), capture_output=True, check=True
+    )
+    assert known.stdout.decode().strip() == "words behind zusammen sind es"
 
 
 def test_a_bounded_number_of_chunks_is_in_flight(chunks):

@@ -9,7 +9,7 @@ import pytest
 import seqio
 import tensorflow as tf
 
-from cot_flax.data.batches import TaskBatches
+from cot_flax.data.batches import TaskBatches, find_task
 from cot_flax.data.registration import add_cot_task, add_teacher_mixture, cot_task
 from cot_flax.data.sources import records_source
 from cot_flax.errors import UserError
@@ -17,6 +17,7 @@ from cot_flax.lab.world.stories import make_stories
 from cot_flax.objectives.losses import Objective
 from cot_flax.students.layouts import EncoderDecoder
 from cot_flax.text.prompts import FORMATS, Exemplar, build_input
+from cot_flax.text.wording import Wording
 
 RATES = "cot_flax.data.registration.format_rates"
 PROMPTING = "cot_flax.data.registration.prompting"
@@ -306,6 +307,7 @@ def test_a_card_is_what_was_said_and_bound(add_sums):
     add_sums(role="general", answer_kind="text", max_tokens=32, seen_by_flan=True)
     told = {"dataset": "sums", "answer_kind": "text", "role": "general", "max_tokens": 32}
     told |= {"seen_by_flan": True}
+    told |= {"cue": "Let's think step by step", "closing": "The answer is {answer}"}
     zero = {"exemplars": None, "shots": 0, "seed": None, "style": None}
     drawn = {"exemplars": "drawn", "shots": 4, "seed": 0, "style": "t5"}
     for form in FORMATS:
@@ -315,6 +317,25 @@ def test_a_card_is_what_was_said_and_bound(add_sums):
         assert json.loads(json.dumps(card)) == card
     gin.bind_parameter(f"{PROMPTING}.seed", 7)
     assert cot_task("sums_few_shot_cot").to_json()["seed"] == 7
+
+
+def test_the_wording_is_in_prompts_targets_metrics_and_card(add_sums):
+    words = Wording("Pensemos", "El resultado sale", ("veredicto",))
+    add_sums(wording=words, answer_kind="number")
+    for form in FORMATS:
+        (example, *_) = find_task(f"sums_{form}").get_dataset(split="test").as_numpy_iterator()
+        prompt = example["inputs_pretokenized"].decode()
+        target = example["targets_pretokenized"].decode()
+        assert target.endswith(f"El resultado sale {example['answer'].decode()}")
+        assert prompt.endswith("\nPensemos") == form.endswith("cot")
+        assert "The answer is" not in prompt + target
+        assert ("El resultado sale" in prompt) == form.startswith("few")
+    card = cot_task("sums_zero_shot_cot")
+    assert (card.cue, card.closing) == ("Pensemos", "El resultado sale {answer}")
+    assert card.answer_kind == "number behind el resultado sale, veredicto"
+    (metric,) = find_task("sums_zero_shot_cot").metric_fns
+    texts = ["2 + 3 = 5. El resultado sale 5, no 6", "Veredicto: 5; 7 no", "Son 5"]
+    assert metric(["5"] * 3, texts) == {"accuracy": 1.0, "parse_failures": 0.0}
 
 
 def test_a_card_says_little_where_nothing_was_said(add_sums):

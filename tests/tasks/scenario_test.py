@@ -11,11 +11,13 @@ from cot_flax.data.batches import find_task
 from cot_flax.data.registration import cot_task
 from cot_flax.errors import UserError
 from cot_flax.lab.world.vocabulary import VOCABULARY_PATH
-from cot_flax.store.make import answer_kind
+from cot_flax.store import layout
+from cot_flax.store.make import answer_kind, closing
 from cot_flax.store.prepare import prepare
 from cot_flax.tasks import scenario
 from cot_flax.tasks.stories import VOCABULARY
 from cot_flax.text import scoring
+from cot_flax.text.tokenizers import SentencePieceTokenizer
 
 TASK = "scenario_zero_shot_cot"
 
@@ -68,6 +70,33 @@ def test_right_chains_of_numbers_are_kept(folder, tmp_path):
         workers=1,
     )
     assert (kept.kept, dict(kept.fates)) == (2, {"kept": 2, "wrong_answer": 1})
+
+
+def test_the_settings_word_the_task(folder, tmp_path):
+    settings = {"answer_kind": "number", "cue": "Rechnen wir", "closing": "Zu zahlen sind"}
+    (folder / "settings.json").write_text(json.dumps(settings | {"markers": ["Summe"]}))
+    card = cot_task(TASK)
+    assert card.answer_kind == "number behind summe, zu zahlen sind"
+    assert (closing(TASK), card.cue) == ("Zu zahlen sind {answer}", "Rechnen wir")
+    (example,) = find_task(TASK).get_dataset(split="test").as_numpy_iterator()
+    assert example["inputs_pretokenized"].decode() == "Q: 1,008 at 10.\nRechnen wir"
+    (metric,) = find_task(TASK).metric_fns
+    texts = ["Zu zahlen sind 10080 von 5", "Summe: 40, nicht 30"]
+    assert metric(["10,080", "40.00"], texts)["accuracy"] == 1.0
+    texts = ["4 * 10 = 40.\nSumme: 40 von 90", "Zu zahlen sind 40.", "Zu zahlen sind 41."]
+    rows = ({"question": f"{i}?", "text": t, "answer": "40"} for i, t in enumerate(texts))
+    write(tmp_path / "own.jsonl", *rows)
+    settings = Preparation(Filters(answer_kind=answer_kind(TASK)), closing=closing(TASK))
+    store = str(tmp_path / "store")
+    kept = prepare(
+        [str(tmp_path / "own.jsonl")], store, vocabulary=VOCABULARY, settings=settings, workers=1
+    )
+    assert dict(kept.fates) == {"kept": 2, "wrong_answer": 1}
+    targets = [
+        SentencePieceTokenizer(VOCABULARY_PATH, extra_ids=0).decode(record["targets"].tolist())
+        for record in layout.dataset(store).as_numpy_iterator()
+    ]
+    assert [target.count("sind 40") for target in targets] == [1, 1]
 
 
 def test_labels_rule_the_task(folder):

@@ -13,6 +13,7 @@ from cot_flax.errors import UserError
 from cot_flax.teacher.requests import Completion, Request
 from cot_flax.teacher.scenario import Settings, read_scenario, scenario_recipe
 from cot_flax.text.answers import ADDED, answers_match, extract_answer
+from cot_flax.text.wording import Wording
 
 TRIAGE = Path(__file__).resolve().parents[2] / "examples" / "triage"
 
@@ -45,7 +46,7 @@ def test_reads_a_folder(folder):
         ("desk-train-0", "No light.", ""),
         ("b", "Bye.", "close"),
     ]
-    assert settings == Settings("desk", "text", (), 8, 0.7, 512)
+    assert settings == Settings("desk", "text", (), 8, 0.7, 512, "en", "", "", ())
     assert notes == []
 
 
@@ -99,6 +100,71 @@ def test_only_labels_are_answers(folder, text, answer):
     assert settings.answer_kind == "one of close, not today, today"
     assert extract_answer(text, kind=settings.answer_kind, mode="flexible") == answer
     assert labelled(folder) == settings  # the kind is there already
+
+
+CHINESE = {
+    "instruction.md": "请一步一步地推理。最后一行写“答案是……”。",
+    "exemplars.jsonl": '{"input": "3个加5个？", "reasoning": "3+5=8个。", "answer": "8"}\n',
+    "inputs.jsonl": '{"input": "2元买6支？", "answer": "12"}\n',
+}
+
+
+@pytest.fixture
+def chinese(folder):
+    for name, text in CHINESE.items():
+        (folder / name).write_text(text)
+    return folder
+
+
+def settle(folder, **settings):
+    (folder / "settings.json").write_text(json.dumps({"answer_kind": "number"} | settings))
+    return read_scenario(folder)
+
+
+def test_a_language_words_prompt_and_chat(chinese):
+    scenario = settle(chinese, language="zh")
+    assert scenario.notes == []
+    prompt = scenario_recipe(scenario).prompt(scenario.inputs[0])
+    assert prompt == (
+        "请一步一步地推理。最后一行写“答案是……”。\n\n"
+        "Q: 3个加5个？\n让我们一步一步地思考\n3+5=8个。\n答案是8\n\n"
+        "Q: 2元买6支？\n让我们一步一步地思考"
+    )
+    chat = scenario_recipe(scenario, chat=True).prompt(scenario.inputs[0])
+    assert [turn["content"] for turn in chat][1:3] == ["3个加5个？", "3+5=8个。\n答案是8"]
+
+
+def test_words_of_ones_own_cut_what_follows_the_answer(chinese):
+    scenario = settle(chinese, cue="想", closing="结论是{answer}。", markers=["总计"])
+    assert scenario.settings.wording == Wording("想", "结论是{answer}。", ("总计",))
+    recipe = scenario_recipe(scenario)
+    assert "\n想\n3+5=8个。\n结论是8。\n" in recipe.prompt(scenario.inputs[0])
+    for head in ("结论是", "总计"):
+        written = Completion(f"2×6=12\n{head}12元\nQ: 3?", None, "stop")
+        assert recipe.clean(written).text == f"2×6=12\n{head}12元"
+
+
+def test_texts_in_another_language_than_the_words_are_said(chinese):
+    (note,) = settle(chinese).notes
+    assert note.startswith(
+        "prompts and targets say \"Let's think step by step\" and 'The answer is"
+    )
+    assert '{"language": "zh"} in settings.json makes them' in note
+    assert settle(chinese, closing="结论是").notes == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"language": "tlh"}, "settings.json: language 'tlh'; expected one of en, es, fr"),
+        ({"closing": "："}, "settings.json: cue, closing or markers with '：'; expected words"),
+        ({"markers": ["-"]}, "settings.json: cue, closing or markers with '-'; expected words"),
+        ({"markers": [3]}, r"settings.json: markers \[3\]; expected a list of texts"),
+    ],
+)
+def test_wordings_that_cannot_be_are_refused(folder, settings, message):
+    with pytest.raises(UserError, match=message):
+        settle(folder, **settings)
 
 
 def test_a_long_label_is_an_answer_without_a_marker(folder):

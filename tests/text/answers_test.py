@@ -21,8 +21,10 @@ from cot_flax.text.answers import (
     extract_answer,
     first_sentence,
     gold_answer,
+    marked_kind,
 )
 from cot_flax.text.numerals import bounded
+from cot_flax.text.wording import LANGUAGES
 
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
 LINES = (FIXTURES / "answer_endings.jsonl").read_text(encoding="utf-8")
@@ -132,6 +134,59 @@ def test_number_after_a_marker(marker, tail, answer):
 )
 def test_number_without_a_marker(text, flexible):
     check(text, "number", None, flexible)
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("答案是１２。共有5份。", "12"),
+        ("答案是：１，２００元（共5份）", "1200"),
+        ("最终答案：９６０元，打8折", "960"),
+        ("所以，答案为 8 个，不是9个", "8"),
+        ("答：一共48盒，每箱12盒", "48"),
+        ("答案是−５。再看3", "-5"),
+        ("答案是50％，3份", "50"),
+        ("答えは12です。3つ", "12"),
+        ("정답은 12입니다. 3개", "12"),
+        ("La respuesta es 12, de 3 cajas", "12"),
+        ("La respuesta final es 12 euros, de 3 cajas", "12"),
+        ("A resposta é 12, de 3 caixas", "12"),
+        ("La risposta finale è 12, di 3", "12"),
+        ("La réponse finale est 12, de 3", "12"),
+        ("Die Antwort lautet 12, von 3", "12"),
+        ("Ответ: 12 из 3", "12"),
+    ],
+)
+def test_a_marker_of_another_language(text, answer):
+    check(text, "number", answer, answer)
+
+
+@pytest.mark.parametrize("code", LANGUAGES)
+def test_the_closing_sentence_of_a_language_is_a_marker(code):
+    wording = LANGUAGES[code].wording
+    check(f"1 + 11\n{wording.close('12')}\n13", "number", "12", "12")
+    assert marked_kind("number", wording.heads) == "number"
+
+
+@pytest.mark.parametrize(
+    ("marker", "text", "strict"),
+    [
+        ("Die Summe beträgt", "3 Äpfel. Die  Summe beträgt 12, nicht 13", "12"),
+        ("Verdict", "We saw 3. VERDICT: 12; 13 is out", "12"),
+        ("Verdict", "We saw 3. **Verdict**: 12; 13 is out", "12"),
+        ("Verdict", "We saw 3. Two verdicts, 12", None),
+        ("结论是", "先看3。结论是１２元，不是13", "12"),
+        ("fee:", "3 a day. Fee: $12 of 13", "12"),
+    ],
+)
+def test_a_marker_of_ones_own(marker, text, strict):
+    kind = marked_kind("number", [marker, "The answer is"])
+    assert extract_answer(text, kind=kind, mode="strict") == strict
+    assert extract_answer(text, kind="number", mode="strict") is None
+    assert extract_answer("The answer is 7 of 8", kind=kind, mode="strict") == "7"
+    assert answers_match("12", "12.0", kind=kind)
+    assert extract_answer("12", kind=kind, mode="fu2023") == "12"
+    assert marked_kind("number", [marker]) == kind
 
 
 def test_last_marker_counts():

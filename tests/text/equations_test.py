@@ -54,6 +54,21 @@ def found(text: str) -> list[tuple[str, str, bool]]:
         # Signs
         ("3 ∗ 4 ⋅ 2 = 24", ("3 ∗ 4 ⋅ 2", "24", True)),
         ("６ ÷ ２ ＝ ３", ("6 ÷ 2", "3", True)),
+        # Units glued on, and other scripts
+        ("3苹果+5苹果=8苹果", ("3 + 5", "8", True)),
+        ("6支一共要付2元×6=12元。", ("2 × 6", "12", True)),
+        ("4箱一共有12×4=48盒。", ("12 × 4", "48", True)),
+        ("40×2÷5=17名，", ("40 × 2 ÷ 5", "17", False)),
+        ("12盒每盒5元共12×5=60元", ("12 × 5", "60", True)),
+        ("100×（1－0.2）＝80元", ("100 × ( 1 - 0.2 )", "80", True)),
+        ("3개 + 5개 = 8개", ("3 + 5", "8", True)),
+        ("3 м + 5 м = 8 м", ("3 + 5", "8", True)),
+        ("5km+3km=8km", ("5 + 3", "8", True)),
+        ("60km/h * 2 = 120km", ("60 * 2", "120", True)),
+        ("$4+$5=$9", ("4 + 5", "9", True)),
+        ("4€+5€=9€", ("4 + 5", "9", True)),
+        ("￥4 + ￥5 = ￥9", ("4 + 5", "9", True)),
+        ("有3个红的，4个白的，3+4=7个", ("3 + 4", "7", True)),
         ("（１，０００＋１）×２＝２，００２", ("( 1,000 + 1 ) × 2", "2,002", True)),
         ("½ of 10 = 5", ("1 / 2 of 10", "5", True)),
         ("3 ÷ ½ = 6", ("3 ÷ ( 1 / 2 )", "6", True)),
@@ -167,6 +182,14 @@ def test_rounding(text, right):
     ],
 )
 def test_what_could_be_misread_is_left_alone(text):
+    assert found(text) == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["10元的3倍+5=35", "10의 3배 + 5 = 35", "7 ÷ 2 = 3……1", "6÷4=1余2", "2元6角+3元=5元6角"],
+)
+def test_calculating_words_of_other_scripts_are_left_alone(text):
     assert found(text) == []
 
 

@@ -28,7 +28,9 @@ from cot_flax.text.prompts import (
     is_few_shot,
     normalize_question,
 )
+from cot_flax.text.wording import LANGUAGES, Wording
 
+CHINESE = LANGUAGES["zh"].wording
 HENS = Exemplar("How many eggs do 3 hens lay?", "Each lays 2.\n3 * 2 = 6 eggs.\n", "6")
 CARS = Exemplar("How many wheels have 5 cars?", "Each has 4.\n5 * 4 = 20 wheels.\n", "20")
 QUESTION = "How many legs have 7 dogs?"
@@ -97,6 +99,44 @@ def test_formats():
 def test_cot_target(rationale, answer, expected):
     assert build_target(rationale, answer, "zero_shot_cot") == expected
     assert build_target(rationale, answer, "few_shot_cot") == expected
+
+
+@pytest.mark.parametrize(
+    ("rationale", "expected"),
+    [
+        ("3+5=8个。", "3+5=8个。\n答案是8"),
+        ("3+5=8个。\n答案是8。", "3+5=8个。\n答案是8。"),
+        ("3+5=8个。\n答案是 ８。", "3+5=8个。\n答案是 ８。"),
+        ("3+5=8个。\nThe answer is 8", "3+5=8个。\nThe answer is 8\n答案是8"),
+        ("3+5=8个。\n答案是8个。", "3+5=8个。\n答案是8个。\n答案是8"),
+    ],
+)
+def test_target_in_chinese(rationale, expected):
+    assert build_target(rationale, "8", "zero_shot_cot", CHINESE) == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "closed"),
+    [
+        ("答案是", "答案是8"),
+        ("la respuesta es", "la respuesta es 8"),
+        ("Ответ: ", "Ответ: 8"),
+        ("答えは{answer}です。", "答えは8です。"),
+    ],
+)
+def test_a_closing_sentence_of_ones_own(given, closed):
+    words = Wording("想一想", given)
+    assert build_target("3+5", "8", "few_shot_cot", words) == f"3+5\n{closed}"
+    assert build_target("", "8", "few_shot_answer", words) == closed
+    assert build_input("多少?", "zero_shot_cot", wording=words) == "Q: 多少?\n想一想"
+    shown = build_input("多少?", "few_shot_answer", [HENS], "fu2023", words)
+    assert shown.split("\n")[1] == f"A: {words.close('6')}"
+
+
+@pytest.mark.parametrize("words", [{"cue": " "}, {"closing": "{answer}"}, {"markers": ("::",)}])
+def test_a_wording_without_words_is_refused(words):
+    with pytest.raises(UserError, match="expected words, such as"):
+        Wording(**words)
 
 
 def test_answer_target_has_no_rationale():
