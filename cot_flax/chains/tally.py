@@ -49,6 +49,7 @@ class Tally:
         unknown_chains: kept chains with such characters in the target.
         unknown_dropped: such characters of the chains that were dropped for them.
         unknown_in_questions: such characters of the questions that have a kept chain.
+        unknown_questions: how many of these questions have any.
         replaced: what `text.replacement` wrote otherwise in the targets, by its name there.
         inconsistent_chains: kept chains with an equation that does not hold.
         inconsistent: the first few of them by their ids, with these equations.
@@ -78,6 +79,7 @@ class Tally:
     unknown_chains: int = 0
     unknown_dropped: Counter = field(default_factory=Counter)
     unknown_in_questions: Counter = field(default_factory=Counter)
+    unknown_questions: int = 0
     replaced: Counter = field(default_factory=Counter)
     inconsistent_chains: int = 0
     inconsistent: list[dict] = field(default_factory=list)
@@ -101,6 +103,12 @@ class Tally:
         """Which share of the chains that are good but for that hold unknown characters."""
         dropped = self.fates[UNKNOWN_CHARACTERS]
         return (self.unknown_chains + dropped) / max(1, self.kept + dropped)
+
+    @property
+    def unknown_questions_share(self) -> float:
+        """Which share of the questions with a kept chain hold unknown characters."""
+        without = self.kept_chains["0"]
+        return self.unknown_questions / max(1, self.questions - without)
 
     def add(self, other: "Tally") -> None:
         """Adds another tally to this one."""
@@ -163,6 +171,7 @@ class Tally:
         """Counts what the vocabulary lacks of one kept chain and its question."""
         self.unknown.update(unknown)
         self.unknown_in_questions.update(in_question)
+        self.unknown_questions += bool(in_question)
         self.unknown_chains += bool(unknown)
         self.replaced.update(replaced)
 
@@ -187,7 +196,10 @@ class Tally:
             ("replaced in the targets", self.replaced),
             (f"unknown to the vocabulary in {self.unknown_chains:,} targets", self.unknown),
             ("unknown to the vocabulary in dropped chains", self.unknown_dropped),
-            ("unknown to the vocabulary in questions", self.unknown_in_questions),
+            (
+                f"unknown to the vocabulary in {self.unknown_questions:,} questions",
+                self.unknown_in_questions,
+            ),
         ):
             if counts:
                 lines.append(f"{title}: {most(counts)}")

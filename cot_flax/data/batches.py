@@ -16,6 +16,7 @@ from jax.experimental import multihost_utils
 
 from cot_flax.data import packing
 from cot_flax.data.features import (
+    OTHER_STUDENTS,
     TEACHER_FEATURES,
     TokenizerVocabulary,
     fingerprint,
@@ -30,6 +31,8 @@ from cot_flax.text.tokenizers import SENTENCEPIECE, SpecialIds
 BLOCK = 64
 _TASK = "task"
 _ENOUGH = 1000  # examples of which none fits
+_SIDES = ("inputs", "targets")
+_LOOKED_AT = 256  # examples, for unknown pieces
 _OPEN: weakref.WeakSet = weakref.WeakSet()
 
 
@@ -50,6 +53,8 @@ class TaskBatches:
         pack: put several examples into a row.
         use_cached: read tasks in SeqIO's cached form, where they have one.
         shards: 0 becomes the number of JAX processes.
+        max_unknown: the share of pieces of the first examples, of inputs or of targets, that may be
+            the vocabulary's unknown one.
     """
 
     mixture_or_task_name: str
@@ -61,6 +66,7 @@ class TaskBatches:
     seed: int = 0
     use_cached: bool = False
     shards: int = 0
+    max_unknown: float = 0.05
     _counts: np.ndarray = field(init=False, repr=False)
 
     def __post_init__(self):
@@ -131,7 +137,8 @@ class TaskBatches:
 
         Others have trained for days without noticing that. It also raises where the vocabulary has
         ids for which the model, of `vocab_size` rows, has none, a mixture two vocabularies or
-        rates that are no shares, or the first example cannot be read.
+        rates that are no shares, or the first example cannot be read, and where the vocabulary
+        lacks more of the first examples than `max_unknown`.
         """
         self._check_vocabularies()
         self._check_rates()
@@ -142,8 +149,8 @@ class TaskBatches:
                 "a row an id at least",
                 "set the model's vocab_size, or train with the model's own vocabulary",
             )
+        self._check_unknown()  # and what cannot be read is said here
         if not objective.uses_teacher:
-            next(self._examples(num_epochs=1), None)  # what cannot be read is said here
             return
         if not self.has_teacher or not any(
             np.any(example["teacher_top_logprobs"] < 0) for example in self._examples(num_epochs=1)
@@ -183,7 +190,8 @@ class TaskBatches:
         """
         counts = multihost_utils.process_allgather(self._counts)
         counts = counts.reshape(-1, *self._counts.shape).max(axis=0).sum(axis=0)
-        return "; ".join(filter(None, (self._left_out(counts[:, :2]), self._unknown(counts))))
+        unknown = (self._unknown(side, counts) for side in _SIDES)
+        return "; ".join(filter(None, (self._left_out(counts[:, :2]), *unknown)))
 
     def _left_out(self, counts: np.ndarray) -> str:
         seen, overlong = counts.sum(axis=0)
@@ -204,13 +212,15 @@ class TaskBatches:
         ]
         return f"{text}; {', '.join(parts)}"
 
-    def _unknown(self, counts: np.ndarray) -> str:
+    def _unknown(self, side: str, counts: np.ndarray) -> str:
+        place = 2 + _SIDES.index(side)
         parts = [
-            f"{name} {unknown:,} of {all - overlong:,}"
-            for name, (all, overlong, unknown) in zip(self._tasks(), counts, strict=True)
-            if unknown
+            f"{name} {found[place]:,} of {found[0] - found[1]:,}"
+            for name, found in zip(self._tasks(), counts, strict=True)
+            if found[place]
         ]
-        text = "targets with characters that the vocabulary lacks, which are learnt as <unk>: "
+        read = "learnt" if side == "targets" else "read"
+        text = f"{side} with characters that the vocabulary lacks, which are {read} as <unk>: "
         return text + ", ".join(parts) if parts else ""
 
     def _check_vocabularies(self):
@@ -234,6 +244,24 @@ class TaskBatches:
                 f"correct {self.mixture_or_task_name}/registration.format_rates",
             )
 
+    def _check_unknown(self):
+        unk_id, lacking, all = self._unk_id, np.zeros(2, int), np.zeros(2, int)
+        for example in itertools.islice(self._examples(num_epochs=1), _LOOKED_AT):
+            lacking += [(example[side] == unk_id).sum() for side in _SIDES]
+            all += [len(example[side]) for side in _SIDES]
+        for side, unknown, pieces in zip(_SIDES, lacking, all, strict=True):
+            if unknown > self.max_unknown * pieces:
+                raise UserError(
+                    f"{unknown:,} of {pieces:,} pieces ({unknown / pieces:.1%}) of the {side} of "
+                    f"{self.mixture_or_task_name} unknown to the student's vocabulary",
+                    f"at most {self.max_unknown:.1%}",
+                    f"{OTHER_STUDENTS}, or raise MAX_UNKNOWN_PIECES",
+                )
+
+    @property
+    def _unk_id(self) -> int | None:
+        return self._provider.output_features["targets"].vocabulary.unk_id
+
     def _rates(self) -> dict[str, float]:
         """The rates of a mixture's tasks; empty for a task."""
         if isinstance(self._provider, seqio.Task):
@@ -246,8 +274,9 @@ class TaskBatches:
         return [task.name for task in tasks if self.split in task.splits]
 
     def _forget_counts(self):
-        # Of every shard and task: read, of these overlong, and of the others with unknown pieces.
-        self._counts = np.zeros((self.shards, len(self._tasks()), 3), np.int64)
+        # Of every shard and task: read, of these overlong, and of the others with unknown pieces in
+        # each of _SIDES.
+        self._counts = np.zeros((self.shards, len(self._tasks()), 4), np.int64)
 
     def _rows(self, layout: Layout, shard: int):
         fitting = self._fitting(shard)
@@ -272,15 +301,14 @@ class TaskBatches:
         return _closed_before_exit(_in_blocks(dataset, ("inputs", "targets", *teacher, _TASK)))
 
     def _fitting(self, shard: int):
-        limits = self.feature_lengths
-        unk_id = self._provider.output_features["targets"].vocabulary.unk_id
+        limits, unk_id = self.feature_lengths, self._unk_id
         for example in self._examples(None, seqio.ShardInfo(shard, self.shards)):
-            overlong = any(len(example[side]) > limits[side] for side in ("inputs", "targets"))
-            unknown = not overlong and unk_id in example["targets"]
-            self._counts[shard, example.pop(_TASK)[0]] += 1, overlong, unknown
+            overlong = any(len(example[side]) > limits[side] for side in _SIDES)
+            unknown = (not overlong and unk_id in example[side] for side in _SIDES)
+            self._counts[shard, example.pop(_TASK)[0]] += 1, overlong, *unknown
             if not overlong:
                 yield example
-            elif self._counts[shard].sum(axis=0).tolist() == [_ENOUGH, _ENOUGH, 0]:
+            elif self._counts[shard].sum(axis=0).tolist() == [_ENOUGH, _ENOUGH, 0, 0]:
                 raise UserError(
                     f"{_ENOUGH} examples of {self.mixture_or_task_name}, none within "
                     f"{dict(limits)} tokens",

@@ -24,6 +24,11 @@ from cot_flax.text.tokenizers import (
 )
 
 T5_VOCABULARY = "gs://t5-data/vocabs/cc_all.32000/sentencepiece.model"
+OTHER_STUDENTS = (
+    "take a student that has them (of bytes: models/byt5_small.gin; of mT5's pieces: "
+    "models/umt5_small.gin and its spiece.model), write them otherwise"
+)
+"""What to do where a vocabulary lacks the characters of a text."""
 TEACHER_FEATURES = ("teacher_top_ids", "teacher_top_logprobs")
 
 

@@ -178,7 +178,12 @@ def evaluate(
                         reporter.add(rows)
 
                     rows = _answer(student, params, task, examples[task], decoding, ended)
-                summaries[task] = summarize(rows)
+                summaries[task] = summarize(rows) | count_unknown(task, examples[task])
+                if lacking := summaries[task].get("prompts_with_unknown"):
+                    reporter.say(
+                        f"{lacking:,} of {len(examples[task]):,} prompts of {task} hold characters "
+                        "that the student's vocabulary lacks"
+                    )
                 if outputs:
                     outputs.end_task(task, rows, summaries[task])
         return outputs.results() if outputs else facts | {"tasks": summaries}
@@ -293,6 +298,13 @@ def _rows(card: TaskCard, example: Mapping, texts: Sequence[str], mode: str) -> 
         }
         for sample, (text, score) in enumerate(zip(texts, scores, strict=True))
     ]
+
+
+def count_unknown(task: str, examples: Sequence[Mapping]) -> dict[str, int]:
+    """`prompts_with_unknown`, where prompts hold pieces that are the vocabulary's unknown one."""
+    unk_id = seqio.get_mixture_or_task(task).output_features["inputs"].vocabulary.unk_id
+    count = sum(bool(np.any(example["inputs"] == unk_id)) for example in examples)
+    return {"prompts_with_unknown": count} if count else {}
 
 
 def _written(checkpoint: str) -> str:

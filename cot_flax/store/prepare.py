@@ -22,7 +22,7 @@ from cot_flax.chains.readers import Raw, find_format
 from cot_flax.chains.samples import gzip_writer, to_line
 from cot_flax.chains.tally import Tally, most
 from cot_flax.chains.workers import Chunk, Job, cores, prepare_chunks
-from cot_flax.data.features import fingerprint, tokenizer_of
+from cot_flax.data.features import OTHER_STUDENTS, fingerprint, tokenizer_of
 from cot_flax.errors import UserError
 from cot_flax.files import (
     file_version,
@@ -220,14 +220,21 @@ def stop_if_too_many_rejected(total: Tally, max_rejected: float, parts: str) -> 
 
 
 def stop_if_too_many_unknown(total: Tally, max_unknown_chains: float) -> None:
-    """Raises UserError where more than this share of the chains has unknown characters."""
-    if total.unknown_share > max_unknown_chains:
-        raise UserError(
-            f"{total.unknown_share:.1%} of the chains with characters that the student's "
-            f"vocabulary lacks: {most(total.unknown + total.unknown_dropped)}",
-            f"at most {max_unknown_chains:.1%}",
-            "write them otherwise, choose another student, or raise --max-unknown-chains",
-        )
+    """Raises UserError where more than this share of the chains has unknown characters.
+
+    Or of the questions.
+    """
+    for sides, share, unknown in (
+        ("chains", total.unknown_share, total.unknown + total.unknown_dropped),
+        ("questions", total.unknown_questions_share, total.unknown_in_questions),
+    ):
+        if share > max_unknown_chains:
+            raise UserError(
+                f"{share:.1%} of the {sides} with characters that the student's vocabulary lacks: "
+                f"{most(unknown)}",
+                f"at most {max_unknown_chains:.1%}",
+                f"{OTHER_STUDENTS}, or raise --max-unknown-chains",
+            )
 
 
 def stop_if_unlikely(total: Tally, max_nats: float, min_likeliest: float) -> None:

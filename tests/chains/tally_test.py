@@ -164,7 +164,7 @@ def test_the_summary_names_what_the_vocabulary_lacks_and_what_is_wrong():
         "unknown to the vocabulary in 1 targets: 2 (é 2)",
         "unknown to the vocabulary in dropped chains: 12 "
         "(a 1, b 1, c 1, d 1, e 1, f 1, g 1, h 1, i 1, j 1, 2 others)",
-        "unknown to the vocabulary in questions: 1 (你 1)",
+        "unknown to the vocabulary in 1 questions: 1 (你 1)",
         "kept, with a thought apart of 30 tokens on average: 2 without it (--chain learns it), "
         "1 with it",
         "kept with a wrong equation: 1 chains",

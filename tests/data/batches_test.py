@@ -304,6 +304,41 @@ def test_targets_with_characters_that_the_vocabulary_lacks_are_counted(tmp_path)
     assert batches.report() == f"{left_out} tokens; {found}: less_zero_shot_cot 2 of 4"
 
 
+def lacking(folder, name, questions, chains):
+    """A task whose vocabulary has no `<`."""
+    (folder / "v.model").write_bytes(world_without("<"))
+    vocabulary = seqio.SentencePieceVocabulary(str(folder / "v.model"))
+    records = [
+        {"id": str(i), "question": question, "rationale": chain, "answer": "1"}
+        for i, (question, chain) in enumerate(zip(questions, chains, strict=True))
+    ]
+    source = records_source(lambda split: records, ["train"])
+    add_cot_task(name, source, formats=("zero_shot_cot",), vocabulary=vocabulary)
+
+
+def test_inputs_with_characters_that_the_vocabulary_lacks_are_counted_too(tmp_path):
+    lacking(tmp_path, "asked", ["1 < 2?", "1?", "2?"], "111")
+    batches = make("asked_zero_shot_cot", feature_lengths=WIDE, batch_size=1, shuffle=False)
+    take(batches, 3)
+    found = "inputs with characters that the vocabulary lacks, which are read as <unk>"
+    assert batches.report() == f"{found}: asked_zero_shot_cot 1 of 3"
+
+
+@pytest.mark.parametrize("side", ["inputs", "targets"])
+def test_texts_of_unknown_pieces_stop_before_training(tmp_path, side):
+    texts = {"inputs": ["1"] * 4, "targets": ["1"] * 4} | {side: ["1", "1", "1", "< < < <"]}
+    lacking(tmp_path, "odd", texts["inputs"], texts["targets"])
+    settings = {"feature_lengths": WIDE, "batch_size": 1, "shuffle": False}
+    batches = make("odd_zero_shot_cot", max_unknown=0.02, **settings)
+    message = (
+        rf"4 of [0-9]+ pieces \([0-9.]+%\) of the {side} of odd_.*expected at most 2\.0%; take a "
+        r"student .*models/byt5_small\.gin.* or raise MAX_UNKNOWN_PIECES"
+    )
+    with pytest.raises(UserError, match=message):
+        batches.check(Objective(), 512)
+    make("odd_zero_shot_cot", max_unknown=1.0, **settings).check(Objective(), 512)
+
+
 def test_no_report_where_all_fit():
     batches = make()
     take(batches, 3)

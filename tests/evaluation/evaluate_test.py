@@ -584,6 +584,13 @@ def test_outputs_of_another_format_are_counted():
         assert evaluate.summarize(rows)["off_format_rate"] == share
 
 
+def test_prompts_with_unknown_pieces_are_counted():
+    unknown = VOCABULARY.unk_id
+    examples = [{"inputs": np.array(ids)} for ids in ([5, 6], [5, unknown], [unknown] * 3)]
+    assert evaluate.count_unknown(COT, examples) == {"prompts_with_unknown": 2}
+    assert evaluate.count_unknown(COT, examples[:1]) == {}
+
+
 def test_numbers_have_no_labels(evaluated):
     assert "labels" not in evaluated[1]["tasks"][COT]
     assert evaluated[1]["tasks"][TASKS[1]]["majority"] == 1 / 6

@@ -612,6 +612,20 @@ def test_an_echo_of_llama_cpp_python_does_not():
         stop_if_unlikely(total, max_nats=6.0, min_likeliest=0.15)
 
 
+def test_unknown_characters_of_questions_stop_the_run_too(tmp_path, make_sample, like_t5):
+    questions = ["1 < 2?", "2?", "3?", "4?"]
+    chains = [make_sample("So 2.", question=question, id=question) for question in questions]
+    path = written(tmp_path / "samples.jsonl", chains)
+    message = (
+        r"got 25\.0% of the questions with characters that .*lacks: 1 \(< 1\); expected at most "
+        r"24\.0%; take a student that has them \(of bytes: models/byt5_small\.gin; of mT5's pieces"
+    )
+    with pytest.raises(UserError, match=message):
+        run(path, tmp_path / "out", vocabulary=like_t5, max_unknown_chains=0.24)
+    tally = run(path, tmp_path / "out", vocabulary=like_t5, max_unknown_chains=0.25)
+    assert "unknown to the vocabulary in 1 questions: 1 (< 1)" in tally.summary()
+
+
 def test_unknown_characters_stop_the_run_and_are_counted_by_character(
     tmp_path, make_sample, like_t5
 ):
