@@ -1,11 +1,14 @@
 """A user's own scenario: `scenario_<format>`, and `scenario_teacher_<format>` from a store.
 
+`scenario_bytes_<format>` and `scenario_bytes_teacher_<format>` are the same of bytes, for ByT5.
+
 The folder is what `cot-flax teach scenario` asks a teacher about. Its settings say of what kind the
 answers are, its exemplars are those of the student's few-shot prompts. The labelled inputs of
 `test.jsonl`, about which no teacher is asked, are the test split.
 """
 
 import gin
+import seqio
 
 from cot_flax.data.registration import add_cot_task
 from cot_flax.data.sources import records_source
@@ -53,11 +56,13 @@ def _records(split):
 
 SOURCE = records_source(_records, ("train", "test"))
 
-add_cot_task(
-    "scenario",
-    SOURCE,
-    answer_kind=_answer_kind,
-    wording=_wording,
-    teacher_store=teacher_store,
-    top_k=TOP_K,
-)
+for name, vocabulary in {"scenario": None, "scenario_bytes": seqio.ByteVocabulary()}.items():
+    add_cot_task(
+        name,
+        SOURCE,
+        answer_kind=_answer_kind,
+        wording=_wording,
+        vocabulary=vocabulary,
+        teacher_store=teacher_store,
+        top_k=TOP_K,
+    )

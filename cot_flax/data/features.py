@@ -16,11 +16,13 @@ from sentencepiece.sentencepiece_model_pb2 import ModelProto
 from cot_flax.errors import UserError
 from cot_flax.files import is_bucket, path_at, unreachable
 from cot_flax.text.tokenizers import (
+    T5_SENTINELS,
     ByteTokenizer,
     SentencePieceTokenizer,
     SpecialIds,
     Tokenizer,
     sentencepiece_special_ids,
+    sentinels_beside,
 )
 
 T5_VOCABULARY = "gs://t5-data/vocabs/cc_all.32000/sentencepiece.model"
@@ -39,9 +41,10 @@ def t5_vocabulary_file(path: str = T5_VOCABULARY) -> str:
 
 
 class T5Vocabulary(seqio.SentencePieceVocabulary):
-    """T5's vocabulary with its 100 sentinels, whose file is looked up when it is first needed.
+    """A T5's vocabulary with its sentinels, whose file is looked up when it is first needed.
 
-    Tasks are registered before gin has bound anything, so the path cannot be fixed earlier.
+    Tasks are registered before gin has bound anything, so the path cannot be fixed earlier. The
+    file may be T5's, mT5's, umT5's or your own; its sentinels are those of `sentinels_beside`.
 
     It equals every SentencePiece vocabulary that gives the same ids, wherever its file lies and
     whether the sentinels stand in the file or are added to it: so tasks of others, and T5X's
@@ -49,11 +52,12 @@ class T5Vocabulary(seqio.SentencePieceVocabulary):
     """
 
     def __init__(self):
-        super().__init__("", extra_ids=100)
+        super().__init__("", extra_ids=T5_SENTINELS)
 
     def __getstate__(self):
-        """With the path, which SeqIO compares."""
-        return super().__getstate__() | {"_sentencepiece_model_file": t5_vocabulary_file()}
+        """With the path and the sentinels, which SeqIO compares."""
+        named = {"_sentencepiece_model_file": t5_vocabulary_file(), "_extra_ids": self._extra_ids}
+        return super().__getstate__() | named
 
     def __eq__(self, other) -> bool:
         if not isinstance(other, seqio.SentencePieceVocabulary):
@@ -74,6 +78,24 @@ class T5Vocabulary(seqio.SentencePieceVocabulary):
     @_sentencepiece_model_file.setter
     def _sentencepiece_model_file(self, path: str):
         """SeqIO's constructor sets the path; here gin has it."""
+
+    @property
+    def _extra_ids(self) -> int:
+        try:
+            return _sentinels(t5_vocabulary_file())
+        except UserError:  # said where the model is read
+            return T5_SENTINELS
+
+    @_extra_ids.setter
+    def _extra_ids(self, count: int):
+        """Likewise."""
+
+
+@functools.lru_cache(maxsize=4)
+def _sentinels(path: str) -> int:
+    if is_bucket(path) and (why := unreachable()):
+        raise UserError(f"{path} ({why})", "a file that can be read", "copy it to this machine")
+    return sentinels_beside(path_at(path))
 
 
 def _ids_of(model: bytes) -> tuple:

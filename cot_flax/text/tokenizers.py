@@ -6,9 +6,11 @@ byte as some letter, too. Callers see ids, texts and byte spans, never a library
 
 import codecs
 import hashlib
+import json
 import os
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property, lru_cache, partial
+from pathlib import Path
 from typing import Protocol
 
 from google.protobuf.message import DecodeError
@@ -17,7 +19,7 @@ from sentencepiece.sentencepiece_model_pb2 import ModelProto
 
 from cot_flax.errors import UserError
 from cot_flax.files import path_at
-from cot_flax.text.bpe import HUGGING_FACE, open_hugging_face
+from cot_flax.text.bpe import HUGGING_FACE, SETTINGS, open_hugging_face
 from cot_flax.text.pieces import (
     MOST_REMEMBERED,
     SPACE,
@@ -34,6 +36,8 @@ T5_SPECIAL_IDS = SpecialIds(pad=0, end=1, start=0)
 """Of T5's vocabulary, and of checkpoints that are older than their record."""
 
 T5_SENTINELS = 100
+SENTINEL_COUNTS = (T5_SENTINELS, 0, 300)
+"""How many sentinels are added to a model: T5's, none (also mT5's, whose file has them), umT5's."""
 
 
 class Tokenizer(Protocol):
@@ -324,8 +328,8 @@ class ByteTokenizer:
 def open_tokenizer(path: str | os.PathLike, fingerprint: str = "") -> Tokenizer:
     """Opens a SentencePiece model, a tokenizer.json, or a folder with one of them.
 
-    A SentencePiece model gets as many sentinels as `fingerprint` says, none or T5's 100; without
-    a fingerprint none. Of a folder with both files the SentencePiece model is read.
+    A SentencePiece model gets as many sentinels as `fingerprint` says, of `SENTINEL_COUNTS`;
+    without a fingerprint none. Of a folder with both files the SentencePiece model is read.
 
     The special tokens of a tokenizer.json stand beside it: `eos_token`, `pad_token` and
     `bos_token` of tokenizer_config.json or else special_tokens_map.json, or else their ids in
@@ -345,7 +349,7 @@ def open_tokenizer(path: str | os.PathLike, fingerprint: str = "") -> Tokenizer:
     if found.suffix == ".json":
         readings = [partial(open_hugging_face, found)]
     else:
-        counts = (0, T5_SENTINELS)
+        counts = sorted(SENTINEL_COUNTS)
         readings = [partial(SentencePieceTokenizer, found, extra_ids=count) for count in counts]
     for read in readings:
         tokenizer = read()
@@ -357,6 +361,30 @@ def open_tokenizer(path: str | os.PathLike, fingerprint: str = "") -> Tokenizer:
         f"the checkpoint's vocabulary {fingerprint}",
         "give the tokenizer that the checkpoint was trained with",
     )
+
+
+def sentinels_beside(model: Path) -> int:
+    """How many sentinels are added to a SentencePiece model's file.
+
+    None where it has them; else as many as the tokenizer_config.json beside it says, or T5's.
+
+    Raises:
+        UserError: no such model, or broken settings.
+    """
+    try:
+        proto = ModelProto.FromString(read_file(model))
+    except DecodeError:  # what it is, the reader of the model says
+        return T5_SENTINELS
+    if any(piece.piece.lstrip(SPACE) == "<extra_id_0>" for piece in proto.pieces):
+        return 0
+    beside = model.parent / SETTINGS
+    try:
+        return int(json.loads(beside.read_text()).get("extra_ids", T5_SENTINELS))
+    except (FileNotFoundError, NotADirectoryError):
+        return T5_SENTINELS
+    except (ValueError, TypeError, AttributeError) as error:
+        wanted = "the settings of a tokenizer"
+        raise UserError(f"{beside} ({error})", wanted, "download it again") from error
 
 
 def _tokenizer_file(path):

@@ -9,10 +9,11 @@ from cot_flax.files import path_at
 from cot_flax.text.bpe import HUGGING_FACE, SETTINGS, SPECIAL_TOKENS
 from cot_flax.text.tokenizers import (
     SENTENCEPIECE,
-    T5_SENTINELS,
+    SENTINEL_COUNTS,
     SentencePieceTokenizer,
     Tokenizer,
     open_tokenizer,
+    sentinels_beside,
 )
 from cot_flax.weights.source import Source
 
@@ -27,8 +28,8 @@ def fingerprint(folder: Path) -> str:
         UserError: a broken SentencePiece model.
     """
     if (folder / SENTENCEPIECE).exists():
-        sentinels = _sentinels_of(folder)
-        return SentencePieceTokenizer(folder / SENTENCEPIECE, extra_ids=sentinels).fingerprint
+        model = folder / SENTENCEPIECE
+        return SentencePieceTokenizer(model, extra_ids=sentinels_beside(model)).fingerprint
     try:
         return open_tokenizer(folder).fingerprint
     except UserError:  # none, or of a kind that we do not know: the weights are read all the same
@@ -56,8 +57,8 @@ def find(source: Source, path: str | os.PathLike | None) -> Path:
 def read(source: Source, path: str | os.PathLike | None = None) -> Tokenizer:
     """The tokenizer of a checkpoint, from where `find` finds it.
 
-    A SentencePiece model gets as many sentinels as the checkpoint's vocabulary has, T5's 100 or
-    none; where the fingerprint is unknown, T5's if they fit into the model.
+    A SentencePiece model gets as many sentinels as the checkpoint's vocabulary has, of
+    `SENTINEL_COUNTS`; where the fingerprint is unknown, the first of these that fit into the model.
 
     Raises:
         UserError: there is none, or the model was trained with another vocabulary.
@@ -67,9 +68,9 @@ def read(source: Source, path: str | os.PathLike | None = None) -> Tokenizer:
         tokenizer = open_tokenizer(found)
     else:
         model = found.read_bytes()
-        tokenizer = SentencePieceTokenizer(model)
-        if not _is_of(tokenizer, source):
-            tokenizer = SentencePieceTokenizer(model, extra_ids=0)
+        readings = (SentencePieceTokenizer(model, extra_ids=count) for count in SENTINEL_COUNTS)
+        first = next(readings)
+        tokenizer = next((one for one in (first, *readings) if _is_of(one, source)), first)
     check(tokenizer, source)
     return tokenizer
 
@@ -106,15 +107,3 @@ def _t5_settings(extra_ids: int) -> dict[str, bytes]:
     settings = {"tokenizer_class": "T5Tokenizer", "extra_ids": extra_ids, "legacy": True, **special}
     contents = {SPECIAL_TOKENS: special, SETTINGS: settings}
     return {name: (json.dumps(c, indent=2) + "\n").encode() for name, c in contents.items()}
-
-
-def _sentinels_of(folder: Path) -> int:
-    try:
-        settings = json.loads((folder / SETTINGS).read_text())
-        return int(settings.get("extra_ids", T5_SENTINELS))
-    except FileNotFoundError:
-        return T5_SENTINELS
-    except (ValueError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"{folder / SETTINGS} ({error})", "the settings of a tokenizer", "download it again"
-        ) from error

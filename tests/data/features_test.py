@@ -1,6 +1,8 @@
 import copy
 import functools
+import json
 import operator
+import shutil
 
 import gin
 import pytest
@@ -16,7 +18,8 @@ from cot_flax.errors import UserError
 from cot_flax.lab.world.vocabulary import VOCABULARY_PATH
 from cot_flax.store import layout
 from cot_flax.students.layouts import EncoderDecoder
-from cot_flax.text.tokenizers import SpecialIds
+from cot_flax.text.tokenizers import SpecialIds, open_tokenizer
+from cot_flax.weights import tokenizer_files
 
 PATH = "cot_flax.data.features.t5_vocabulary_file.path"
 
@@ -62,6 +65,34 @@ def test_the_t5_vocabulary_is_any_that_gives_the_same_ids(tmp_path):
         assert ours == other and other == ours
         assert [operator.ne(ours, other), operator.ne(other, ours)] == [False, False]
         assert seqio.Feature(ours) == seqio.Feature(other)
+
+
+@pytest.mark.parametrize(
+    ("in_file", "settings", "added"),
+    [
+        (False, None, 100),  # T5's, or a model of one's own
+        (True, None, 0),  # mT5's file has them
+        (False, {"extra_ids": 300}, 300),  # umT5's folder
+        (False, {"extra_ids": 0}, 0),
+        (False, {}, 100),
+    ],
+)
+def test_the_sentinels_are_those_of_the_file_and_its_folder(tmp_path, in_file, settings, added):
+    """So that the fingerprint is that of the checkpoint in the folder, and ids fit its rows."""
+    path = tmp_path / "spiece.model"
+    shutil.copy(VOCABULARY_PATH, path)
+    if in_file:
+        shutil.copy(a_copy_with_sentinels(tmp_path).sentencepiece_model_file, path)
+    if settings is not None:
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    gin.bind_parameter("cot_flax.data.features.t5_vocabulary_file.path", str(path))
+    ours = features.T5Vocabulary()
+    pieces = len(ModelProto.FromString(path.read_bytes()).pieces)
+    assert (ours.vocab_size, ours.extra_ids) == (pieces + added, added)
+    assert ours == seqio.SentencePieceVocabulary(str(path), extra_ids=added)
+    assert features.fingerprint(ours) == tokenizer_files.fingerprint(tmp_path)
+    assert features.tokenizer_of(ours).vocab_size == ours.vocab_size
+    assert open_tokenizer(tmp_path, features.fingerprint(ours)).vocab_size == ours.vocab_size
 
 
 def test_the_t5_vocabulary_is_none_that_gives_other_ids(tmp_path):

@@ -99,6 +99,18 @@ def test_the_settings_word_the_task(folder, tmp_path):
     assert [target.count("sind 40") for target in targets] == [1, 1]
 
 
+def test_bytes_lack_no_script(folder):
+    (folder / "settings.json").write_text('{"answer_kind": "number", "language": "zh"}')
+    write(folder / "test.jsonl", {"input": "5盒鸡蛋有多少个？", "answer": "50"})
+    task = find_task("scenario_bytes_zero_shot_cot")
+    (example,) = task.get_dataset(split="test").as_numpy_iterator()
+    assert example["targets_pretokenized"].decode() == "答案是50"
+    vocabulary = task.output_features["inputs"].vocabulary
+    assert vocabulary.decode(example["inputs"].tolist()).startswith("Q: 5盒鸡蛋有多少个？\n让我们")
+    assert vocabulary.unk_id not in example["inputs"]
+    assert answer_kind("scenario_bytes_teacher_few_shot_cot") == "number"
+
+
 def test_labels_rule_the_task(folder):
     (folder / "settings.json").write_text('{"labels": ["20.00", "30.00", "40.00", "50.00"]}')
     kind = cot_task(TASK).answer_kind

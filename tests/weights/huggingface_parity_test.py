@@ -44,6 +44,11 @@ SHAPES = {
 SHAPES["gated SiLU, tied"] = replace(
     SHAPES["1.0"], num_decoder_layers=3, mlp_activations=("silu", "linear")
 )
+SHAPES["ByT5, a deep encoder"] = replace(
+    SHAPES["1.1, H * C != D"], vocab_size=384, num_decoder_layers=1
+)
+SHAPES["umT5"] = replace(SHAPES["1.1, H * C != D"], bias_per_layer=True)
+SHAPES["umT5, tied"] = replace(SHAPES["umT5"], logits_via_embedding=True)
 ACTIVATIONS = {2: "gated-{}", 1: "{}"}
 
 
@@ -80,11 +85,12 @@ def in_memory(arrays, config, vocabulary=""):
     return Source("memory", T5Student(config), tensors, vocabulary)
 
 
-def theirs(config, seed=0):
+def theirs(config, seed=0, kind="T5"):
     """transformers' own model of this shape, with parameters that it drew, scaled up."""
     torch.manual_seed(seed)
-    model = transformers.T5ForConditionalGeneration(
-        transformers.T5Config(
+    kind = "UMT5" if config.bias_per_layer else kind
+    model = getattr(transformers, f"{kind}ForConditionalGeneration")(
+        getattr(transformers, f"{kind}Config")(
             vocab_size=config.vocab_size,
             d_model=config.emb_dim,
             num_heads=config.num_heads,
@@ -107,7 +113,8 @@ def theirs(config, seed=0):
             if "layer_norm" in name:
                 parameter.uniform_(0.5, 1.5)
             elif "relative_attention_bias" in name:
-                parameter.mul_(8)
+                # A layer's own, or what the first layer has would do for all.
+                parameter.copy_(torch.randn_like(parameter) * 2)
             elif "SelfAttention.q" in name or "EncDecAttention.q" in name:
                 parameter.mul_(3)
     return model.eval()
@@ -168,6 +175,18 @@ def test_their_models_opened_here(tmp_path, config):
     np.testing.assert_array_equal(found[:, : greedy.shape[1]], greedy)
 
 
+def test_an_mt5_of_theirs_opened_here(tmp_path):
+    config = SHAPES["1.1, H * C != D"]
+    model = theirs(config, kind="MT5")
+    model.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["model_type"] == "mt5"
+    source = open_folder(tmp_path, Access())
+    assert source.student.config == config
+    arrays = batch(config)
+    found = our_logits(*loaded(source), *arrays)
+    np.testing.assert_allclose(found, their_logits(model, *arrays), atol=1e-4)
+
+
 def test_our_models_loaded_there(tmp_path, config):
     source = in_memory(random_arrays(config), config)
     out = tmp_path / "out"
@@ -188,8 +207,9 @@ def test_our_models_loaded_there(tmp_path, config):
         np.testing.assert_array_equal(tensor.whole(), again.tensors[name].whole(), name)
 
 
-def test_scanned_layers_read_the_same_files(tmp_path):
-    config = SHAPES["1.1, H * C != D"]
+@pytest.mark.parametrize("name", ["1.1, H * C != D", "umT5"])
+def test_scanned_layers_read_the_same_files(tmp_path, name):
+    config = SHAPES[name]
     theirs(config).save_pretrained(tmp_path)
     source = open_folder(tmp_path, Access())
     arrays = batch(config)

@@ -308,7 +308,7 @@ def test_transformers_5_may_write_one_matrix_for_both(folder):
     ("change", "message"),
     [
         ({"model_type": "llama"}, "got a model of type llama in .*; expected one of"),
-        ({"model_type": "umt5"}, "type umt5"),
+        ({"model_type": "longt5"}, "type longt5"),
         ({"model_type": None}, "type None"),
         ({"architectures": ["T5EncoderModel"]}, "T5EncoderModel"),
         ({"relative_attention_max_distance": 256}, "relative_attention_max_distance 256"),

@@ -60,7 +60,7 @@ def relative_position_bucket(
 
 
 class RelativePositionBias(nn.Module):
-    """The learned bias of every (query, key) pair, shared by all layers of a stack."""
+    """The learned bias of every (query, key) pair, of all layers of a stack or of one."""
 
     num_heads: int
     bidirectional: bool

@@ -40,10 +40,15 @@ def step(model: T5, params, tokens_BN, ages_B, head, prompts: Prompts, ring: Rin
         decoder = t5.decoder
         L = ring.keys[0].shape[3]
         seen_BL = ((head - jnp.arange(L)) % L)[None] <= ages_B[:, None]
+
         # What the youngest token of a full row sees, rolled so that its last column is the head.
-        row_HL = jnp.roll(decoder.relpos_bias.last_row(L), head + 1, axis=-1)
-        # In float32 with the logits: a masked key must lose against any learned bias.
-        bias_B1HL = row_HL[None, None] + jnp.where(seen_BL, 0.0, MASKED)[:, None, None]
+        def bias(position) -> jax.Array:
+            row_HL = jnp.roll(position.last_row(L), head + 1, axis=-1)
+            # In float32 with the logits: a masked key must lose against any learned bias.
+            return row_HL[None, None] + jnp.where(seen_BL, 0.0, MASKED)[:, None, None]
+
+        per_layer = t5.config.bias_per_layer
+        shared_B1HL = None if per_layer else bias(decoder.relpos_bias)
         x_BND = t5.token_embedder(tokens_BN).astype(t5.config.residual_dtype)
         new = Ring([], [])
         for i, layer in enumerate(decoder.layers):
@@ -52,6 +57,7 @@ def step(model: T5, params, tokens_BN, ages_B, head, prompts: Prompts, ring: Rin
             key_BNHC, value_BNHC = own.keys_values(y_BND)
             new.keys.append(_write(ring.keys[i], key_BNHC, head))
             new.values.append(_write(ring.values[i], value_BNHC, head))
+            bias_B1HL = bias(layer.relpos_bias) if per_layer else shared_B1HL
             x_BND = _add(x_BND, _attend(own, y_BND, _OWN, new.keys[i], new.values[i], bias_B1HL))
 
             y_BND = layer.pre_cross_attention_layer_norm(x_BND)

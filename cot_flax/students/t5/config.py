@@ -25,6 +25,7 @@ class T5Config:
     Attributes:
         vocab_size: rows of the embedding (32,128 for the 32,100 pieces of T5's vocabulary).
         mlp_activations: `("relu",)` for T5 1.0; a gated pair such as `("gelu", "linear")` for 1.1.
+        bias_per_layer: every layer has its own position bias (umT5), not the stack.
         logits_via_embedding: the head is the embedding, scaled by 1/sqrt(D) (T5 1.0).
         dropout_rate: 0.0 for parity with paper [1], 0.1 for [3] and [4].
         dtype: of activations; parameters, softmax, norms and logits are float32.
@@ -48,6 +49,7 @@ class T5Config:
     head_dim: int = 64
     mlp_dim: int = 1024
     mlp_activations: tuple[str, ...] = ("gelu", "linear")
+    bias_per_layer: bool = False
     logits_via_embedding: bool = False
     dropout_rate: float = 0.0
     dtype: _Dtype = "float32"

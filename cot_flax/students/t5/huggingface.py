@@ -1,4 +1,4 @@
-"""Hugging Face's T5: config.json from and to T5Config, tensors by their names and by ours.
+"""Hugging Face's T5s, mT5 and umT5 too: config.json and T5Config, tensors by their names and ours.
 
 Our names are T5X's; `{i}` is the layer. T5 1.0 has `wi`, T5 1.1 `wi_0`, `wi_1` and a head of its
 own.
@@ -15,7 +15,7 @@ from cot_flax.students.parameters import Tensor
 from cot_flax.students.t5.config import T5Config
 from cot_flax.text.tokenizers import SpecialIds
 
-MODEL_TYPES = ("t5", "mt5")
+MODEL_TYPES = ("t5", "mt5", "umt5")
 _SIZES = {
     "vocab_size": "vocab_size",
     "d_model": "emb_dim",
@@ -37,9 +37,10 @@ _ACTIVATIONS = {  # feed_forward_proj, dense_act_fn; the first of each of ours i
     ("gated-swish", "swish"): ("silu", "linear"),
 }
 _SEQ2SEQ = ("ForConditionalGeneration", "WithLMHeadModel", "T5Model")
-_REMEDY = "give a T5, T5 1.1, Flan-T5 or mT5 for conditional generation"
+_REMEDY = "give a T5, T5 1.1, Flan-T5, mT5, ByT5 or umT5 for conditional generation"
 _COMPARED_ROWS = 4096  # of the embedding and the head, at a time
 
+_BIAS = ".SelfAttention.relative_attention_bias.weight"
 HEAD = "decoder.logits_dense.kernel"
 EMBEDDING = "token_embedder.embedding"
 HUGGING_FACE_HEAD = "lm_head.weight"
@@ -82,8 +83,11 @@ def _norm(ours: str, theirs: str) -> dict[str, Stored]:
 def _stack(stack: str, sublayers: tuple[tuple[str, str, str], ...]) -> dict[str, Stored]:
     """`sublayers`: our module, our norm before it and Hugging Face's module, in their order."""
     table = _norm(f"{stack}.{stack}_norm", f"{stack}.final_layer_norm")
-    bias = f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
+    bias = f"{stack}.block.0.layer.0{_BIAS}"
     table[f"{stack}.relpos_bias.rel_embedding"] = Stored(bias, True)
+    # umT5's, of which the first has the name of a T5's only one.
+    own = f"{stack}.block.{{i}}.layer.0{_BIAS}"
+    table[f"{stack}.layers_{{i}}.relpos_bias.rel_embedding"] = Stored(own, True)
     for j, (module, norm, their_module) in enumerate(sublayers):
         ours, theirs = f"{stack}.layers_{{i}}", f"{stack}.block.{{i}}.layer.{j}"
         table |= _norm(f"{ours}.{norm}", f"{theirs}.layer_norm")
@@ -125,12 +129,16 @@ def to_hugging_face(name: str) -> Stored:
     return stored._replace(name=stored.name.replace("{i}", layer[0]))
 
 
-def from_hugging_face(name: str) -> tuple[str, bool] | None:
-    """Our name of Hugging Face's parameter and whether it is transposed; None if no T5 has it."""
-    if name in _OURS:
+def from_hugging_face(name: str, *, bias_per_layer: bool = False) -> tuple[str, bool] | None:
+    """Our name of Hugging Face's parameter and whether it is transposed; None if no T5 has it.
+
+    A model with `bias_per_layer` calls the first layer's bias as the others call their only one.
+    """
+    is_bias = name.endswith(_BIAS)
+    if name in _OURS and not (is_bias and bias_per_layer):
         return _OURS[name]
     block = re.match(r"(?:encoder|decoder)\.block\.(\d+)\.", name)
-    if block is None:
+    if block is None or (is_bias and not bias_per_layer):
         return None
     known = _OURS.get(name.replace(f".block.{block[1]}.", ".block.{i}.", 1))
     return (known[0].replace("{i}", block[1]), known[1]) if known else None
@@ -152,6 +160,7 @@ def model_config(config: Mapping, place: str) -> T5Config:
         **sizes,
         num_decoder_layers=sizes["num_encoder_layers"] if depth is None else depth,
         mlp_activations=_activations(config, place),
+        bias_per_layer=config["model_type"] == "umt5",
         logits_via_embedding=_tied(config),
     )
 
@@ -171,9 +180,10 @@ def config_json(config: T5Config, special_ids: SpecialIds) -> dict:
         )
     proj, activation = names[config.mlp_activations]
     tied = config.logits_via_embedding
+    kind = "umt5" if config.bias_per_layer else "t5"
     return {
-        "architectures": ["T5ForConditionalGeneration"],
-        "model_type": "t5",
+        "architectures": [f"{kind.upper()}ForConditionalGeneration"],
+        "model_type": kind,
         **{theirs: getattr(config, ours) for theirs, ours in _SIZES.items()},
         "num_decoder_layers": config.num_decoder_layers,
         **_FIXED,
@@ -212,7 +222,7 @@ def _size(config: Mapping, name: str, place: str) -> int:
 
 
 def _activations(config: Mapping, place: str) -> tuple[str, ...]:
-    default = "gated-gelu" if config["model_type"] == "mt5" else "relu"
+    default = "relu" if config["model_type"] == "t5" else "gated-gelu"
     proj = config.get("feed_forward_proj", default)
     derived = "gelu_new" if proj == "gated-gelu" else proj.split("-")[-1]
     found = (proj, config.get("dense_act_fn", derived))
@@ -256,8 +266,8 @@ def to_ours(
     """
     _check_embeddings(stored, place)
     if config.logits_via_embedding:
-        return _ours(_without_head(stored, place))
-    tensors = _ours(stored)
+        return _ours(_without_head(stored, place), config)
+    tensors = _ours(stored, config)
     if HEAD in tensors or EMBEDDING not in tensors:
         return tensors
     # A model made by transformers 5 has one matrix for both, whatever its config said.
@@ -322,11 +332,12 @@ def _equal(one: Tensor, other: Tensor) -> bool:
     return all(np.array_equal(one.read(part), other.read(part)) for part in parts)
 
 
-def _ours(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    tensors = {}
+def _ours(stored: Mapping[str, Tensor], config: T5Config) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {}
     for name, tensor in stored.items():
         if name not in (*EMBEDDING_ALIASES, *IGNORED):
-            ours, transposed = from_hugging_face(name) or (name, False)
+            found = from_hugging_face(name, bias_per_layer=config.bias_per_layer)
+            ours, transposed = found or (name, False)
             tensors[ours] = tensor.T if transposed else tensor
     for name in EMBEDDING_ALIASES:
         if name in stored:

@@ -9,7 +9,7 @@ from flax import linen as nn
 from flax.linen.partitioning import param_with_axes, with_sharding_constraint
 from jax.typing import DTypeLike
 
-from cot_flax.students.t5.attention import Attention, Dense
+from cot_flax.students.t5.attention import Attention, Bias, Dense, RelativePositionBias
 from cot_flax.students.t5.config import T5Config
 
 
@@ -68,11 +68,23 @@ def _attention(cfg: T5Config) -> Attention:
     )
 
 
+def _own_bias(cfg: T5Config, *, bidirectional: bool) -> RelativePositionBias | None:
+    """A layer's own position bias, where the stack has none."""
+    if not cfg.bias_per_layer:
+        return None
+    return RelativePositionBias(cfg.num_heads, bidirectional, jnp.float32)
+
+
+def _with_position(bias: Bias, own: RelativePositionBias | None, length: int) -> Bias:
+    return bias if own is None else bias.replace(position=own(length, length))
+
+
 class EncoderLayer(nn.Module):
     config: T5Config
 
     def setup(self):
         cfg = self.config
+        self.relpos_bias = _own_bias(cfg, bidirectional=True)
         self.pre_attention_layer_norm = LayerNorm(cfg.dtype)
         self.attention = _attention(cfg)
         self.pre_mlp_layer_norm = LayerNorm(cfg.dtype)
@@ -82,6 +94,7 @@ class EncoderLayer(nn.Module):
     def __call__(self, x_BSD, bias, deterministic):
         y = self.pre_attention_layer_norm(x_BSD)
         keys_values = self.attention.keys_values(y, deterministic)
+        bias = _with_position(bias, self.relpos_bias, x_BSD.shape[1])
         y = self.attention(y, *keys_values, bias, deterministic)
         x_BSD = _residual(x_BSD, self.dropout(y, deterministic=deterministic))
         y = self.mlp(self.pre_mlp_layer_norm(x_BSD), deterministic)
@@ -93,6 +106,7 @@ class DecoderLayer(nn.Module):
 
     def setup(self):
         cfg = self.config
+        self.relpos_bias = _own_bias(cfg, bidirectional=False)
         self.pre_self_attention_layer_norm = LayerNorm(cfg.dtype)
         self.self_attention = _attention(cfg)
         self.pre_cross_attention_layer_norm = LayerNorm(cfg.dtype)
@@ -104,6 +118,7 @@ class DecoderLayer(nn.Module):
     def __call__(self, x_BTD, encoded_BSD, self_bias, cross_bias, deterministic):
         y = self.pre_self_attention_layer_norm(x_BTD)
         keys_values = self.self_attention.keys_values(y, deterministic)
+        self_bias = _with_position(self_bias, self.relpos_bias, x_BTD.shape[1])
         y = self.self_attention(y, *keys_values, self_bias, deterministic)
         x_BTD = _residual(x_BTD, self.dropout(y, deterministic=deterministic))
         y = self.pre_cross_attention_layer_norm(x_BTD)

@@ -1,4 +1,4 @@
-"""T5 1.0 and 1.1 (Flan-T5) in flax.linen, with T5X's parameter names and logical axes.
+"""T5 1.0 and 1.1 (Flan-T5, mT5, ByT5, umT5) in flax.linen, with T5X's names and logical axes.
 
 Raffel et al. 2020 (T5 1.0: ReLU, tied head); Shazeer 2020 (T5 1.1: gated GELU, head of its own).
 Letters as in students/student.py.
@@ -27,7 +27,8 @@ class Stack(nn.Module):
     def _build(self, layer_class, length, bidirectional):
         cfg = self.config
         inputs = 1 if bidirectional else 3
-        self.relpos_bias = RelativePositionBias(cfg.num_heads, bidirectional, jnp.float32)
+        if not cfg.bias_per_layer:
+            self.relpos_bias = RelativePositionBias(cfg.num_heads, bidirectional, jnp.float32)
         self.dropout = nn.Dropout(cfg.dropout_rate, broadcast_dims=(-2,))
         if cfg.remat != "none":
             layer_class = nn.remat(
@@ -49,6 +50,9 @@ class Stack(nn.Module):
         else:
             self.layers = [layer_class(cfg) for _ in range(length)]
 
+    def _position(self, length: int) -> jax.Array | None:
+        return None if self.config.bias_per_layer else self.relpos_bias(length, length)
+
     def _run(self, x_BTD, norm, *args):
         """From embeddings to the stack's output; the last of `args` is `deterministic`."""
         x_BTD = self.dropout(x_BTD, deterministic=args[-1]).astype(self.config.residual_dtype)
@@ -65,7 +69,7 @@ class Encoder(Stack):
         self.encoder_norm = LayerNorm(self.config.dtype)
 
     def __call__(self, x_BSD, segments_BS, deterministic):
-        bias = Bias(self.relpos_bias(x_BSD.shape[1], x_BSD.shape[1]), segments_BS, segments_BS)
+        bias = Bias(self._position(x_BSD.shape[1]), segments_BS, segments_BS)
         return self._run(x_BSD, self.encoder_norm, bias, deterministic)
 
 
@@ -77,8 +81,7 @@ class Decoder(Stack):
             self.logits_dense = Dense((self.config.vocab_size,), ("embed", "vocab"), jnp.float32)
 
     def __call__(self, x_BTD, encoded_BSD, segments_BT, encoder_segments_BS, deterministic):
-        position = self.relpos_bias(x_BTD.shape[1], x_BTD.shape[1])
-        own = Bias(position, segments_BT, segments_BT, causal=True)
+        own = Bias(self._position(x_BTD.shape[1]), segments_BT, segments_BT, causal=True)
         cross = Bias(None, segments_BT, encoder_segments_BS)
         return self._run(x_BTD, self.decoder_norm, encoded_BSD, own, cross, deterministic)
 

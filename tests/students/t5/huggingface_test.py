@@ -39,9 +39,11 @@ def test_names_of_released_checkpoints(ours):
     assert from_hugging_face(theirs) == (ours, transposed)
 
 
+@pytest.mark.parametrize("per_layer", [False, True])
 @pytest.mark.parametrize("activations", [("relu",), ("gelu", "linear")])
-def test_every_parameter_has_a_name_of_its_own(activations):
+def test_every_parameter_has_a_name_of_its_own(activations, per_layer):
     config = T5Config(
+        bias_per_layer=per_layer,
         num_encoder_layers=12,
         num_decoder_layers=2,
         mlp_activations=activations,
@@ -50,7 +52,10 @@ def test_every_parameter_has_a_name_of_its_own(activations):
     names = list(T5Student(config).parameter_shapes())
     theirs = [to_hugging_face(name).name for name in names]
     assert len(set(theirs)) == len(names)
-    assert [from_hugging_face(name)[0] for name in theirs] == names
+    found = [from_hugging_face(name, bias_per_layer=per_layer)[0] for name in theirs]
+    assert found == names
+    biases = [name for name in names if name.endswith("rel_embedding")]
+    assert len(biases) == (14 if per_layer else 2)
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,22 @@ PUBLISHED = {
     "t5_1_1_xxl": (11_135_332_352, 4_096, 10_240, 64, 64, 24),
 }
 ROWS = 32_128  # of the embedding
+OF_OTHER_SCRIPTS = {
+    "mt5_small": (300_176_768, 250_112, 8, 8),
+    "mt5_base": (582_401_280, 250_112, 12, 12),
+    "mt5_large": (1_229_581_312, 250_112, 24, 24),
+    "mt5_xl": (3_742_619_648, 250_112, 24, 24),
+    "mt5_xxl": (12_921_057_280, 250_112, 24, 24),
+    "umt5_small": (306_601_984, 256_384, 8, 8),
+    "umt5_base": (592_043_520, 256_384, 12, 12),
+    "umt5_xl": (3_768_356_864, 256_384, 24, 24),
+    "umt5_xxl": (12_972_531_712, 256_384, 24, 24),
+    "byt5_small": (299_637_760, 384, 12, 4),
+    "byt5_base": (581_653_248, 384, 18, 6),
+    "byt5_large": (1_228_183_552, 384, 36, 12),
+    "byt5_xl": (3_737_801_728, 384, 36, 12),
+    "byt5_xxl": (12_906_899_328, 384, 36, 12),
+}
 
 
 @pytest.fixture(scope="module", params=PUBLISHED)
@@ -97,6 +113,42 @@ def test_shapes_are_those_of_hugging_face(size, shapes):
     for key, parameter in model.named_parameters(remove_duplicate=False):
         copied = key.endswith("embed_tokens.weight") or (key == "lm_head.weight" and not gated)
         if not copied:
+            shape = tuple(parameter.shape)
+            theirs[shape if key == "shared.weight" else shape[::-1]] += 1
+    assert shapes == theirs
+
+
+@pytest.mark.parametrize("name", OF_OTHER_SCRIPTS)
+def test_students_of_other_scripts(name):
+    """Against transformers' model of the same numbers; Xue et al. print 300M to 12.9B, too."""
+    parameters, rows, encoder, decoder = OF_OTHER_SCRIPTS[name]
+    configuration.parse([f"models/{name}.gin"], [])
+    config = gin.get_configurable("t5.T5Config")()
+    gin.clear_config()
+    found = (config.vocab_size, config.num_encoder_layers, config.num_decoder_layers)
+    assert found == (rows, encoder, decoder)
+    shapes = Counter(T5Student(config).parameter_shapes().values())
+    assert sum(math.prod(shape) * count for shape, count in shapes.items()) == parameters
+    header = (configuration.gin_root() / "models" / f"{name}.gin").read_text().splitlines()[0]
+    assert header.endswith(f": {parameters:,} parameters.")
+    torch = pytest.importorskip("torch", reason="the reference needs PyTorch")
+    transformers = pytest.importorskip("transformers", reason="the reference needs transformers")
+    kind = {"m": "MT5", "u": "UMT5", "b": "T5"}[name[0]]
+    settings = getattr(transformers, f"{kind}Config")(
+        vocab_size=rows,
+        d_model=config.emb_dim,
+        d_ff=config.mlp_dim,
+        num_heads=config.num_heads,
+        d_kv=config.head_dim,
+        num_layers=encoder,
+        num_decoder_layers=decoder,
+        feed_forward_proj="gated-gelu",
+    )
+    with torch.device("meta"):
+        model = getattr(transformers, f"{kind}ForConditionalGeneration")(settings)
+    theirs = Counter()
+    for key, parameter in model.named_parameters(remove_duplicate=False):
+        if not key.endswith("embed_tokens.weight"):
             shape = tuple(parameter.shape)
             theirs[shape if key == "shared.weight" else shape[::-1]] += 1
     assert shapes == theirs
