@@ -10,6 +10,7 @@ from cot_flax.text.bpe import HUGGING_FACE, SETTINGS, SPECIAL_TOKENS
 from cot_flax.text.tokenizers import (
     SENTENCEPIECE,
     SENTINEL_COUNTS,
+    ByteTokenizer,
     SentencePieceTokenizer,
     Tokenizer,
     open_tokenizer,
@@ -17,6 +18,7 @@ from cot_flax.text.tokenizers import (
 )
 from cot_flax.weights.source import Source
 
+_BYTE_SENTINELS = (0, 125)  # a byte vocabulary's, and those that Hugging Face gives ByT5
 NAMES = (SENTENCEPIECE, HUGGING_FACE)
 """Files of which one holds the tokenizer."""
 
@@ -63,6 +65,9 @@ def read(source: Source, path: str | os.PathLike | None = None) -> Tokenizer:
     Raises:
         UserError: there is none, or the model was trained with another vocabulary.
     """
+    of_bytes = (ByteTokenizer(count) for count in _BYTE_SENTINELS)
+    if known := next((one for one in of_bytes if one.fingerprint == source.vocabulary), None):
+        return known  # it has no file
     found = find(source, path)
     if found.suffix == ".json":
         tokenizer = open_tokenizer(found)
@@ -91,6 +96,9 @@ def write(folder: Path, tokenizer: Tokenizer) -> None:
     files = tokenizer.files
     if isinstance(tokenizer, SentencePieceTokenizer):
         files |= _t5_settings(tokenizer.extra_ids)
+    if isinstance(tokenizer, ByteTokenizer):
+        settings = {"tokenizer_class": "ByT5Tokenizer", "extra_ids": _BYTE_SENTINELS[1]}
+        files |= {SETTINGS: (json.dumps(settings, indent=2) + "\n").encode()}
     for name, content in files.items():
         (folder / name).write_bytes(content)
 

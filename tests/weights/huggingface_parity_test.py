@@ -12,7 +12,8 @@ from cot_flax.generation.decoding import decode
 from cot_flax.lab.world.vocabulary import VOCABULARY_PATH
 from cot_flax.students.parameters import Tensor, unstack_layers
 from cot_flax.students.t5 import T5Config, T5Student
-from cot_flax.text.tokenizers import SentencePieceTokenizer
+from cot_flax.text.tokenizers import ByteTokenizer, SentencePieceTokenizer
+from cot_flax.weights import tokenizer_files
 from cot_flax.weights.huggingface import open_folder, write_folder
 from cot_flax.weights.source import Access, Source, load
 
@@ -275,6 +276,17 @@ def tokenizer_of(out, tokenizer, vocab_size):
     source = in_memory(random_arrays(config), config, tokenizer.fingerprint)
     write_folder(source, out, dtype="bfloat16", tokenizer=tokenizer, card="")
     return transformers.AutoTokenizer.from_pretrained(out)
+
+
+def test_their_tokenizer_of_bytes_gives_our_ids(tmp_path):
+    """Of a ByT5 there is no file beside a checkpoint: its fingerprint says it."""
+    bytes_of = ByteTokenizer()
+    theirs = tokenizer_of(tmp_path / "out", bytes_of, 384)
+    for text in TEXTS:
+        assert theirs(text).input_ids == [*bytes_of.encode(text), bytes_of.special_ids.end]
+    config = replace(SHAPES["1.0"], vocab_size=384)
+    source = in_memory(random_arrays(config), config, bytes_of.fingerprint)
+    assert tokenizer_files.read(source).fingerprint == bytes_of.fingerprint
 
 
 def test_their_tokenizer_gives_the_ids_of_t5s_vocabulary(tmp_path, shared_data):
