@@ -78,10 +78,12 @@ def write(source: Source, out: Path, *, dtype, step: int = 0) -> int:
         The bytes of the files.
 
     Raises:
-        UserError: `out` holds something, or the source cannot be read. Nothing is left at `out`.
+        UserError: `out` holds something, the source cannot be read, or T5X has no such model, as
+            of umT5's position bias in every layer. Nothing is left at `out`.
     """
     found = {name: tensor.shape for name, tensor in source.tensors.items()}
     check_tensors(found, source.student.parameter_shapes(), source.place)
+    source.student.from_t5x(found, source.place)  # what nobody could read there is not written
     with new_folder(out) as growing:
         folder = growing / f"checkpoint_{step}"
         folder.mkdir()

@@ -209,6 +209,15 @@ def test_out_must_be_new(source, written, tmp_path):
     assert_equal(source, open_source(str(tmp_path / "empty")))
 
 
+def test_what_t5x_could_not_read_is_not_written(tmp_path):
+    source = drawn(dataclasses.replace(CONFIG, bias_per_layer=True))
+    with pytest.raises(
+        UserError, match=r"position bias in every layer \(umT5.*Hugging Face's form"
+    ):
+        t5x.write(source, tmp_path / "model", dtype="float32")
+    assert not (tmp_path / "model").exists()
+
+
 def test_a_source_that_breaks_leaves_nothing(source, tmp_path):
     def broken(index):
         raise UserError("a broken file", "another", "copy it")

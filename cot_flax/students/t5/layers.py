@@ -3,6 +3,8 @@
 Letters as in students/student.py.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -76,7 +78,7 @@ def _own_bias(cfg: T5Config, *, bidirectional: bool) -> RelativePositionBias | N
 
 
 def _with_position(bias: Bias, own: RelativePositionBias | None, length: int) -> Bias:
-    return bias if own is None else bias.replace(position=own(length, length))
+    return bias if own is None else dataclasses.replace(bias, position=own(length, length))
 
 
 class EncoderLayer(nn.Module):

@@ -50,5 +50,5 @@ def _foreign(found: str, place: str) -> UserError:
         f"a model that is not a T5 at {place}: {found}",
         "token_embedder, an encoder and a decoder with one relpos_bias each, as T5, T5 1.1 and "
         "Flan-T5 have",
-        "choose a checkpoint of one of these",
+        "choose a checkpoint of one of these, or Hugging Face's form",
     )
