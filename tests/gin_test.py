@@ -146,7 +146,6 @@ def test_the_demos_students_have_one_model_and_the_same_steps():
 
 # What a macro means where it is bound to more than one parameter; T5X's own stand in gin/t5x.
 MEANINGS = {
-    "COLUMNS": "own_rules.columns Preparation.columns",
     "EVAL_TASKS": "TaskBatches.mixture_or_task_name AccuracyEvaluator.mixture_or_task_name",
     "LEARNING_RATE": "constant.peak fu2023_cosine.peak inverse_sqrt.peak warmup_cosine.peak",
     "MICROBATCHES": "train.microbatches fu2023_cosine.accumulation",
@@ -154,7 +153,7 @@ MEANINGS = {
     "OBJECTIVE": "LossEvaluator.objective train.objective",
     "OVERWRITE": "evaluate.overwrite store.overwrite",
     "RANDOM_SEED": "TaskBatches.seed Decoding.seed train.seed",
-    "SAMPLES_FILE": "probe.out sample.out scenario.out rescore.out own_rules.samples store.samples",
+    "SAMPLES_FILE": "probe.out sample.out scenario.out rescore.out store.samples",
     "SCENARIO": "data.directory scenario.folder",
     "SCHEDULE": "adafactor.schedule adamw.schedule",
     "STORE_TASK": "answer_kind.task closing.task store.task",
@@ -228,14 +227,11 @@ def test_a_stage_of_the_data_half_has_all_that_it_takes(run, function, tmp_path,
 def test_the_data_half_does_by_default_what_its_functions_do(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a.jsonl").write_text(SAMPLE)
-    (tmp_path / "a.tsv").write_text("Two?\t2\tOne and one.\n")
     values = "SAMPLES_FILE='a.jsonl'", "TEACHER_STORE='s'"
     task = "STORE_TASK='stories_teacher_zero_shot_cot'"
     configuration.parse(["runs/prepare.gin"], [*values, task])
-    assert gin.get_configurable("preparation.Preparation")() == Preparation()
-    configuration.parse(["runs/prepare.gin"], [*values, task, "SAMPLES_FILE='a.tsv'"])
     settings = gin.get_configurable("preparation.Preparation")()
-    assert settings == Preparation(Filters(rules="none"))
+    assert settings == Preparation(Filters(rules="own"))
     assert pickle.loads(pickle.dumps(settings)) == settings  # it goes to other processes
 
 

@@ -5,7 +5,7 @@ long is known where the student's vocabulary is.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from cot_flax.chains.samples import Sample
@@ -14,7 +14,8 @@ from cot_flax.text.answers import KINDS, answers_match, extract_answer
 from cot_flax.text.equations import find_equations
 
 KEPT = "kept"
-Rules = Literal["default", "fu2023", "ho2022", "kim2023", "none"]
+Rules = Literal["own", "default", "fu2023", "ho2022", "kim2023", "none"]
+OWN = "own"
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,8 @@ class Filters:
                 was written with the answer in sight. Their `filter_instance` (`[Answer]` and
                 `[Rationale]` within, over 25 characters) is for whole examples, not rationales.
             `none`: no rule of this kind.
+            `own`: those that a record's file has by default, `readers.Format.rules`; `of` puts them
+                in its place.
         answer_kind: the kind of the answers: "number", "choice", "yes_no" or "text".
         held_out_splits: drop chains whose sample says that its question is of one of these splits,
             on which a student is to be tested: "held_out".
@@ -70,7 +73,7 @@ class Filters:
         names = not isinstance(self.held_out_splits, str)
         self._check("held_out_splits", names, "names of splits in brackets")
         object.__setattr__(self, "held_out_splits", tuple(self.held_out_splits))  # JSON has lists
-        self._check("rules", self.rules in RULES, f"one of {tuple(RULES)}")
+        self._check("rules", self.rules in (OWN, *RULES), f"one of {(OWN, *RULES)}")
         self._check("answer_kind", self.answer_kind in KINDS, f"one of {KINDS}")
         similarity = 1.0 if self.similarity is None else self.similarity
         self._check("similarity", 0 < similarity <= 1, "a number in (0, 1], or None")
@@ -79,6 +82,10 @@ class Filters:
             right = most is None or (isinstance(most, int) and most >= 1)
             self._check(name, right, "an integer from 1, or None")
 
+    def of(self, rules: str) -> "Filters":
+        """These settings for the records of a file that has these rules by default."""
+        return replace(self, rules=rules) if self.rules == OWN else self
+
     def _check(self, name: str, right: bool, expected: str) -> None:
         if not right:
             raise UserError(f"{name} = {getattr(self, name)!r}", expected, "correct the setting")
@@ -86,6 +93,9 @@ class Filters:
 
 def rejection(sample: Sample, filters: Filters) -> str | None:
     """Returns the name of the first rule that the sample breaks, or None where it breaks none.
+
+    Args:
+        filters: whose rules are not `own`.
 
     Raises:
         UserError: under the rules `default`, a gold answer in which there is none of its kind.

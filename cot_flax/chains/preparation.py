@@ -16,7 +16,7 @@ from cot_flax.chains.readers import Format, Raw
 from cot_flax.chains.records import BadRecord
 from cot_flax.chains.samples import Logprobs, Sample, source_of
 from cot_flax.chains.selection import distinct_chains, select
-from cot_flax.chains.tally import LENGTH_BIN, UNKNOWN_CHARACTERS, Tally
+from cot_flax.chains.tally import UNKNOWN_CHARACTERS, Tally
 from cot_flax.chains.thoughts import PARTS, Part, chain_of
 from cot_flax.errors import UserError
 from cot_flax.text.answers import extract_answer
@@ -28,7 +28,7 @@ from cot_flax.text.replacement import before_edits, find_edits, unknown_characte
 from cot_flax.text.tokenizers import Tokenizer
 from cot_flax.text.wording import Wording
 
-_SHOWN_POSITIONS = 120
+_SHOWN_POSITIONS, _SHOWN_CHARACTERS = 120, 1200
 
 
 @dataclass(frozen=True)
@@ -119,28 +119,37 @@ def prepare_records(
     """Parses and prepares records; those of one question must stand together."""
     outcome = Outcome()
     for _, group in groupby(raws, key=lambda raw: raw.question):
-        samples = parse(((format, raw) for raw in group), outcome)
+        samples, rules = parse(((format, raw) for raw in group), outcome)
         if samples:
-            prepare_question(samples, tokenizer, settings, outcome)
+            prepare_question(samples, rules, tokenizer, settings, outcome)
     return outcome
 
 
-def parse(raws: Iterable[tuple[Format, Raw]], outcome: Outcome) -> list[Sample]:
-    """Returns the samples of records; what cannot be read goes to `outcome.rejected`."""
-    samples = []
+def parse(raws: Iterable[tuple[Format, Raw]], outcome: Outcome) -> tuple[list[Sample], list[str]]:
+    """The samples of records and the rules of their files; `outcome.rejected` has the others."""
+    samples, rules = [], []
     for format, raw in raws:
         try:
             samples.append(format.parse(raw))
+            rules.append(format.rules)
         except BadRecord as error:
             outcome.rejected.append(error)
             outcome.tally.rejected[error.reason] += 1
-    return samples
+    return samples, rules
 
 
 def prepare_question(
-    samples: Sequence[Sample], tokenizer: Tokenizer, settings: Preparation, outcome: Outcome
+    samples: Sequence[Sample],
+    rules: Sequence[str],
+    tokenizer: Tokenizer,
+    settings: Preparation,
+    outcome: Outcome,
 ) -> None:
-    """Filters, tokenizes, aligns and projects the samples of one question, into `outcome`."""
+    """Filters, tokenizes, aligns and projects the samples of one question, into `outcome`.
+
+    Args:
+        rules: for each sample those that judge it where the settings' rules are `own`.
+    """
     chains = [
         chain_of(
             sample,
@@ -152,18 +161,22 @@ def prepare_question(
         for sample in samples
     ]
     candidates = [_Candidate.of(chain, tokenizer, settings) for chain in chains]
-    reasons = [_rejection(candidate, settings) for candidate in candidates]
+    reasons = [
+        _rejection(candidate, settings, settings.filters.of(own))
+        for candidate, own in zip(candidates, rules, strict=True)
+    ]
     standing = [i for i, reason in enumerate(reasons) if reason is None]
     selected = select([chains[i] for i in standing], settings.filters)
     for i, reason in zip(standing, selected, strict=True):
         reasons[i] = reason
     tally, kept = outcome.tally, []
     for sample, candidate, reason in zip(samples, candidates, reasons, strict=True):
-        tally.fates[reason or KEPT] += 1
+        tally.add_fate(reason or KEPT, source_of(sample.teacher))
         if reason == UNKNOWN_CHARACTERS:
             tally.unknown_dropped.update(candidate.unknown)
         if reason:
             outcome.dropped.append((reason, sample))
+            tally.add_dropped(_dropped_example(candidate.sample, reason, settings))
         else:
             outcome.kept.append(_record(candidate, tokenizer, settings, tally, first=not kept))
             kept.append(candidate.sample)
@@ -223,9 +236,9 @@ class _Candidate:
         )
 
 
-def _rejection(candidate: _Candidate, settings: Preparation) -> str | None:
+def _rejection(candidate: _Candidate, settings: Preparation, filters: Filters) -> str | None:
     try:
-        reason = rejection(candidate.sample, settings.filters)
+        reason = rejection(candidate.sample, filters)
     except UserError:
         return "unreadable_gold_answer"
     if reason or not candidate.answer:
@@ -249,20 +262,17 @@ def _record(candidate, tokenizer, settings, tally: Tally, *, first: bool) -> Rec
     if wrong:
         about = {"id": f"{sample.id}/{sample.sample}", "question": sample.question}
         tally.add_inconsistent(about | {"steps": wrong})
-    if sample.logprobs is None:
-        tally.one_hot_chains += 1
-    else:
+    if sample.logprobs is not None:
         tally.add_scores(source_of(sample.teacher), sample.logprobs)
         projection, tokens = _project(candidate, tokenizer, settings)
         tally.add_projection(projection, _example(sample, pieces, projection, tokens, wrong))
     targets = (*pieces.ids, tokenizer.special_ids.end)
-    tally.tokens += len(targets)
+    tally.add_target(len(targets), source_of(sample.teacher), projection)
     tally.add_characters(
         candidate.unknown,
         _unknown_in_question(candidate, tokenizer) if first else Counter(),
         Counter(edit.name for edit in candidate.edits if edit.name),
     )
-    tally.target_tokens[str(len(targets) // LENGTH_BIN * LENGTH_BIN)] += 1
     return Record(
         id=f"{sample.id}/{sample.sample}",
         question=sample.question,
@@ -330,6 +340,7 @@ def _example(sample, pieces: Pieces, projection: Projection, tokens, wrong: list
     return {
         "id": f"{sample.id}/{sample.sample}",
         "question": sample.question,
+        "source": source_of(sample.teacher),
         "wrong_steps": wrong,
         # Without the end, which is never soft and weighs most in short chains.
         "soft_share": round(float(projection.soft_T[:-1].mean()), 4),
@@ -339,4 +350,18 @@ def _example(sample, pieces: Pieces, projection: Projection, tokens, wrong: list
                 pieces.strings[shown], tokens[shown], projection.kinds_T.tolist(), strict=False
             )
         ],
+    }
+
+
+def _dropped_example(sample: Sample, reason: str, settings: Preparation) -> dict:
+    kind = settings.filters.answer_kind
+    return {
+        "id": f"{sample.id}/{sample.sample}",
+        "reason": reason,
+        "source": source_of(sample.teacher),
+        "question": sample.question[:_SHOWN_CHARACTERS],
+        "gold_answer": sample.gold_answer[:_SHOWN_CHARACTERS],
+        "read": extract_answer(sample.text, kind=kind, mode="flexible") or "",
+        "text": sample.text[:_SHOWN_CHARACTERS],
+        "characters": len(sample.text),
     }

@@ -1,7 +1,8 @@
 """What a preparation counted: fates of records, kinds of positions, chains a question."""
 
+import hashlib
 import heapq
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -12,7 +13,8 @@ from cot_flax.chains.samples import Logprobs
 
 MASS_BINS = 20  # of kept mass, over [0, 1]
 LENGTH_BIN = 16  # tokens
-MOST_WORST, MOST_INCONSISTENT = 5, 10
+MOST_WORST, MOST_INCONSISTENT, MOST_RANDOM = 5, 10, 5
+MOST_DROPPED = 2  # of a reason
 MOST_NAMED = 10  # characters in a line
 TIE = 1e-3  # nats by which a likeliest token may be below its own entry: servers round
 LEAST_SCORED = 30  # With fewer tokens of a source, how likely they are says nothing.
@@ -38,6 +40,10 @@ class Tally:
         tokens: of all targets, ends included.
         teachers: kept chains by teacher.
         datasets: kept chains by data set.
+        sources: by `samples.source_of`, what became of its records, as in `fates`.
+        source_scored: kept chains with log-probabilities, by source.
+        source_tokens: of the kept chains' targets, ends included, by source.
+        source_soft: soft positions among these, by source.
         thoughts: kept chains whose teacher thought apart from the text: "left_out" of the chain,
             "learnt", "shortened" (learnt in part); and of these thoughts the student's "tokens".
         scored: teacher's tokens with a log-probability in kept chains, by `source_of`.
@@ -54,6 +60,8 @@ class Tally:
         inconsistent_chains: kept chains with an equation that does not hold.
         inconsistent: the first few of them by their ids, with these equations.
         worst: the chains with the smallest share of soft positions, side by side.
+        random: kept chains with log-probabilities, side by side; the ids' hashes draw them.
+        dropped_examples: a few dropped chains by reason, drawn alike.
     """
 
     fates: Counter = field(default_factory=Counter)
@@ -69,6 +77,10 @@ class Tally:
     tokens: int = 0
     teachers: Counter = field(default_factory=Counter)
     datasets: Counter = field(default_factory=Counter)
+    sources: dict[str, Counter] = field(default_factory=dict)
+    source_scored: Counter = field(default_factory=Counter)
+    source_tokens: Counter = field(default_factory=Counter)
+    source_soft: Counter = field(default_factory=Counter)
     thoughts: Counter = field(default_factory=Counter)
     scored: Counter = field(default_factory=Counter)
     millinats: Counter = field(default_factory=Counter)
@@ -84,6 +96,8 @@ class Tally:
     inconsistent_chains: int = 0
     inconsistent: list[dict] = field(default_factory=list)
     worst: list[dict] = field(default_factory=list)
+    random: list[dict] = field(default_factory=list)
+    dropped_examples: list[dict] = field(default_factory=list)
 
     @property
     def read(self) -> int:
@@ -113,24 +127,48 @@ class Tally:
     def add(self, other: "Tally") -> None:
         """Adds another tally to this one."""
         for name in (f.name for f in fields(self)):
-            if name in ("inconsistent", "worst"):
+            if name in _EXAMPLES:
+                pick = _EXAMPLES[name]
+                setattr(self, name, pick([*getattr(self, name), *getattr(other, name)]))
                 continue
             mine = getattr(self, name)
             if isinstance(mine, Counter):
                 mine.update(getattr(other, name))
+            elif isinstance(mine, dict):
+                for source, fates in getattr(other, name).items():
+                    mine.setdefault(source, Counter()).update(fates)
             else:
                 setattr(self, name, mine + getattr(other, name))
-        self.inconsistent = _first([*self.inconsistent, *other.inconsistent])
-        self.worst = _worst([*self.worst, *other.worst])
+
+    def add_fate(self, fate: str, source: str) -> None:
+        """Counts what became of one record."""
+        self.fates[fate] += 1
+        self.sources.setdefault(source, Counter())[fate] += 1
+
+    def add_dropped(self, example: dict) -> None:
+        """Shows a dropped chain, perhaps; `example` has its "id" and "reason"."""
+        self.dropped_examples = _of_each_reason([*self.dropped_examples, example])
+
+    def add_target(self, tokens: int, source: str, projection: Projection | None) -> None:
+        """Counts a kept chain's target, of so many tokens with its end."""
+        self.tokens += tokens
+        self.target_tokens[str(tokens // LENGTH_BIN * LENGTH_BIN)] += 1
+        self.source_tokens[source] += tokens
+        if projection is None:
+            self.one_hot_chains += 1
+        else:
+            self.source_scored[source] += 1
+            self.source_soft[source] += int(projection.soft_T.sum())
 
     def add_projection(self, projection: Projection, example: dict) -> None:
-        """Counts the positions of one chain; `example` is what `worst` shows of it."""
+        """Counts the positions of one chain; `example` is what pages show of it."""
         self.kinds.update(KINDS[kind] for kind in projection.kinds_T.tolist())
         soft_mass = projection.kept_mass_T[projection.soft_T]
         bins = np.minimum((soft_mass * MASS_BINS).astype(int), MASS_BINS - 1)
         self.kept_mass.update(str(i) for i in bins.tolist())
         self.mass += float(soft_mass.sum())
         self.worst = _worst([*self.worst, example])
+        self.random = _at_random([*self.random, example])
 
     def add_scores(self, source: str, logprobs: Logprobs) -> None:
         """Counts how likely the teacher's tokens are; words that nobody sampled do not count."""
@@ -207,12 +245,18 @@ class Tally:
         if self.inconsistent_chains:
             lines.append(f"kept with a wrong equation: {self.inconsistent_chains:,} chains")
         lines += map(self._about_scores, self.scored)
-        if positions := self.kinds.total():
+        if len(self.sources) > 1:
+            for source, fates in sorted(self.sources.items()):
+                kept, read = fates["kept"], fates.total()
+                lines.append(f"{source}: {kept:,} of {read:,} kept ({kept / read:.1%})")
+        if self.kinds:
             soft = self.kinds["soft"]
             lines.append(
-                f"{soft:,} of {positions:,} target positions soft ({soft / positions:.1%}), "
+                f"{soft:,} of {self.tokens:,} target positions soft ({soft / self.tokens:.1%}), "
                 f"mass kept there {self.mass / max(soft, 1):.3f}"
             )
+        if self.kinds and self.one_hot_chains:
+            lines.append(f"kept without log-probabilities: {self.one_hot_chains:,} chains")
         return "\n".join(lines)
 
     def _about_thoughts(self) -> list[str]:
@@ -237,7 +281,9 @@ class Tally:
     @classmethod
     def from_json(cls, record: dict[str, Any]) -> "Tally":
         """Reads what `to_json` gave, after JSON."""
-        return cls(**{name: Counter(v) if isinstance(v, dict) else v for name, v in record.items()})
+        read = {name: Counter(v) if isinstance(v, dict) else v for name, v in record.items()}
+        read["sources"] = {name: Counter(v) for name, v in record.get("sources", {}).items()}
+        return cls(**read)
 
 
 def _first(examples: list[dict]) -> list[dict]:
@@ -246,6 +292,35 @@ def _first(examples: list[dict]) -> list[dict]:
 
 def _worst(examples: list[dict]) -> list[dict]:
     return heapq.nsmallest(MOST_WORST, examples, key=lambda e: (e["soft_share"], e["id"]))
+
+
+def _at_random(examples: list[dict]) -> list[dict]:
+    return heapq.nsmallest(MOST_RANDOM, examples, key=_drawn)
+
+
+def _of_each_reason(examples: list[dict]) -> list[dict]:
+    by_reason = defaultdict(list)
+    for example in examples:
+        by_reason[example["reason"]].append(example)
+    return [
+        example
+        for _, same in sorted(by_reason.items())
+        for example in heapq.nsmallest(MOST_DROPPED, same, key=_drawn)
+    ]
+
+
+def _drawn(example: dict) -> tuple[bytes, str]:
+    """A key by which the same chains are drawn however the records are spread over shards."""
+    id = example["id"]
+    return hashlib.blake2b(id.encode(errors="replace"), digest_size=8).digest(), id
+
+
+_EXAMPLES = {  # fields that hold a few examples, and which of more are kept
+    "inconsistent": _first,
+    "worst": _worst,
+    "random": _at_random,
+    "dropped_examples": _of_each_reason,
+}
 
 
 def most(counts: Counter) -> str:

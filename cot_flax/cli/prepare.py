@@ -44,8 +44,8 @@ def _columns(typed: str) -> dict[str, str]:
     rules=Short(
         "FILTER_RULES",
         str,
-        "default, fu2023, ho2022, kim2023 or none; by default `default` for samples files and "
-        "`none` for the others, whose answers are given.",
+        "default, fu2023, ho2022, kim2023 or none; by default, file by file, `default` for samples "
+        "files and `none` for the others, whose answers are given.",
         _KEEP,
     ),
     held_out_splits=Short(

@@ -128,11 +128,11 @@ def prepare_entries(
     The chains of several files are numbered anew, for two runs give the same numbers.
     """
     outcome = Outcome()
-    samples = parse(((format, raw) for _, format, raw in entries), outcome)
+    samples, rules = parse(((format, raw) for _, format, raw in entries), outcome)
     if len({file for (file, _), _, _ in entries}) > 1:
         samples = [dataclasses.replace(sample, sample=i) for i, sample in enumerate(samples)]
     if samples:
-        prepare_question(samples, tokenizer, settings, outcome)
+        prepare_question(samples, rules, tokenizer, settings, outcome)
     return outcome
 
 

@@ -3,9 +3,7 @@
 import contextlib
 import itertools
 import sys
-from collections.abc import Mapping, Sequence
-
-import tensorflow as tf
+from collections.abc import Sequence
 
 from cot_flax.chains.preparation import Preparation
 from cot_flax.chains.readers import SAMPLES, find_format
@@ -75,13 +73,6 @@ def store(
     others = tally.datasets.keys() - _own_names(card)
     named = f"\nkept by data set: {most(tally.datasets)}" if others else ""
     return tally.summary() + named
-
-
-def own_rules(samples: str | Sequence[str], columns: Mapping[str, str] | None = None) -> str:
-    """The rules of the first file's format: given rationales are not judged."""
-    first = _files(samples)[0]
-    matching = sorted(tf.io.gfile.glob(first)) if set("*?[") & set(first) else []
-    return find_format((matching or [first])[0], columns).rules
 
 
 def answer_kind(task: str) -> str:

@@ -51,9 +51,9 @@ def sample(text, *, tokens=(), gold="2", **fields):
     return Sample(**values | fields)
 
 
-def prepared(samples, tokenizer, **settings):
-    outcome = Outcome()
-    prepare_question(samples, tokenizer, Preparation(**settings), outcome)
+def prepared(samples, tokenizer, own="default", **settings):
+    outcome, rules = Outcome(), [own] * len(samples)
+    prepare_question(samples, rules, tokenizer, Preparation(**settings), outcome)
     return outcome
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from cot_flax.chains.projection import KINDS, Projection
 from cot_flax.chains.samples import Logprobs
-from cot_flax.chains.tally import MOST_INCONSISTENT, MOST_WORST, Tally
+from cot_flax.chains.tally import MOST_INCONSISTENT, MOST_RANDOM, MOST_WORST, Tally
 
 
 def projection(kinds, masses):
@@ -35,12 +35,17 @@ def filled(n):
         datasets=Counter(sums=n),
         thoughts=Counter(learnt=7 * n, tokens=8 * n),
         prompts=6 * n,
+        sources={"somebody (fu2023)": Counter(kept=n), f"only {n}": Counter(repeated=n)},
+        source_scored=Counter(somebody=n),
+        source_tokens=Counter(somebody=3 * n),
+        source_soft=Counter(somebody=2 * n),
     )
     tally.add_projection(projection(["soft", "end"], [0.5, 1]), example(n / 10, str(n)))
     tally.add_characters(Counter({"é": n}), Counter({"你": 2 * n}), Counter({"<": 3 * n}))
     tally.unknown_dropped["是"] = n
     tally.add_inconsistent({"id": str(n), "steps": ["1 + 1 = 3"]})
     tally.add_scores("somebody", scores(n * [(-0.5, True), (-1.5, False)]))
+    tally.add_dropped({"id": str(n), "reason": f"only_{n}"})
     return tally
 
 
@@ -92,8 +97,11 @@ def test_every_field_adds_up():
         total.add(filled(n))
     for field in dataclasses.fields(Tally):
         parts = [getattr(filled(n), field.name) for n in (1, 10, 100)]
-        if field.name in ("inconsistent", "worst"):
-            assert [e["id"] for e in getattr(total, field.name)] == ["1", "10", "100"]
+        if field.name in ("inconsistent", "worst", "random", "dropped_examples"):
+            assert sorted(e["id"] for e in getattr(total, field.name)) == ["1", "10", "100"]
+        elif field.name == "sources":
+            assert total.sources["somebody (fu2023)"] == Counter(kept=111)
+            assert total.sources["only 10"] == Counter(repeated=10)
         elif isinstance(parts[0], Counter):
             assert getattr(total, field.name) == parts[0] + parts[1] + parts[2]
         else:
@@ -137,7 +145,8 @@ def test_it_goes_through_json_unchanged():
 
 
 def test_the_summary_adds_up_in_its_first_line():
-    tally = Tally(fates=Counter(kept=1200, wrong_answer=30, no_answer=70), rejected=Counter(a=5))
+    fates = Counter(kept=1200, wrong_answer=30, no_answer=70)
+    tally = Tally(fates=fates, rejected=Counter(a=5), tokens=4)
     tally.add_projection(
         projection(["soft", "soft", "end", "no_token"], [1, 0.5, 1, 1]), example(1)
     )
@@ -179,3 +188,38 @@ def test_the_first_inconsistent_chains_stay_whatever_the_order():
             tally.add_inconsistent({"id": name, "steps": []})
         assert [e["id"] for e in tally.inconsistent] == names[:MOST_INCONSISTENT]
         assert tally.inconsistent_chains == 20
+
+
+def test_examples_are_drawn_alike_however_the_records_are_spread():
+    dropped = [{"id": str(i), "reason": ("empty", "repeated")[i % 2]} for i in range(40)]
+
+    def drawn(shards):
+        total = Tally()
+        for shard in range(shards):
+            part = Tally()
+            for i in range(shard, 40, shards):
+                part.add_dropped(dropped[i])
+                part.add_projection(projection(["soft"], [0.5]), example(0.1, str(i)))
+            total.add(part)
+        return total.dropped_examples, [e["id"] for e in total.random]
+
+    whole = drawn(1)
+    assert whole == drawn(7)
+    assert [e["reason"] for e in whole[0]] == ["empty"] * 2 + ["repeated"] * 2
+    assert len(whole[1]) == MOST_RANDOM and whole[1] != sorted(whole[1], key=int)
+
+
+def test_shares_are_of_all_target_positions_and_teachers_are_told_apart():
+    tally = Tally()
+    rows = projection(["soft", "end"], [0.5, 1])
+    tally.add_target(2, "a (fu2023)", rows)
+    tally.add_projection(rows, example(1.0))
+    tally.add_target(8, "b", None)
+    for fate, source in (("kept", "a (fu2023)"), ("kept", "b"), ("no_answer", "b")):
+        tally.add_fate(fate, source)
+    assert tally.source_soft == {"a (fu2023)": 1}
+    assert tally.source_tokens == {"a (fu2023)": 2, "b": 8}
+    summary = tally.summary()
+    assert "1 of 10 target positions soft (10.0%)" in summary
+    assert "a (fu2023): 1 of 1 kept (100.0%)\nb: 1 of 2 kept (50.0%)" in summary
+    assert "kept without log-probabilities: 1 chains" in summary

@@ -142,7 +142,8 @@ def test_figures_of_a_real_preparation_add_up(samples, vocabulary):
     tokenizer = SentencePieceTokenizer(vocabulary.sp_model, extra_ids=0)
     for id in dict.fromkeys(sample.id for sample in samples):
         of_question = [sample for sample in samples if sample.id == id]
-        prepare_question(of_question, tokenizer, Preparation(), outcome)
+        rules = ["default"] * len(of_question)
+        prepare_question(of_question, rules, tokenizer, Preparation(), outcome)
     found = summarize(manifest(**json.loads(json.dumps(outcome.tally.to_json()))), {})
     records, positions = found["records"], found["positions"]
     assert records["read"] == len(samples) == records["kept"] + records["dropped"]

@@ -677,3 +677,19 @@ def test_flans_rationales(shared_data, tmp_path, t5, name, kind):
         text = f"{chain.strip()}\nThe answer is {answer}"
         assert record["targets"].tolist() == [*t5.encode(text), 1]
         assert record["first"] == 1
+
+
+def test_each_file_of_a_mixture_gets_its_own_rules(tmp_path):
+    """A samples file is judged, and a rationale that somebody wrote is not, in either order."""
+    (sample,) = make_samples(make_stories(1, split="train"), samples=1)
+    wrong = dataclasses.replace(sample, text="No idea.", logprobs=None)
+    judged = written(tmp_path / "asked.jsonl", [wrong])
+    given = tmp_path / "given_train.tsv"
+    given.write_text("One and one?\t2\tNobody knows.\n")
+    settings = Preparation(Filters(rules="own"), max_unknown=1.0)
+    for out, inputs in (("a", [judged, given]), ("b", [given, judged])):
+        tally = run(inputs, tmp_path / out, settings=settings, max_unknown_chains=1.0)
+        assert tally.fates == {"kept": 1, "no_answer": 1}
+        assert [record["question"].decode() for record in records(tmp_path / out)] == [
+            "One and one?"
+        ]
