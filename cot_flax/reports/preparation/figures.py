@@ -37,6 +37,9 @@ def summarize(manifest: Mapping[str, Any], sizes: Mapping[str, int]) -> dict[str
 
     records: `read`, which is `kept` + `dropped` + `rejected`; `dropped_by_reason` and
         `rejected_by_reason` map a reason, the most frequent first, to {`count`, `share` of read}.
+    sources: by teacher, recipe and who scored (`samples.source_of`), the largest first, `read`,
+        `kept`, `accepted` (their ratio), `dropped_by_reason`, `chains_with_logprobs`, `tokens` of
+        the kept targets, `soft` and `soft_share` among these; none in stores of before.
     positions: `total` of all targets, EOS included, `soft`, `one_hot`, `soft_share`; `kinds` maps
         projection.KINDS and "no_logprobs" to {`count`, `share`}; `chains_without_logprobs`.
     kept_mass: over the soft positions, `mean`, `mean_tail` (1 - mean), and `bins`: positions by
@@ -60,6 +63,7 @@ def summarize(manifest: Mapping[str, Any], sizes: Mapping[str, int]) -> dict[str
     total_bytes = sum(sizes.values())
     return {
         "records": _records(tally),
+        "sources": _sources(tally),
         "positions": _positions(tally),
         "kept_mass": _kept_mass(tally),
         "questions": {
@@ -122,6 +126,25 @@ def _records(tally: Tally) -> dict[str, Any]:
         "rejected": tally.rejected.total(),
         "dropped_by_reason": _shares(dropped, tally.read),
         "rejected_by_reason": _shares(dict(tally.rejected.most_common()), tally.read),
+    }
+
+
+def _sources(tally: Tally) -> dict[str, Any]:
+    found = sorted(tally.sources.items(), key=lambda item: (-item[1].total(), item[0]))
+    return {
+        source: {
+            "read": fates.total(),
+            "kept": fates["kept"],
+            "accepted": _ratio(fates["kept"], fates.total()),
+            "dropped_by_reason": {
+                reason: n for reason, n in fates.most_common() if reason != "kept"
+            },
+            "chains_with_logprobs": tally.source_scored[source],
+            "tokens": tally.source_tokens[source],
+            "soft": tally.source_soft[source],
+            "soft_share": _ratio(tally.source_soft[source], tally.source_tokens[source]),
+        }
+        for source, fates in found
     }
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import cot_flax
-from cot_flax.chains.tally import MASS_BINS
+from cot_flax.chains.tally import MASS_BINS, MOST_DROPPED
 from cot_flax.reports.pages import template
 from cot_flax.reports.preparation.figures import Histogram, of_numbers, of_ranges
 
@@ -103,15 +103,22 @@ KINDS = {
 
 def render(manifest: Mapping[str, Any], figures: Mapping[str, Any]) -> str:
     """The page as text; `figures` is what `figures.summarize` gave for the manifest."""
+    tally = manifest["tally"]
+    worst = tally["worst"]
+    shown = {example["id"] for example in worst}
+    random = [example for example in tally.get("random", []) if example["id"] not in shown]
     named = (visible, percent, decimal, grouped, size, moment, setting)
     return template(TEMPLATE, named).render(
         **figures,
         manifest=manifest,
         settings=manifest["plan"]["settings"],
         histograms=_histograms(figures),
-        inconsistent=manifest["tally"].get("inconsistent", []),
-        worst=manifest["tally"]["worst"],
-        shown_kinds=shown_kinds(manifest["tally"]["worst"]),
+        inconsistent=tally.get("inconsistent", []),
+        worst=worst,
+        random=random,
+        dropped_examples=tally.get("dropped_examples", []),
+        most_dropped=MOST_DROPPED,
+        shown_kinds=shown_kinds([*worst, *random]),
         reasons=REASONS,
         kinds=KINDS,
         version=cot_flax.__version__,
@@ -161,9 +168,9 @@ def setting(value: Any) -> str:
     return words[value] if value is None or isinstance(value, bool) else str(value)
 
 
-def shown_kinds(worst: Sequence[Mapping[str, Any]]) -> list[str]:
+def shown_kinds(examples: Sequence[Mapping[str, Any]]) -> list[str]:
     """The kinds that occur in the examples, in the order of the table."""
-    found = {kind for example in worst for _, _, kind in example["positions"]}
+    found = {kind for example in examples for _, _, kind in example["positions"]}
     return [kind for kind in KINDS if kind in found]
 
 
