@@ -127,7 +127,7 @@ def test_the_data_half_of_a_paper_is_a_file(files, monkeypatch, capsys):
     settings = json.loads((files / "store" / "manifest.json").read_text())["plan"]["settings"]
     assert settings["top_k"] == 4
     filters = settings["filters"]
-    assert (filters["per_question"], filters["balance"], filters["rules"]) == (2, 1, "default")
+    assert (filters["per_question"], filters["balance"], filters["rules"]) == (2, 1, "own")
 
 
 def test_an_option_wins_over_the_file_and_a_flag_over_the_option(files, monkeypatch, capsys):

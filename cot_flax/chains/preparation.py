@@ -81,6 +81,11 @@ class Preparation:
                 got = f"{name} {getattr(self, name)!r}"
                 raise UserError(got, f"one of {', '.join(known)}", "correct the name")
 
+    @property
+    def wording(self) -> Wording:
+        """Of targets."""
+        return Wording(closing=self.closing)
+
 
 @dataclass(frozen=True)
 class Record:
@@ -157,6 +162,7 @@ def prepare_question(
             answer_kind=settings.filters.answer_kind,
             most=settings.max_thought_tokens,
             tokenizer=tokenizer,
+            wording=settings.wording,
         )
         for sample in samples
     ]
@@ -218,8 +224,7 @@ class _Candidate:
     def of(cls, sample: Sample, tokenizer: Tokenizer, settings: Preparation) -> "_Candidate":
         kind = settings.filters.answer_kind
         answer = sample.gold_answer or extract_answer(sample.text, kind=kind, mode="flexible") or ""
-        wording = Wording(closing=settings.closing)
-        text = build_target(sample.text, answer, "zero_shot_cot", wording)
+        text = build_target(sample.text, answer, "zero_shot_cot", settings.wording)
         edits = find_edits(text, tokenizer)
         edited = apply(text, edits)
         pieces = tokenizer.pieces(edited)

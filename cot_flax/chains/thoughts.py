@@ -12,8 +12,9 @@ from typing import Literal, get_args
 
 from cot_flax.chains.samples import Logprobs, Sample
 from cot_flax.text.answers import extract_answer
-from cot_flax.text.prompts import build_target
+from cot_flax.text.prompts import ENGLISH, build_target
 from cot_flax.text.tokenizers import Tokenizer
+from cot_flax.text.wording import Wording
 
 Part = Literal["text", "thought", "both"]
 PARTS = get_args(Part)
@@ -24,7 +25,13 @@ _WORD = re.compile(r"\s*\S+")
 
 
 def chain_of(
-    sample: Sample, part: Part, *, answer_kind: str, most: int | None, tokenizer: Tokenizer
+    sample: Sample,
+    part: Part,
+    *,
+    answer_kind: str,
+    most: int | None,
+    tokenizer: Tokenizer,
+    wording: Wording = ENGLISH,
 ) -> Sample:
     """The sample with this part of it as the text, and without a thought.
 
@@ -38,6 +45,7 @@ def chain_of(
         answer_kind: as in `Filters`.
         most: the student's tokens of a thought, at most; None keeps all of it.
         tokenizer: the student's.
+        wording: of the closing sentence.
     """
     if part == "text" or not sample.thought:
         return sample
@@ -46,7 +54,9 @@ def chain_of(
     parts = [sample.thought_logprobs and sample.thought_logprobs.cut(0, len(thought))]
     if part == "thought":
         answer = extract_answer(sample.text, kind=answer_kind, mode="flexible")
-        text = thought if answer is None else build_target(thought, answer, "zero_shot_cot")
+        text = thought
+        if answer is not None:
+            text = build_target(thought, answer, "zero_shot_cot", wording)
         parts.append(Logprobs.certain(*_WORD.findall(text[len(thought) :])))
     else:
         behind = sample.text.lstrip()

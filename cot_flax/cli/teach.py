@@ -235,6 +235,12 @@ def scenario(dry_run: DryRun = False):
     samples=Short("UNSCORED_FILE", str, "A samples file.", argument=True),
     out=OUT,
     prompt=Short("RESCORE_PROMPT", str, "What stands before a text; {question} is replaced.", _HOW),
+    closing=Short(
+        "RESCORE_CLOSING",
+        str,
+        "Closes a text without an answer; by default 'The answer is {answer}'.",
+        _HOW,
+    ),
     top_logprobs=TOP_LOGPROBS,
     **TEACHER,
 )

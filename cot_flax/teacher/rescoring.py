@@ -12,7 +12,8 @@ from cot_flax.teacher.dispatch import Call, Desk, work_through
 from cot_flax.teacher.journal import Journal
 from cot_flax.teacher.requests import Completion, Reply, Teacher
 from cot_flax.text.answers import answers_match, extract_answer
-from cot_flax.text.prompts import build_target
+from cot_flax.text.prompts import ENGLISH, build_target
+from cot_flax.text.wording import Wording
 
 
 def rescore(
@@ -26,6 +27,7 @@ def rescore(
     concurrency: int = 16,
     prices: Prices | None = None,
     max_cost: float | None = None,
+    wording: Wording = ENGLISH,
 ) -> Totals:
     """Gives the samples of a file the log-probabilities that `teacher` assigns to their texts.
 
@@ -38,9 +40,14 @@ def rescore(
         samples: a samples file.
         prompt_of: makes a question into the text that the sample's text follows.
         top_logprobs: of the likeliest tokens a position.
+        wording: of the closing sentence.
     """
     totals = Totals(prices)
     total = sum(1 for _ in read_samples(samples))  # A broken line is found before anything is paid.
+
+    def texts() -> Iterator[Sample]:
+        return (closed(sample, wording) for sample in read_samples(samples))
+
     with Journal(journal) as opened:
         desk = Desk(opened, totals, concurrency, max_cost=max_cost)
 
@@ -51,16 +58,16 @@ def rescore(
             await desk.ask(call_of(sample))
 
         def scored() -> Iterator[Sample]:
-            for sample in map(closed, read_samples(samples)):
+            for sample in texts():
                 yield _rescored(sample, call_of(sample).key, teacher.name, desk)
 
-        work_through(map(closed, read_samples(samples)), total, score, desk, teacher.close)
+        work_through(texts(), total, score, desk, teacher.close)
         write_samples(out, scored())
     return totals
 
 
-def closed(sample: Sample) -> Sample:
-    """The sample with its text as a student will learn it: closed with `The answer is N`.
+def closed(sample: Sample, wording: Wording = ENGLISH) -> Sample:
+    """The sample with its text as a student will learn it, closed with its answer.
 
     A chain whose own answer is another one stays as it is, for a filter to see that. Of given
     rationales, which no teacher was asked for, an own answer is what they mark as one; of a
@@ -74,7 +81,8 @@ def closed(sample: Sample) -> Sample:
     own = extract_answer(sample.text, kind=kind, mode=mode)
     if own is not None and not answers_match(own, gold, kind=kind):
         return sample
-    closing = build_target(sample.text, gold, "zero_shot_cot")[len(sample.text.strip()) :]
+    target = build_target(sample.text, gold, "zero_shot_cot", wording)
+    closing = target[len(sample.text.strip()) :]
     return replace(sample, text=sample.text.rstrip() + closing) if closing else sample
 
 

@@ -24,7 +24,8 @@ from cot_flax.teacher.questions import Question, read_questions, validation_of
 from cot_flax.teacher.recipes import Overrides, Paper, Recipe, make_recipe
 from cot_flax.teacher.requests import Messages, Teacher, no_server
 from cot_flax.teacher.scenario import read_scenario, scenario_recipe
-from cot_flax.text.prompts import normalize_question
+from cot_flax.text.prompts import ENGLISH, normalize_question
+from cot_flax.text.wording import Wording
 
 if TYPE_CHECKING:
     from cot_flax.teacher.client import OpenAITeacher
@@ -252,6 +253,7 @@ def rescore(
     out: str,
     teacher: NamedTeacher,
     prompt: str = PROMPT,
+    closing: str = ENGLISH.closing,
     top_logprobs: int = 5,
     journal: str | None = None,
     concurrency: int = 16,
@@ -265,6 +267,7 @@ def rescore(
     Args:
         samples: a samples file.
         prompt: what stands before a text; {question} is replaced, and a written `\\n` is a newline.
+        closing: the sentence that closes a text without an answer, as in `wording.Wording`.
         top_logprobs: of the likeliest tokens a position.
         **others: as in `sample`.
     """
@@ -292,6 +295,7 @@ def rescore(
             concurrency=concurrency,
             prices=run.prices,
             max_cost=max_cost,
+            wording=Wording(closing=closing),
         )
     return _done(totals, out)
 

@@ -5,6 +5,7 @@ import pytest
 from cot_flax.chains.samples import Logprobs, Sample
 from cot_flax.chains.thoughts import chain_of
 from cot_flax.text.tokenizers import ByteTokenizer
+from cot_flax.text.wording import LANGUAGES
 
 THOUGHT = ("Two", " and", " two", ".", " 2", " +", " 2", " =", " 4", ".")
 TEXT = ("\n", "It", " is", " 4", ".")
@@ -54,6 +55,13 @@ def test_the_thought_is_closed_with_the_answer_of_the_text_and_not_with_the_righ
     assert (found.thought, found.thought_logprobs) == ("", None)
     assert found.logprobs.token_logprobs == (*range(-1, -11, -1), 0.0, 0.0, 0.0, 0.0)
     assert found.logprobs.top_logprobs[9:] == ({".": -9.0}, {}, {}, {}, {})
+
+
+def test_a_thought_is_closed_in_the_words_of_its_data_set():
+    words = {"answer_kind": "number", "most": None, "tokenizer": ByteTokenizer()}
+    found = chain_of(sample(), "thought", **words, wording=LANGUAGES["es"].wording)
+    assert found.text == "Two and two. 2 + 2 = 4.\nLa respuesta es 4"
+    assert "".join(found.logprobs.tokens) == found.text
 
 
 def test_both_stand_behind_each_other():

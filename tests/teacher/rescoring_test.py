@@ -12,6 +12,7 @@ from cot_flax.teacher.client import OpenAITeacher
 from cot_flax.teacher.journal import Journal, journal_path
 from cot_flax.teacher.requests import Completion, Reply
 from cot_flax.teacher.rescoring import closed, rescore
+from cot_flax.text.wording import LANGUAGES
 
 # Every text once: of two equal calls one is sent.
 SAMPLES = list(
@@ -83,6 +84,11 @@ def test_a_text_is_closed_as_a_student_learns_it(text, gold, teacher, expected):
     sample = replace(SAMPLES[0], text=text, gold_answer=gold, teacher=teacher)
     assert closed(sample) == replace(sample, text=expected)
     assert closed(closed(sample)) == closed(sample)
+
+
+def test_a_text_of_another_language_is_closed_in_it():
+    sample = replace(SAMPLES[0], text="2 加 3 等于 5。", gold_answer="5")
+    assert closed(sample, LANGUAGES["zh"].wording).text == "2 加 3 等于 5。\n答案是5"
 
 
 def test_the_closing_sentence_is_scored(samples, tmp_path):
