@@ -214,6 +214,7 @@ def test_what_the_vocabulary_lacks_is_shown(report):
         "unknown_chains": 2,
         "unknown_dropped": {chr(0x4E00 + i): 1 for i in range(40)},
         "unknown_in_questions": {"你": 3},
+        "unknown_questions": 2,
         "replaced": {"\\boxed": 4},
     }
     text = report(manifest(**changes)).text
@@ -221,6 +222,7 @@ def test_what_the_vocabulary_lacks_is_shown(report):
     assert "Unknown in the targets 3: é 2, < 1" in text
     assert "Unknown in dropped chains 40: " in text and ", 10 others" in text
     assert "Unknown in the questions 3: 你 3" in text
+    assert "2 of the questions show it instead" in text
     assert "Written otherwise in the targets 4: \\boxed 4" in text
 
 

@@ -18,6 +18,7 @@ class Cell(NamedTuple):
         no_answer: the share of them in which no answer was found.
         note: what a reader must know beside the number.
         off_format: the share of chains where none was asked for, or the reverse.
+        unknown: how many prompts hold pieces that the student's vocabulary lacks.
     """
 
     value: float
@@ -27,6 +28,7 @@ class Cell(NamedTuple):
     no_answer: float = 0.0
     note: str = ""
     off_format: float = 0.0
+    unknown: int = 0
 
     @property
     def is_off_format(self) -> bool:
@@ -38,7 +40,8 @@ def from_summary(summary: Mapping) -> Cell:
     """The cell of one summary in a results.json."""
     keys = ("accuracy", "accuracy_low", "accuracy_high", "count", "parse_failure_rate")
     off_format = summary.get("off_format_rate", 0.0)
-    return Cell(*(summary[key] for key in keys), off_format=off_format)
+    unknown = summary.get("prompts_with_unknown", 0)
+    return Cell(*(summary[key] for key in keys), off_format=off_format, unknown=unknown)
 
 
 def pool(summaries: Iterable[Mapping], note: str = "") -> Cell | None:

@@ -58,6 +58,8 @@ def print_results(results: dict, console: Console | None = None) -> None:
             share = f"{percent(cell.off_format)}% of the outputs"
             wanted = "no chain" if is_cot(results["cards"][task]["format"]) else "a chain"
             notes.append(f"{title}: {share} are {wanted}")
+        if cell.unknown:
+            notes.append(f"{title}: {cell.unknown:,} prompts with unknown characters")
     table.caption = "\n".join(notes)
     console.print(table)
 

@@ -50,8 +50,8 @@ def summarize(manifest: Mapping[str, Any], sizes: Mapping[str, int]) -> dict[str
         the first length of a bin of `bin_tokens`.
     characters: what the vocabulary lacks, as counts by character, the most frequent first:
         `unknown` in kept targets, `chains_with_unknown`, `unknown_dropped` in the chains that were
-        dropped for it, `unknown_in_questions`; `replaced` in kept targets by the name in
-        `text.replacement`.
+        dropped for it, `unknown_in_questions` of `questions_with_unknown`; `replaced` in kept
+        targets by the name in `text.replacement`.
     inconsistent_chains: kept ones with an equation that does not hold.
     files: `bytes`, `bytes_per_token` of the targets, and `sizes` in bytes by name.
 
@@ -83,6 +83,7 @@ def summarize(manifest: Mapping[str, Any], sizes: Mapping[str, int]) -> dict[str
             "chains_with_unknown": tally.unknown_chains,
             "unknown_dropped": dict(tally.unknown_dropped.most_common()),
             "unknown_in_questions": dict(tally.unknown_in_questions.most_common()),
+            "questions_with_unknown": tally.unknown_questions,
             "replaced": dict(tally.replaced.most_common()),
         },
         "inconsistent_chains": tally.inconsistent_chains,

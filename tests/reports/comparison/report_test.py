@@ -111,6 +111,17 @@ def test_outputs_of_another_format_are_marked(tmp_path):
         assert ("98.0% off format" in (tmp_path / "report.html").read_text()) == is_marked
 
 
+def test_prompts_that_the_vocabulary_cannot_write_are_marked(tmp_path):
+    write_run(tmp_path / "run", ability_rows("word_sorting", 0.5, 0), [])
+    path = tmp_path / "run" / "test" / "results.json"
+    results = json.loads(path.read_text())
+    results["tasks"]["word_sorting_zero_shot_answer"]["prompts_with_unknown"] = 1200
+    path.write_text(json.dumps(results))
+    comparison.write(tmp_path / "report.html", {"run": tmp_path / "run"})
+    text = (tmp_path / "report.html").read_text()
+    assert text.count("1,200 prompts with unknown characters") == 1
+
+
 def test_a_wide_table_says_that_it_scrolls(tmp_path):
     rows = [
         row | {"task": f"t{i}", "dataset": f"t{i}", "role": "general"}

@@ -62,7 +62,9 @@ def test_outputs_of_another_format_are_named():
     shares = {"zero_shot_answer": 1.0, "few_shot_cot": 0.3, "zero_shot_cot": 0.04}
     results = {"split": "test", "cards": {name: task_card("s", name) for name in shares}}
     results["tasks"] = {name: part | {"off_format_rate": share} for name, share in shares.items()}
+    results["tasks"]["few_shot_cot"]["prompts_with_unknown"] = 7
     text = printed(comparison.print_results, results)
+    assert "s few-shot CoT: 7 prompts with unknown characters" in text
     assert "s zero-shot answer: 100.0% of the outputs are a chain" in text
     assert "s few-shot CoT: 30.0% of the outputs are no chain" in text
     assert text.count("% of the outputs") == 2
