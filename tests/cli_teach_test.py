@@ -201,6 +201,10 @@ def test_a_batch_is_written_and_its_results_are_taken(files, monkeypatch, capsys
     assert call(monkeypatch, *arguments, "--batch-file", requests) == 0
     out = capsys.readouterr().out
     assert re.search(r"6 requests in .* 180 written, \$0.09 at half the price", out), out
+    assert call(monkeypatch, *arguments, "--batch-results", requests) == 2
+    assert (
+        "requests.jsonl without an answer to these questions (HTTP ? 6)" in capsys.readouterr().err
+    )
     with open(results, "w") as file:
         for line in map(json.loads, requests.read_text().splitlines()):
             choices = [{"text": "So 5", "finish_reason": "stop"}] * line["body"]["n"]

@@ -123,7 +123,8 @@ def take_results(
     """Takes the answers of a results file into the journal, each once.
 
     Raises:
-        UserError: a line of another shape; what stands before it is in the journal.
+        UserError: a line of another shape; what stands before it is in the journal. No line is an
+            answer to these requests.
     """
     taken = Taken()
     with Journal(journal) as opened:
@@ -146,6 +147,16 @@ def take_results(
             else:
                 request = replace(steps[key], done=int(done))
                 _take(record, place, request, key, source, teacher, opened, taken)
+    if not taken.answers + taken.known:
+        # A run that went on would ask for all of them at the full price.
+        reasons = ", ".join(f"{reason} {count:,}" for reason, count in taken.failed.most_common(3))
+        others = f"{taken.foreign:,} of other requests" if taken.foreign else ""
+        counts = "; ".join(filter(None, [reasons, others])) or "no line"
+        raise UserError(
+            f"{os.fspath(path)} without an answer to these questions ({counts})",
+            "the results of their batch",
+            "give the file that the batch ended with, and the recipe and options that wrote it",
+        )
     return taken
 
 
