@@ -9,7 +9,8 @@ from typing import Any
 
 from cot_flax.chains.samples import Logprobs
 from cot_flax.errors import UserError
-from cot_flax.teacher.client import SCORING, OpenAITeacher, read_choice
+from cot_flax.teacher.client import SCORING, OpenAITeacher
+from cot_flax.teacher.connection import read_choice
 from cot_flax.teacher.findings import NOISE, Findings, Wanted
 from cot_flax.teacher.recipes import messages
 from cot_flax.teacher.requests import (
