@@ -374,8 +374,9 @@ EVALUATE += ["--gin.EVAL_OUTPUT_DIR='{tmp}/test'"]
 def test_a_mistake_is_one_line_and_exit_code_2(folder, tmp_path, capfd, arguments, message):
     write_half_a_line(folder, tmp_path / "bad.jsonl")
     (tmp_path / "gsm8k").mkdir()
-    line = '{"question": "1 + 1?", "answer": "1 + 1 = 2\\n#### 2"}\n'
-    (tmp_path / "gsm8k" / "train.jsonl").write_text(line * 510)  # the last 500 are for validation
+    # The last 500 are for validation, and questions of both would be another mistake.
+    line = '{"question": "%d + 1?", "answer": "1 + 1 = 2\\n#### 2"}\n'
+    (tmp_path / "gsm8k" / "train.jsonl").write_text("".join(line % i for i in range(510)))
     before = files_of(folder)
     places = {"tmp": tmp_path, "store": folder / "store", "run": folder / "student"}
     assert call(*(argument.format(**places) for argument in arguments)) == 2

@@ -9,12 +9,13 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from cot_flax.chains.samples import read_samples
-from cot_flax.errors import UserError
+from cot_flax.errors import UserError, missing_extra
 from cot_flax.files import work_path
 from cot_flax.teacher import costs, dispatch, findings, rescoring
 from cot_flax.teacher.costs import Plan, Prices, Totals
@@ -428,6 +429,8 @@ def _kept(teacher: NamedTeacher, run: _Run, chat: bool) -> Findings | None:
 
 
 def _probed(teacher: NamedTeacher, wanted: Wanted) -> Findings:
+    if missing := [name for name in ("openai", "stamina") if find_spec(name) is None]:
+        raise missing_extra(ModuleNotFoundError(name=missing[0]))
     _check_that_it_listens(teacher.base_url)
     opened = teacher.open()
     from cot_flax.teacher.probe import probe  # late, for it loads what connects
