@@ -377,6 +377,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(folder, tmp_path, capfd, argument
     # The last 500 are for validation, and questions of both would be another mistake.
     line = '{"question": "%d + 1?", "answer": "1 + 1 = 2\\n#### 2"}\n'
     (tmp_path / "gsm8k" / "train.jsonl").write_text("".join(line % i for i in range(510)))
+    (tmp_path / "gsm8k" / "test.jsonl").write_text(line % 511)
     before = files_of(folder)
     places = {"tmp": tmp_path, "store": folder / "store", "run": folder / "student"}
     assert call(*(argument.format(**places) for argument in arguments)) == 2
