@@ -53,11 +53,12 @@ class T5Vocabulary(seqio.SentencePieceVocabulary):
 
     def __init__(self):
         super().__init__("", extra_ids=T5_SENTINELS)
+        self._loaded = ""
 
     def __getstate__(self):
         """With the path and the sentinels, which SeqIO compares."""
         named = {"_sentencepiece_model_file": t5_vocabulary_file(), "_extra_ids": self._extra_ids}
-        return super().__getstate__() | named
+        return super().__getstate__() | named | {"_loaded": ""}
 
     def __eq__(self, other) -> bool:
         if not isinstance(other, seqio.SentencePieceVocabulary):
@@ -68,6 +69,12 @@ class T5Vocabulary(seqio.SentencePieceVocabulary):
         return models[0] == models[1] or _ids_of(models[0]) == _ids_of(models[1])
 
     __hash__ = None  # as SeqIO's own
+
+    def _model_context(self):
+        """Of the file that gin names now: the next experiment of a notebook may have another."""
+        if (path := t5_vocabulary_file()) != self._loaded:
+            self._model, self._loaded = None, path
+        return super()._model_context()
 
     @property
     def _sentencepiece_model_file(self) -> str:

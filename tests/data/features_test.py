@@ -31,6 +31,20 @@ def test_the_t5_vocabulary_is_looked_up_when_it_is_needed(vocabulary):
     assert ours.vocab_size == vocabulary.vocab_size + 100
 
 
+def test_another_file_is_another_vocabulary_in_the_same_process(tmp_path):
+    ours = features.T5Vocabulary()
+    gin.bind_parameter(PATH, str(VOCABULARY_PATH))
+    size, ids = ours.vocab_size, ours.encode("2 apples")
+    with gin.unlock_config():
+        gin.bind_parameter(PATH, str(tmp_path / "bad.model"))
+    (tmp_path / "bad.model").write_text("no model")
+    with pytest.raises(UserError, match="bad.model, which holds no SentencePiece model"):
+        ours.encode("2 apples")
+    with gin.unlock_config():
+        gin.bind_parameter(PATH, str(VOCABULARY_PATH))
+    assert (ours.vocab_size, ours.encode("2 apples")) == (size, ids)
+
+
 def test_t5_itself_has_the_pieces_and_sentinels_of_the_paper(shared_data):
     gin.bind_parameter(PATH, str(shared_data / "t5_vocab" / "spiece.model"))
     ours = features.T5Vocabulary()
