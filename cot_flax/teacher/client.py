@@ -157,7 +157,7 @@ class OpenAITeacher:
                     other_limit = True
                 elif "top_p" in error.got and request.top_p == 1 and habits.sends_top_p:
                     habits.sends_top_p = False
-                elif n > 1:
+                elif n > 1 and not _is_of_setting(error.said, request):
                     # Some servers take no n above 1 (vLLM where it is greedy) or 4 (llama.cpp).
                     n = _smaller(n, error.said)
                 else:
@@ -275,6 +275,12 @@ class OpenAITeacher:
 
 def _other(limit_name: str) -> str:
     return _LIMIT if limit_name == _NEW_LIMIT else _NEW_LIMIT
+
+
+def _is_of_setting(message: str, request: Request) -> bool:
+    """Whether a refusal names a setting of the request that few servers have, and not `n`."""
+    given = [name for name in TEACHERS_OWN if getattr(request, name) is not None]
+    return any(name in message for name in given) and not re.search(r"\bn\b", message)
 
 
 def _smaller(n: int, message: str) -> int:
