@@ -23,10 +23,10 @@ from cot_flax.text.answers import extract_answer
 from cot_flax.text.equations import find_equations
 from cot_flax.text.pieces import Pieces
 from cot_flax.text.plain import Edit, apply
-from cot_flax.text.prompts import ENGLISH, build_target
+from cot_flax.text.prompts import build_target
 from cot_flax.text.replacement import before_edits, find_edits, unknown_characters
 from cot_flax.text.tokenizers import Tokenizer
-from cot_flax.text.wording import Wording
+from cot_flax.text.wording import ENGLISH, Wording
 
 _SHOWN_POSITIONS, _SHOWN_CHARACTERS = 120, 1200
 

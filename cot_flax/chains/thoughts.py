@@ -12,9 +12,9 @@ from typing import Literal, get_args
 
 from cot_flax.chains.samples import Logprobs, Sample
 from cot_flax.text.answers import extract_answer
-from cot_flax.text.prompts import ENGLISH, build_target
+from cot_flax.text.prompts import build_target
 from cot_flax.text.tokenizers import Tokenizer
-from cot_flax.text.wording import Wording
+from cot_flax.text.wording import ENGLISH, Wording
 
 Part = Literal["text", "thought", "both"]
 PARTS = get_args(Part)

@@ -4,7 +4,7 @@ import dataclasses
 from dataclasses import dataclass
 
 from cot_flax.errors import UserError
-from cot_flax.text.prompts import ENGLISH
+from cot_flax.text.wording import ENGLISH
 
 ROLES = ("train", "transfer", "general")
 

@@ -14,8 +14,8 @@ import tensorflow as tf
 
 from cot_flax.data.features import special_ids
 from cot_flax.text.pieces import ABSENT_ID
-from cot_flax.text.prompts import ENGLISH, Exemplar, build_input, build_target, is_cot
-from cot_flax.text.wording import Wording
+from cot_flax.text.prompts import Exemplar, build_input, build_target, is_cot
+from cot_flax.text.wording import ENGLISH, Wording
 
 MOST_DROPPED = 10_000
 BLOCK = 64

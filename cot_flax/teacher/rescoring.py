@@ -12,8 +12,8 @@ from cot_flax.teacher.dispatch import Call, Desk, work_through
 from cot_flax.teacher.journal import Journal
 from cot_flax.teacher.requests import Completion, Reply, Teacher
 from cot_flax.text.answers import answers_match, extract_answer
-from cot_flax.text.prompts import ENGLISH, build_target
-from cot_flax.text.wording import Wording
+from cot_flax.text.prompts import build_target
+from cot_flax.text.wording import ENGLISH, Wording
 
 
 def rescore(

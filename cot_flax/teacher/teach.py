@@ -25,8 +25,8 @@ from cot_flax.teacher.questions import Question, read_questions, validation_of
 from cot_flax.teacher.recipes import Overrides, Paper, Recipe, make_recipe
 from cot_flax.teacher.requests import Messages, Teacher, no_server
 from cot_flax.teacher.scenario import read_scenario, scenario_recipe
-from cot_flax.text.prompts import ENGLISH, normalize_question
-from cot_flax.text.wording import Wording
+from cot_flax.text.prompts import normalize_question
+from cot_flax.text.wording import ENGLISH, Wording
 
 if TYPE_CHECKING:
     from cot_flax.teacher.client import OpenAITeacher

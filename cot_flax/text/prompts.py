@@ -14,11 +14,10 @@ from dataclasses import astuple, dataclass
 
 from cot_flax.errors import UserError
 from cot_flax.text.numerals import ASCII_FORMS
-from cot_flax.text.wording import Wording
+from cot_flax.text.wording import ENGLISH, Wording
 
 FORMATS = ("zero_shot_cot", "few_shot_cot", "zero_shot_answer", "few_shot_answer")
 
-ENGLISH = Wording()
 
 _LETTER = r"[^\W0-9]"
 _PUNCTUATION = re.compile(

@@ -64,6 +64,9 @@ class Wording:
         return self.closing.replace(PLACE, answer)
 
 
+ENGLISH = Wording()
+
+
 @dataclass(frozen=True)
 class Language:
     """One language's wording, and the regular expressions of how it announces an answer.
@@ -85,7 +88,7 @@ class Language:
 
 LANGUAGES = {
     "en": Language(
-        Wording(),
+        ENGLISH,
         nouns="answer",
         verbs=r"is|equals|comes\s+to",
         phrases=r"(?:^|\n)[#*_ ]*(?:the )?(?:final )?answer[*_ ]*\n",

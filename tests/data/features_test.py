@@ -38,7 +38,7 @@ def test_another_file_is_another_vocabulary_in_the_same_process(tmp_path):
     with gin.unlock_config():
         gin.bind_parameter(PATH, str(tmp_path / "bad.model"))
     (tmp_path / "bad.model").write_text("no model")
-    with pytest.raises(UserError, match="bad.model, which holds no SentencePiece model"):
+    with pytest.raises(UserError, match=r"bad\.model, which holds no SentencePiece model"):
         ours.encode("2 apples")
     with gin.unlock_config():
         gin.bind_parameter(PATH, str(VOCABULARY_PATH))
