@@ -191,7 +191,12 @@ def test_a_run_ends_before_it_costs_more_than_allowed(files, monkeypatch, capsys
         assert call(monkeypatch, *sampling(files, server.url, *prices, "--max-cost", 1)) == 0
         assert len(server.bodies) == 6
         assert call(monkeypatch, *sampling(files, server.url, "--max-cost", 1)) == 2
-    assert "--max-cost without prices" in capsys.readouterr().err
+        assert "--max-cost without prices" in capsys.readouterr().err
+        probed = [a for a in sampling(files, server.url, *prices) if a != "--no-probe"]
+        again = ("--journal", files / "other.journal", "--max-cost", 0.02)
+        assert call(monkeypatch, *probed, *again) == 2
+        line = capsys.readouterr().err.splitlines()[-1]
+        assert re.search(r"got --max-cost \$0.0200: \$0.0\d+ spent on 0 requests and a probe", line)
 
 
 def test_a_batch_is_written_and_its_results_are_taken(files, monkeypatch, capsys):

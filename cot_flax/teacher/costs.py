@@ -177,14 +177,22 @@ class Budget:
     It belongs to one event loop.
     """
 
-    def __init__(self, totals: Totals, tokens: PromptTokens, most: float | None):
-        """Args: totals: what is spent; tokens: of prompts; most: $ of this run, None for no limit.
+    def __init__(
+        self, totals: Totals, tokens: PromptTokens, most: float | None, spent: float = 0.0
+    ):
+        """Spends nothing yet.
+
+        Args:
+            totals: what is spent.
+            tokens: of prompts.
+            most: $ of this run, None for no limit.
+            spent: $ that went before, on a probe.
 
         Raises:
             UserError: a limit without prices.
         """
         check_limit(most, totals.prices)
-        self._totals, self._tokens, self._most = totals, tokens, most
+        self._totals, self._tokens, self._most, self._before = totals, tokens, most, spent
         self._reserved: list[float] = []
         self._change = asyncio.Condition()
 
@@ -202,7 +210,7 @@ class Budget:
             return
         price = self._totals.prices.cost(self._tokens.most(size), written)
         async with self._change:
-            while self._totals.cost + sum(self._reserved) + price > self._most:
+            while self._spent + sum(self._reserved) + price > self._most:
                 if not self._reserved:
                     raise self._exhausted(price)
                 await self._change.wait()
@@ -215,11 +223,15 @@ class Budget:
                 self._reserved.remove(price)
                 self._change.notify_all()
 
+    @property
+    def _spent(self) -> float:
+        return self._before + self._totals.cost
+
     def _exhausted(self, price: float) -> UserError:
-        totals = self._totals
+        probe = " and a probe" if self._before else ""
         return UserError(
-            f"--max-cost ${self._most:,.4f}: ${totals.cost:,.4f} spent on {totals.requests:,} "
-            f"requests, and the next may cost ${price:,.4f}",
+            f"--max-cost ${self._most:,.4f}: ${self._spent:,.4f} spent on "
+            f"{self._totals.requests:,} requests{probe}, and the next may cost ${price:,.4f}",
             "room for it",
             "the same command goes on where this one stopped, with what another --max-cost allows",
         )

@@ -147,6 +147,7 @@ class Desk:
         *,
         per_request: int = 1,
         max_cost: float | None = None,
+        spent: float = 0.0,
         planned: Plan | None = None,
     ):
         """Args: per_request: completions that one request may ask for; planned: to correct."""
@@ -154,7 +155,7 @@ class Desk:
         self.refused: dict[str, Refused] = {}
         self._per_request, self._planned = per_request, planned
         self._tokens = PromptTokens()
-        self._budget = Budget(totals, self._tokens, max_cost)
+        self._budget = Budget(totals, self._tokens, max_cost, spent)
         self._lacking: Counter[str] = Counter()  # of this run, by key
         self._slots = asyncio.Semaphore(concurrency)
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
@@ -374,6 +375,7 @@ def sample(
     concurrency: int = 16,
     prices: Prices | None = None,
     max_cost: float | None = None,
+    spent: float = 0.0,
     planned: Plan | None = None,
 ) -> Totals:
     """Asks the teacher and writes the samples in the order of the questions.
@@ -389,6 +391,7 @@ def sample(
         concurrency: the most requests in flight.
         prices: to show the cost.
         max_cost: $ that this run may spend; no request begins that could lead beyond.
+        spent: $ of them that a probe has spent.
         planned: what the run was said to cost; corrected on standard error by the first answers.
 
     Raises:
@@ -405,6 +408,7 @@ def sample(
             concurrency,
             per_request=recipe.numbers.per_request,
             max_cost=max_cost,
+            spent=spent,
             planned=planned,
         )
 

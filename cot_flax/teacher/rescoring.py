@@ -27,6 +27,7 @@ def rescore(
     concurrency: int = 16,
     prices: Prices | None = None,
     max_cost: float | None = None,
+    spent: float = 0.0,
     wording: Wording = ENGLISH,
 ) -> Totals:
     """Gives the samples of a file the log-probabilities that `teacher` assigns to their texts.
@@ -49,7 +50,7 @@ def rescore(
         return (closed(sample, wording) for sample in read_samples(samples))
 
     with Journal(journal) as opened:
-        desk = Desk(opened, totals, concurrency, max_cost=max_cost)
+        desk = Desk(opened, totals, concurrency, max_cost=max_cost, spent=spent)
 
         def call_of(sample: Sample) -> Call:
             return _call(teacher, prompt_of(sample.question), sample.text, top_logprobs)

@@ -283,7 +283,8 @@ def rescore(
     if journal is None and work_path(f"{out}.journal").exists():
         remedy = f"add --journal {out}.journal, and nothing is asked twice; or move it away"
         raise UserError(f"{out}.journal of an earlier version", "one journal", remedy)
-    found = _found_out(teacher, run, Wanted(top_logprobs=top_logprobs, scores=True))
+    costs.check_limit(max_cost, run.prices)
+    found, spent = _found_out(teacher, run, Wanted(top_logprobs=top_logprobs, scores=True))
     opened = teacher.open(found and found.known_habits())
     with _stoppable(opened, run):
         totals = rescoring.rescore(
@@ -296,6 +297,7 @@ def rescore(
             concurrency=concurrency,
             prices=run.prices,
             max_cost=max_cost,
+            spent=spent,
             wording=Wording(closing=closing),
         )
     return _done(totals, out)
@@ -401,8 +403,9 @@ def _ask(
     if requests_file and plan.most_requests:
         return _written(requests_file, questions, recipe, teacher, run)
     print(_planned(plan), file=sys.stderr)
+    spent = 0.0
     if plan.most_requests:
-        found = _found_out(teacher, run, wanted)
+        found, spent = _found_out(teacher, run, wanted)
         recipe = _settled(questions, recipe, teacher, run, found)
     opened = teacher.open(found and found.known_habits())
     with _stoppable(opened, run):
@@ -415,6 +418,7 @@ def _ask(
             concurrency=run.concurrency,
             prices=run.prices,
             max_cost=run.max_cost,
+            spent=spent,
             planned=plan,
         )
     return _done(totals, run.out)
@@ -438,22 +442,27 @@ def _probed(teacher: NamedTeacher, wanted: Wanted) -> Findings:
     return probe(opened, wanted)
 
 
-def _found_out(teacher: NamedTeacher, run: _Run, wanted: Wanted) -> Findings | None:
+def _found_out(teacher: NamedTeacher, run: _Run, wanted: Wanted) -> tuple[Findings | None, float]:
     """What is known of a server; where that is too little for the run, it is asked.
+
+    Returns:
+        With it, $ that asking took; 0.0 where no prices are known.
 
     Raises:
         UserError: no server is there, or what it does is of no use for the run.
     """
-    found = _kept(teacher, run, wanted.chat)
+    found, spent = _kept(teacher, run, wanted.chat), 0.0
     if teacher.is_server and teacher.probe and not (found and found.answers(wanted)):
         found = _probed(teacher, wanted)
         print(findings.spent(found), file=sys.stderr)
         findings.keep(findings.path_beside(run.answers), found)
+        if run.prices:
+            spent = run.prices.cost(found.prompt_tokens, found.completion_tokens)
     if found:
         found.check(wanted)
         for warning in found.warnings(wanted):
             print(f"WARNING: {warning}", file=sys.stderr)
-    return found
+    return found, spent
 
 
 def _settled(
