@@ -14,6 +14,7 @@ FOUNDATION = {
     "errors": set(),
     "axes": set(),
     "files": {"errors"},
+    "hub": {"errors"},
     "run_folder": {"errors", "files"},
     "configuration": {"errors"},
 }

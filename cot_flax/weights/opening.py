@@ -5,15 +5,31 @@ import difflib
 import re
 from pathlib import Path
 
+from cot_flax import hub
 from cot_flax.errors import UserError
 from cot_flax.files import is_bucket, path_at
 from cot_flax.run_folder import CHECKPOINTS, FACTS
-from cot_flax.weights import hub, huggingface, native, peft, t5x
+from cot_flax.text.bpe import HUGGING_FACE, SETTINGS, SPECIAL_TOKENS
+from cot_flax.text.tokenizers import SENTENCEPIECE
+from cot_flax.weights import huggingface, native, peft, t5x
 from cot_flax.weights.files.tensorstore import Listing, listing
 from cot_flax.weights.source import Access, Source
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 """What a name on the Hugging Face hub looks like; so does many a path."""
+_HUB_FILES = (
+    "config.json",
+    "generation_config.json",
+    SENTENCEPIECE,
+    HUGGING_FACE,
+    SETTINGS,
+    SPECIAL_TOKENS,
+    "model.safetensors.index.json",
+    "model*.safetensors",
+    peft.CONFIG,
+    peft.WEIGHTS,
+)
+_HUB_PICKLES = ("pytorch_model*.bin", "pytorch_model.bin.index.json", peft.PICKLE)
 _KINDS = (
     (native.find, native.open_step),
     (t5x.find_legacy, t5x.open_legacy),
@@ -36,7 +52,7 @@ def open_source(path: str, access: Access = Access()) -> Source:  # noqa: B008 (
     if not is_bucket(path):
         folder = path_at(path)
         if not folder.exists():
-            return _open_hugging_face(hub.download(path, access), access)
+            return _open_hugging_face(download(path, access), access)
         if not folder.is_dir():
             raise _unknown(path, "a file")
         if _is_hugging_face(folder):
@@ -46,6 +62,22 @@ def open_source(path: str, access: Access = Access()) -> Source:  # noqa: B008 (
         if (step := find(found)) is not None:
             return open_step(step)
     raise _unknown(path, _shown(found))
+
+
+def download(name: str, access: Access) -> Path:
+    """The folder of a model on the hub; of its weights only what will be read is fetched.
+
+    Args:
+        name: such as `google/flan-t5-base`.
+
+    Raises:
+        UserError: no connection, no such model, no access to it, or not in the cache.
+    """
+    local = access.local_files_only
+    folder = hub.snapshot(name, _HUB_FILES, hub.MODEL, local_files_only=local)
+    if access.allow_pickle and not any(folder.glob("*.safetensors")):
+        folder = hub.snapshot(name, _HUB_PICKLES, hub.MODEL, local_files_only=local)
+    return folder
 
 
 def _is_hugging_face(folder: Path) -> bool:
@@ -67,7 +99,7 @@ def _base(folder: Path, access: Access) -> Path:
             return place
     if _HUB_ID.fullmatch(named):
         with contextlib.suppress(UserError):
-            return hub.download(named, access)
+            return download(named, access)
     raise UserError(
         f"an adapter of PEFT at {folder} to {named}, which is neither here nor to be had",
         "the model that it was trained on",

@@ -6,12 +6,12 @@ import os
 import subprocess
 import sys
 import threading
+import urllib.parse
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
-SHA = "a" * 40
 FILES = {
     "t/safe": ("config.json", "spiece.model", "model.safetensors", "pytorch_model.bin", "tf.h5"),
     "t/sharded": (
@@ -22,15 +22,26 @@ FILES = {
     ),
     "t/pickled": ("config.json", "pytorch_model.bin", "rust_model.ot"),
     "t/gated": ("config.json", "model.safetensors"),
+    "d/parquet": ("README.md", "main/test-00000-of-00001.parquet", "twin.jsonl"),
+    "d/lines": ("dataset_infos.json", "data/train.jsonl.gz", "data/test.jsonl.gz", "x.csv"),
+    "d/script": ("dataset_infos.json", "script.py", "raw.zip"),
+    "d/script@refs/convert/parquet": ("default/train/0000.parquet", "default/test/0000.parquet"),
+    "d/images": ("1.png",),
+    "d/shards": ("train-00000-of-00003.parquet", "train-00002-of-00003.parquet"),
+    "d/gated": ("train.parquet",),
 }
 CALL = """
 import json, sys
 from cot_flax.errors import UserError
+from cot_flax.hub import data_files
 from cot_flax.weights.source import Access
-from cot_flax.weights.hub import download
-for name, access in json.loads(sys.argv[1]):
+from cot_flax.weights.opening import download
+for name, settings in json.loads(sys.argv[1]):
     try:
-        print(download(name, Access(**access)))
+        if name.startswith("d/"):
+            print(json.dumps(data_files(name, **settings)))
+        else:
+            print(download(name, Access(**settings)))
     except UserError as error:
         print("UserError", error)
 """
@@ -45,29 +56,35 @@ class Hub(BaseHTTPRequestHandler):
         self._file()
 
     def do_GET(self):
-        parts = self.path.split("?")[0].strip("/").split("/")
-        if parts[:2] != ["api", "models"]:
+        path = urllib.parse.unquote(self.path.split("?")[0]).strip("/")
+        parts = path.split("/")
+        if parts[0] != "api":
             return self._file()
-        name = "/".join(parts[2:4])
+        name, asked = "/".join(parts[2:4]), "/".join(parts[5:])
         if name not in FILES:
             return self._send(b"{}", 404, {"X-Error-Code": "RepoNotFound"})
-        if "tree" in parts:
+        if parts[4] == "tree":
+            listed = next(of for of in FILES if _etag(of) == parts[5])
             tree = [
                 {"type": "file", "path": path, "size": len(path), "oid": _etag(path)}
-                for path in FILES[name]
+                for path in FILES[listed]
             ]
             return self._send(json.dumps(tree).encode())
-        siblings = [{"rfilename": path} for path in FILES[name]]
-        info = {"id": name, "modelId": name, "sha": SHA, "siblings": siblings, "tags": []}
+        named = name if asked == "main" else f"{name}@{asked}"
+        if named not in FILES:
+            return self._send(b"{}", 404, {"X-Error-Code": "RevisionNotFound"})
+        siblings = [{"rfilename": path} for path in FILES[named]]
+        info = {"id": name, "modelId": name, "sha": _etag(named), "siblings": siblings, "tags": []}
         return self._send(json.dumps(info | {"private": False, "downloads": 0}).encode())
 
     def _file(self):
-        owner, model, _, _, path = self.path.split("?")[0].strip("/").split("/")
+        path = urllib.parse.unquote(self.path.split("?")[0]).strip("/").removeprefix("datasets/")
+        _, model, _, sha, path = path.split("/", 4)
         if model == "gated":
             message = {"X-Error-Code": "GatedRepo", "X-Error-Message": "ask first"}
             return self._send(b"", 403, message)
-        assert path in FILES[f"{owner}/{model}"]
-        return self._send(path.encode(), 200, {"ETag": f'"{_etag(path)}"', "X-Repo-Commit": SHA})
+        assert path in next(files for of, files in FILES.items() if _etag(of) == sha)
+        return self._send(path.encode(), 200, {"ETag": f'"{_etag(path)}"', "X-Repo-Commit": sha})
 
     def _send(self, content, status=200, headers=()):
         self.send_response(status)
@@ -123,7 +140,7 @@ def test_what_is_needed_comes_and_stays(hub, download, tmp_path):
     names = ["config.json", "model.safetensors", "spiece.model"]
     assert sorted(os.listdir(folder)) == names
     assert (tmp_path / folder / "spiece.model").read_text() == "spiece.model"
-    assert sharded.endswith(SHA)
+    assert sharded.endswith(_etag("t/sharded"))
     # From then on without a connection, said or not.
     assert download(CLOSED, ("t/safe", LOCAL), ("t/safe", SAFE)) == [folder, folder]
 
@@ -149,3 +166,53 @@ def test_what_cannot_come(hub, download, tmp_path):
     for message in (absent, offline):
         assert message.startswith("UserError got t/safe that is not, or not whole, in its cache")
         assert "HF_HOME" in message and str(tmp_path) in message
+
+
+def test_data_sets_own_files_before_those_that_the_hub_converted(hub, download, tmp_path):
+    parquet, lines, script, chosen = (
+        [Path(path).relative_to(tmp_path) for path in json.loads(line)]
+        for line in download(
+            hub,
+            ("d/parquet", {}),
+            ("d/lines", {}),
+            ("d/script", {}),
+            ("d/parquet", {"patterns": ["twin*", "*.parquet"]}),
+        )
+    )
+    names = [path.relative_to(*path.parts[:1]).parts[3:] for path in parquet]
+    assert names == [("main", "test-00000-of-00001.parquet")]
+    assert [path.name for path in lines] == ["test.jsonl.gz", "train.jsonl.gz"]
+    assert [path.parts[-2:] for path in script] == [
+        ("test", "0000.parquet"),
+        ("train", "0000.parquet"),
+    ]
+    assert [path.name for path in chosen] == ["twin.jsonl"]
+    assert (tmp_path / script[0]).read_text() == "default/test/0000.parquet"
+    # From then on without a connection, said or not.
+    again = download(CLOSED, ("d/script", {}), ("d/parquet", {}))
+    assert [str(tmp_path / path) for path in script] == json.loads(again[0])
+    (offline,) = download(CLOSED, ("d/script", {}), HF_HUB_OFFLINE="1")
+    assert offline == again[0]
+
+
+def test_data_that_cannot_come(hub, download, tmp_path):
+    nothing, gated, images, shards, revision = download(
+        hub,
+        ("d/nothing", {}),
+        ("d/gated", {}),
+        ("d/images", {}),
+        ("d/shards", {}),
+        ("d/lines", {"revision": "v9"}),
+    )
+    assert nothing.startswith("UserError got no d/nothing: neither a folder in ")
+    assert f"nor a data set on {hub}" in nothing and "hf auth login" in nothing
+    assert gated.startswith("UserError got d/gated, which its owners give to some only")
+    assert f"{hub}/datasets/d/gated" in gated
+    assert images.startswith("UserError got no file *.parquet or ")
+    assert "2 of the 3 files train-*-of-00003.parquet of d/shards" in shards
+    assert revision.startswith("UserError got no revision v9 of d/lines")
+    (unreached,) = download(CLOSED, ("d/lines", {}))
+    assert f"no answer from {CLOSED} for a data set" in unreached
+    assert "hf download d/lines --repo-type dataset --local-dir DIR" in unreached
+    (offline,) = download(hub, ("d/lines", {}), HF_HUB_OFFLINE="1")
+    assert offline.startswith("UserError got d/lines that is not, or not whole, in its cache")
