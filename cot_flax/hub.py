@@ -20,6 +20,7 @@ from huggingface_hub.errors import (
 )
 
 from cot_flax.errors import UserError
+from cot_flax.files import path_at
 
 DATA_PATTERNS = (
     *("*.parquet", "*.arrow", "*.jsonl", "*.jsonl.*", "*.ndjson", "*.ndjson.*"),
@@ -28,7 +29,14 @@ DATA_PATTERNS = (
 CONVERTED = "refs/convert/parquet"
 """The branch in which the hub keeps its own Parquet files of a data set."""
 
-_ABOUT_DATA = {"dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json"}
+ABOUT_DATA = {"dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json"}
+"""Files of Hugging Face's that lie beside the data."""
+
+NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+"""What a name on the hub looks like."""
+_URL = re.compile(
+    r"hf://datasets/([\w-][\w.-]*/[\w-][\w.-]*)(?:@(refs/\w+/[^/]+|[^/]+))?(?:/(.*))?"
+)
 _SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})(\..*)")
 
 
@@ -64,6 +72,40 @@ MODEL = Kind(
 DATA_SET = Kind(
     "dataset", "data set", "openai/gsm8k", "set HF_HUB_OFFLINE=1", " --repo-type dataset"
 )
+
+
+def is_name(name: str) -> bool:
+    """Whether a name, at which nothing lies here, may be one on the hub; so may many a path.
+
+    `runs/base` is none where there is a folder `runs`: it is a path that is wrong.
+    """
+    first, slash, _ = name.partition("/")
+    return bool(NAME.fullmatch(name)) and not (slash and path_at(first).is_dir())
+
+
+def is_url(text: str) -> bool:
+    """Whether it is one for `url_files`."""
+    return text.startswith("hf://")
+
+
+def url_files(url: str) -> list[str]:
+    """The files of `hf://datasets/OWNER/NAME@REVISION/PART`, of which revision and part may lack.
+
+    A part is a file, a pattern or a folder.
+
+    Raises:
+        UserError: an URL of another form, or what `data_files` raises.
+    """
+    if not (match := _URL.fullmatch(url)):
+        wanted = "hf://datasets/OWNER/NAME, where @REVISION and /FILES may follow"
+        raise UserError(url, wanted, "correct it")
+    name, revision, part = match.groups()
+    patterns = DATA_PATTERNS
+    if part:
+        is_folder = not any(fnmatch(part, pattern) for pattern in (*DATA_PATTERNS, "*[*?]*"))
+        folder = part.rstrip("/")
+        patterns = tuple(f"{folder}/{p}" for p in DATA_PATTERNS) if is_folder else (part,)
+    return data_files(name, revision=revision, patterns=patterns)
 
 
 def data_files(
@@ -185,7 +227,7 @@ def _unreachable(name: str, kind: Kind, why: str, put: str) -> UserError:
 def _matching(folder: Path, patterns: Sequence[str]) -> list[str]:
     """The paths of the first pattern that matches any, but for files about the data."""
     paths = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
-    usable = [path for path in paths if path.rpartition("/")[2] not in _ABOUT_DATA]
+    usable = [path for path in paths if path.rpartition("/")[2] not in ABOUT_DATA]
     for pattern in patterns:
         if found := [path for path in usable if fnmatch(path, pattern)]:
             return found

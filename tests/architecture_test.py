@@ -14,7 +14,7 @@ FOUNDATION = {
     "errors": set(),
     "axes": set(),
     "files": {"errors"},
-    "hub": {"errors"},
+    "hub": {"errors", "files"},
     "run_folder": {"errors", "files"},
     "configuration": {"errors"},
 }

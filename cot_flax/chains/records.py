@@ -1,23 +1,25 @@
-"""Files of records, one at a time: JSON Lines, a JSON list or object, CSV, TSV, Parquet.
+"""Files of records, one at a time: JSON Lines, a JSON list or object, CSV, TSV, Parquet, Arrow.
 
-They lie here or in a bucket and may be packed (see `files.open_unpacked`). The first bytes say what
-a file is; its name decides only where they do not. At the border of all such files: records with
-their place, fields with their type, named reasons.
+They lie here, in a bucket or on the Hugging Face hub (see `files_of`) and may be packed (see
+`files.open_unpacked`). The first bytes say what a file is; its name decides only where they do not.
+At the border of all such files: records with their place, fields with their type, named reasons.
 """
 
 import contextlib
 import csv
+import io
 import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from pathlib import PurePath, PurePosixPath
 from typing import Any, NoReturn
 
 import ijson
 
+from cot_flax import hub
 from cot_flax.errors import UserError
 from cot_flax.files import CUT_OFF, head, is_bucket, open_unpacked, path_at
 
@@ -26,13 +28,17 @@ _BOM = b"\xef\xbb\xbf"
 _BLOCK = 2**16  # bytes that are read at once, and by which a file is recognised
 _PACKED = (".gz", ".bz2", ".xz", ".zst")
 _LINES, _TABLES = (".jsonl", ".ndjson"), (".csv", ".tsv")
-_SUFFIXES = (*_LINES, ".json", *_TABLES, ".parquet")
+_SUFFIXES = (*_LINES, ".json", *_TABLES, ".parquet", ".arrow")
 _SHARD = re.compile(r"(-\d+-of-\d+)?")  # as the Hugging Face hub names Parquet files
-_READ = "JSON Lines, JSON, CSV, TSV or Parquet, which gzip, bzip2, xz or zstd may have packed"
+_READ = (
+    "JSON Lines, JSON, CSV, TSV, Parquet or Arrow, which gzip, bzip2, xz or zstd may have packed"
+)
+_ARROW_FILE, _ARROW_STREAM = b"ARROW1", b"\xff\xff\xff\xff"
+_ROWS = 1024  # of a columnar file that are made records at once
+_PATTERN = re.compile(r"[*?[]")
 _NOT_READ = {
     b"PK\x03\x04": "a ZIP archive (.zip, .xlsx)",
     b"\xd0\xcf\x11\xe0": "an Excel file",
-    b"ARROW1": "an Arrow file",
     b"Obj\x01": "an Avro file",
     b"ORC": "an ORC file",
     b"\x80\x04\x95": "a Python pickle",
@@ -85,6 +91,61 @@ def records(path: str | os.PathLike) -> Iterator[tuple[str, dict[str, Any]]]:
         yield place, record
 
 
+def files_of(named: str | os.PathLike | Sequence[str | os.PathLike]) -> list[str]:
+    """The files that a user names, in order.
+
+    Args:
+        named: one or several of: a file; a pattern of files, such as `data/*.parquet`; a folder,
+            of which all files are taken that have a suffix that is read; a data set on the Hugging
+            Face hub, such as `openai/gsm8k`, or a part of it at a revision, such as
+            `hf://datasets/openai/gsm8k@main/socratic/*.parquet`.
+
+    Raises:
+        UserError: a pattern or folder without files, a file that is named twice, or what
+            `hub.data_files` raises. Whether a single file is there shows when it is read.
+    """
+    several = [named] if isinstance(named, str | os.PathLike) else list(named)
+    found = [file for one in several for file in _files_of(os.fspath(one))]
+    if twice := [file for file in dict.fromkeys(found) if found.count(file) > 1]:
+        raise UserError(f"{twice[0]} twice", "each file once", "name it once")
+    return found
+
+
+def _files_of(named: str) -> list[str]:
+    if hub.is_url(named):
+        return hub.url_files(named)
+    place = path_at(named)
+    if place.is_dir():
+        wanted = f"files with {', '.join(_SUFFIXES)} ({', '.join(_PACKED)})"
+        return _some(filter(_is_data, place.rglob("*")), f"{named}, a folder without any", wanted)
+    if place.exists() or (is_bucket(named) and not _PATTERN.search(named)):
+        return [named]
+    if _PATTERN.search(named):
+        return _some(_matching(named), f"no file {named}", "a pattern that files match")
+    if "/" in named and hub.is_name(named) and divided_name(named)[1] not in _SUFFIXES:
+        return hub.data_files(named)
+    return [named]
+
+
+def _matching(pattern: str) -> Iterator[PurePath]:
+    """What matches a pattern, in whose last parts alone `*`, `?` and `[...]` stand."""
+    fixed = _PATTERN.split(pattern, maxsplit=1)[0].rpartition("/")[0]
+    root = "/" if pattern.startswith("/") and not fixed else fixed or "."
+    return path_at(root).glob(pattern.removeprefix(fixed).lstrip("/"))
+
+
+def _some(paths: Iterable[PurePath], got: str, expected: str) -> list[str]:
+    found = sorted(os.fspath(path) for path in paths)
+    if not found:
+        raise UserError(got, expected, "check the name")
+    return found
+
+
+def _is_data(path: PurePath) -> bool:
+    hidden = path.name.startswith((".", "_")) or path.name in hub.ABOUT_DATA
+    return divided_name(path)[1] in _SUFFIXES and not hidden
+
+
 def record_files(folder: str | os.PathLike, name: str) -> list[str]:
     """The file of a folder with this name and a suffix that is read, or its Parquet shards.
 
@@ -129,6 +190,8 @@ def find_container(path: str | os.PathLike) -> Container:
             raise UserError(f"{path}, {name}", _READ, "convert it")
     if start.startswith(b"PAR1"):
         return PARQUET
+    if start.startswith((_ARROW_FILE, _ARROW_STREAM)):
+        return ARROW
     text, suffix = start.lstrip(), divided_name(path)[1]
     if suffix in _TABLES:
         return TABLE
@@ -378,20 +441,57 @@ def _named(names: list[str], cells: list[str] | BadRecord, place: str) -> dict[s
 
 
 def _read_parquet(path: str | os.PathLike) -> Iterator[Placed]:
+    """Reads a row group after the other."""
+
+    def batches(file):
+        from pyarrow import parquet
+
+        return parquet.ParquetFile(_seekable(file, path)).iter_batches(_ROWS)
+
+    return _read_columns(path, batches)
+
+
+def _read_arrow(path: str | os.PathLike) -> Iterator[Placed]:
+    """Reads a record batch after the other, of a file or a stream."""
+
+    def batches(file):
+        from pyarrow import ipc
+
+        if head(path, len(_ARROW_FILE)).startswith(_ARROW_FILE):
+            opened = ipc.open_file(_seekable(file, path))
+            found = map(opened.get_batch, range(opened.num_record_batches))
+        else:
+            found = iter(ipc.open_stream(file))
+        for batch in found:
+            yield from (batch.slice(i, _ROWS) for i in range(0, batch.num_rows, _ROWS))
+
+    return _read_columns(path, batches)
+
+
+def _read_columns(path: str | os.PathLike, batches: Callable[[Any], Iterable]) -> Iterator[Placed]:
     import pyarrow
-    from pyarrow import parquet
 
     number = 0
     try:
         with open_unpacked(path) as file:
-            local = not is_bucket(path) and file.seekable()
-            source = file if local else pyarrow.BufferReader(file.read())
-            for batch in parquet.ParquetFile(source).iter_batches(1024):
+            for batch in batches(file):
                 for row in batch.to_pylist():
                     number += 1
                     yield f"{path}, row {number}", row
     except (pyarrow.ArrowException, *CUT_OFF) as error:
         yield os.fspath(path), _broken(error, path, f"after row {number}")
+    else:
+        if not number:
+            raise _no_records(path)
+
+
+def _seekable(file: Any, path: str | os.PathLike) -> Any:
+    """The file itself where it lies here unpacked; else all of it in memory."""
+    import pyarrow
+
+    if isinstance(getattr(file, "raw", None), io.FileIO) and not is_bucket(path):
+        return file
+    return pyarrow.BufferReader(file.read())
 
 
 LINES = Container("JSON Lines", _read_lines)
@@ -399,3 +499,4 @@ LIST = Container("a JSON list", _read_list)
 ENTRIES = Container("one JSON object of records", _read_entries)
 TABLE = Container("CSV or TSV", _read_table)
 PARQUET = Container("Parquet", _read_parquet)
+ARROW = Container("Arrow", _read_arrow)

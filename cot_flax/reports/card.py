@@ -10,11 +10,10 @@ from pathlib import Path
 
 import jinja2
 
-from cot_flax import run_folder
+from cot_flax import hub, run_folder
 from cot_flax.files import path_at
 from cot_flax.text.prompts import FORMATS, Exemplar, build_input, is_few_shot
 from cot_flax.text.wording import Wording
-from cot_flax.weights.opening import is_hub_name
 
 _PUBLIC = "gs://t5-data/"
 
@@ -79,7 +78,7 @@ class Facts:
     @property
     def base_model(self) -> str:
         """Where the run started, if that is a name on the hub."""
-        is_path = Path(self.started_from).exists() or not is_hub_name(self.started_from)
+        is_path = Path(self.started_from).exists() or not hub.is_name(self.started_from)
         return "" if is_path else self.started_from
 
     @property

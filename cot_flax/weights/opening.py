@@ -2,7 +2,6 @@
 
 import contextlib
 import difflib
-import re
 from pathlib import Path
 
 from cot_flax import hub
@@ -15,8 +14,6 @@ from cot_flax.weights import huggingface, native, peft, t5x
 from cot_flax.weights.files.tensorstore import Listing, listing
 from cot_flax.weights.source import Access, Source
 
-_HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
-"""What a name on the Hugging Face hub looks like; so does many a path."""
 _HUB_FILES = (
     "config.json",
     "generation_config.json",
@@ -97,7 +94,7 @@ def _base(folder: Path, access: Access) -> Path:
     for place in (path_at(named), folder / named):
         if place.is_dir():
             return place
-    if _HUB_ID.fullmatch(named):
+    if hub.NAME.fullmatch(named):
         with contextlib.suppress(UserError):
             return download(named, access)
     raise UserError(
@@ -110,17 +107,8 @@ def _base(folder: Path, access: Access) -> Path:
 
 def check_place(path: str) -> None:
     """Raises UserError where nothing lies at a path of this machine that is no name on the hub."""
-    if not is_bucket(path) and not path_at(path).exists() and not is_hub_name(path):
+    if not is_bucket(path) and not path_at(path).exists() and not hub.is_name(path):
         raise no_folder(path)
-
-
-def is_hub_name(name: str) -> bool:
-    """Whether a name, at which nothing lies here, may be one on the Hugging Face hub.
-
-    `runs/base` is none where there is a folder `runs`: it is a path that is wrong.
-    """
-    first, slash, _ = name.partition("/")
-    return bool(_HUB_ID.fullmatch(name)) and not (slash and path_at(first).is_dir())
 
 
 def no_folder(name: str) -> UserError:
@@ -131,7 +119,7 @@ def no_folder(name: str) -> UserError:
         there = f" ({_shown(listing(str(parent)))} in {parent})"
     near = difflib.get_close_matches(name, _checkpoints(name), n=3, cutoff=0.4)
     expected = "a checkpoint" + (f", such as {', '.join(near)}" if near else "")
-    if is_hub_name(name):
+    if hub.is_name(name):
         expected += ", or a name on the Hugging Face hub such as google/flan-t5-base"
     return UserError(f"no folder {name}{there}", expected, "correct the path")
 

@@ -15,8 +15,10 @@ import pytest
 import zstandard
 from pyarrow import parquet
 
+from cot_flax import hub
 from cot_flax.chains.records import (
     BadRecord,
+    files_of,
     find_container,
     json_object,
     raw_lines,
@@ -52,6 +54,13 @@ def as_parquet():
     return content.getvalue()
 
 
+def as_arrow(new_writer):
+    content, table = io.BytesIO(), pa.Table.from_pylist(ROWS)
+    with new_writer(content, table.schema) as writer:
+        writer.write_table(table, max_chunksize=1)
+    return content.getvalue()
+
+
 KINDS = {
     "a.jsonl": as_lines(),
     "a.json": json.dumps(ROWS, indent=1).encode(),
@@ -64,9 +73,12 @@ KINDS = {
     "table": as_table("\t"),
     "a.parquet": as_parquet(),
     "parquet.jsonl": as_parquet(),
+    "a.arrow": as_arrow(pa.ipc.new_file),
+    "stream.arrow": as_arrow(pa.ipc.new_stream),
     "entries.json": json.dumps({"0": ROWS[0], "b c": ROWS[1]}).encode(),
     "entries": json.dumps({"0": ROWS[0], "1": ROWS[1]}, indent=2).encode(),
 }
+BINARY = {"parquet", "arrow"}
 PACKINGS = {
     "": bytes,
     ".gz": gzip.compress,
@@ -86,7 +98,9 @@ def test_all_kinds_give_the_same_records(tmp_path, name, suffix):
     assert [record for _, record in records(misnamed)] == ROWS
 
 
-@pytest.mark.parametrize("name", [name for name in KINDS if "parquet" not in name])
+@pytest.mark.parametrize(
+    "name", [name for name in KINDS if "parquet" not in name and "arrow" not in name]
+)
 def test_a_byte_order_mark_is_no_text(tmp_path, name):
     (tmp_path / name).write_bytes(BOM + KINDS[name])
     assert [record for _, record in records(tmp_path / name)] == ROWS
@@ -101,6 +115,7 @@ def test_blank_lines_are_no_records(tmp_path, name):
 
 def test_records_have_their_place(tmp_path):
     rows = {"a.jsonl": "line 2", "a.csv": "line 4", "a.json": "item 2", "a.parquet": "row 2"}
+    rows |= {"a.arrow": "row 2", "stream.arrow": "row 2"}
     for name, place in rows.items():
         (tmp_path / name).write_bytes(KINDS[name])
         assert [found for found, _ in records(tmp_path / name)][1] == f"{tmp_path / name}, {place}"
@@ -115,7 +130,7 @@ def test_records_have_their_place(tmp_path):
     [
         ("a.xlsx", b"PK\x03\x04rest", "a ZIP archive"),
         ("a.csv", "question".encode("utf-16"), "a text in UTF-16"),
-        ("a.jsonl", b"ARROW1\0\0", "an Arrow file"),
+        ("a.jsonl", b"Obj\x01rest", "an Avro file"),
         ("a.pkl", pickle.dumps({"question": 1}), "a Python pickle"),
         ("a.txt", b"Hello, reader.", "a file of unknown format"),
         ("a.jsonl", b"", "an empty file"),
@@ -164,6 +179,82 @@ def test_what_breaks_off_gives_the_records_before(tmp_path, name, packing):
     assert last == "truncated_file"
     assert found == rows[: len(found)]
     assert len(found) > 1000
+
+
+@pytest.mark.parametrize("new_writer", [pa.ipc.new_file, pa.ipc.new_stream])
+def test_an_arrow_file_that_breaks_off_is_named(tmp_path, new_writer):
+    path = tmp_path / "a.arrow"
+    content = as_arrow(new_writer)
+    path.write_bytes(content[: len(content) * 8 // 10])
+    *found, last = read(path)
+    assert last == "truncated_file"
+    assert found == ROWS[: len(found)]
+    assert len(found) == (new_writer is pa.ipc.new_stream)
+
+
+def test_a_columnar_file_without_rows_is_named(tmp_path):
+    path = tmp_path / "a.parquet"
+    parquet.write_table(pa.table({"question": pa.array([], pa.string())}), path)
+    with pytest.raises(UserError, match=r"a\.parquet: no records"):
+        read(path)
+
+
+def test_files_are_named_by_pattern_and_folder(tmp_path, monkeypatch):
+    names = ("a/train.jsonl", "a/b/test.parquet", "a/b/x.csv.gz", "a/dataset_infos.json")
+    for name in (*names, "a/README.md", "a/.x.jsonl", "a/b/data-00000-of-00001.arrow"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    monkeypatch.chdir(tmp_path)
+    everything = ["a/b/data-00000-of-00001.arrow", "a/b/test.parquet", "a/b/x.csv.gz"]
+    everything = [str(tmp_path / name) for name in (*everything, "a/train.jsonl")]
+    assert files_of("a") == files_of(tmp_path / "a") == everything
+    assert files_of("a/b/*.[cp]*") == everything[1:3]
+    assert files_of(f"{tmp_path}/a/*/test*") == everything[1:2]
+    assert files_of("a/**/*.jsonl") == [str(tmp_path / "a/.x.jsonl"), everything[3]]
+    assert files_of(["a/b/x.csv.gz", "none.jsonl"]) == ["a/b/x.csv.gz", "none.jsonl"]
+    (tmp_path / "a/[1].csv").touch()
+    assert files_of("a/[1].csv") == ["a/[1].csv"]
+    for named, message in {
+        "a/*.tsv": r"no file a/\*\.tsv",
+        "c": "c, a folder without any",
+        ("a/b/*.csv.gz", str(tmp_path / "a/b/x.csv.gz")): r"x\.csv\.gz twice",
+        "hf://models/a/b": "hf://models/a/b; expected hf://datasets/OWNER/NAME",
+    }.items():
+        (tmp_path / "c").mkdir(exist_ok=True)
+        with pytest.raises(UserError, match=message):
+            files_of(named)
+
+
+@pytest.mark.parametrize(
+    ("named", "asked"),
+    [
+        ("o/n", {}),
+        ("hf://datasets/o/n", {}),
+        ("hf://datasets/o/n@v1", {"revision": "v1"}),
+        (
+            "hf://datasets/o/n@refs/convert/parquet/x/*.parquet",
+            {"revision": "refs/convert/parquet"},
+        ),
+        ("hf://datasets/o/n/main/test*", {"patterns": ("main/test*",)}),
+        ("hf://datasets/o/n/main", {"patterns": tuple(f"main/{p}" for p in hub.DATA_PATTERNS)}),
+    ],
+)
+def test_names_on_the_hub(monkeypatch, named, asked):
+    calls = []
+    monkeypatch.setattr(hub, "data_files", lambda name, **given: calls.append((name, given)) or [])
+    files_of(named)
+    ((name, given),) = calls
+    assert name == "o/n"
+    assert given.items() >= asked.items()
+
+
+def test_a_path_beside_others_is_no_name_on_the_hub(tmp_path, monkeypatch):
+    monkeypatch.setattr(hub, "data_files", None)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    assert files_of("data/tickets") == ["data/tickets"]
+    assert files_of("tickets") == ["tickets"]
+    assert files_of("other/tickets.csv.gz") == ["other/tickets.csv.gz"]
 
 
 def test_a_file_that_breaks_off_in_its_first_block_is_named(tmp_path):

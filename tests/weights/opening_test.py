@@ -99,7 +99,7 @@ def test_beside_runs_the_hub_is_not_asked(tmp_path, monkeypatch):
     (tmp_path / "runs" / "base").mkdir(parents=True)
     (tmp_path / "runs" / "base" / "run.json").write_text("{}")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(opening.hub, "download", None)
+    monkeypatch.setattr(opening, "download", None)
     with pytest.raises(UserError, match=r"no folder runs/bse \(base in .*correct the path"):
         open_source("runs/bse")
 

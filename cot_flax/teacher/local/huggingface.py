@@ -9,6 +9,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+from cot_flax import hub
 from cot_flax.chains.samples import Logprobs
 from cot_flax.errors import UserError
 from cot_flax.teacher.local import cut_at_stop, refuse_settings, seed_of
@@ -20,7 +21,7 @@ from cot_flax.teacher.requests import (
     Request,
     Unscorable,
 )
-from cot_flax.weights.opening import is_hub_name, no_folder
+from cot_flax.weights.opening import no_folder
 
 _BROKEN = "\ufffd"  # what a decoder writes for the bytes of an incomplete character
 
@@ -51,7 +52,7 @@ class HuggingFaceTeacher:
         device: str | None = None,
         dtype: str = "auto",
     ):
-        if not Path(model).expanduser().is_dir() and not is_hub_name(str(model)):
+        if not Path(model).expanduser().is_dir() and not hub.is_name(str(model)):
             raise no_folder(str(model))
         try:
             import torch
