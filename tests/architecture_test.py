@@ -38,7 +38,8 @@ ROOMS = {
     "hosts": {"text", "students", "objectives", "generation", "training", "data", "evaluation"},
     "lab": {"text", "chains", "store", "reports"},
     "tasks": {"text", "teacher", "data", "store", "lab"},
-    "cli": {*FOUNDATION, "text", "chains", "students", "weights", "training", "teacher"}
+    "distill": {*FOUNDATION, "text", "chains", "teacher", "weights", "planning"},
+    "cli": {*FOUNDATION, "distill", "text", "chains", "students", "weights", "training", "teacher"}
     | {"planning", "data", "evaluation", "reports", "store", "hosts", "lab", "tasks"},
 }
 ALLOWED = FOUNDATION | {room: {*FOUNDATION, *others} for room, others in ROOMS.items()}

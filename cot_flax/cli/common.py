@@ -71,6 +71,8 @@ ProcessIndex = Annotated[
 ]
 Out = Annotated[str, typer.Option("--out", help="Where to write.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there. (OVERWRITE)")]
+_STAGES = {"sample": "teach", "scenario": "teach"}
+"""The stages of a recipe that verbs of another name run."""
 # Of an option's value, by its class or by what click calls it.
 _KINDS = dict.fromkeys((int, "integer"), "a whole number") | dict.fromkeys(
     (float, "float"), "a number"
@@ -216,17 +218,19 @@ def parse_gin(
         needed: as of `configuration.parse`.
     """
     from cot_flax import configuration
+    from cot_flax.distill import recipe
 
     bindings = [*bindings, *_bindings(context)]
+    verb = context.info_name or ""
     if not files:
-        raise _no_gin_file(context.info_name or "")
-    configuration.parse(
-        list(map(os.path.expanduser, files)),
-        bindings,
-        [os.path.expanduser(path) for path in search_paths.split(",") if path],
-        needed,
-        prepare_libraries if libraries else lambda: None,
-    )
+        raise _no_gin_file(verb)
+    files = list(map(os.path.expanduser, files))
+    folders = [os.path.expanduser(path) for path in search_paths.split(",") if path]
+    if of_recipe := recipe.of_stage(_STAGES.get(verb, verb), files, bindings, folders):
+        more, of_stage = of_recipe
+        bindings, needed = [*more, *bindings], needed or of_stage
+    before = prepare_libraries if libraries else lambda: None
+    configuration.parse(files, bindings, folders, needed, before)
 
 
 def _no_gin_file(verb: str) -> UserError:

@@ -200,7 +200,10 @@ def sample(dry_run: DryRun = False):
     from cot_flax import configuration
     from cot_flax.teacher import teach
 
-    typer.echo(configuration.call(teach.sample, dry_run=dry_run))
+    # A recipe's file holds both; a scenario is what it teaches where it names one.
+    of_scenario = configuration.macro("SCENARIO", None) is not None
+    asked = teach.scenario if of_scenario else teach.sample
+    typer.echo(configuration.call(asked, dry_run=dry_run))
 
 
 @app.command("scenario", context_settings=GIN_FLAGS)

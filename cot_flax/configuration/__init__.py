@@ -63,7 +63,7 @@ def parse(
     read = draft.read(files, search_paths)
     understood = [checks.bind(read, binding) for binding in bindings]
     checks.check_names(read)
-    mended = checks.check_types(read)
+    mended = checks.check_types(read, needed)
     checks.check_required(read, needed)
     before_imports()
     try:

@@ -102,8 +102,13 @@ def check_names(draft: Draft) -> None:
                 _check_macro_of(draft, value.name, binding)
 
 
-def check_types(draft: Draft) -> dict[str | tuple[str, str, str], Any]:
+def check_types(
+    draft: Draft, needed: Sequence[str] | None = None
+) -> dict[str | tuple[str, str, str], Any]:
     """Checks all values against the annotations of what takes them.
+
+    Args:
+        needed: the macros that must have a value, where others may be None; None: all.
 
     Returns:
         What gin must bind in place of what it read, such as 1e3 as the integer: by macro, or by
@@ -123,6 +128,8 @@ def check_types(draft: Draft) -> dict[str | tuple[str, str, str], Any]:
             fitting = annotations.fit(value, annotation)
         except TypeError:
             if holder and value is None:
+                if needed is not None and holder not in needed:
+                    continue
                 raise NoValue(holder) from None
             raise _of_another_type(draft, source, value, annotation) from None
         if fitting is not value:
