@@ -20,6 +20,8 @@ import cot_flax
 from cot_flax import cli, configuration, run_folder
 from cot_flax.chains.samples import read_samples, write_samples
 from cot_flax.lab.world.vocabulary import VOCABULARY_PATH
+from cot_flax.text.templates import TEMPLATES
+from cot_flax.text.wording import ENGLISH
 from cot_flax.weights.opening import open_source
 
 KL = "--gin_file=experiments/world_cot_kl.gin"
@@ -219,7 +221,7 @@ def test_prepares_flags_are_its_settings(folder, tmp_path):
         "max_unknown": 0.2,
         "chain": "both",
         "max_thought_tokens": 64,
-        "closing": "The answer is {answer}",
+        "template": dataclasses.asdict(TEMPLATES["t5"].worded(ENGLISH)),
     }
 
 

@@ -156,7 +156,7 @@ MEANINGS = {
     "SAMPLES_FILE": "probe.out sample.out scenario.out rescore.out store.samples",
     "SCENARIO": "data.directory scenario.folder",
     "SCHEDULE": "adafactor.schedule adamw.schedule",
-    "STORE_TASK": "answer_kind.task closing.task store.task",
+    "STORE_TASK": "answer_kind.task store.task template.task",
     "TEACHER_CONCURRENCY": "sample.concurrency scenario.concurrency rescore.concurrency",
     "TEACHER_PRICE_IN": "sample.price_in scenario.price_in rescore.price_in",
     "TEACHER_PRICE_OUT": "sample.price_out scenario.price_out rescore.price_out",

@@ -23,10 +23,11 @@ from cot_flax.text.answers import extract_answer
 from cot_flax.text.equations import find_equations
 from cot_flax.text.pieces import Pieces
 from cot_flax.text.plain import Edit, apply
-from cot_flax.text.prompts import build_target
+from cot_flax.text.prompts import DEFAULT, build_target
 from cot_flax.text.replacement import before_edits, find_edits, unknown_characters
+from cot_flax.text.templates import Template
 from cot_flax.text.tokenizers import Tokenizer
-from cot_flax.text.wording import ENGLISH, Wording
+from cot_flax.text.wording import ENGLISH
 
 _SHOWN_POSITIONS, _SHOWN_CHARACTERS = 120, 1200
 
@@ -50,7 +51,7 @@ class Preparation:
         max_unknown: the share of a target's characters, white space aside, that the vocabulary may
             lack after `replacement.find_edits`; chains with more are dropped as
             "unknown_characters".
-        closing: the sentence that closes a target, as in `wording.Wording`.
+        template: of the targets, with the words of their closing.
 
     Raises:
         UserError: an unknown name, top_k below 1, or a share beyond [0, 1].
@@ -66,7 +67,7 @@ class Preparation:
     max_unknown: float = 0.05
     chain: Part = "text"
     max_thought_tokens: int | None = None
-    closing: str = ENGLISH.closing
+    template: Template = field(default_factory=lambda: DEFAULT.worded(ENGLISH))
 
     def __post_init__(self):
         if self.top_k < 1:
@@ -80,11 +81,6 @@ class Preparation:
             if getattr(self, name) not in known:
                 got = f"{name} {getattr(self, name)!r}"
                 raise UserError(got, f"one of {', '.join(known)}", "correct the name")
-
-    @property
-    def wording(self) -> Wording:
-        """Of targets."""
-        return Wording(closing=self.closing)
 
 
 @dataclass(frozen=True)
@@ -162,7 +158,7 @@ def prepare_question(
             answer_kind=settings.filters.answer_kind,
             most=settings.max_thought_tokens,
             tokenizer=tokenizer,
-            wording=settings.wording,
+            template=settings.template,
         )
         for sample in samples
     ]
@@ -224,7 +220,7 @@ class _Candidate:
     def of(cls, sample: Sample, tokenizer: Tokenizer, settings: Preparation) -> "_Candidate":
         kind = settings.filters.answer_kind
         answer = sample.gold_answer or extract_answer(sample.text, kind=kind, mode="flexible") or ""
-        text = build_target(sample.text, answer, "zero_shot_cot", settings.wording)
+        text = build_target(sample.text, answer, "zero_shot_cot", settings.template)
         edits = find_edits(text, tokenizer)
         edited = apply(text, edits)
         pieces = tokenizer.pieces(edited)

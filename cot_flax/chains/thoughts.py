@@ -12,9 +12,9 @@ from typing import Literal, get_args
 
 from cot_flax.chains.samples import Logprobs, Sample
 from cot_flax.text.answers import extract_answer
-from cot_flax.text.prompts import build_target
+from cot_flax.text.prompts import DEFAULT, build_target
+from cot_flax.text.templates import Template
 from cot_flax.text.tokenizers import Tokenizer
-from cot_flax.text.wording import ENGLISH, Wording
 
 Part = Literal["text", "thought", "both"]
 PARTS = get_args(Part)
@@ -31,7 +31,7 @@ def chain_of(
     answer_kind: str,
     most: int | None,
     tokenizer: Tokenizer,
-    wording: Wording = ENGLISH,
+    template: Template = DEFAULT,
 ) -> Sample:
     """The sample with this part of it as the text, and without a thought.
 
@@ -45,7 +45,7 @@ def chain_of(
         answer_kind: as in `Filters`.
         most: the student's tokens of a thought, at most; None keeps all of it.
         tokenizer: the student's.
-        wording: of the closing sentence.
+        template: of the target.
     """
     if part == "text" or not sample.thought:
         return sample
@@ -56,7 +56,7 @@ def chain_of(
         answer = extract_answer(sample.text, kind=answer_kind, mode="flexible")
         text = thought
         if answer is not None:
-            text = build_target(thought, answer, "zero_shot_cot", wording)
+            text = build_target(thought, answer, "zero_shot_cot", template)
         parts.append(Logprobs.certain(*_WORD.findall(text[len(thought) :])))
     else:
         behind = sample.text.lstrip()

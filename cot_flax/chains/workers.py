@@ -35,15 +35,15 @@ class Job:
         """With the answer kind where somebody added it: other processes do not know it yet."""
         kind = self.settings.filters.answer_kind
         marked, base = answers.MARKED.get(kind), answers.base_kind(kind)
-        own = {"base": base, "markers": marked.markers if marked else ()}
+        own = {"base": base, "marked": (marked.markers, marked.stop) if marked else ((), "")}
         return vars(self) | own | {"added": answers.ADDED.get(base)}
 
     def __setstate__(self, state: dict):
-        added, base, markers = (state.pop(name) for name in ("added", "base", "markers"))
+        added, base, marked = (state.pop(name) for name in ("added", "base", "marked"))
         vars(self).update(state)
         if added:
             answers.add_answer_kind(base, added.find, bare=added.bare)
-        answers.marked_kind(base, markers)
+        answers.marked_kind(base, *marked)
 
 
 _STATE: dict = {}  # of a worker process

@@ -189,7 +189,9 @@ def _is_of_a_task(selector: str) -> bool:
     ours, _, module = selector.rpartition(".")[0].partition(".")
     if ours != "cot_flax":
         return ours not in ("t5x", "seqio", "gin", "__main__")
-    return module.startswith("tasks.") or selector.endswith("registration.prompting")
+    return module.startswith("tasks.") or selector.endswith(
+        ("registration.prompting", "templates.Template")
+    )
 
 
 def _bindings() -> Iterator[tuple[str, str, str, str | None, Any]]:

@@ -4,6 +4,7 @@ import dataclasses
 from dataclasses import dataclass
 
 from cot_flax.errors import UserError
+from cot_flax.text.templates import Template
 from cot_flax.text.wording import ENGLISH
 
 ROLES = ("train", "transfer", "general")
@@ -25,12 +26,13 @@ class TaskCard:
         exemplars: "drawn" for every question anew, "fixed", or None where a prompt shows none.
         shots: exemplars a prompt; a fixed one that is the question itself is not shown.
         seed: of the draw; None where nothing is drawn.
-        style: a name of `prompts.STYLES`; None without exemplars.
+        template: of inputs and targets: a name of `TEMPLATES`, or one of the user's own.
         max_tokens: no output should need more, in the student's tokens; None leaves it to the run.
         seen_by_flan: whether Flan-T5 was trained on this data set, so that its own figures are not
             those of an unseen task.
         cue: see `wording.Wording`.
-        closing: likewise.
+        closing: likewise; both are of a template that has no such words of its own.
+        instructed: whether a prompt begins with an instruction.
 
     Raises:
         UserError: an unknown role, or a limit below 1.
@@ -44,11 +46,12 @@ class TaskCard:
     exemplars: str | None
     shots: int
     seed: int | None
-    style: str | None
+    template: str | Template
     max_tokens: int | None
     seen_by_flan: bool
     cue: str = ENGLISH.cue
     closing: str = ENGLISH.closing
+    instructed: bool = False
 
     def __post_init__(self):
         if self.role not in ROLES:
@@ -62,6 +65,6 @@ class TaskCard:
                 "correct it",
             )
 
-    def to_json(self) -> dict[str, str | int | bool | None]:
+    def to_json(self) -> dict[str, str | int | bool | dict | None]:
         """The attributes by name."""
         return dataclasses.asdict(self)

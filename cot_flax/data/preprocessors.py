@@ -6,7 +6,7 @@ has instead of a rationale its `targets` (ids with the end id) and the teacher's
 """
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import seqio
@@ -15,7 +15,7 @@ import tensorflow as tf
 from cot_flax.data.features import special_ids
 from cot_flax.text.pieces import ABSENT_ID
 from cot_flax.text.prompts import Exemplar, build_input, build_target, is_cot
-from cot_flax.text.wording import ENGLISH, Wording
+from cot_flax.text.templates import Template
 
 MOST_DROPPED = 10_000
 BLOCK = 64
@@ -30,9 +30,17 @@ class ExemplarRule(Protocol):
         """Chooses by what is bound at this moment; raises UserError where there are too few."""
         ...
 
-    def style(self) -> str:
-        """A name of `prompts.STYLES`."""
-        ...
+
+class Layout(NamedTuple):
+    """How the texts of a task are laid out.
+
+    Attributes:
+        template: with the words of the task's wording.
+        instruction: before everything else; "" is none.
+    """
+
+    template: Template
+    instruction: str = ""
 
 
 _ABSENT = {"teacher_top_ids": ABSENT_ID, "teacher_top_logprobs": 0.0}
@@ -43,7 +51,7 @@ def write_prompt(
     *,
     format: str,
     rule: ExemplarRule | None,
-    wording: Callable[[], Wording] = lambda: ENGLISH,
+    layout: Callable[[], Layout],
 ) -> tf.data.Dataset:
     """Adds `inputs_pretokenized`, and `targets_pretokenized` where the record has no tokens.
 
@@ -53,18 +61,19 @@ def write_prompt(
     Args:
         rule: how a few-shot format has them chosen, None in a zero-shot one. It is asked when the
             data set is built: an error from inside tf.data reaches nobody in one line.
-        wording: gives the task's.
+        layout: gives the task's.
     """
-    words = wording()
-    choose, style = (rule.choice(), rule.style()) if rule else (None, "t5")
+    template, instruction = layout()
+    choose = rule.choice() if rule else None
 
     def inputs(question, id):
         question = question.decode()
         shown = choose(question, id.decode()) if choose else ()
-        return build_input(question, format, shown, style, words).encode()
+        text = build_input(question, format, shown, template, instruction=instruction)
+        return text.encode()
 
     def targets(rationale, answer):
-        return build_target(rationale.decode(), answer.decode(), format, words).encode()
+        return build_target(rationale.decode(), answer.decode(), format, template).encode()
 
     def add(block):
         block["inputs_pretokenized"] = _strings(inputs, block["question"], block["id"])

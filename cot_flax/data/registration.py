@@ -26,24 +26,25 @@ from cot_flax.text.prompts import (
     is_cot,
     is_few_shot,
 )
+from cot_flax.text.templates import Template, find_template, named
 from cot_flax.text.wording import Wording
 
 GIN_MODULE = "cot_flax.data.registration"
 
 
-_Words = Callable[[], Wording]
-_REGISTERED: dict[str, tuple[TaskCard, "_Drawn | _Fixed | None", _Words]] = {}
+_REGISTERED: dict[str, tuple[TaskCard, "_Drawn | _Fixed | None", "_Texts"]] = {}
 
 
 @gin.configurable(module=GIN_MODULE)
-def prompting(shots: int = 4, style: str = "t5", seed: int = 0) -> dict:
-    """How few-shot prompts are made: exemplars a prompt, a name of prompts.STYLES, their seed.
+def prompting(shots: int = 4, template: str | Template | None = None, seed: int = 0) -> dict:
+    """How prompts and targets are made: exemplars a prompt, the template, the exemplars' seed.
 
+    The template is a name of `TEMPLATES`, a `Template`, or None for the task's own.
     `registration.prompting.shots = 8` is for all tasks; under the scope of a data set
     (`gsm8k/registration.prompting.shots = 8`) for its tasks; under that of a task
     (`gsm8k_few_shot_cot/...`) for this one, whatever else is bound.
     """
-    return {"shots": shots, "style": style, "seed": seed}
+    return {"shots": shots, "template": template, "seed": seed}
 
 
 @gin.configurable(module=GIN_MODULE)
@@ -73,6 +74,8 @@ def add_cot_task(
     formats: Sequence[str] = FORMATS,
     answer_kind: str | Callable[[], str] = "number",
     wording: Wording | Callable[[], Wording] = ENGLISH,
+    template: str | Template | Callable[[], str | Template] = "t5",
+    instruction: str | Callable[[], str | None] | None = None,
     role: str = "train",
     max_tokens: int | None = None,
     seen_by_flan: bool = False,
@@ -101,6 +104,9 @@ def add_cot_task(
             added before; or what gives it when it is needed.
         wording: cue, closing sentence and answer markers, such as `LANGUAGES["zh"].wording` or
             `Wording("Pensemos", "La respuesta es")`; or what gives it when it is needed.
+        template: the layout of inputs and targets, where gin binds none: a name of `TEMPLATES`, a
+            `Template`, or what gives one when it is needed.
+        instruction: what to do, before exemplars and question, or what gives it when it is needed.
         role: "train", "transfer" or "general"; see `TaskCard`.
         max_tokens: that no output should exceed, where the data set has such a limit.
         seen_by_flan: Flan-T5 was trained on it.
@@ -110,8 +116,8 @@ def add_cot_task(
         top_k: the teacher's entries a position in that store.
 
     Raises:
-        UserError: an unknown answer kind, format or role, a limit below 1, or exemplars that are
-            both fixed and drawn.
+        UserError: an unknown answer kind, format, template or role, a limit below 1, or exemplars
+            that are both fixed and drawn.
     """
     if exemplars and fixed_exemplars:
         raise UserError(
@@ -119,11 +125,13 @@ def add_cot_task(
         )
     if not callable(answer_kind):
         answers.check_kind(answer_kind)
+    if not callable(template):
+        find_template(template)
     vocabulary = vocabulary or T5Vocabulary()
     pool = _pool_maker(exemplars, None) if exemplars else _pool_maker(source, parse)
     told = {"answer_kind": answer_kind, "role": role, "max_tokens": max_tokens}
     shared = {
-        "wording": wording if callable(wording) else lambda: wording,
+        "texts": (wording, template, instruction),
         "told": told | {"seen_by_flan": seen_by_flan},
         "formats": formats,
         "fixed_exemplars": fixed_exemplars,
@@ -141,23 +149,24 @@ def add_cot_task(
 
 
 def _register(
-    name, source, first, task_cls, *, told, formats, wording, fixed_exemplars, pool, **features
+    name, source, first, task_cls, *, told, formats, texts, fixed_exemplars, pool, **features
 ):
     """Registers the formats of a source and their mixture; `first` are its own preprocessors."""
-    kind = functools.partial(_kind, told["answer_kind"], wording)
     for format in formats:
         task = f"{name}_{format}"
-        rule = None
+        settings = functools.partial(_prompting, name, task)
+        own, rule = _Texts(told["answer_kind"], *texts, settings), None
         if is_few_shot(format):
-            settings = functools.partial(_prompting, name, task)
-            rule = _Fixed(fixed_exemplars, settings) if fixed_exemplars else _Drawn(pool, settings)
-        card = TaskCard(task, name, format, exemplars=None, shots=0, seed=None, style=None, **told)
+            rule = _Fixed(fixed_exemplars) if fixed_exemplars else _Drawn(pool, settings)
+        card = TaskCard(
+            task, name, format, exemplars=None, shots=0, seed=None, template="t5", **told
+        )
         steps: list = list(first)
         if not is_cot(format):
             steps.append(preprocessors.first_samples)
         steps += [
             functools.partial(
-                preprocessors.write_prompt, format=format, rule=rule, wording=wording
+                preprocessors.write_prompt, format=format, rule=rule, layout=own.layout
             ),
             functools.partial(preprocessors.tokenize, format=format, **features),
         ]
@@ -169,11 +178,11 @@ def _register(
             source=source,
             preprocessors=steps,
             output_features=output_features(**features),
-            postprocess_fn=functools.partial(_postprocess, kind=kind),
-            metric_fns=[functools.partial(_accuracy, kind=kind)],
+            postprocess_fn=functools.partial(_postprocess, kind=own.kind),
+            metric_fns=[functools.partial(_accuracy, kind=own.kind)],
             task_cls=task_cls,
         )
-        _REGISTERED[task] = card, rule, wording
+        _REGISTERED[task] = card, rule, own
     mixture = f"{name}_cot_mix"
     seqio.MixtureRegistry.add(
         mixture,
@@ -267,22 +276,65 @@ def cot_task(name: str) -> TaskCard:
     Raises:
         UserError: `add_cot_task` did not register it, or there are no exemplars to show.
     """
+    card, rule, texts = _registered(name)
+    facts = rule.facts() if rule else {}
+    return dataclasses.replace(card, **facts, **texts.facts())
+
+
+def layout_of(name: str) -> preprocessors.Layout:
+    """How the texts of a task are laid out, as gin binds it; errors as `cot_task`."""
+    *_, texts = _registered(name)
+    return texts.layout()
+
+
+def _registered(name):
     if name not in _REGISTERED:
         raise UserError(
             f"task {name!r}",
             f"one that add_cot_task registered: {', '.join(sorted(_REGISTERED)) or 'none is'}",
             "correct EVAL_TASKS or import the task's module in the gin file",
         )
-    card, rule, wording = _REGISTERED[name]
-    facts = rule.facts() if rule else {}
-    words = wording()
-    facts |= {"cue": words.cue, "closing": words.closing}
-    return dataclasses.replace(card, answer_kind=_kind(card.answer_kind, wording), **facts)
+    return _REGISTERED[name]
 
 
 def registered() -> list[TaskCard]:
     """Of the tasks that `add_cot_task` registered, in order, without what gin binds of prompts."""
     return [card for card, *_ in _REGISTERED.values()]
+
+
+@dataclass(frozen=True)
+class _Texts:
+    """The texts of a task beside its records; what is a function is asked when it is needed."""
+
+    answer_kind: str | Callable[[], str]
+    wording: Wording | Callable[[], Wording]
+    template: str | Template | Callable[[], str | Template]
+    instruction: str | Callable[[], str | None] | None
+    settings: Callable[[], dict]
+
+    def layout(self) -> preprocessors.Layout:
+        template = self._template().worded(_given(self.wording))
+        return preprocessors.Layout(template, _given(self.instruction) or "")
+
+    def kind(self) -> str:
+        """The kind of answers that stand behind the markers of wording and template, too."""
+        template, wording = self._template(), _given(self.wording)
+        heads = (*template.worded(wording).heads, *wording.heads)
+        return answers.marked_kind(_given(self.answer_kind), heads, template.stop)
+
+    def facts(self) -> dict:
+        wording, template = _given(self.wording), named(self._template())
+        facts = {"answer_kind": self.kind(), "template": template}
+        facts |= {"instructed": bool(_given(self.instruction))}
+        return facts | {"cue": wording.cue, "closing": wording.closing}
+
+    def _template(self) -> Template:
+        bound = self.settings()["template"]
+        return find_template(_given(self.template) if bound is None else bound)
+
+
+def _given(value):
+    return value() if callable(value) else value
 
 
 @dataclass(frozen=True)
@@ -293,10 +345,8 @@ class _Drawn:
     settings: Callable[[], dict]
 
     def facts(self) -> dict:
-        return {"exemplars": "drawn"} | self.settings()
-
-    def style(self) -> str:
-        return self.settings()["style"]
+        shots, seed = itemgetter("shots", "seed")(self.settings())
+        return {"exemplars": "drawn", "shots": shots, "seed": seed}
 
     def choice(self) -> preprocessors.Choose:
         pool, shots, seed = self.pool(), *itemgetter("shots", "seed")(self.settings())
@@ -314,20 +364,16 @@ class _Fixed:
     """The same exemplars for all questions."""
 
     given: Sequence[Exemplar] | Callable[[], Sequence[Exemplar]]
-    settings: Callable[[], dict]
 
     def facts(self) -> dict:
-        return {"exemplars": "fixed", "shots": len(self._all()), "style": self.style()}
-
-    def style(self) -> str:
-        return self.settings()["style"]
+        return {"exemplars": "fixed", "shots": len(self._all())}
 
     def choice(self) -> preprocessors.Choose:
         exemplars = self._all()
         return lambda question, id: exemplars.without(question)
 
     def _all(self) -> FixedExemplars:
-        return FixedExemplars(self.given() if callable(self.given) else self.given)
+        return FixedExemplars(_given(self.given))
 
 
 def _prompting(dataset: str, task: str) -> dict:
@@ -344,11 +390,6 @@ def _rate(mixture: str, format: str) -> Callable[[seqio.Task], float]:
             return format_rates()[format]
 
     return rate
-
-
-def _kind(given: str | Callable[[], str], wording: _Words) -> str:
-    """The kind of answers that stand behind the markers of the wording, too."""
-    return answers.marked_kind(given() if callable(given) else given, wording().heads)
 
 
 def _parse(dataset, parse):

@@ -6,6 +6,7 @@
 import contextlib
 import dataclasses
 import itertools
+import operator
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -32,16 +33,21 @@ from cot_flax.generation.generator import Beams, Continuation, Generator, place_
 from cot_flax.generation.sampling import Sampling
 from cot_flax.students.student import Student
 from cot_flax.text import scoring
-from cot_flax.text.answers import MODES, Mode, base_kind, gold_answer
+from cot_flax.text.answers import MARKED, MODES, Mode, base_kind, gold_answer
 from cot_flax.text.prompts import is_cot
-from cot_flax.text.wording import LANGUAGES
+from cot_flax.text.templates import TEMPLATES
+from cot_flax.text.wording import ENGLISH, LANGUAGES
 from cot_flax.training import hosts, interruption, sharding, state
 from cot_flax.weights.opening import open_source
 from cot_flax.weights.source import Access, load
 
 _DATE = "%Y-%m-%dT%H:%M:%SZ"
 _OPENING, _BARE = 3, 12  # words
-_CLOSINGS = ("answer is", *(w.wording.head.strip().casefold() for w in LANGUAGES.values()))
+_CLOSINGS = (
+    "answer is",
+    *(known.wording.head.strip().casefold() for known in LANGUAGES.values()),
+    *(head.casefold() for known in TEMPLATES.values() for head in known.worded(ENGLISH).heads),
+)
 _UNSPACED = "\u3040-\u30ff\u3400-\u9fff"  # Japanese and Chinese
 _FITS = "lower DECODE_BATCH_SIZE, NUM_SAMPLES or MAX_DECODE_LENGTH, or spread it (MESH_MODEL, FSDP)"
 _LISTED = 3  # gold answers in a message
@@ -351,19 +357,23 @@ def summarize(rows: Sequence[Mapping]) -> dict:
 
     steps = sorted({row["steps"] for row in rows if "steps" in row})
     by_steps = {str(n): summary([r for r in rows if r.get("steps") == n]) for n in steps}
-    off_format = sum(is_chain(row["text"]) != is_cot(row["format"]) for row in rows) / len(rows)
+    chains = [is_chain(row["text"], row["answer_kind"]) for row in rows]
+    asked = [is_cot(row["format"]) for row in rows]
+    off_format = sum(map(operator.ne, chains, asked)) / len(rows)
     added = {"off_format_rate": off_format, **_labels(rows)}
     return summary(rows) | added | {"by_steps": by_steps}
 
 
-def is_chain(text: str) -> bool:
+def is_chain(text: str, kind: str = "number") -> bool:
     """Whether an output reasons: more than three words before its last `answer is`.
 
-    `So the answer is` has fewer. Without this sentence, in the language of the task, which every
-    format of ours asks for, more than a dozen words are taken for a chain that did not end.
+    `So the answer is` has fewer. Without this sentence, in the language or the template of the
+    task, or a marker of its answer kind, more than a dozen words are taken for a chain that did not
+    end.
     """
     text = text.casefold()
-    if (end := max(map(text.rfind, _CLOSINGS))) >= 0:
+    own = MARKED[kind].markers if kind in MARKED else ()
+    if (end := max(map(text.rfind, (*_CLOSINGS, *own)))) >= 0:
         return _words(text[:end]) > _OPENING
     return _words(text) > _BARE
 

@@ -13,6 +13,7 @@ import jinja2
 from cot_flax import hub, run_folder
 from cot_flax.files import path_at
 from cot_flax.text.prompts import FORMATS, Exemplar, build_input, is_few_shot
+from cot_flax.text.templates import find_template
 from cot_flax.text.wording import Wording
 
 _PUBLIC = "gs://t5-data/"
@@ -196,8 +197,10 @@ def _layout(cards: Sequence[Mapping]) -> str:
     exemplars = [Exemplar(f"QUESTION {i}", f"CHAIN {i}.", f"ANSWER {i}") for i in shots]
     # Results of before these were settings have neither.
     words = {name: card[name] for name in ("cue", "closing") if name in card}
-    style = card["style"] or "t5"
-    return build_input("QUESTION", card["format"], exemplars, style, Wording(**words))
+    template = find_template(card.get("template", "t5"))
+    instruction = "INSTRUCTION" * card.get("instructed", False)
+    asked = ("QUESTION", card["format"], exemplars, template, Wording(**words), instruction)
+    return build_input(*asked)
 
 
 def render(facts: Facts) -> str:

@@ -11,9 +11,10 @@ from cot_flax.chains.records import BadRecord
 from cot_flax.chains.tally import Tally, most
 from cot_flax.data.batches import find_task
 from cot_flax.data.cards import TaskCard
-from cot_flax.data.registration import cot_task, registered
+from cot_flax.data.registration import cot_task, layout_of, registered
 from cot_flax.errors import UserError
 from cot_flax.store.prepare import prepare
+from cot_flax.text.templates import Template
 
 
 def store(
@@ -81,10 +82,10 @@ def answer_kind(task: str) -> str:
     return cot_task(task).answer_kind
 
 
-def closing(task: str) -> str:
-    """The sentence that closes a task's targets."""
+def template(task: str) -> Template:
+    """The template of a task's targets, with the words of their closing."""
     find_task(task, "--task")
-    return cot_task(task).closing
+    return layout_of(task).template
 
 
 def _own_names(card: TaskCard) -> set[str]:

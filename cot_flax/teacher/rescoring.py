@@ -82,7 +82,7 @@ def closed(sample: Sample, wording: Wording = ENGLISH) -> Sample:
     own = extract_answer(sample.text, kind=kind, mode=mode)
     if own is not None and not answers_match(own, gold, kind=kind):
         return sample
-    target = build_target(sample.text, gold, "zero_shot_cot", wording)
+    target = build_target(sample.text, gold, "zero_shot_cot", wording=wording)
     closing = target[len(sample.text.strip()) :]
     return replace(sample, text=sample.text.rstrip() + closing) if closing else sample
 

@@ -23,6 +23,7 @@ from cot_flax.text.answers import (
     marked_kind,
 )
 from cot_flax.text.prompts import Exemplar, build_input, build_target, normalize_question
+from cot_flax.text.templates import TEMPLATES
 from cot_flax.text.wording import LANGUAGES, PLACE, Wording, has_words, written_in
 
 _FORMAT = "few_shot_cot"
@@ -195,13 +196,15 @@ def scenario_recipe(scenario: Scenario, *, chat: bool = False, **numbers: Any) -
 
 
 def _text(instruction: str, exemplars: list[Exemplar], asked: str, wording: Wording) -> str:
-    return f"{instruction}\n\n{build_input(asked, _FORMAT, exemplars, 'fu2023', wording)}"
+    return (
+        f"{instruction}\n\n{build_input(asked, _FORMAT, exemplars, TEMPLATES['fu2023'], wording)}"
+    )
 
 
 def _chat(instruction: str, exemplars: list[Exemplar], asked: str, wording: Wording) -> Messages:
     turns = [("system", instruction)]
     for item in exemplars:
-        answered = build_target(item.rationale, item.answer, _FORMAT, wording)
+        answered = build_target(item.rationale, item.answer, _FORMAT, wording=wording)
         turns += [("user", item.question), ("assistant", answered)]
     return messages([*turns, ("user", asked)])
 
@@ -336,7 +339,7 @@ def _readable(answer: str, settings: Settings) -> bool:
     kind = marked_kind(settings.answer_kind, settings.wording.heads)
     if settings.labels and _normal(answer) not in settings.labels:
         return False
-    line = build_target("", answer, _FORMAT, settings.wording)
+    line = build_target("", answer, _FORMAT, wording=settings.wording)
     found = extract_answer(line, kind=kind, mode="strict")
     return found is not None and answers_match(found, answer, kind=kind)
 

@@ -47,11 +47,13 @@ class Added(NamedTuple):
 
 
 class Marked(NamedTuple):
-    """What `marked_kind` was called with, and the pattern of all markers."""
+    """What `marked_kind` was called with, and the patterns of all markers and of the stop text."""
 
     kind: str
     markers: tuple[str, ...]
     pattern: re.Pattern[str]
+    stop: str
+    end: re.Pattern[str] | None
 
 
 KINDS = ["number", "choice", "yes_no", "text"]  # and those of ADDED and MARKED
@@ -251,7 +253,7 @@ def extract_answer(text: str, *, kind: str, mode: str) -> str | None:
     _check_names(kind, mode)
     if mode in legacy.RULES:
         return legacy.RULES[mode].extract(text, base_kind(kind))
-    text = said(text)
+    text = said(_stopped(text, kind))
     found, decided = _marked(text, kind)
     if found or decided or mode == "strict":
         return found or None
@@ -330,28 +332,33 @@ def add_answer_kind(name: str, find: Callable[[str], list[str]], *, bare: bool =
     KINDS.append(name)
 
 
-def marked_kind(kind: str, markers: Sequence[str]) -> str:
+def marked_kind(kind: str, markers: Sequence[str], stop: str = "") -> str:
     """Returns a kind whose answers are also found behind these markers; adds it where it is new.
 
     Case, white space within a marker, and a colon or `is` behind it do not count. Markers that are
-    known anyway need no kind of their own: then it is `kind`.
+    known anyway need no kind of their own: without a stop text it is `kind` then.
 
     Args:
         kind: what the answers are.
         markers: such as `Verdict`.
+        stop: ends the text, such as `END`, in this case and as words of their own.
 
     Raises:
         UserError: an unknown `kind`.
     """
     check_kind(kind)
     new = tuple(sorted({" ".join(said(m).split()).casefold() for m in markers if not _known(m)}))
-    if not new:
+    stop = " ".join(stop.split())
+    if not new and not stop:
         return kind
-    name = f"{kind} behind {', '.join(new)}"
+    name = kind + f" behind {', '.join(new)}" * bool(new) + f" up to {stop}" * bool(stop)
     if name not in MARKED:
-        own = rf"(?:{'|'.join(map(_own, new))})(?:[*_`\"”]*\s*(?:{_IS}|[:=]))?"
-        pattern = re.compile(f"{_markers_of(kind).pattern}|{own}", re.IGNORECASE)
-        MARKED[name] = Marked(kind, new, pattern)
+        pattern = _markers_of(kind)
+        if new:
+            own = rf"(?:{'|'.join(map(_own, new))})(?:[*_`\"”]*\s*(?:{_IS}|[:=]))?"
+            pattern = re.compile(f"{pattern.pattern}|{own}", re.IGNORECASE)
+        end = re.compile(rf"\s*{_own(stop)}") if stop else None
+        MARKED[name] = Marked(kind, new, pattern, stop, end)
         KINDS.append(name)
     return name
 
@@ -359,6 +366,12 @@ def marked_kind(kind: str, markers: Sequence[str]) -> str:
 def base_kind(kind: str) -> str:
     """The kind itself, of one with markers of its own."""
     return MARKED[kind].kind if kind in MARKED else kind
+
+
+def _stopped(text: str, kind: str) -> str:
+    """The text up to the stop text of its kind, if there is one."""
+    end = MARKED[kind].end if kind in MARKED else None
+    return end.split(text, maxsplit=1)[0] if end else text
 
 
 def _known(marker: str) -> bool:
@@ -372,7 +385,7 @@ def _known(marker: str) -> bool:
 
 def _own(marker: str) -> str:
     """The pattern of a marker: whole words in scripts that set them apart."""
-    before = r"(?<![^\W_])" * (marker[0] < _FIRST_UNSPACED)
+    before = r"(?<![^\W_])" * (marker[0].isalnum() and marker[0] < _FIRST_UNSPACED)
     behind = r"(?![^\W_])" * (marker[-1].isalpha() and marker[-1] < _FIRST_UNSPACED)
     return before + r"\s+".join(map(re.escape, marker.split())) + behind
 
@@ -409,13 +422,13 @@ def gold_answer(gold: str, *, kind: str) -> str | None:
     """
     if base_kind(kind) != "text":
         return extract_answer(gold, kind=kind, mode="flexible")
-    text = said(gold)
+    text = said(_stopped(gold, kind))
     return _marked(text, kind)[0] or _normal_text(_last_line(text)) or None
 
 
-def whole_text(text: str, gold: str) -> str | None:
+def whole_text(text: str, gold: str, kind: str = "text") -> str | None:
     """Returns `text` in the normal form of kind `text` if all of it, however long, is `gold`."""
-    text = said(text)
+    text = said(_stopped(text, kind))
     normal = _normal_text(text) if "\n" not in text.strip() else None
     return normal if normal and normal == gold_answer(gold, kind="text") else None
 

@@ -1,9 +1,9 @@
 """The four formats in which a question is put to the student, and the exemplars that go before it.
 
-The templates are those of Fu et al. 2023 ("Specializing Smaller Language Models towards Multi-Step
-Reasoning", arXiv 2301.12726, and the authors' `process_data_format`). Style `fu2023` gives their
-strings byte for byte. T5's vocabulary has no newline, so there the blank line between exemplars is
-no more than a space; the default style `t5` puts ` ### ` in its place, which T5's pieces can write.
+A `Template` says how they are laid out. `fu2023` gives the strings of Fu et al. 2023 byte for byte
+("Specializing Smaller Language Models towards Multi-Step Reasoning", arXiv 2301.12726). T5's
+vocabulary has no newline, so there the blank line between exemplars is no more than a space; the
+default, `t5`, puts ` ### ` in its place, which T5's pieces can write.
 """
 
 import hashlib
@@ -14,7 +14,8 @@ from dataclasses import astuple, dataclass
 
 from cot_flax.errors import UserError
 from cot_flax.text.numerals import ASCII_FORMS
-from cot_flax.text.wording import ENGLISH, Wording
+from cot_flax.text.templates import TEMPLATES, Template, fill
+from cot_flax.text.wording import ENGLISH, PLACE, Wording
 
 FORMATS = ("zero_shot_cot", "few_shot_cot", "zero_shot_answer", "few_shot_answer")
 
@@ -37,14 +38,7 @@ class Exemplar:
     answer: str
 
 
-@dataclass(frozen=True)
-class Style:
-    """How a few-shot prompt is laid out: `separator` stands after each exemplar."""
-
-    separator: str
-
-
-STYLES = {"t5": Style(" ### "), "fu2023": Style("\n\n")}
+DEFAULT = TEMPLATES["t5"]
 
 
 def is_cot(format: str) -> bool:
@@ -61,8 +55,9 @@ def build_input(
     question: str,
     format: str,
     exemplars: Sequence[Exemplar] = (),
-    style: str = "t5",
+    template: Template = DEFAULT,
     wording: Wording = ENGLISH,
+    instruction: str = "",
 ) -> str:
     """Returns the encoder's text.
 
@@ -71,12 +66,12 @@ def build_input(
         format: one of `FORMATS`.
         exemplars: the worked examples of a few-shot format, in prompt order; none in a zero-shot
             one.
-        style: a name of `STYLES`.
-        wording: the words beside question and exemplars.
+        template: the layout.
+        wording: the words beside question and exemplars, where the template has none of its own.
+        instruction: what to do, before everything else.
 
     Raises:
-        UserError: unknown `format` or `style`; exemplars in a zero-shot format, or none in a
-            few-shot one.
+        UserError: unknown `format`; exemplars in a zero-shot format, or none in a few-shot one.
     """
     if is_few_shot(format) != bool(exemplars):
         raise UserError(
@@ -84,26 +79,30 @@ def build_input(
             "some in a few-shot format and none in a zero-shot one",
             "change the format or the number of exemplars",
         )
-    if style not in STYLES:
-        raise UserError(f"prompt style {style!r}", f"one of {tuple(STYLES)}", "correct the name")
-    separator = STYLES[style].separator
-    shown = "".join(_show(exemplar, format, wording) + separator for exemplar in exemplars)
-    return shown + _ask(question, format, wording)
+    template = template.worded(wording)
+    parts = [instruction.strip()] if instruction.strip() else []
+    parts += [_show(exemplar, format, template) for exemplar in exemplars]
+    return "".join(part + template.separator for part in parts) + _ask(question, format, template)
 
 
-def build_target(rationale: str, answer: str, format: str, wording: Wording = ENGLISH) -> str:
+def build_target(
+    rationale: str,
+    answer: str,
+    format: str,
+    template: Template = DEFAULT,
+    wording: Wording = ENGLISH,
+) -> str:
     """Returns the decoder's text: the rationale closed by `The answer is N`, or this alone.
 
     A rationale that ends with this sentence already, `$`, thousands separators and full stop aside,
     is left as it is, so that a teacher's token probabilities still fit it. Full-width signs count
-    as ASCII, and spaces beside other scripts not at all.
+    as ASCII, and spaces beside other scripts not at all. One that is closed in other words keeps
+    them before the template's.
 
     Raises:
         UserError: unknown `format`.
     """
-    if not is_cot(format):
-        return wording.close(answer)
-    return _close(rationale.strip(), wording.close(answer))
+    return _target(rationale.strip(), answer, format, template.worded(wording))
 
 
 class ExemplarPool:
@@ -215,24 +214,36 @@ def _known(format: str) -> str:
     return format
 
 
-def _ask(question: str, format: str, wording: Wording) -> str:
+def _ask(question: str, format: str, template: Template) -> str:
     if is_cot(format):
-        return f"Q: {question}\n{wording.cue}"
-    # The paper's two answer-only templates differ in this one character.
-    return f"Q: {question}\nA:" if is_few_shot(format) else f"Q: {question} A:"
+        text = template.cot_input
+    else:
+        shown = is_few_shot(format) and template.few_shot_answer_input
+        text = shown or template.answer_input
+    return fill(text, question=question)
 
 
-def _show(exemplar: Exemplar, format: str, wording: Wording) -> str:
-    asked, closing = _ask(exemplar.question, format, wording), wording.close(exemplar.answer)
-    if is_cot(format):
-        return f"{asked}\n{_close(exemplar.rationale, closing)}"
-    return f"{asked} {closing}"
+def _show(exemplar: Exemplar, format: str, template: Template) -> str:
+    gap = template.cot_gap if is_cot(format) else template.answer_gap
+    asked = _ask(exemplar.question, format, template)
+    return asked + gap + _target(exemplar.rationale, exemplar.answer, format, template)
 
 
-def _close(rationale: str, closing: str) -> str:
+def _target(rationale: str, answer: str, format: str, template: Template) -> str:
+    if not is_cot(format):
+        return fill(template.answer_target, answer=answer) + template.stop
+    return _close(rationale, template.closing.replace(PLACE, answer), template) + template.stop
+
+
+def _close(rationale: str, closing: str, template: Template) -> str:
     if _bare(rationale).endswith(_bare(closing)):
         return rationale.rstrip()
-    return rationale + "\n" * (rationale[-1:] not in ("", "\n")) + closing
+    join = template.join
+    if join != "\n" or template.full_stop:  # else the lines above stay as they are
+        rationale = rationale.strip()
+    if template.full_stop and rationale and not rationale.endswith("."):
+        rationale += "."
+    return rationale + join * (not rationale.endswith(("\n", join)) and rationale != "") + closing
 
 
 def _bare(text: str) -> str:

@@ -43,7 +43,7 @@ def score(predictions: Sequence[str], golds: Sequence[str], *, kind: str, mode: 
 def _score(text: str, gold: str, kind: str, mode: str) -> Score:
     answer = extract_answer(text, kind=kind, mode=mode)
     if answer is None and base_kind(kind) == "text" and mode == "flexible":
-        answer = whole_text(text, gold)
+        answer = whole_text(text, gold, kind)
     return Score(answers_match(answer, gold, kind=kind, mode=mode), answer)
 
 

@@ -4,6 +4,7 @@ import pytest
 
 from cot_flax.chains.samples import Logprobs, Sample
 from cot_flax.chains.thoughts import chain_of
+from cot_flax.text.prompts import DEFAULT
 from cot_flax.text.tokenizers import ByteTokenizer
 from cot_flax.text.wording import LANGUAGES
 
@@ -59,7 +60,7 @@ def test_the_thought_is_closed_with_the_answer_of_the_text_and_not_with_the_righ
 
 def test_a_thought_is_closed_in_the_words_of_its_data_set():
     words = {"answer_kind": "number", "most": None, "tokenizer": ByteTokenizer()}
-    found = chain_of(sample(), "thought", **words, wording=LANGUAGES["es"].wording)
+    found = chain_of(sample(), "thought", **words, template=DEFAULT.worded(LANGUAGES["es"].wording))
     assert found.text == "Two and two. 2 + 2 = 4.\nLa respuesta es 4"
     assert "".join(found.logprobs.tokens) == found.text
 

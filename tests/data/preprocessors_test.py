@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from cot_flax.data import preprocessors
 from cot_flax.text.prompts import FORMATS, Exemplar, build_input, build_target, is_few_shot
+from cot_flax.text.templates import TEMPLATES
 
 PROMPTING = "cot_flax.data.registration.prompting"
 
@@ -24,30 +25,31 @@ def prompts(examples):
     return {e["id"].decode(): e["inputs_pretokenized"].decode() for e in examples}
 
 
-def shown_exemplars(prompt, question, format, records, style, shots):
+def shown_exemplars(prompt, question, format, records, template, shots):
     """The ways to write the prompt with that many training items."""
     pool = [Exemplar(r["question"], r["rationale"], r["answer"]) for r in records]
     return [
         chosen
         for chosen in itertools.permutations(pool, shots)
-        if build_input(question, format, chosen, style) == prompt
+        if build_input(question, format, chosen, TEMPLATES[template]) == prompt
     ]
 
 
 @pytest.mark.parametrize("format", FORMATS)
-@pytest.mark.parametrize("style", ["t5", "fu2023"])
-def test_prompts_and_targets_are_those_of_prompts_py(add_sums, sums, format, style):
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_prompts_and_targets_are_those_of_prompts_py(add_sums, sums, format, template):
     add_sums()
-    gin.bind_parameter(f"{PROMPTING}.style", style)
+    gin.bind_parameter(f"{PROMPTING}.template", template)
     gin.bind_parameter(f"{PROMPTING}.shots", 2)
     shots = 2 if is_few_shot(format) else 0
     examples = read(f"sums_{format}", "test")
     assert len(examples) == len(sums["test"])
     for e, record in zip(examples, sums["test"], strict=True):
         prompt = e["inputs_pretokenized"].decode()
-        found = shown_exemplars(prompt, record["question"], format, sums["train"], style, shots)
+        found = shown_exemplars(prompt, record["question"], format, sums["train"], template, shots)
         assert len(found) == 1
-        target = build_target(record["rationale"], record["answer"], format)
+        target = (record["rationale"], record["answer"], format, TEMPLATES[template])
+        target = build_target(*target)
         assert e["targets_pretokenized"].decode() == target
 
 

@@ -17,6 +17,7 @@ from cot_flax.lab.world.stories import make_stories
 from cot_flax.objectives.losses import Objective
 from cot_flax.students.layouts import EncoderDecoder
 from cot_flax.text.prompts import FORMATS, Exemplar, build_input
+from cot_flax.text.templates import TEMPLATES, Template
 from cot_flax.text.wording import Wording
 
 RATES = "cot_flax.data.registration.format_rates"
@@ -306,10 +307,10 @@ def test_teachers_and_others_mix(add_sums, bound_store, vocabulary):
 def test_a_card_is_what_was_said_and_bound(add_sums):
     add_sums(role="general", answer_kind="text", max_tokens=32, seen_by_flan=True)
     told = {"dataset": "sums", "answer_kind": "text", "role": "general", "max_tokens": 32}
-    told |= {"seen_by_flan": True}
+    told |= {"seen_by_flan": True, "template": "t5", "instructed": False}
     told |= {"cue": "Let's think step by step", "closing": "The answer is {answer}"}
-    zero = {"exemplars": None, "shots": 0, "seed": None, "style": None}
-    drawn = {"exemplars": "drawn", "shots": 4, "seed": 0, "style": "t5"}
+    zero = {"exemplars": None, "shots": 0, "seed": None}
+    drawn = {"exemplars": "drawn", "shots": 4, "seed": 0}
     for form in FORMATS:
         card = cot_task(f"sums_{form}").to_json()
         shown = drawn if form.startswith("few") else zero
@@ -371,17 +372,17 @@ def test_a_tasks_scope_wins_over_its_data_sets_and_this_over_none(add_sums):
     gin.bind_parameter(SHOTS, 1)
     gin.bind_parameter(f"sums/{SHOTS}", 2)
     gin.bind_parameter(f"sums_few_shot_cot/{SHOTS}", 3)
-    gin.bind_parameter(f"sums/{PROMPTING}.style", "fu2023")
+    gin.bind_parameter(f"sums/{PROMPTING}.template", "fu2023")
     expected = {
         "more_few_shot_cot": (1, "t5"),
         "sums_few_shot_answer": (2, "fu2023"),
         "sums_few_shot_cot": (3, "fu2023"),
     }
-    for task, (count, style) in expected.items():
+    for task, (count, template) in expected.items():
         assert shots(task) == {count}
         card = cot_task(task)
-        assert (card.shots, card.style) == (count, style)
-        separator = b"\n\n" if style == "fu2023" else b" ### "
+        assert (card.shots, card.template) == (count, template)
+        separator = b"\n\n" if template == "fu2023" else b" ### "
         assert all(e["inputs_pretokenized"].count(separator) == count for e in read(task))
 
 
@@ -396,7 +397,7 @@ def test_fixed_exemplars_are_all_shown_in_order(add_sums, given):
             prompt = build_input(e["question"].decode(), form, FIXED)
             assert e["inputs_pretokenized"].decode() == prompt
         card = cot_task(f"fixed_{form}")
-        assert (card.exemplars, card.shots, card.seed, card.style) == ("fixed", 3, None, "t5")
+        assert (card.exemplars, card.shots, card.seed, card.template) == ("fixed", 3, None, "t5")
         assert shots(f"sums_{form}") == {4}
 
 
@@ -413,3 +414,57 @@ def test_fixed_exemplars_are_asked_for_when_they_are_needed(add_sums):
     assert len(read("fixed_zero_shot_cot")) == 5
     with pytest.raises(UserError, match="no fixed exemplars; expected at least one"):
         read("fixed_few_shot_cot")
+
+
+# Templates ----------------------------------------------------------------------------------------
+
+
+def texts(task, split="test"):
+    (example, *_) = read(task, split)
+    return [example[f"{side}_pretokenized"].decode() for side in ("inputs", "targets")]
+
+
+@pytest.mark.parametrize("given", ["ho2022", TEMPLATES["ho2022"], lambda: "ho2022"])
+def test_a_data_sets_template_is_in_every_format_and_gin_may_bind_another(add_sums, given):
+    add_sums(template=given, answer_kind="number")
+    assert texts("sums_zero_shot_cot") == ["Five and one?", "5 + 1 = 6. --> 6"]
+    assert texts("sums_few_shot_answer")[1] == "6"
+    assert cot_task("sums_zero_shot_answer").template == "ho2022"
+    gin.bind_parameter(f"sums/{PROMPTING}.template", "kim2023")
+    own = Template(cot_target="{rationale} => {answer}", stop=" STOP")
+    gin.bind_parameter(f"sums_zero_shot_cot/{PROMPTING}.template", own)
+    assert texts("sums_zero_shot_cot")[1] == "5 + 1 = 6. => 6 STOP"
+    assert texts("sums_few_shot_answer")[0].endswith(" ### Five and one?\n[ANSWER] ")
+    card = cot_task("sums_zero_shot_cot")
+    assert card.answer_kind == "number behind => up to STOP"
+    assert card.to_json()["template"]["cot_target"] == "{rationale} => {answer}"
+    (metric,) = find_task("sums_zero_shot_cot").metric_fns
+    assert metric(["5"], ["2 + 3 = 5. => 5 STOP 6 => 7"])["accuracy"] == 1.0
+
+
+def test_a_template_of_a_gin_file(add_sums):
+    add_sums()
+    gin.parse_config(
+        "from __gin__ import dynamic_registration\n"
+        "from cot_flax.data import registration\n"
+        "from cot_flax.text import templates\n"
+        "registration.prompting.template = @templates.Template()\n"
+        "templates.Template.cot_input = 'Frage: {question} {cue}'\n"
+    )
+    assert texts("sums_zero_shot_cot")[0] == "Frage: Five and one? Let's think step by step"
+
+
+@pytest.mark.parametrize("given", ["Add up.", lambda: "Add up."])
+def test_an_instruction_stands_before_exemplars_and_question(add_sums, given):
+    add_sums(instruction=given, fixed_exemplars=FIXED)
+    for form in FORMATS:
+        prompt, _ = texts(f"sums_{form}")
+        shown = FIXED if form.startswith("few") else ()
+        assert prompt == f"Add up. ### {build_input('Five and one?', form, shown)}"
+        assert cot_task(f"sums_{form}").instructed
+
+
+def test_an_unknown_template_is_refused_at_once(add_sums):
+    with pytest.raises(UserError, match="template 't6'; expected one of t5, fu2023"):
+        add_sums(template="t6")
+    assert "sums_zero_shot_cot" not in seqio.TaskRegistry.names()

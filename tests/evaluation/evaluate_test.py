@@ -27,6 +27,7 @@ from cot_flax.generation.decoding import decode
 from cot_flax.students.t5 import T5Config, T5Student
 from cot_flax.tasks import abilities  # noqa: F401 (registers)
 from cot_flax.tasks.stories import VOCABULARY
+from cot_flax.text.answers import marked_kind
 from cot_flax.text.prompts import FORMATS
 from cot_flax.text.scoring import wilson_interval
 from cot_flax.training.checkpoints import Checkpointer, Metadata
@@ -599,3 +600,10 @@ def test_numbers_have_no_labels(evaluated):
 def test_a_folder_without_checkpoints_is_named(tmp_path):
     with pytest.raises(UserError, match=f"no checkpoint at {tmp_path}"):
         evaluate_checkpoint(str(tmp_path), tmp_path)
+
+
+def test_a_template_of_ones_own_tells_chains_from_answers():
+    kind = marked_kind("text", ["=>"], "STOP")
+    assert evaluate.is_chain("He is at y because of z => B STOP", kind)
+    assert not evaluate.is_chain("=> B STOP", kind)
+    assert evaluate.is_chain("He is at y because of z. --> B")

@@ -92,7 +92,7 @@ def prompt_of(text):
 
 def test_the_example_of_a_card_is_python_with_the_layout_of_prompts(run):
     assert prompt_of(render(facts("student", 1, run))) == "Q: QUESTION\nLet's think step by step"
-    shown = {"exemplars": "drawn", "shots": 2, "style": "t5"}
+    shown = {"exemplars": "drawn", "shots": 2, "template": "t5"}
     card = task_card("stories", "few_shot_answer") | shown
     results = RESULTS | {"cards": {"stories_zero_shot_cot": card}}
     (run / "test" / "results.json").write_text(json.dumps(results))

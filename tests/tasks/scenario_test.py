@@ -12,7 +12,7 @@ from cot_flax.data.registration import cot_task
 from cot_flax.errors import UserError
 from cot_flax.lab.world.vocabulary import VOCABULARY_PATH
 from cot_flax.store import layout
-from cot_flax.store.make import answer_kind, closing
+from cot_flax.store.make import answer_kind, template
 from cot_flax.store.prepare import prepare
 from cot_flax.tasks import scenario
 from cot_flax.tasks.stories import VOCABULARY
@@ -77,7 +77,7 @@ def test_the_settings_word_the_task(folder, tmp_path):
     (folder / "settings.json").write_text(json.dumps(settings | {"markers": ["Summe"]}))
     card = cot_task(TASK)
     assert card.answer_kind == "number behind summe, zu zahlen sind"
-    assert (closing(TASK), card.cue) == ("Zu zahlen sind {answer}", "Rechnen wir")
+    assert (template(TASK).closing, card.cue) == ("Zu zahlen sind {answer}", "Rechnen wir")
     (example,) = find_task(TASK).get_dataset(split="test").as_numpy_iterator()
     assert example["inputs_pretokenized"].decode() == "Q: 1,008 at 10.\nRechnen wir"
     (metric,) = find_task(TASK).metric_fns
@@ -86,7 +86,7 @@ def test_the_settings_word_the_task(folder, tmp_path):
     texts = ["4 * 10 = 40.\nSumme: 40 von 90", "Zu zahlen sind 40.", "Zu zahlen sind 41."]
     rows = ({"question": f"{i}?", "text": t, "answer": "40"} for i, t in enumerate(texts))
     write(tmp_path / "own.jsonl", *rows)
-    settings = Preparation(Filters(answer_kind=answer_kind(TASK)), closing=closing(TASK))
+    settings = Preparation(Filters(answer_kind=answer_kind(TASK)), template=template(TASK))
     store = str(tmp_path / "store")
     kept = prepare(
         [str(tmp_path / "own.jsonl")], store, vocabulary=VOCABULARY, settings=settings, workers=1
@@ -130,3 +130,22 @@ def test_the_test_split_may_be_a_table(folder):
     (folder / "test.csv").write_text('input,answer\n"1,008 at 10.","10,080"\n')
     (record,) = scenario.SOURCE.get_dataset("test", shuffle=False).as_numpy_iterator()
     assert (record["question"], record["answer"]) == (b"1,008 at 10.", b"10,080")
+
+
+def test_the_chains_of_a_store_have_the_tasks_template(folder, tmp_path):
+    gin.bind_parameter("cot_flax.data.registration.prompting.template", "ho2022")
+    texts = ["4 * 10 = 40. The answer is 40", "4 * 10 = 40. --> 40", "4 * 10 = 41. --> 41"]
+    rows = ({"question": f"{i}?", "text": t, "answer": "40"} for i, t in enumerate(texts))
+    write(tmp_path / "own.jsonl", *rows)
+    settings = Preparation(Filters(answer_kind=answer_kind(TASK)), template=template(TASK))
+    store = str(tmp_path / "store")
+    kept = prepare(
+        [str(tmp_path / "own.jsonl")], store, vocabulary=VOCABULARY, settings=settings, workers=1
+    )
+    assert dict(kept.fates) == {"kept": 2, "wrong_answer": 1}
+    tokenizer = SentencePieceTokenizer(VOCABULARY_PATH, extra_ids=0)
+    records = layout.dataset(store).as_numpy_iterator()
+    assert {tokenizer.decode(record["targets"].tolist()) for record in records} == {
+        "4 * 10 = 40. The answer is 40 --> 40",
+        "4 * 10 = 40. --> 40",
+    }

@@ -17,7 +17,6 @@ from cot_flax.text.answers import answers_match, extract_answer
 from cot_flax.text.calculator import strip_marks
 from cot_flax.text.prompts import (
     FORMATS,
-    STYLES,
     Exemplar,
     ExemplarPool,
     FixedExemplars,
@@ -28,6 +27,7 @@ from cot_flax.text.prompts import (
     is_few_shot,
     normalize_question,
 )
+from cot_flax.text.templates import TEMPLATES
 from cot_flax.text.wording import LANGUAGES, Wording
 
 CHINESE = LANGUAGES["zh"].wording
@@ -63,13 +63,13 @@ def make_pool(size: int) -> ExemplarPool:
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_fu2023_style_is_the_papers_string(format):
-    built = build_input(QUESTION, format, exemplars_of(format), style="fu2023")
+def test_fu2023_template_is_the_papers_string(format):
+    built = build_input(QUESTION, format, exemplars_of(format), template=TEMPLATES["fu2023"])
     assert built == PAPER_INPUTS[format]
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_default_style_differs_only_between_exemplars(format):
+def test_default_template_differs_only_between_exemplars(format):
     built = build_input(QUESTION, format, exemplars_of(format))
     assert built == PAPER_INPUTS[format].replace("\n\n", " ### ")
 
@@ -112,7 +112,7 @@ def test_cot_target(rationale, answer, expected):
     ],
 )
 def test_target_in_chinese(rationale, expected):
-    assert build_target(rationale, "8", "zero_shot_cot", CHINESE) == expected
+    assert build_target(rationale, "8", "zero_shot_cot", wording=CHINESE) == expected
 
 
 @pytest.mark.parametrize(
@@ -126,10 +126,10 @@ def test_target_in_chinese(rationale, expected):
 )
 def test_a_closing_sentence_of_ones_own(given, closed):
     words = Wording("想一想", given)
-    assert build_target("3+5", "8", "few_shot_cot", words) == f"3+5\n{closed}"
-    assert build_target("", "8", "few_shot_answer", words) == closed
+    assert build_target("3+5", "8", "few_shot_cot", wording=words) == f"3+5\n{closed}"
+    assert build_target("", "8", "few_shot_answer", wording=words) == closed
     assert build_input("多少?", "zero_shot_cot", wording=words) == "Q: 多少?\n想一想"
-    shown = build_input("多少?", "few_shot_answer", [HENS], "fu2023", words)
+    shown = build_input("多少?", "few_shot_answer", [HENS], TEMPLATES["fu2023"], words)
     assert shown.split("\n")[1] == f"A: {words.close('6')}"
 
 
@@ -151,7 +151,6 @@ def test_answer_target_has_no_rationale():
         lambda: is_few_shot("in_context"),
         lambda: build_input(QUESTION, "cot"),
         lambda: build_target("", "8", "cot"),
-        lambda: build_input(QUESTION, "few_shot_cot", (HENS,), style="t6"),
         lambda: build_input(QUESTION, "few_shot_cot"),
         lambda: build_input(QUESTION, "zero_shot_cot", (HENS,)),
     ],
@@ -302,10 +301,12 @@ def tokenizer(request):
     return sentencepiece.SentencePieceProcessor(model_file=str(path))
 
 
-def split_by_separator(tokenizer, style: str) -> list[str]:
+def split_by_separator(tokenizer, template: str) -> list[str]:
     """What a student could tell apart: the decoded ids of a few-shot prompt between separators."""
-    ids = tokenizer.encode(build_input(QUESTION, "few_shot_cot", (HENS, CARS), style=style))
-    separator = tokenizer.encode(STYLES[style].separator.rstrip(" "))
+    ids = tokenizer.encode(
+        build_input(QUESTION, "few_shot_cot", (HENS, CARS), template=TEMPLATES[template])
+    )
+    separator = tokenizer.encode(TEMPLATES[template].separator.rstrip(" "))
     parts, rest = [], ids
     starts = [i for i in range(len(ids)) if separator and ids[i : i + len(separator)] == separator]
     for start in reversed(starts):
@@ -328,7 +329,7 @@ def test_tokenizer_does_not_see_the_papers_blank_line(tokenizer):
 
 
 def test_separator_has_no_unknown_piece(tokenizer):
-    ids = tokenizer.encode(STYLES["t5"].separator)
+    ids = tokenizer.encode(TEMPLATES["t5"].separator)
     assert ids and tokenizer.unk_id() not in ids
 
 
@@ -350,7 +351,7 @@ def test_gsm8k_exemplars(shared_data):
         check_no_leak(pool, [record["question"].upper() for record in train])
     first = train[0]["answer"].split("####")  # the paper's own way to show an item
     paper = re.sub("<<.*?>>", "", first[0]) + "The answer is " + first[1].strip() + "\n\n"
-    assert paper in build_input(QUESTION, "few_shot_cot", items[:1], style="fu2023")
+    assert paper in build_input(QUESTION, "few_shot_cot", items[:1], template=TEMPLATES["fu2023"])
 
 
 def test_fixed_exemplars_keep_their_order_and_leave_the_question_out():

@@ -52,7 +52,7 @@ def ability_rows(ability: str, skill: float, seed: int) -> list[dict]:
 def task_card(dataset: str, task_format: str, role="train", answer_kind="number") -> dict:
     """A task's card as results.json holds it, without exemplars."""
     kinds = {"role": role, "answer_kind": answer_kind}
-    rest = {"exemplars": None, "shots": 0, "seed": None, "style": None, "max_tokens": None}
+    rest = {"exemplars": None, "shots": 0, "seed": None, "template": "t5", "max_tokens": None}
     return TaskCard(
         f"{dataset}_{task_format}", dataset, task_format, **kinds, **rest, seen_by_flan=False
     ).to_json()
