@@ -10,12 +10,23 @@ from typing import Literal
 
 from cot_flax.chains.samples import Sample
 from cot_flax.errors import UserError
-from cot_flax.text.answers import KINDS, answers_match, extract_answer
+from cot_flax.text.answers import (
+    KINDS,
+    MARKED,
+    answers_match,
+    extract_answer,
+    gold_answer,
+    kind_of_gold,
+    marked_kind,
+)
 from cot_flax.text.equations import find_equations
 
 KEPT = "kept"
 Rules = Literal["own", "default", "fu2023", "ho2022", "kim2023", "none"]
 OWN = "own"
+BY_GOLD = "gold"
+UNREADABLE_GOLD = "unreadable_gold_answer"
+"""Why a chain is dropped whose gold answer is none of its kind."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +48,9 @@ class Filters:
             `none`: no rule of this kind.
             `own`: those that a record's file has by default, `readers.Format.rules`; `of` puts them
                 in its place.
-        answer_kind: the kind of the answers: "number", "choice", "yes_no" or "text".
+        answer_kind: the kind of the answers: "number", "choice", "yes_no" or "text", one that was
+            added, or "gold": of each sample the kind that its gold answer looks like
+            (`answers.kind_of_gold`). A sample that says its kind itself is judged by that.
         held_out_splits: drop chains whose sample says that its question is of one of these splits,
             on which a student is to be tested: "held_out".
         require_logprobs: drop chains without log-probabilities, which a run with KL needs:
@@ -74,7 +87,8 @@ class Filters:
         self._check("held_out_splits", names, "names of splits in brackets")
         object.__setattr__(self, "held_out_splits", tuple(self.held_out_splits))  # JSON has lists
         self._check("rules", self.rules in (OWN, *RULES), f"one of {(OWN, *RULES)}")
-        self._check("answer_kind", self.answer_kind in KINDS, f"one of {KINDS}")
+        kinds = (BY_GOLD, *KINDS)
+        self._check("answer_kind", self.answer_kind in kinds, f"one of {kinds}")
         similarity = 1.0 if self.similarity is None else self.similarity
         self._check("similarity", 0 < similarity <= 1, "a number in (0, 1], or None")
         for name in ("per_question", "balance"):
@@ -86,6 +100,16 @@ class Filters:
         """These settings for the records of a file that has these rules by default."""
         return replace(self, rules=rules) if self.rules == OWN else self
 
+    def kind_of(self, sample: Sample) -> str:
+        """The kind of a sample's answer."""
+        own = sample.answer_kind
+        if not own and self.answer_kind == BY_GOLD:
+            own = kind_of_gold(sample.gold_answer)
+        if not own:
+            return self.answer_kind
+        marked = MARKED.get(self.answer_kind)
+        return marked_kind(own, marked.markers) if marked else own
+
     def _check(self, name: str, right: bool, expected: str) -> None:
         if not right:
             raise UserError(f"{name} = {getattr(self, name)!r}", expected, "correct the setting")
@@ -96,9 +120,6 @@ def rejection(sample: Sample, filters: Filters) -> str | None:
 
     Args:
         filters: whose rules are not `own`.
-
-    Raises:
-        UserError: under the rules `default`, a gold answer in which there is none of its kind.
     """
     rules = (*_FIRST, *RULES[filters.rules], *_LAST)
     return next((reason for reason, breaks in rules if breaks(sample, filters)), None)
@@ -124,8 +145,13 @@ def _truncated(sample: Sample, filters: Filters) -> bool:
     return sample.finish_reason == "length"
 
 
+def _unreadable_gold(sample: Sample, filters: Filters) -> bool:
+    gold, kind = sample.gold_answer, filters.kind_of(sample)
+    return bool(gold) and gold_answer(gold, kind=kind) is None
+
+
 def _no_answer(sample: Sample, filters: Filters) -> bool:
-    return extract_answer(sample.text, kind=filters.answer_kind, mode="flexible") is None
+    return extract_answer(sample.text, kind=filters.kind_of(sample), mode="flexible") is None
 
 
 def _wrong_answer(sample: Sample, filters: Filters) -> bool:
@@ -170,8 +196,9 @@ def _inconsistent(sample: Sample, filters: Filters) -> bool:
 
 
 def _right(sample: Sample, text: str, filters: Filters, mode: str) -> bool:
-    answer = extract_answer(text, kind=filters.answer_kind, mode=mode)
-    return answers_match(answer, sample.gold_answer, kind=filters.answer_kind, mode=mode)
+    kind = filters.kind_of(sample)
+    answer = extract_answer(text, kind=kind, mode=mode)
+    return answers_match(answer, sample.gold_answer, kind=kind, mode=mode)
 
 
 _Rule = tuple[str, Callable[[Sample, Filters], bool]]
@@ -184,6 +211,7 @@ _FIRST: tuple[_Rule, ...] = (
 )
 RULES: dict[Rules, tuple[_Rule, ...]] = {
     "default": (
+        (UNREADABLE_GOLD, _unreadable_gold),
         ("truncated", _truncated),
         ("no_answer", _no_answer),
         ("wrong_answer", _wrong_answer),

@@ -155,7 +155,7 @@ def prepare_question(
         chain_of(
             sample,
             settings.chain,
-            answer_kind=settings.filters.answer_kind,
+            answer_kind=settings.filters.kind_of(sample),
             most=settings.max_thought_tokens,
             tokenizer=tokenizer,
             template=settings.template,
@@ -218,7 +218,7 @@ class _Candidate:
 
     @classmethod
     def of(cls, sample: Sample, tokenizer: Tokenizer, settings: Preparation) -> "_Candidate":
-        kind = settings.filters.answer_kind
+        kind = settings.filters.kind_of(sample)
         answer = sample.gold_answer or extract_answer(sample.text, kind=kind, mode="flexible") or ""
         text = build_target(sample.text, answer, "zero_shot_cot", settings.template)
         edits = find_edits(text, tokenizer)
@@ -238,10 +238,7 @@ class _Candidate:
 
 
 def _rejection(candidate: _Candidate, settings: Preparation, filters: Filters) -> str | None:
-    try:
-        reason = rejection(candidate.sample, filters)
-    except UserError:
-        return "unreadable_gold_answer"
+    reason = rejection(candidate.sample, filters)
     if reason or not candidate.answer:
         return reason or "no_answer"
     if candidate.unknown_share > settings.max_unknown:
@@ -355,7 +352,7 @@ def _example(sample, pieces: Pieces, projection: Projection, tokens, wrong: list
 
 
 def _dropped_example(sample: Sample, reason: str, settings: Preparation) -> dict:
-    kind = settings.filters.answer_kind
+    kind = settings.filters.kind_of(sample)
     return {
         "id": f"{sample.id}/{sample.sample}",
         "reason": reason,

@@ -12,7 +12,7 @@ import itertools
 import math
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -33,7 +33,7 @@ from cot_flax.chains.records import (
 )
 from cot_flax.chains.samples import Logprobs, Sample, sample_from_record
 from cot_flax.errors import UserError
-from cot_flax.text.answers import extract_answer
+from cot_flax.text.answers import KINDS, extract_answer
 from cot_flax.text.calculator import strip_marks
 
 NAMES = {
@@ -45,6 +45,7 @@ NAMES = {
     "gold_answer": ("gold_answer", "answer", "target", "targets", "label"),
     "messages": ("messages", "conversations"),
     "thought": ("thought", "thinking", "reasoning_content"),
+    "answer_kind": ("answer_kind",),
     "id": ("id",),
     "dataset": ("dataset", "task"),
     "split": ("split",),
@@ -54,6 +55,8 @@ NAMES = {
 
 _SAMPLES_ONLY = ("prompt_hash", "finish_reason", "logprobs")  # fields that say: a samples file
 _ROLES = {"human": "user", "gpt": "assistant", "model": "assistant"}
+_FIELD = re.compile(r"\{([^{}]+)\}")
+_BOXED = re.compile(r"\\(?:boxed|fbox)\s*\{")
 _COLUMN_NAME = re.compile(r"[\w-]{1,40}")
 _LOOKED_AT = 20  # records by which a file's fields and rules are found
 
@@ -105,7 +108,8 @@ def find_format(path: str | os.PathLike, columns: Mapping[str, str] | None = Non
 
     Args:
         path: any file that `chains.records` reads.
-        columns: how the file calls some of the `NAMES`; see `columns_of`.
+        columns: how the file calls some of the `NAMES`: a field's name, or a template of several,
+            such as `{body} {question}`; see `columns_of`.
 
     Raises:
         UserError: the file cannot be used, or its fields make no chain; the message lists them.
@@ -116,7 +120,7 @@ def find_format(path: str | os.PathLike, columns: Mapping[str, str] | None = Non
     looked_at = itertools.islice(container.read(path), _LOOKED_AT)
     first = [record for _, record in looked_at if isinstance(record, dict)]
     seen = dict.fromkeys(itertools.chain.from_iterable(first))
-    named = columns is not None and set(columns.values()) <= seen.keys()
+    named = columns is not None and all(map(_fields_in(seen), columns.values()))
     if container is LINES and not first and not columns:
         return SAMPLES
     if first and not named and not first[0].keys().isdisjoint(_SAMPLES_ONLY):
@@ -130,13 +134,17 @@ def find_format(path: str | os.PathLike, columns: Mapping[str, str] | None = Non
 
 
 def columns_of(text: str) -> dict[str, str]:
-    """Reads `question=ticket,text=reasoning`: a name of `NAMES`, and the file's.
+    """Reads `question={title}: {body},text=reasoning`: a name of `NAMES`, and the file's.
 
     Raises:
         UserError: a name that is none of `NAMES`, or no such pairs.
     """
-    pairs = [[part.strip() for part in pair.split("=", 1)] for pair in text.split(",")]
-    if not all(len(pair) == 2 and pair[0] in NAMES and pair[1] for pair in pairs):
+    divided = re.split(rf",(?=\s*(?:{'|'.join(NAMES)})\s*=)", text)
+    pairs = [[part.strip() for part in pair.split("=", 1)] for pair in divided]
+    if not all(
+        len(pair) == 2 and pair[0] in NAMES and pair[1] and ("," not in pair[1] or "{" in pair[1])
+        for pair in pairs
+    ):
         wanted = f"NAME=FIELD, divided by commas, with names of {', '.join(NAMES)}"
         raise UserError(f"--columns {text}", wanted, "correct it")
     return dict(pairs)
@@ -228,12 +236,18 @@ def _parse_sample(raw: Raw) -> Sample:
 
 
 def _writable(sample: Sample, place: str) -> Sample:
-    """The sample, of which it is known that it has a UTF-8 form: JSON can hold half a character."""
+    """The sample, whose answer kind exists, and whose texts have a UTF-8 form.
+
+    JSON can hold half a character.
+    """
     try:
         for name in ("id", "question", "gold_answer", "prompt_hash", "text", "thought"):
             getattr(sample, name).encode()
     except UnicodeEncodeError as error:
         reject("bad_text", place, f"{name!r} with half a character ({error.reason})", "UTF-8")
+    if sample.answer_kind and sample.answer_kind not in KINDS:
+        got = f"the answer kind {sample.answer_kind!r}"
+        reject("answer_kind", place, got, f"one of {', '.join(KINDS)}")
     return sample
 
 
@@ -270,9 +284,11 @@ def _names(
     fields: Sequence[str], columns: Mapping[str, str], path: str | os.PathLike
 ) -> dict[str, str]:
     """Our names and the file's; raises UserError where its fields make no chain."""
-    names = {ours: theirs for ours, theirs in columns.items() if theirs in fields}
+    is_there = _fields_in(fields)
+    names = {ours: theirs for ours, theirs in columns.items() if is_there(theirs)}
+    taken = {field for theirs in columns.values() for field in fields_of(theirs)}
     for ours, known in NAMES.items():
-        free = (name for name in known if name in fields and name not in columns.values())
+        free = (name for name in known if name in fields and name not in taken)
         if ours not in columns and (found := next(free, None)):
             names[ours] = found
     if (
@@ -310,7 +326,7 @@ def _read_chains(
     path: str | os.PathLike, *, container: Container, names: Mapping[str, str], origin: _Origin
 ) -> Iterator[Raw]:
     """Numbers the chains of a question that follow on each other as its samples."""
-    group, question, sample = b"", None, 0
+    group, key, question, sample = b"", None, "", 0
     for place, record in container.read(path):
         if not isinstance(record, dict):
             yield Raw(place, group, record)
@@ -322,10 +338,14 @@ def _read_chains(
             continue
         number = place.removeprefix(f"{path}, ").partition(" ")[2]
         name = values["id"] or f"{values['dataset'] or origin.dataset}-{number}"
-        key = values["id"] or values["question"]
-        if key != question:
-            question, sample, id = key, 0, name
+        if (values["id"] or values["question"]) != key:
+            key, question, sample, id = values["id"] or values["question"], "", 0, name
             group = (values["id"] or place).encode(errors="replace")
+        question = question or values["question"]
+        if values["question"] != question:
+            got, wanted = f"another question of the id {key!r}", "a different id for each question"
+            yield Raw(place, group, BadRecord("duplicate_id", place, got, wanted))
+            continue
         yield Raw(place, group, values | {"id": id, "sample": sample})
         sample += 1
 
@@ -341,9 +361,9 @@ def _values(record: Mapping[str, Any], names: Mapping[str, str], place: str) -> 
         BadRecord: there is no question or no chain, or something else than a text or a number.
     """
     values = {
-        ours: written(record[theirs], theirs, place)
+        ours: text
         for ours, theirs in names.items()
-        if ours != "messages" and record.get(theirs) is not None
+        if ours != "messages" and (text := _cell(record, theirs, ours, place)) is not None
     }
     if "messages" in names:
         values |= _turns(require(record, names["messages"], list, place), place)
@@ -358,12 +378,46 @@ def _values(record: Mapping[str, Any], names: Mapping[str, str], place: str) -> 
     return dict.fromkeys(NAMES, "") | values
 
 
+def fields_of(column: str) -> list[str]:
+    """The fields of a record that a column's name, or a template of several, asks for."""
+    return _FIELD.findall(column) or [column]
+
+
+def _fields_in(fields: Collection[str]) -> Callable[[str], bool]:
+    """Whether a column is among the fields of a file, or all fields of its template are."""
+    return lambda column: column in fields or set(fields_of(column)) <= set(fields)
+
+
+def _cell(record: Mapping[str, Any], column: str, ours: str, place: str) -> str | None:
+    """What a record has in a column or a template's fields; None where it has nothing there."""
+    if column in record or not _FIELD.search(column):
+        value = record.get(column)
+        if isinstance(value, bool) and ours == "gold_answer":
+            return "yes" if value else "no"
+        return None if value is None else written(value, column, place)
+    missing = [field for field in fields_of(column) if record.get(field) is None]
+    if missing:
+        reject("missing_field", place, f"no {', '.join(missing)}", f"the fields of {column!r}")
+    return _FIELD.sub(lambda match: written(record[match[1]], match[1], place), column)
+
+
 def _solution(text: str) -> dict[str, str]:
-    """A chain and its answer, which GSM8K's solutions give behind `####`."""
+    """A chain and its answer, which solutions give behind `####` (GSM8K) or in `\\boxed` (MATH)."""
     steps, mark, answer = text.rpartition("####")
-    if not mark:
-        return {"text": text, "gold_answer": ""}
-    return {"text": strip_marks(steps).strip(), "gold_answer": answer.strip()}
+    if mark:
+        return {"text": strip_marks(steps).strip(), "gold_answer": answer.strip()}
+    return {"text": text, "gold_answer": boxed(text)}
+
+
+def boxed(text: str) -> str:
+    """What stands in the last `\\boxed{...}` of a text; "" where none is closed."""
+    for start in reversed([match.end() for match in _BOXED.finditer(text)]):
+        depth = 1
+        for place, character in enumerate(text[start:], start):
+            depth += (character == "{") - (character == "}")
+            if not depth:
+                return text[start:place].strip()
+    return ""
 
 
 def _turns(messages: Sequence[Any], place: str) -> dict[str, str]:
@@ -378,10 +432,15 @@ def _turns(messages: Sequence[Any], place: str) -> dict[str, str]:
             turns.append((_ROLES.get(role, role), content.strip()))
             known = (message.get(name) for name in NAMES["thought"])
             apart = next(filter(None, known), "")
-    if [role for role, _ in turns] != ["user", "assistant"]:
-        got = f"turns of {', '.join(str(role) for role, _ in turns) or 'nobody'}"
+    roles = [role for role, _ in turns]
+    got = f"turns of {', '.join(map(str, roles)) or 'nobody'}"
+    if roles == ["user"]:
+        reject("no_answer", place, got, "an answer of the assistant")
+    if roles != ["user", "assistant"]:
         reject("several_turns", place, got, "one of the user and one of the assistant")
     (_, question), (_, answer) = turns
+    if not answer:
+        reject("no_answer", place, "an empty answer of the assistant", "a text")
     within, _, text = answer.rpartition("</think>")
     thought = within.strip().removeprefix("<think>").strip() or _content(apart, place)
     found = {"question": question, "text": text.strip()}
@@ -412,6 +471,7 @@ def _sample(values: Mapping[str, Any], origin: _Origin) -> Sample:
         logprobs=None,
         finish_reason="stop",
         thought=values.get("thought", ""),
+        answer_kind=values.get("answer_kind", ""),
     )
 
 

@@ -111,6 +111,8 @@ class Sample:
         thought: what a teacher that thinks apart from its text thought before it; "" and absent in
             the file for others.
         thought_logprobs: of the thought; None and absent in the file where the teacher gives none.
+        answer_kind: of the gold answer, where the samples of a file differ in it: a name of
+            `answers.KINDS`; "" and absent in the file for others.
     """
 
     id: str
@@ -127,6 +129,7 @@ class Sample:
     finish_reason: str
     thought: str = ""
     thought_logprobs: Logprobs | None = None
+    answer_kind: str = ""
 
 
 def source_of(teacher: Mapping[str, Any]) -> str:
@@ -140,7 +143,7 @@ def source_of(teacher: Mapping[str, Any]) -> str:
 _LARGEST = sys.float_info.max
 _NAMES = tuple(field.name for field in fields(Sample))
 _LOGPROBS = {"logprobs": "text", "thought_logprobs": "thought"}
-_OPTIONAL = {"thought", "thought_logprobs"}
+_OPTIONAL = {"thought", "thought_logprobs", "answer_kind"}
 _TYPES = {"teacher": dict, "sample": int} | dict.fromkeys(_LOGPROBS, dict | None)  # others: str
 
 

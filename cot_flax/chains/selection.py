@@ -80,8 +80,10 @@ def _minorities(samples: Sequence[Sample], filters: Filters) -> list[str | None]
     """What the samples of an unlabelled question vote down, each with its answer."""
     if not filters.majority or any(sample.gold_answer for sample in samples):
         return [None] * len(samples)
-    kind = filters.answer_kind
-    answers = [extract_answer(sample.text, kind=kind, mode="flexible") for sample in samples]
+    answers = [
+        extract_answer(sample.text, kind=filters.kind_of(sample), mode="flexible")
+        for sample in samples
+    ]
     votes = Counter(filter(None, answers)).most_common(2)
     if len(votes) == 2 and votes[0][1] == votes[1][1]:
         return ["no_majority"] * len(samples)

@@ -48,6 +48,13 @@ def _columns(typed: str) -> dict[str, str]:
         "files and `none` for the others, whose answers are given.",
         _KEEP,
     ),
+    answer_kind=Short(
+        "ANSWER_KIND",
+        str,
+        "number, choice, yes_no or text, by default the task's; gold: what each gold answer looks "
+        "like.",
+        _KEEP,
+    ),
     held_out_splits=Short(
         "HELD_OUT_SPLITS",
         str,

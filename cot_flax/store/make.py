@@ -76,10 +76,15 @@ def store(
     return tally.summary() + named
 
 
-def answer_kind(task: str) -> str:
-    """The kind of a task's answers, by which its chains are judged."""
+def answer_kind(task: str, kind: str | None = None) -> str:
+    """By which kind of answers chains are judged; see `filtering.Filters`.
+
+    Args:
+        task: whose kind it is where `kind` is None.
+        kind: another one.
+    """
     find_task(task, "--task")
-    return cot_task(task).answer_kind
+    return kind or cot_task(task).answer_kind
 
 
 def template(task: str) -> Template:

@@ -17,6 +17,7 @@ import numpy as np
 import seqio
 import tensorflow as tf
 
+from cot_flax.chains.filtering import UNREADABLE_GOLD
 from cot_flax.chains.preparation import Outcome, Preparation
 from cot_flax.chains.readers import Raw, find_format
 from cot_flax.chains.samples import gzip_writer, to_line
@@ -34,6 +35,7 @@ from cot_flax.files import (
     write_whole,
 )
 from cot_flax.store import layout
+from cot_flax.text.answers import kind_of_gold
 
 PARTS, PLAN = "parts", "plan.json"
 RECORDS_PER_SHARD = 2048
@@ -216,6 +218,17 @@ def stop_if_too_many_rejected(total: Tally, max_rejected: float, parts: str) -> 
             f"at most {max_rejected:.1%}",
             f"repair the input ({parts}/*.{layout.REJECTED} name the lines) "
             "or raise --max-rejected",
+        )
+    unreadable = total.fates[UNREADABLE_GOLD]
+    if unreadable > max_rejected * total.read:
+        shown = {e["gold_answer"] for e in total.dropped_examples if e["reason"] == UNREADABLE_GOLD}
+        likely = sorted({kind_of_gold(gold) for gold in shown})
+        raise UserError(
+            f"{unreadable:,} of {total.read:,} gold answers that are none of the kind of --task, "
+            f"such as {', '.join(map(repr, sorted(shown)))}, which look like {', '.join(likely)}",
+            f"at most {max_rejected:.1%}",
+            "take a --task of their kind, pass --answer-kind (gold: of each its own), or raise "
+            "--max-rejected",
         )
 
 

@@ -426,6 +426,22 @@ def gold_answer(gold: str, *, kind: str) -> str | None:
     return _marked(text, kind)[0] or _normal_text(_last_line(text)) or None
 
 
+def kind_of_gold(gold: str) -> str:
+    """The kind that a bare gold answer looks like: "number", "yes_no", "choice", else "text".
+
+    A letter is a choice (`B`, `(b)`), a number may have a unit; words are none of them, whatever
+    number stands among them.
+    """
+    gold = said(gold).strip()
+    if re.fullmatch(r"(?:yes|no|true|false)\W*", gold, re.IGNORECASE):
+        return "yes_no"
+    if re.fullmatch(r"\(?[A-Z]\)?\W*|\([a-z]\)\W*", gold):
+        return "choice"
+    without_unit = re.sub(r"[^\W\d_]+\W*$", "", gold)
+    numbers = [] if re.search(r"[^\W\d_]", without_unit) else only_number(gold)
+    return "number" if numbers and numbers[0] is not None else "text"
+
+
 def whole_text(text: str, gold: str, kind: str = "text") -> str | None:
     """Returns `text` in the normal form of kind `text` if all of it, however long, is `gold`."""
     text = said(_stopped(text, kind))

@@ -163,6 +163,30 @@ def test_a_gold_answer_that_is_none_drops_its_chains_by_name(tokenizer):
     assert outcome.dropped == [("unreadable_gold_answer", s) for s in samples]
 
 
+@pytest.mark.parametrize("kind", ["gold", "own"])
+def test_every_chain_is_judged_by_the_kind_of_its_answer(tokenizer, kind):
+    """Of questions whose answers are of several kinds no right chain is lost, no wrong one kept."""
+    right = [
+        ("7", "number", "3 + 4 = 7."),
+        ("yes", "yes_no", "He had 2 sons. So the answer is yes."),
+        ("(B)", "choice", "A has 1, B has 2. The answer is (B)."),
+        ("Paris", "text", "It lies on the Seine. The answer is Paris."),
+    ]
+    wrong = [("no", "yes_no", right[1][2]), ("(A)", "choice", right[2][2])]
+    samples = [
+        dataclasses.replace(
+            sample(text, gold=gold, id=f"q{n}"), answer_kind=own if kind == "own" else ""
+        )
+        for n, (gold, own, text) in enumerate(right + wrong)
+    ]
+    filters = Filters(answer_kind="gold") if kind == "gold" else Filters()
+    outcome = Outcome()
+    for chain in samples:
+        prepare_question([chain], ["default"], tokenizer, Preparation(filters), outcome)
+    assert [record.answer for record in outcome.kept] == ["7", "yes", "(B)", "Paris"]
+    assert outcome.tally.fates == {"kept": 4, "wrong_answer": 2}
+
+
 def test_what_is_selected_counts_among_those_that_passed(tokenizer):
     """A wrong chain takes no place, nor is it the first."""
     texts = ["It is 3.", "1 + 1 = 2.", "1 + 1 = 2.", "2 + 0 = 2.", "4 - 2 = 2."]

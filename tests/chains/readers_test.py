@@ -371,6 +371,8 @@ def test_a_chain_that_cannot_be_used_is_counted(tmp_path, record, reason):
     ("turns", "reason"),
     [
         ([("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")], "several_turns"),
+        ([("user", "a")], "no_answer"),
+        ([("user", "a"), ("assistant", " ")], "no_answer"),
         ([("assistant", "b")], "several_turns"),
         ([], "several_turns"),
         ([("user", "a"), ("assistant", None)], "wrong_type"),
@@ -414,7 +416,58 @@ def test_names_of_samples_are_read(tmp_path):
     ((sample,), _) = parsed(write(tmp_path / "c.jsonl", row | {"teacher": "t"}))
     assert {name: str(getattr(sample, name)) for name in row} == {k: str(v) for k, v in row.items()}
     assert sample.teacher == {"model": "t", "params": {}}
-    assert set(row) | {"teacher", "messages", "thought"} == set(NAMES)
+    assert set(row) | {"teacher", "messages", "thought", "answer_kind"} == set(NAMES)
+
+
+def test_a_column_may_be_a_template_of_several(tmp_path):
+    columns = columns_of("question={title}, urgent?\n{body} {},text=why,gold_answer=label")
+    assert columns["question"] == "{title}, urgent?\n{body} {}"
+    rows = [
+        {"title": "Fan", "body": 2, "why": "b", "label": True},
+        {"title": "Fan", "body": None, "why": "b", "label": "no"},
+        {"title": "Fan", "body": [1], "why": "b", "label": "no"},
+    ]
+    (sample,), bad = parsed(write(tmp_path / "c.jsonl", *rows), columns)
+    assert (sample.question, sample.gold_answer) == ("Fan, urgent?\n2 {}", "yes")
+    assert [reason for _, reason, _ in bad] == ["missing_field", "wrong_type"]
+    assert "line 2: no body; expected the fields of '{title}" in bad[0][2]
+    with pytest.raises(UserError, match="with the fields title, body, why, label"):
+        find_format(tmp_path / "c.jsonl", columns | {"question": "{title} {boddy}"})
+
+
+def test_one_id_for_two_questions_is_named(tmp_path):
+    rows = [{"id": 7, "question": q, "text": t} for q, t in ("ab", "ac", "xd", "ae")]
+    samples, ((place, reason, error),) = parsed(write(tmp_path / "c.jsonl", *rows))
+    assert [(s.id, s.sample, s.text) for s in samples] == [
+        ("7", 0, "b"),
+        ("7", 1, "c"),
+        ("7", 2, "e"),
+    ]
+    assert (place, reason) == (f"{tmp_path}/c.jsonl, line 3", "duplicate_id")
+    assert "another question of the id '7'" in error
+
+
+@pytest.mark.parametrize(
+    ("solution", "text", "gold"),
+    [
+        ("2 + 2 = 4\n#### 4", "2 + 2 = 4", "4"),
+        (r"So $\\boxed{3}$, no: \\boxed{\\frac{1}{2}}.", None, r"\\frac{1}{2}"),
+        (r"So \\boxed{3} or \\boxed{\\frac{1}{2}", None, "3"),
+        ("Two.", None, ""),
+    ],
+)
+def test_a_solution_has_its_answer_behind_a_mark_or_in_a_box(tmp_path, solution, text, gold):
+    ((sample,), _) = parsed(write(tmp_path / "c.jsonl", {"problem": "a", "answer": solution}))
+    assert (sample.text, sample.gold_answer) == (text or solution, gold)
+
+
+def test_records_may_say_of_what_kind_their_answer_is(tmp_path):
+    rows = [{"question": "a", "text": "b", "answer_kind": k} for k in ("yes_no", None, "maybe")]
+    samples, ((_, reason, error),) = parsed(write(tmp_path / "c.jsonl", *rows))
+    assert [sample.answer_kind for sample in samples] == ["yes_no", ""]
+    assert [json.loads(to_line(s)).get("answer_kind") for s in samples] == ["yes_no", None]
+    assert reason == "answer_kind"
+    assert "expected one of number, choice, yes_no, text" in error
 
 
 def test_what_is_thought_apart_is_not_the_chain(tmp_path):

@@ -197,6 +197,18 @@ def test_the_run_goes_on_up_to_the_share_of_rejected_records(tmp_path, samples, 
     assert (tmp_path / "out" / "COMPLETED").exists()
 
 
+def test_golds_of_another_kind_stop_and_say_which(tmp_path, make_sample):
+    """60 right chains of StrategyQA for a task of numbers were all dropped as no_answer."""
+    samples = [
+        make_sample(f"It is so, {n}. So the answer is yes.", "yes", id=f"q{n}") for n in range(60)
+    ]
+    path = written(tmp_path / "samples.jsonl", samples)
+    with pytest.raises(UserError, match=r"60 of 60 gold answers.*'yes', which look like yes_no.*"):
+        run(path, tmp_path / "out")
+    tally = run(path, tmp_path / "out", settings=Preparation(Filters(answer_kind="gold")))
+    assert tally.fates == {"kept": 60}
+
+
 def test_every_dropped_sample_is_there_whole_with_its_reason(tmp_path, make_sample):
     long = " ".join(["1"] * 60) + " The answer is 2"
     fates = [
@@ -213,7 +225,8 @@ def test_every_dropped_sample_is_there_whole_with_its_reason(tmp_path, make_samp
     ]
     fates[-1] = (dataclasses.replace(fates[-1][0], id="é"), "wrong_answer")
     path = written(tmp_path / "samples.jsonl", [sample for sample, _ in fates])
-    tally = run(path, tmp_path / "out", settings=Preparation(max_target_tokens=40))
+    settings = Preparation(max_target_tokens=40)
+    tally = run(path, tmp_path / "out", settings=settings, max_rejected=0.1)
     assert dropped(tmp_path / "out") == [
         {"reason": reason, **json.loads(to_line(sample))} for sample, reason in fates if reason
     ]

@@ -21,6 +21,7 @@ from cot_flax.text.answers import (
     extract_answer,
     first_sentence,
     gold_answer,
+    kind_of_gold,
     marked_kind,
 )
 from cot_flax.text.numerals import bounded
@@ -622,3 +623,16 @@ def test_palm_chains_that_leave_the_last_step_undone(shared_data):
         answer = extract_answer(chain.partition("\n\n")[0], kind="number", mode="strict")
         right += answers_match(answer, json.loads(line)["label"], kind="number")
     assert right == 376
+
+
+@pytest.mark.parametrize(
+    ("golds", "kind"),
+    [
+        (("18", "-3", "1,080", "$5.50", "1/2", "50%", "18 dollars", "0", "3 cm."), "number"),
+        (("yes", "No.", "TRUE", "false"), "yes_no"),
+        (("B", "(b)", "(C).", "A"), "choice"),
+        (("Paris", "a", "page", "5 apples and 3 pears", "12:30", "no idea", "C major", ""), "text"),
+    ],
+)
+def test_a_gold_answer_shows_its_kind(golds, kind):
+    assert {gold: kind_of_gold(gold) for gold in golds} == dict.fromkeys(golds, kind)
