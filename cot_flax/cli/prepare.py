@@ -24,7 +24,7 @@ def _columns(typed: str) -> dict[str, str]:
         "SAMPLES_FILE",
         tuple,
         "Samples files, FLAN's .tsv, the CoT Collection's .json, or chains of your own (JSON "
-        "Lines, JSON, CSV, TSV, Parquet).",
+        "Lines, JSON, CSV, TSV, Parquet, Arrow): files, patterns, folders, names on the hub.",
         argument=True,
     ),
     columns=Short(

@@ -288,7 +288,7 @@ def import_given(
         list[str],
         typer.Argument(
             help="FLAN's .tsv, the CoT Collection's .json, or chains of your own (JSON Lines, "
-            "JSON, CSV, TSV, Parquet)."
+            "JSON, CSV, TSV, Parquet, Arrow): files, patterns, folders, names on the hub."
         ),
     ],
     out: Out,
@@ -302,13 +302,15 @@ def import_given(
     Example: cot-flax teach import gsm8k_train.tsv --out human.jsonl.gz
     """
     from cot_flax.chains.readers import columns_of, parsed
+    from cot_flax.chains.records import files_of
     from cot_flax.chains.samples import write_samples
 
     named, count, thoughts = columns_of(columns) if columns else None, 0, 0
 
     def counted():
         nonlocal count, thoughts
-        for sample in itertools.chain.from_iterable(parsed(file, named) for file in files):
+        found = (parsed(file, named) for file in files_of(files))
+        for sample in itertools.chain.from_iterable(found):
             count, thoughts = count + 1, thoughts + bool(sample.thought)
             yield sample
 

@@ -11,15 +11,14 @@ import os
 from collections.abc import Mapping, Sequence
 
 import seqio
-import tensorflow as tf
 from etils import epath
 
 from cot_flax.chains.preparation import Preparation
 from cot_flax.chains.readers import find_format
+from cot_flax.chains.records import files_of
 from cot_flax.chains.tally import Tally
 from cot_flax.chains.workers import Job
 from cot_flax.data.features import fingerprint, tokenizer_of
-from cot_flax.errors import UserError
 from cot_flax.files import path_at
 from cot_flax.store import beam_steps, layout
 from cot_flax.store.prepare import (
@@ -54,7 +53,7 @@ def prepare(
     keeps too.
 
     Args:
-        inputs: files that `chains.readers` knows, or patterns of them.
+        inputs: files that `chains.readers` knows, as `records.files_of` takes them.
         out: the store's folder. A finished one of the same inputs and settings is left as it is.
         vocabulary: the student's.
         settings: what is kept and how it is aligned.
@@ -92,22 +91,15 @@ def prepare(
 
 def _plan(inputs, vocabulary, settings, bytes_per_shard) -> dict:
     """What a store is made of; two stores of one plan are the same."""
-    files = [path for pattern in inputs for path in _matches(str(pattern))]
     plan = {
         "format": layout.FORMAT,
-        "inputs": [_status(path, settings.columns) for path in files],
+        "inputs": [_status(path, settings.columns) for path in files_of(inputs)],
         "vocabulary": fingerprint(vocabulary),
         "id_bits": layout.id_bits(vocabulary.vocab_size),
         "settings": dataclasses.asdict(settings),
         "bytes_per_shard": bytes_per_shard,
     }
     return json.loads(json.dumps(plan))
-
-
-def _matches(pattern: str) -> list[str]:
-    if found := sorted(tf.io.gfile.glob(os.fspath(path_at(pattern)))):
-        return found
-    raise UserError(f"no file {pattern}", "a file or a pattern of files", "check the path")
 
 
 def _status(path: str, columns: Mapping[str, str] | None) -> tuple[str, int, float]:

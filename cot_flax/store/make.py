@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from cot_flax.chains.preparation import Preparation
 from cot_flax.chains.readers import SAMPLES, find_format
-from cot_flax.chains.records import BadRecord
+from cot_flax.chains.records import BadRecord, files_of
 from cot_flax.chains.tally import Tally, most
 from cot_flax.data.batches import find_task
 from cot_flax.data.cards import TaskCard
@@ -35,7 +35,7 @@ def store(
     """Makes a store of samples files; says what became of the records.
 
     Args:
-        samples: files that `chains.readers` knows.
+        samples: files that `chains.readers` knows, as `records.files_of` takes them.
         out: the store's folder.
         task: has the student's vocabulary.
         settings: what is kept and how it is aligned.
@@ -53,7 +53,8 @@ def store(
             of its own.
     """
     provider, card = find_task(task, "--task"), cot_task(task)
-    for file in _files(samples):
+    files = files_of(samples)
+    for file in files:
         _refuse_another(file, card)
     options = {
         "vocabulary": provider.output_features["targets"].vocabulary,
@@ -68,9 +69,9 @@ def store(
         from cot_flax.store import beam
 
         flags = [f"--runner={beam_runner}", *beam_flags]
-        tally = beam.prepare(_files(samples), out, flags=flags, **options)
+        tally = beam.prepare(files, out, flags=flags, **options)
     else:
-        tally = prepare(_files(samples), out, workers=workers, progress=_show, **options)
+        tally = prepare(files, out, workers=workers, progress=_show, **options)
     others = tally.datasets.keys() - _own_names(card)
     named = f"\nkept by data set: {most(tally.datasets)}" if others else ""
     return tally.summary() + named
@@ -122,10 +123,6 @@ def _first_dataset(file: str) -> str | None:
     except UserError:  # `prepare` says why
         pass
     return None
-
-
-def _files(samples: str | Sequence[str]) -> list[str]:
-    return [samples] if isinstance(samples, str) else list(samples)
 
 
 def _show(tally: Tally) -> None:

@@ -20,6 +20,7 @@ import tensorflow as tf
 from cot_flax.chains.filtering import UNREADABLE_GOLD
 from cot_flax.chains.preparation import Outcome, Preparation
 from cot_flax.chains.readers import Raw, find_format
+from cot_flax.chains.records import files_of
 from cot_flax.chains.samples import gzip_writer, to_line
 from cot_flax.chains.tally import Tally, most
 from cot_flax.chains.workers import Chunk, Job, cores, prepare_chunks
@@ -61,7 +62,8 @@ def prepare(
     """Filters, aligns and tokenizes samples into a store.
 
     Args:
-        inputs: files that `chains.readers` knows. The chains of a question stand together in one.
+        inputs: files that `chains.readers` knows, as `records.files_of` takes them. The chains of
+            a question stand together in one.
         out: the store's folder. An unfinished one of the same inputs and settings is gone on with,
             a finished one is left as it is. One in a bucket grows at `files.work_path` until it is
             uploaded whole.
@@ -86,6 +88,7 @@ def prepare(
             rejected records or unknown characters, log-probabilities that cannot be the text's,
             nothing kept, or another finished store.
     """
+    inputs = files_of(inputs)
     job = Job(tokenizer_of(vocabulary), settings)
     final, plan = path_at(out), _plan(inputs, vocabulary, settings, records_per_shard)
     if tally := layout.finished(final, plan, overwrite=overwrite):

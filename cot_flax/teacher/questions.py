@@ -1,12 +1,13 @@
 """The questions that a teacher is asked, read from the shapes in which data sets come."""
 
+import itertools
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from cot_flax.chains.readers import written
-from cot_flax.chains.records import records, reject, require
+from cot_flax.chains.records import files_of, records, reject, require
 from cot_flax.text.calculator import strip_marks
 
 _SOLUTION_END = "####"
@@ -46,7 +47,7 @@ def read_questions(path: str | os.PathLike, *, dataset: str, split: str) -> Iter
     passed over. GSM8K's solution that ends in `#### N` is taken apart, without its `<<...>>`.
 
     Args:
-        path: the file.
+        path: the file, or several as `records.files_of` takes them.
         dataset: the name of the data set.
         split: the name of the split; an item without an id is `{dataset}-{split}-{i}`, i from 0.
 
@@ -72,7 +73,8 @@ def placed_questions(
 ) -> Iterator[tuple[str, Question]]:
     """Yields (place, question) as `read_questions` does; place names the file and the line."""
     seen = set()
-    for i, (place, record) in enumerate(records(path)):
+    placed = itertools.chain.from_iterable(map(records, files_of(path)))
+    for i, (place, record) in enumerate(placed):
         question = _question(record, place, i, dataset, split)
         if question.id in seen:
             reject(
