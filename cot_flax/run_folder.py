@@ -1,6 +1,7 @@
 """What training and evaluation leave in a model directory, read back without a model."""
 
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ CONFIG, FACTS, METRICS = "config.gin", "run.json", "metrics.jsonl"
 PREDICTIONS, RESULTS = "predictions.jsonl", "results.json"
 CHECKPOINTS, TENSORBOARD = "checkpoints", "tensorboard"
 """The folders of the steps, and of TensorBoard's files."""
+BEST = "best"
+"""`MODEL_DIR/best/METRIC` names the step that a validation metric chose; it is no folder."""
 FOLDERS = (".", "test")
 """Where an evaluation lies as a rule, seen from the model directory; any folder in it may."""
 
@@ -33,6 +36,7 @@ class Run:
         missing: one sentence for each part that was not there or is not shown.
         is_base: whether the other runs are measured against this one.
         further: results.json of the evaluations after the first, of which tasks are shown.
+        chosen: a sentence for each metric by which the run kept its best checkpoint.
     """
 
     label: str
@@ -43,6 +47,7 @@ class Run:
     missing: tuple[str, ...] = ()
     is_base: bool = False
     further: tuple[dict, ...] = ()
+    chosen: tuple[str, ...] = ()
 
     @property
     def tasks(self) -> dict[str, dict]:
@@ -79,7 +84,9 @@ def write_facts(model_dir: str | os.PathLike, facts: Mapping) -> None:
             - `objective`: the fields of `objectives.losses.Objective`.
             - `training`: `optimizer` and `schedule` (names), `settings` (what is bound to them),
               `learning_rate` (the peak), `steps`, `batch_size`, `microbatches`, `mesh` (devices by
-              axis, and `fsdp`), `seed`.
+              axis, and `fsdp`), `seed`; where checkpoints are chosen `best_metrics` ("max" or "min"
+              by name, the first one for `early_stopping`).
+            - `stopped`: of a run that ended early, `step` and `reason`.
             - `versions`: of `cot_flax`, `jax` and `python`, with which it began.
             - `resumed`: of a run that went on with other values, which the sections above have: for
               each time `after` (steps) and `changes` (the old and the new value, by path).
@@ -254,7 +261,28 @@ def _read_run(label: str, folder: Path, is_base: bool) -> Run:
         (*missing, *notes),
         is_base,
         tuple(shown[1:]),
+        _chosen(folder, metrics, cards),
     )
+
+
+def _chosen(folder: Path, metrics: Sequence[Mapping], cards: Mapping) -> tuple[str, ...]:
+    """Which checkpoint is best by each metric that chose: the first of equals, as in training."""
+    sentences = []
+    for name, goal in read_facts(folder).get("training", {}).get("best_metrics", {}).items():
+        sign = 1 if goal == "max" else -1
+        rows = [
+            row
+            for row in metrics
+            if row["kind"] == "eval" and math.isfinite(row.get(name, math.nan))
+        ]
+        if rows:
+            best = max(rows, key=lambda row: sign * row[name])
+            role = cards.get(name.rpartition("/")[0], {}).get("role")
+            sentences.append(
+                f"its best {name}{f' ({role})' if role else ''}, {best[name]:.4g}, at step "
+                f"{best['step']:,}: {folder}/{BEST}/{name}"
+            )
+    return tuple(sentences)
 
 
 def _predictions(places: Sequence[Path], results: Mapping) -> list[dict]:

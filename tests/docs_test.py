@@ -211,6 +211,9 @@ def small(arguments: list[str]) -> list[str]:
     flags = next((SMALL[key] for key in SMALL if tuple(arguments[: len(key)]) == key), [])
     if "--gin_file=experiments/world_evaluate.gin" in arguments:
         arguments = [arguments[0], TWO_TASKS, *arguments[1:]]
+    if any("BEST_METRICS" in argument for argument in arguments):  # which need an evaluator
+        few = "--gin.evaluators.AccuracyEvaluator.max_examples=2"
+        flags = [few if "EVALUATORS" in flag else flag for flag in flags]
     return [*arguments, *flags]
 
 

@@ -19,6 +19,7 @@ from cot_flax.evaluation.evaluate import (
 from cot_flax.objectives.losses import Objective
 from cot_flax.students.student import Student
 from cot_flax.training import sharding, step
+from cot_flax.training.selection import Goal, Goals
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,14 @@ class AccuracyEvaluator:
         }
         check_golds(examples, self.decoding.mode)
 
+    @property
+    def goals(self) -> Goals:
+        """What a checkpoint may be chosen by."""
+        found: dict[str, Goal] = {}
+        for task in task_names(self.mixture_or_task_name):
+            found |= {f"{task}/accuracy": "max", f"{task}/parse_failure_rate": "min"}
+        return found
+
     def __call__(self, student: Student, params: dict) -> dict[str, float]:
         metrics = {}
         for task in task_names(self.mixture_or_task_name):
@@ -60,11 +69,25 @@ class LossEvaluator:
 
     Attributes:
         objective: the run's own, so that a run with KL sees its held-out KL.
+        prefix: of the names of its metrics, such as "svamp/" where another one measures too.
     """
 
     data: TaskBatches
     batches: int = 20
     objective: Objective = Objective()  # noqa: RUF009 (frozen)
+    prefix: str = ""
+
+    @property
+    def split(self) -> str:
+        return self.data.split
+
+    @property
+    def goals(self) -> Goals:
+        """What a checkpoint may be chosen by."""
+        names: dict[str, Goal] = {"loss": "min", "cross_entropy": "min", "token_accuracy": "max"}
+        if self.data.has_teacher and self.objective.uses_teacher:
+            names["kl"] = "min"
+        return {f"{self.prefix}{name}": goal for name, goal in names.items()}
 
     def __call__(self, student: Student, params: dict) -> dict[str, float]:
         objective = self.objective
@@ -79,7 +102,8 @@ class LossEvaluator:
         ):
             for name, value in jax.device_get(sums(params, rows.put(batch))).items():
                 total[name] = total.get(name, 0.0) + float(value)
-        return step.summarize(total)
+        found = step.summarize(total)
+        return {f"{self.prefix}{name}": value for name, value in found.items()}
 
 
 @lru_cache(maxsize=8)

@@ -1,6 +1,7 @@
 """Checkpoints through orbax: state, data position, and what the parameters belong to."""
 
 import dataclasses
+import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 
@@ -12,17 +13,23 @@ from cot_flax.files import path_at, write_whole
 from cot_flax.run_folder import CHECKPOINTS
 from cot_flax.students.student import from_json, to_json
 from cot_flax.training import hosts
+from cot_flax.training.selection import Selection
 from cot_flax.training.state import TrainState
-from cot_flax.weights.native import Metadata
+from cot_flax.weights.native import METADATA, Metadata
 from cot_flax.weights.opening import open_source
 from cot_flax.weights.source import Access, load
 
 
 class Checkpointer:
-    """Saves a run's state under `model_dir/checkpoints`, in the background."""
+    """Saves a run's state under `model_dir/checkpoints`, in the background.
+
+    The newest `keep` steps stay (None: all), and those that `Metadata.selection` of the newest one
+    calls the best.
+    """
 
     def __init__(self, model_dir: str, *, period: int, keep: int | None):
-        self._folder, self._period, self._keep = path_at(model_dir) / CHECKPOINTS, period, keep
+        self._folder, self._period = path_at(model_dir) / CHECKPOINTS, period
+        self._kept = _NewestAndBest(keep, set())
 
     @cached_property
     def _manager(self) -> ocp.CheckpointManager:
@@ -33,7 +40,7 @@ class Checkpointer:
         return ocp.CheckpointManager(
             self._folder,
             options=ocp.CheckpointManagerOptions(
-                save_decision_policy=policies.AnySavePolicy(due), max_to_keep=self._keep
+                save_decision_policy=policies.AnySavePolicy(due), preservation_policy=self._kept
             ),
         )
 
@@ -45,9 +52,15 @@ class Checkpointer:
         return self._manager.should_save(step)
 
     def save(self, state: TrainState, metadata: Metadata, *, step: int):
-        """Saves, due or not; a step that is already there stays as it is."""
+        """Saves, due or not; a step that is already there takes the new metadata alone."""
+        self._kept.best = Selection.from_json(metadata.selection).steps
         if step in self._manager.all_steps():
+            self._manager.wait_until_finished()
+            if hosts.is_first():
+                file = self._folder / str(step) / METADATA
+                write_whole(file, json.dumps(dataclasses.asdict(metadata)))
             return
+        # What is no longer kept is deleted when the new step is whole: a kill leaves one too many.
         self._manager.save(
             step,
             args=ocp.args.Composite(
@@ -103,6 +116,20 @@ class Checkpointer:
                 "another state, which does not go on), or start anew from its parameters: another "
                 f"MODEL_DIR with INITIAL_CHECKPOINT_PATH={place}",
             )
+
+
+@dataclasses.dataclass
+class _NewestAndBest:
+    """Which checkpoints orbax preserves: the newest ones, and those of the steps in `best`."""
+
+    newest: int | None
+    best: set[int]
+
+    def should_preserve(self, checkpoints, *, context) -> list[bool]:
+        """Asked with all checkpoints in the order of their steps, the one being saved included."""
+        del context
+        first = 0 if self.newest is None else len(checkpoints) - self.newest
+        return [i >= first or found.step in self.best for i, found in enumerate(checkpoints)]
 
 
 def _shapes(tree) -> dict[tuple[str, ...], tuple[int, ...]]:

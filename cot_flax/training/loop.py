@@ -32,6 +32,7 @@ from cot_flax.training import (
     interruption,
     logs,
     resume,
+    selection,
     sharding,
     state,
     step,
@@ -41,8 +42,15 @@ from cot_flax.training.trackers import Tracker
 from cot_flax.weights.opening import check_place
 from cot_flax.weights.source import Access
 
-Evaluator = Callable[[Student, dict], dict[str, float]]
-"""Computes metrics of a student with its parameters, in the middle of a run."""
+
+class Evaluator(Protocol):
+    """Computes metrics of a student with its parameters, in the middle of a run.
+
+    Every process gets the same. One that may choose checkpoints also has `goals`, whether more or
+    less is better ("max" or "min") by the names of its metrics, and `split`, of the data.
+    """
+
+    def __call__(self, student: Student, params: dict) -> dict[str, float]: ...
 
 
 class Data(Protocol):
@@ -102,6 +110,8 @@ def train(
     log_period: int = 10,
     eval_period: int = 0,
     evaluators: Sequence[Evaluator] = (),
+    best_metrics: Sequence[str] = (),
+    early_stopping: int | None = None,
     tracker: Tracker | None = None,
     facts: Mapping[str, Mapping] | None = None,
     config: str = "",
@@ -123,6 +133,10 @@ def train(
         checkpoint_period: None saves ten times in a run, and every 1,000 steps of a long one.
         log_period: metrics are means over so many steps.
         eval_period: 0 evaluates at the end only.
+        best_metrics: of the evaluators: by each of them the best checkpoint is kept, too, and
+            `model_dir/best/METRIC` names it.
+        early_stopping: the run ends after so many evaluations without gain of the first of
+            `best_metrics`; None never.
         tracker: a service that follows the run, too.
         facts: what the caller knows of the run, by the sections of run.json, which a fresh run
             writes; see `run_folder.write_facts`.
@@ -146,6 +160,9 @@ def train(
     _check("CHECKPOINT_PERIOD", checkpoint_period, least=1)
     _check("KEEP_CHECKPOINTS", keep_checkpoints, least=1)
     _check("EVAL_PERIOD", eval_period, least=0)
+    _check("EARLY_STOPPING", early_stopping, least=1)
+    selection.check(best_metrics, early_stopping, eval_period)
+    goals = selection.goals_of(best_metrics, evaluators)
     devices = sharding.make_mesh(mesh)
     sharding.check_batch_size(data.batch_size, microbatches, devices)
     period = checkpoint_period or min(1000, max(1, total_steps // 10))
@@ -176,6 +193,7 @@ def train(
                 "microbatches": microbatches,
                 "mesh": {**devices.shape, "fsdp": mesh.fsdp},
                 "seed": seed,
+                **({"best_metrics": goals, "early_stopping": early_stopping} if goals else {}),
             },
         }
         known = json.loads(json.dumps(_merged(known, facts or {})))
@@ -199,22 +217,30 @@ def train(
             train_state = state.create(student, optimizer, seed, abstract)
         first = done = int(train_state.step)
         rows_read = resume.rows_read(metadata.rows, before, changes, first, data.batch_size)
-        if first >= total_steps:
-            logs.say(
-                f"nothing to do: the run at {model_dir} has done {first:,} steps, TRAIN_STEPS is "
-                f"{total_steps:,}"
-            )
+        chosen = selection.Selection.from_json(metadata.selection).going_on(goals)
+
+        def evaluates_at(i):
+            return bool(evaluators) and (i >= total_steps or (eval_period and i % eval_period == 0))
+
+        # A signal may have come before the evaluation of the step that it saved.
+        owed = metadata.selection is not None and evaluates_at(first) and chosen.evaluated < first
+        if not owed and (first >= total_steps or chosen.stops(early_stopping)):
+            ended = f"TRAIN_STEPS is {total_steps:,}"
+            if first < total_steps:
+                ended = f"and stopped there: {chosen.standstill}"
+            logs.say(f"nothing to do: the run at {model_dir} has done {first:,} steps, {ended}")
             return train_state
         run_id = before.get("id") or uuid.uuid4().hex
         if tracker and hosts.is_first():
             tracker.start(run_id, model_dir, known)
         # From here on the folder is written to.
+        merged = resume.merged(before, known, changes, first) | {"id": run_id}
+        merged.pop("stopped", None)  # an earlier start said so
         if hosts.is_first():
             make_folder(model_dir)
             if not resumes:
                 run_folder.clear(model_dir)
-            merged = resume.merged(before, known, changes, first)
-            run_folder.write_facts(model_dir, merged | {"id": run_id})
+            run_folder.write_facts(model_dir, merged)
             if config:
                 run_folder.write_config(model_dir, config, first)
             checkpoints.save_vocabulary(model_dir, data.vocabulary_files)
@@ -252,11 +278,25 @@ def train(
         def save():
             window.catch_up()  # a state that is not finite must not be saved
             read = rows_read + (done - first) * data.batch_size
-            checkpointer.save(train_state, dataclasses.replace(metadata, rows=read), step=done)
+            stored = dataclasses.replace(metadata, rows=read, selection=chosen.to_json())
+            checkpointer.save(train_state, stored, step=done)
+
+        def evaluate():
+            window.flush()  # so that training's line stands before the evaluation's
+            metrics = {}
+            for evaluator in evaluators:
+                metrics |= evaluator(student, train_state.params)
+            log.write(done, metrics, kind="eval")
+            return chosen.after(done, metrics, goals)
 
         try:
             with signals.listening():
+                if owed:
+                    chosen = evaluate()
+                    save()
                 for i in range(first + 1, total_steps + 1):
+                    if chosen.stops(early_stopping):
+                        break
                     batch = speed.wait_for(batches)
                     # Once: a batch of another shape is an error, never another compilation.
                     compiled = compiled or train_step.lower(train_state, batch).compile()
@@ -269,18 +309,22 @@ def train(
                     last = i == total_steps
                     if last:
                         window.flush()
-                    if evaluators and (last or (eval_period and i % eval_period == 0)):
-                        window.flush()  # so that training's line stands before the evaluation's
-                        for evaluator in evaluators:
-                            log.write(i, evaluator(student, train_state.params), kind="eval")
+                    if evaluates_at(i):
+                        chosen = evaluate()
                     # A line is written one step late.
                     if i == first + log_period + 1 and (left_out := data.report()):
                         log.say(f"so far {left_out}")  # the end may be days away
-                    if last or checkpointer.is_due(i):
+                    ends = last or chosen.stops(early_stopping)
+                    if ends or i in chosen.steps or checkpointer.is_due(i):
                         with signals.deferred():
                             save()
             if left_out := data.report():
                 log.say(left_out)
+            if done < total_steps:
+                log.say(f"stopped after step {done:,} of {total_steps:,}: {chosen.standstill}")
+                if hosts.is_first():
+                    stopped = {"step": done, "reason": chosen.standstill}
+                    run_folder.write_facts(model_dir, merged | {"stopped": stopped})
         except interruption.Stopped as stopped:
             if done > first:
                 save()

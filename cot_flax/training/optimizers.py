@@ -62,19 +62,35 @@ def fu2023_cosine(
 
 
 def adafactor(
-    schedule: optax.Schedule, clip_norm: float | None = None, weight_decay: float | None = None
+    schedule: optax.Schedule,
+    clip_norm: float | None = None,
+    weight_decay: float | None = None,
+    parameter_scale: bool = True,
+    momentum: float | None = None,
+    smallest_factored: int = 128,
 ) -> Optimizer:
-    """Adafactor with T5X's settings (Shazeer & Stern 2018): factored, relative step sizes.
+    """Adafactor (Shazeer & Stern 2018); by default with T5X's settings.
 
-    decay 0.8, epsilons 1e-30 and 1e-3, updates clipped to root mean square 1, no momentum. The
-    layers of a scanned stack are treated one by one, as they are when the stack is unrolled.
+    decay 0.8, epsilons 1e-30 and 1e-3, updates clipped to root mean square 1. The layers of a
+    scanned stack are treated one by one, as they are when the stack is unrolled.
+
+    Args:
+        clip_norm: of all gradients together; None clips none.
+        weight_decay: a share of each parameter that a step takes away, whatever the schedule.
+        parameter_scale: a step is the schedule's number times the parameter's root mean square;
+            without it the number alone, as in paper [4] (transformers' `scale_parameter=False,
+            relative_step=False`, lr 5e-5, clip_norm 0.8).
+        momentum: decay of a mean of updates; None keeps none.
+        smallest_factored: matrices of which a side is smaller keep their whole second moment;
+            1 factors all, as transformers' Adafactor does.
     """
     transform = _per_layer(
         optax.adafactor(
             schedule,
-            min_dim_size_to_factor=128,
+            min_dim_size_to_factor=smallest_factored,
             decay_rate=0.8,
-            multiply_by_parameter_scale=True,
+            multiply_by_parameter_scale=parameter_scale,
+            momentum=momentum,
             clipping_threshold=1.0,
             eps=1e-30,
             weight_decay_rate=weight_decay,

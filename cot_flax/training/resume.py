@@ -26,6 +26,8 @@ _NAMES = {
     "objective.z_loss": "Z_LOSS",
     "objective.label_smoothing": "LABEL_SMOOTHING",
     "training.batch_size": "BATCH_SIZE",
+    "training.best_metrics": "BEST_METRICS",
+    "training.early_stopping": "EARLY_STOPPING",
     "training.learning_rate": "LEARNING_RATE",
     "training.mesh": "mesh",
     "training.microbatches": "MICROBATCHES",
@@ -41,6 +43,7 @@ _FREE = (
     "student.config",
     *(f"training.{name}" for name in ("batch_size", "learning_rate", "mesh", "microbatches")),
     *(f"training.{name}" for name in ("schedule", "settings", "steps")),
+    *(f"training.{name}" for name in ("best_metrics", "early_stopping")),
 )
 # The checkpoint itself says these, a store's fingerprint what is in its folder.
 _ELSEWHERE = (
@@ -48,7 +51,7 @@ _ELSEWHERE = (
     *(f"student.{name}" for name in ("family", "parameters", "special_ids", "vocabulary")),
 )
 _BINDINGS = ("data.settings", "training.settings")
-_WHOLES = ("data.lengths", "data.rates", "training.mesh")  # shown whole
+_WHOLES = ("data.lengths", "data.rates", "training.best_metrics", "training.mesh")  # shown whole
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import numpy as np
 
 from cot_flax.errors import UserError
 from cot_flax.files import is_bucket, path_at
-from cot_flax.run_folder import CHECKPOINTS
+from cot_flax.run_folder import BEST, CHECKPOINTS
 from cot_flax.students.lora import Lora, is_adapter
 from cot_flax.students.parameters import Index, Tensor, is_stacked, layer_names
 from cot_flax.students.student import from_json
@@ -16,6 +16,8 @@ from cot_flax.weights.files import tensorstore as files
 from cot_flax.weights.files.tensorstore import Listing
 from cot_flax.weights.source import Source
 
+METADATA = "metadata/metadata"
+"""The file with the JSON of a step's `Metadata`."""
 _KERNEL = "kernel"
 
 
@@ -29,12 +31,15 @@ class Metadata:
         rows: of the data that were consumed (packed ones hold several examples each); None where
             the checkpoint counts in batches, as those from before version 0.1.0 do.
         shards: parts that the data were read in; the batches depend on it.
+        selection: which steps were the best so far, as `training.selection` has it; None where
+            the run does not say.
     """
 
     model: dict
     vocabulary: str
     rows: int | None = None
     shards: int = 1
+    selection: Mapping | None = None
 
     @classmethod
     def from_json(cls, stored: Mapping) -> "Metadata":
@@ -58,13 +63,37 @@ def find(found: Listing) -> str | None:
     return None
 
 
+def best(path: str) -> str | None:
+    """The folder of the step that a run's metric chose; None where a path does not name one.
+
+    Args:
+        path: `MODEL_DIR/best/METRIC`, where there need be no such folder.
+
+    Raises:
+        UserError: the run has checkpoints, but no best one by this metric.
+    """
+    model_dir, marker, metric = path.rstrip("/").rpartition(f"/{BEST}/")
+    # Such as gsm8k_zero_shot_cot/accuracy; a folder of the user's own may be called the same.
+    newest = find(files.listing(model_dir)) if marker else None
+    if newest is None or not newest.rpartition("/")[0].endswith(f"/{CHECKPOINTS}"):
+        return None
+    chosen = (read_metadata(newest).selection or {}).get("best", {})
+    if metric not in chosen:
+        raise UserError(
+            f"no best checkpoint by {metric} in {model_dir}",
+            f"one by {', '.join(chosen)}" if chosen else "a run with BEST_METRICS",
+            "correct the name of the metric, or take the newest checkpoint: " + model_dir,
+        )
+    return f"{newest.rpartition('/')[0]}/{chosen[metric]['step']}"
+
+
 def read_metadata(step: str) -> Metadata:
     """Reads what the checkpoint in the folder of a step was trained with.
 
     Raises:
         UserError: it does not say.
     """
-    text = files.read(step, "metadata/metadata")
+    text = files.read(step, METADATA)
     if text is None:
         raise UserError(f"no metadata in {step}", "a checkpoint of cot-flax", "copy it again")
     return Metadata.from_json(json.loads(text))

@@ -38,13 +38,15 @@ def open_source(path: str, access: Access = Access()) -> Source:  # noqa: B008 (
     """Opens the parameters of a student wherever they lie; reads none of them yet.
 
     Args:
-        path: a model directory of cot-flax or a step in it; a checkpoint of T5X, in the legacy or
-            the orbax format, or a folder of such; these also as `gs://bucket/path`. Or a folder of
-            Hugging Face's files, or a name on its hub.
+        path: a model directory of cot-flax, a step in it, or `MODEL_DIR/best/METRIC`, the step
+            that a validation metric chose; a checkpoint of T5X, in the legacy or the orbax format,
+            or a folder of such; these also as `gs://bucket/path`. Or a folder of Hugging Face's
+            files, or a name on its hub.
 
     Raises:
         UserError: nothing is there, it is of no known kind, or it is broken.
     """
+    path = _chosen(path)
     check_place(path)
     if not is_bucket(path):
         folder = path_at(path)
@@ -107,8 +109,16 @@ def _base(folder: Path, access: Access) -> Path:
 
 def check_place(path: str) -> None:
     """Raises UserError where nothing lies at a path of this machine that is no name on the hub."""
-    if not is_bucket(path) and not path_at(path).exists() and not hub.is_name(path):
-        raise no_folder(path)
+    place = _chosen(path)
+    if not is_bucket(place) and not path_at(place).exists() and not hub.is_name(place):
+        raise no_folder(place)
+
+
+def _chosen(path: str) -> str:
+    """The step behind a name of the best one of a run; any other path as it is."""
+    if not is_bucket(path) and path_at(path).exists():
+        return path
+    return native.best(path) or path
 
 
 def no_folder(name: str) -> UserError:

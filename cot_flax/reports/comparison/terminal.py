@@ -96,7 +96,7 @@ def print_table(
         console.print(table)
         console.print()
     for run in found:
-        for sentence in run.missing:
+        for sentence in (*run.chosen, *run.missing):
             console.print(f"{run.label} has {sentence}.", markup=False, highlight=False)
 
 

@@ -1,6 +1,7 @@
 """Tests of the HTML page."""
 
 import json
+import math
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -8,6 +9,7 @@ from html.parser import HTMLParser
 import pytest
 from support.reports import ability_rows, write_run
 
+from cot_flax import run_folder
 from cot_flax.errors import UserError
 from cot_flax.lab.world.abilities import ABILITIES
 from cot_flax.reports import comparison
@@ -151,6 +153,26 @@ def test_missing_parts_are_said(demo_runs, tmp_path):
     assert "no prediction" in html.words
     with pytest.raises(UserError, match=r"got no results\.json"):
         comparison.write(tmp_path / "report.html", {"untested": tmp_path / "untested"})
+
+
+def test_the_best_checkpoints_are_named_with_the_roles_of_their_tasks(tmp_path):
+    """The first of equals; a metric that was never measured has none."""
+    write_run(tmp_path / "run", ability_rows("word_sorting", 0.5, 0), [])
+    task = "word_sorting_zero_shot_answer"
+    goals = {f"{task}/accuracy": "max", "loss": "min", "x/accuracy": "max"}
+    run_folder.write_facts(tmp_path / "run", {"training": {"best_metrics": goals}})
+    values = [(100, 0.2, 3.0), (200, 0.5, 2.5), (300, 0.5, math.nan), (400, 0.3, 2.75)]
+    rows = [
+        {"step": step, "kind": "eval", f"{task}/accuracy": accuracy, "loss": loss}
+        for step, accuracy, loss in values
+    ]
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / "run" / run_folder.METRICS).write_text(lines)
+    comparison.write(tmp_path / "report.html", {"run": tmp_path / "run"})
+    text = Outline((tmp_path / "report.html").read_text()).text
+    assert f"run has its best {task}/accuracy (general), 0.5, at step 200: " in text
+    assert f"run has its best loss, 2.5, at step 200: {tmp_path}/run/best/loss" in text
+    assert "its best x/accuracy" not in text
 
 
 def test_runs_decoded_differently_are_told_apart(tmp_path):
