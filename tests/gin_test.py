@@ -150,6 +150,7 @@ MEANINGS = {
     "LEARNING_RATE": "constant.peak fu2023_cosine.peak inverse_sqrt.peak warmup_cosine.peak",
     "MICROBATCHES": "train.microbatches fu2023_cosine.accumulation",
     "MIXTURE_OR_TASK_NAME": "TaskBatches.mixture_or_task_name evaluate.mixture_or_task_name",
+    "MODEL": "steps.model train.model",
     "OBJECTIVE": "LossEvaluator.objective train.objective",
     "OVERWRITE": "evaluate.overwrite store.overwrite",
     "RANDOM_SEED": "TaskBatches.seed Decoding.seed train.seed",
@@ -167,7 +168,6 @@ MEANINGS = {
     "TEACHER_STORE": "teacher_store.directory store.out",
     "TEACH_CHAT": "probe.chat sample.chat scenario.chat",
     "TEACH_TOP_LOGPROBS": "Overrides.top_logprobs rescore.top_logprobs",
-    "TRAIN_STEPS": "train.total_steps fu2023_cosine.total_steps warmup_cosine.total_steps",
     "WARMUP_STEPS": "constant.warmup_steps inverse_sqrt.warmup_steps warmup_cosine.warmup_steps",
 }
 

@@ -2,9 +2,11 @@
 
 import atexit
 import copy
+import dataclasses
 import difflib
 import itertools
 import weakref
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -183,6 +185,31 @@ class TaskBatches:
                 packed=self.pack,
             )
 
+    def epoch(self, layout: Layout) -> tuple[int, int, int]:
+        """Counts an epoch, for which it reads all data: see `training.epochs`.
+
+        Returns:
+            The examples of all tasks that are mixed, the overlong ones beside them, and the rows
+            that as many examples of the stream fill.
+        """
+        rates = self._rates() or {self.mixture_or_task_name: 1.0}
+        sizes = [self._sizes(name) for name in self._tasks() if rates[name]]
+        fitting, overlong = map(sum, zip(*sizes, strict=True)) if sizes else (0, 0)
+        if not self.pack or not fitting:
+            return fitting, overlong, fitting
+        stream = (example for example in self._examples(None) if not self._is_overlong(example))
+        rows = packing.pack(itertools.islice(stream, fitting), layout, self.feature_lengths)
+        return fitting, overlong, sum(1 for _ in rows)
+
+    def _sizes(self, task: str) -> tuple[int, int]:
+        """How many examples of a task fit, and how many do not."""
+        alone = dataclasses.replace(self, mixture_or_task_name=task)
+        counts = Counter(map(self._is_overlong, alone._examples(num_epochs=1)))
+        return counts[False], counts[True]
+
+    def _is_overlong(self, example: Mapping[str, np.ndarray]) -> bool:
+        return any(len(example[side]) > self.feature_lengths[side] for side in _SIDES)
+
     def report(self) -> str:
         """What was left out, of which task, what remains of a mixture's rates, and what is unknown.
 
@@ -301,9 +328,9 @@ class TaskBatches:
         return _closed_before_exit(_in_blocks(dataset, ("inputs", "targets", *teacher, _TASK)))
 
     def _fitting(self, shard: int):
-        limits, unk_id = self.feature_lengths, self._unk_id
+        unk_id = self._unk_id
         for example in self._examples(None, seqio.ShardInfo(shard, self.shards)):
-            overlong = any(len(example[side]) > limits[side] for side in _SIDES)
+            overlong = self._is_overlong(example)
             unknown = (not overlong and unk_id in example[side] for side in _SIDES)
             self._counts[shard, example.pop(_TASK)[0]] += 1, overlong, *unknown
             if not overlong:
@@ -311,7 +338,7 @@ class TaskBatches:
             elif self._counts[shard].sum(axis=0).tolist() == [_ENOUGH, _ENOUGH, 0, 0]:
                 raise UserError(
                     f"{_ENOUGH} examples of {self.mixture_or_task_name}, none within "
-                    f"{dict(limits)} tokens",
+                    f"{dict(self.feature_lengths)} tokens",
                     "examples that fit",
                     "raise TASK_FEATURE_LENGTHS",
                 )

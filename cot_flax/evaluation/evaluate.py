@@ -65,6 +65,8 @@ class Decoding:
         temperature: 0 is greedy.
         top_k: only the k likeliest tokens are drawn; 0 is off.
         top_p: only the fewest likeliest tokens that together have this probability; 1 is off.
+        no_repeat_ngram: no so many tokens in a row come twice in an answer; 0 is off.
+        min_new_tokens: so many tokens come before the end.
         beams: of beam search, whose best answer counts; 1 is greedy or sampled decoding.
         length_penalty: of beam search; None is the default of its rule.
         beam_rule: "huggingface" or "t5x": whose beam search it is.
@@ -78,6 +80,8 @@ class Decoding:
     temperature: float = 0.0
     top_k: int = 0
     top_p: float = 1.0
+    no_repeat_ngram: int = 0
+    min_new_tokens: int = 0
     beams: int = 1
     length_penalty: float | None = None
     beam_rule: RuleName = "huggingface"
@@ -97,6 +101,24 @@ class Decoding:
             raise UserError(f"top_k {self.top_k}", "1 or more, or 0 to be off", "set TOP_K")
         if not 0 < self.top_p <= 1:
             raise UserError(f"top_p {self.top_p}", "above 0, at most 1", "set TOP_P")
+        if self.no_repeat_ngram < 0:
+            raise UserError(
+                f"no_repeat_ngram {self.no_repeat_ngram}", "1 or more, or 0", "set NO_REPEAT_NGRAM"
+            )
+        most = self.max_tokens if self.max_tokens is not None else self.min_new_tokens + 1
+        if not 0 <= self.min_new_tokens < most:
+            raise UserError(
+                f"min_new_tokens {self.min_new_tokens} of max_tokens {self.max_tokens}",
+                "0 or more, and fewer than the most",
+                "set MIN_NEW_TOKENS or MAX_DECODE_LENGTH",
+            )
+        if self.beams > 1 and (self.no_repeat_ngram or self.min_new_tokens):
+            raise UserError(
+                f"{self.beams} beams with no_repeat_ngram {self.no_repeat_ngram}, min_new_tokens "
+                f"{self.min_new_tokens}",
+                "greedy or sampled decoding with these",
+                "set NUM_BEAMS=1",
+            )
         if self.beams < 1:
             raise UserError(f"{self.beams} beams", "1 or more", "set NUM_BEAMS=1 to be greedy")
         if self.beams > 1 and (self.samples > 1 or self.temperature > 0):
@@ -269,7 +291,7 @@ def _answer(
     Generator(student, params, tokenizer_of(vocabulary)).generate(
         [example["inputs"].tolist() for example in examples],
         max_tokens=_max_tokens(decoding, card),
-        sampling=Sampling(decoding.temperature, decoding.top_k, decoding.top_p),
+        sampling=Sampling(*(getattr(decoding, name) for name in Sampling._fields)),
         samples=decoding.samples,
         beams=beams if decoding.beams > 1 else None,
         slots=decoding.batch_size,

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from cot_flax.generation.sampling import Sampling, choose
+from cot_flax.generation.sampling import Sampling, choose, forbid
 from cot_flax.students.student import Prompts, Ring, Student
 
 
@@ -45,10 +45,8 @@ def decode(
     *,
     max_tokens: int,
     samples: int = 1,
-    temperature: float = 0.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
     rng=None,
+    **sampling: float,
 ) -> jax.Array:
     """Continues every prompt; stops when all rows have ended.
 
@@ -57,9 +55,9 @@ def decode(
         tokens_BS: int32, prompts as `student.layout.prompt` makes them, padded.
         max_tokens: length of the output.
         samples: N continuations a prompt.
-        temperature, top_k, top_p: see `Sampling`.
         rng: a key for each prompt, [B]: a prompt's samples do not depend on its batch.
             Not needed when greedy.
+        **sampling: the fields of `Sampling`.
 
     Returns:
         int32 [B, N, max_tokens]; after the end id, which is included, comes padding.
@@ -68,7 +66,7 @@ def decode(
         rng = jax.random.split(jax.random.key(0), tokens_BS.shape[0])
     prompts = student.prefill(params, tokens_BS)
     state = start(student, prompts, rng, samples=samples, max_tokens=max_tokens)
-    advance = partial(add_tokens, student, params, Sampling(temperature, top_k, top_p))
+    advance = partial(add_tokens, student, params, Sampling(**sampling))
     return jax.lax.while_loop(lambda state: state.open_B.any(), advance, state).output_BNT
 
 
@@ -92,6 +90,14 @@ def add_tokens(student: Student, params, sampling: Sampling, state: State) -> St
     ages_B, open_B = state.ages_B, state.open_B
     logits_BNV, ring = student.step(
         params, state.tokens_BN, ages_B, state.head, state.prompts, state.ring
+    )
+    logits_BNV = forbid(
+        logits_BNV,
+        sampling,
+        state.prompts.start_B,
+        state.output_BNT,
+        ages_B,
+        student.special_ids.end,
     )
     chosen_BN = choose(logits_BNV, sampling, state.keys_B, ages_B)
     tokens_BN = jnp.where(state.ended_BN, student.special_ids.pad, chosen_BN)

@@ -20,11 +20,16 @@ class Sampling(NamedTuple):
         top_k: only the k likeliest tokens are drawn; 0 is off.
         top_p: only the fewest likeliest tokens that together have this probability; 1 is off.
             Tokens as likely as the last one of a cut stay, too.
+        no_repeat_ngram: a token that would write so many tokens in a row a second time is never
+            chosen; 0 is off. The start token counts as written, a prompt does not.
+        min_new_tokens: so many tokens come before the end.
     """
 
     temperature: float = 0.0
     top_k: int = 0
     top_p: float = 1.0
+    no_repeat_ngram: int = 0
+    min_new_tokens: int = 0
 
 
 def choose(logits_BNV, sampling: Sampling, keys_B, positions_B) -> jax.Array:
@@ -42,6 +47,51 @@ def choose(logits_BNV, sampling: Sampling, keys_B, positions_B) -> jax.Array:
         return jax.vmap(jax.vmap(_invert))(weights_BNV, uniforms_BN)
 
     return jax.lax.cond(sampling.temperature > 0, drawn, lambda: _likeliest(logits_BNV))
+
+
+def forbid(logits_BNV, sampling: Sampling, start_B, output_BNT, ages_B, end: int) -> jax.Array:
+    """Returns the logits with -inf for what `no_repeat_ngram` and `min_new_tokens` forbid.
+
+    As transformers' processors do, before temperature and cuts (`NoRepeatNGramLogitsProcessor`,
+    `MinNewTokensLengthLogitsProcessor`).
+
+    Args:
+        start_B: int32, the token that was fed first.
+        output_BNT: int32, of which the first `ages_B` are written.
+        end: the end id.
+    """
+    # Both are run time decisions, so that one program serves all settings.
+    logits_BNV = jax.lax.cond(
+        sampling.no_repeat_ngram > 0,
+        lambda z: _without_repeats(z, sampling.no_repeat_ngram, start_B, output_BNT, ages_B),
+        lambda z: z,
+        logits_BNV,
+    )
+    ends_V = jnp.arange(logits_BNV.shape[-1]) == end
+    early_B11 = (ages_B < sampling.min_new_tokens)[:, None, None]
+    return jnp.where(early_B11 & ends_V[None, None], -jnp.inf, logits_BNV)
+
+
+def _without_repeats(logits_BNV, n, start_B, output_BNT, ages_B):
+    """Forbids the token that followed an earlier occurrence of the last n - 1 tokens."""
+    B, N, T = output_BNT.shape
+    starts_BN1 = jnp.broadcast_to(start_B[:, None, None], (B, N, 1))
+    written_BNL = jnp.concatenate([starts_BN1, output_BNT], axis=2)
+    places_L = jnp.arange(T + 1)
+
+    def narrow(back, same_BNL):
+        # Place l is where an n-gram ended before; its token `back` places earlier is compared
+        # with the one that stands as far before the token to come.
+        last_B11 = jnp.maximum(ages_B + 1 - back, 0)[:, None, None]
+        last_BN1 = jnp.take_along_axis(written_BNL, last_B11, axis=2)
+        return same_BNL & (jnp.roll(written_BNL, back, axis=2) == last_BN1)
+
+    whole_BL = (places_L >= n - 1)[None] & (places_L[None] <= ages_B[:, None])
+    repeats_BNL = jnp.broadcast_to(whole_BL[:, None], written_BNL.shape)
+    repeats_BNL = jax.lax.fori_loop(1, n, narrow, repeats_BNL)
+    forbidden_BNL = jnp.where(repeats_BNL, -jnp.inf, jnp.inf)
+    at = (jnp.arange(B)[:, None, None], jnp.arange(N)[None, :, None], written_BNL)
+    return logits_BNV.at[at].min(forbidden_BNL)
 
 
 def _likeliest(logits_BNV):

@@ -31,6 +31,7 @@ from cot_flax.data.features import special_ids
 from cot_flax.evaluation.evaluate import Decoding
 from cot_flax.generation.beam import beam_search
 from cot_flax.generation.decoding import decode
+from cot_flax.generation.sampling import Sampling
 from cot_flax.objectives.losses import Objective
 from cot_flax.students.student import build
 from cot_flax.training import sharding
@@ -139,7 +140,7 @@ class DistillationModel(models.EncoderDecoderModel):
             )
             return output_BNT[:, 0], {"scores": scores_BN[:, 0]}
         keys_B = None if rng is None else jax.random.split(rng, len(tokens_BS))
-        settings = {name: getattr(chosen, name) for name in ("temperature", "top_k", "top_p")}
+        settings = {name: getattr(chosen, name) for name in Sampling._fields}
         output_BT = decode(*student, tokens_BS, max_tokens=length, rng=keys_B, **settings)[:, 0]
         # Nothing is computed for the scores where T5X asks for predictions alone.
         return output_BT, {

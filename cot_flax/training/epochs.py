@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from fractions import Fraction
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 from cot_flax.errors import UserError
 from cot_flax.students.layouts import Layout
@@ -12,27 +12,14 @@ from cot_flax.text.tokenizers import SpecialIds
 from cot_flax.training import logs
 
 
-class Epoch(NamedTuple):
-    """What is read once.
-
-    Attributes:
-        examples: those of all tasks that fit their lengths.
-        overlong: those that do not, and are left out.
-        rows: that the examples fill: as many, unless they are packed.
-    """
-
-    examples: int
-    overlong: int
-    rows: int
-
-
 class Countable(Protocol):
-    """Data that know how much an epoch is; see data/batches.py."""
+    """Data that know how much an epoch is; see data/batches.py for the SeqIO ones."""
 
     batch_size: int
     special_ids: SpecialIds
 
-    def epoch(self, layout: Layout) -> Epoch: ...
+    def epoch(self, layout: Layout) -> tuple[int, int, int]:
+        """Examples that fit their lengths, those that do not, and rows that the former fill."""
 
 
 def steps(
@@ -53,26 +40,25 @@ def steps(
     """
     if epochs is None:
         if train_steps is None:
-            raise UserError("neither TRAIN_STEPS nor EPOCHS", "one of them", "set one")
+            raise UserError(
+                "neither TRAIN_STEPS nor EPOCHS", "one of them", "pass --gin.TRAIN_STEPS=VALUE"
+            )
         return train_steps
     if not epochs > 0:
         raise UserError(f"EPOCHS {epochs}", "above 0", "correct EPOCHS")
     counted = data()
-    found = counted.epoch(build(model, counted.special_ids).layout)
-    if not found.rows:
+    examples, overlong, rows = counted.epoch(build(model, counted.special_ids).layout)
+    if not rows:
         raise UserError(
-            f"an epoch of no examples ({found.overlong:,} are longer than TASK_FEATURE_LENGTHS)",
+            f"an epoch of no examples ({overlong:,} are longer than TASK_FEATURE_LENGTHS)",
             "examples that fit",
             "raise TASK_FEATURE_LENGTHS",
         )
     # Of the decimal that was written: 0.1 epochs of 10 examples are one.
-    total = math.ceil(Fraction(str(epochs)) * found.rows / counted.batch_size)
-    examples = f"{found.examples:,} examples"
-    if found.overlong:
-        examples += f" ({found.overlong:,} longer ones left out)"
-    packed = f" in {found.rows:,} packed rows" if found.rows != found.examples else ""
-    logs.say(
-        f"EPOCHS {epochs:g} x {examples}{packed} / BATCH_SIZE {counted.batch_size} = "
-        f"{total:,} steps"
-    )
+    total = math.ceil(Fraction(str(epochs)) * rows / counted.batch_size)
+    left_out = f" ({overlong:,} longer ones left out)" if overlong else ""
+    packed = f" in {rows:,} packed rows" if rows != examples else ""
+    data_of_one = f"{examples:,} examples{left_out}{packed}"
+    size = counted.batch_size
+    logs.say(f"EPOCHS {epochs:g} x {data_of_one} / BATCH_SIZE {size} = {total:,} steps")
     return total

@@ -1,6 +1,7 @@
 """Tests of the decoder, against a loop without cache and against the softmax."""
 
 import dataclasses
+import itertools
 from functools import partial
 
 import jax
@@ -200,3 +201,20 @@ def test_nor_does_anything_on_padding(temperature, draw):
         draw(longer, rng=KEYS, temperature=temperature),
         draw(PROMPTS, rng=KEYS, temperature=temperature),
     )
+
+
+@pytest.mark.parametrize("top_p", [1.0, 0.8])
+def test_what_is_decoded_repeats_no_ngram_and_does_not_end_early(lively, top_p):
+    """Greedy, and drawn with paper [4]'s rules: top-p 0.8, no 3-gram twice."""
+    drawn = {"temperature": 1.0, "top_p": top_p, "rng": jax.random.split(jax.random.key(0), 3)}
+    for settings in ({}, drawn):
+        rows = decode(
+            *lively, PROMPTS, max_tokens=24, no_repeat_ngram=2, min_new_tokens=6, **settings
+        )
+        for row in np.asarray(rows)[:, 0].tolist():
+            length = row.index(1) if 1 in row else len(row)
+            grams = list(itertools.pairwise(row[: length + 1]))
+            assert length >= 6
+            assert len(set(grams)) == len(grams)
+    plain = np.asarray(decode(*lively, PROMPTS, max_tokens=24))[:, 0].tolist()
+    assert any(len(set(itertools.pairwise(row))) < 10 for row in plain)  # so it does by itself

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cot_flax.generation.sampling import Sampling, choose
+from cot_flax.generation.sampling import Sampling, choose, forbid
 
 V = 300  # more than two blocks, the last one not full
 LOGITS = np.random.default_rng(0).normal(size=V).astype(np.float32) * 2
@@ -99,3 +99,56 @@ def test_other_numbers_compile_nothing_anew():
 def test_fewer_samples_are_the_first_of_more():
     some, more = (draw(LOGITS, Sampling(1.0), draws=n).tolist() for n in (5, 9))
     assert more[:5] == some and len(set(more)) > 4
+
+
+START, END = 0, 1
+
+
+def processed(written, *, n=0, least=0, samples=1):
+    """Which tokens are forbidden after these, of a vocabulary of 12 and at most 10 tokens."""
+    output = np.full((1, samples, 10), 5, np.int32)  # what lies beyond the age is not looked at
+    output[0, :, : len(written)] = written
+    settings = Sampling(no_repeat_ngram=n, min_new_tokens=least)
+    arguments = np.full(1, START, np.int32), output, np.full(1, len(written), np.int32)
+    found = jax.jit(forbid, static_argnums=5)(
+        jnp.zeros((1, samples, 12)), settings, *arguments, END
+    )
+    assert np.all(np.isneginf(found) | (found == 0))
+    return [set(np.flatnonzero(np.isneginf(row)).tolist()) for row in np.asarray(found)[0]]
+
+
+def banned_by_rule(written, n):
+    """The rule of transformers' NoRepeatNGramLogitsProcessor, by its definition."""
+    tokens = [START, *written]
+    if len(tokens) + 1 < n:
+        return set()
+    last = tokens[len(tokens) - n + 1 :]
+    grams = [tokens[i : i + n] for i in range(len(tokens) - n + 1)]
+    return {gram[-1] for gram in grams if gram[:-1] == last}
+
+
+def test_an_ngram_comes_once():
+    # 7 8 was followed by 9 and by 3, and stands at the end.
+    assert processed([7, 8, 9, 7, 8, 3, 7, 8], n=3) == [{9, 3}]
+    assert processed([7, 8, 9, 7, 8, 3, 7, 8], n=4) == [set()]
+    assert processed([7, 8, 7], n=2) == [{8}]
+    assert processed([], n=3) == [set()] and processed([7], n=3) == [set()]
+    assert processed([7, 7], n=3, samples=2) == [set(), set()]
+    assert processed([7, 7, 7], n=3) == [{7}]
+    assert processed([4, 6], n=1) == [{START, 4, 6}]
+    assert processed([4, 6], n=0) == [set()]
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 6])
+def test_ngrams_are_those_of_the_rule(n):
+    rng = np.random.default_rng(n)
+    for length in (0, 1, 2, 5, 9):
+        for _ in range(6):
+            written = rng.integers(0, 3, length).tolist()
+            assert processed(written, n=n) == [banned_by_rule(written, n)]
+
+
+def test_the_end_comes_after_so_many_tokens():
+    lengths = range(5)
+    found = [processed([4] * length, least=3)[0] for length in lengths]
+    assert found == [{END}, {END}, {END}, set(), set()]

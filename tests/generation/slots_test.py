@@ -142,7 +142,7 @@ def test_a_refilled_slot_does_not_see_its_predecessor(lively, prompts):
         state = slots._empty(model, 2, 64, 1, LENGTH)
         state = state._replace(
             ring=jax.tree.map(lambda leaf: leaf + soil, state.ring),
-            prompts=jax.tree.map(lambda leaf: leaf + soil, state.prompts),
+            prompts=jax.tree.map(lambda leaf: (leaf + soil).astype(leaf.dtype), state.prompts),
             head=state.head + 5,
         )
         state = slots._insert(model, params, state, padded, KEYS[3:4], np.array([1]))

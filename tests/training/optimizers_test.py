@@ -93,7 +93,7 @@ def test_adamw_against_numpy(clip_norm):
     np.testing.assert_allclose(result["w"], w, rtol=1e-5)
 
 
-def adafactor_by_numpy(w, gradients, schedule, *, factored, weight_decay=0.0):
+def adafactor_by_numpy(w, gradients, schedule, *, factored, weight_decay=0.0, scaled=True):
     """Shafer & Stern 2018, algorithms 4 and 5, with relative step sizes and decay 0.8."""
     rows, columns, moment = 0.0, 0.0, 0.0
     for step, g in enumerate(gradients, 1):
@@ -107,7 +107,8 @@ def adafactor_by_numpy(w, gradients, schedule, *, factored, weight_decay=0.0):
             moment = kept * moment + (1 - kept) * squares
         update = g / np.sqrt(moment)
         update = update / max(1.0, rms(update))
-        w = w - schedule(step - 1) * max(1e-3, rms(w)) * update - weight_decay * w
+        size = max(1e-3, rms(w)) if scaled else 1.0
+        w = w - schedule(step - 1) * size * update - weight_decay * w
     return w
 
 
@@ -124,6 +125,39 @@ def test_adafactor_against_numpy(shape, factored):
     optimizer = optimizers.adafactor(schedule, weight_decay=0.01)
     result = train(optimizer, {"w": jnp.asarray(w)}, [{"w": jnp.asarray(g)} for g in gradients])
     np.testing.assert_allclose(result["w"], expected, rtol=1e-3, atol=1e-4)
+
+
+def test_adafactor_without_parameter_scale_is_paper_4s():
+    """lr 5e-5 constant, gradients clipped to a norm of 0.8, every matrix factored."""
+    rng = np.random.default_rng(0)
+    w = rng.normal(size=(3, 5))
+    gradients = [scale * rng.normal(size=w.shape) for scale in (0.01, 1, 5)]
+    optimizer = optimizers.adafactor(
+        optimizers.constant(5e-5), clip_norm=0.8, parameter_scale=False, smallest_factored=1
+    )
+    result = train(optimizer, {"w": jnp.asarray(w)}, [{"w": jnp.asarray(g)} for g in gradients])
+    expected = adafactor_by_numpy(
+        w, [clipped(g, 0.8) for g in gradients], lambda _: 5e-5, factored=True, scaled=False
+    )
+    moved = np.asarray(result["w"], np.float64) - w
+    np.testing.assert_allclose(moved, expected - w, rtol=0.02, atol=1e-7)  # float32 of w
+    scaled = adafactor_by_numpy(w, gradients, lambda _: 5e-5, factored=True)
+    assert not np.allclose(scaled - w, expected - w, rtol=0.05)
+
+
+def test_adafactor_with_momentum_means_its_updates():
+    gradients = [np.array([1.0, -2.0]), np.array([3.0, 1.0])]
+    optimizer = optimizers.adafactor(
+        optax.constant_schedule(0.1), momentum=0.9, parameter_scale=False
+    )
+    result = train(optimizer, {"w": jnp.zeros(2)}, [{"w": jnp.asarray(g)} for g in gradients])
+    first = np.sign(gradients[0])  # the moment is the square of the only gradient
+    kept = 1 - 2**-0.8
+    second = gradients[1] / np.sqrt(kept * gradients[0] ** 2 + (1 - kept) * gradients[1] ** 2)
+    second /= max(1.0, rms(second))
+    one = 0.1 * first
+    two = 0.9 * one + 0.1 * second
+    np.testing.assert_allclose(result["w"], -0.1 * (one + two), rtol=1e-4)
 
 
 def test_adafactor_moves_a_parameter_of_zeros():
