@@ -76,6 +76,7 @@ def write_facts(model_dir: str | os.PathLike, facts: Mapping) -> None:
             - `student`: `family`, `special_ids`, `config` (its fields), `parameters` (how many,
               adapters included) and `vocabulary` (its fingerprint).
             - `started_from`: the checkpoint; "" for random parameters.
+            - `taught_by`: the checkpoint of the teacher of a white-box objective.
             - `data`: `mixture` (or task), `lengths` (tokens, by feature), `rates` (shares, by
               task), `split`, `pack`, `shuffle`, `seed`, `cached`, `settings` (what is bound to
               functions of tasks, such as the shots of prompts), `store` (of the teacher's chains),

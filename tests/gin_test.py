@@ -13,7 +13,7 @@ from cot_flax.chains.filtering import Filters
 from cot_flax.chains.preparation import Preparation
 from cot_flax.data.features import pieces
 from cot_flax.evaluation import evaluate
-from cot_flax.objectives.losses import Objective
+from cot_flax.objectives.losses import WHITE_BOX_LOSSES, Objective
 from cot_flax.store import make
 from cot_flax.students.t5 import T5Config
 from cot_flax.teacher import teach
@@ -95,10 +95,13 @@ def test_models_objectives_and_the_run_can_be_combined(model, objective):
     files = [f"models/{model}.gin", f"objectives/{objective}.gin", "runs/train.gin"]
     macros = {"MODEL_DIR": "run", "MIXTURE_OR_TASK_NAME": "any", "TRAIN_STEPS": 1}
     macros["TASK_FEATURE_LENGTHS"] = {"inputs": 8, "targets": 8}
+    beside = objective in WHITE_BOX_LOSSES
+    macros |= {"WHITE_BOX_TEACHER": "runs/teacher"} if beside else {}
     configuration.parse(files, [f"{name}={value!r}" for name, value in macros.items()])
     assert isinstance(gin.get_configurable("t5.T5Config")(), T5Config)
     found = gin.get_configurable("losses.Objective")()
     assert found.uses_teacher == (objective == "topk_kl")
+    assert (found.white_box and found.white_box.loss) == (objective if beside else None)
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -147,6 +150,7 @@ def test_the_demos_students_have_one_model_and_the_same_steps():
 # What a macro means where it is bound to more than one parameter; T5X's own stand in gin/t5x.
 MEANINGS = {
     "EVAL_TASKS": "TaskBatches.mixture_or_task_name AccuracyEvaluator.mixture_or_task_name",
+    "KL_TEMPERATURE": "Objective.temperature WhiteBox.temperature",
     "LEARNING_RATE": "constant.peak fu2023_cosine.peak inverse_sqrt.peak warmup_cosine.peak",
     "MICROBATCHES": "train.microbatches fu2023_cosine.accumulation",
     "MIXTURE_OR_TASK_NAME": "TaskBatches.mixture_or_task_name evaluate.mixture_or_task_name",

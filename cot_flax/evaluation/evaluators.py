@@ -90,7 +90,7 @@ class LossEvaluator:
         return {f"{self.prefix}{name}": goal for name, goal in names.items()}
 
     def __call__(self, student: Student, params: dict) -> dict[str, float]:
-        objective = self.objective
+        objective = self.objective.without_white_box()  # that teacher is the trainer's alone
         if not self.data.has_teacher:
             objective = objective.without_teacher()
         mesh = jax.sharding.get_mesh()

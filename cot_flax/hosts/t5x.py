@@ -75,6 +75,12 @@ class DistillationModel(models.EncoderDecoderModel):
             raise UserError(
                 "LoRA under T5X", "a model without adapters", "train it with cot-flax train"
             )
+        if objective.white_box is not None:
+            raise UserError(
+                f"the objective {objective.white_box.loss} under T5X",
+                "one without a teacher beside the student",
+                "train it with cot-flax train",
+            )
         if decoding.samples > 1:
             raise UserError(
                 f"{decoding.samples} samples a prompt under T5X", "1", "use cot-flax evaluate"

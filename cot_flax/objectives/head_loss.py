@@ -6,8 +6,11 @@ nothing left to do but scale. Positions without weight are left out. On a mesh e
 own positions against its own columns of the head; what crosses the vocabulary's axis is a few
 numbers a position and its hidden state's gradient.
 
-Letters: B batch, T targets, D width, V vocabulary (this device's columns of it), K teacher entries;
-N all positions of a device, P those of one tile.
+A teacher that runs beside the student comes with its hidden states and its head, and its logits,
+too, are made a tile at a time.
+
+Letters: B batch, T targets, D width, E width of such a teacher, V vocabulary (this device's columns
+of it), K teacher entries; N all positions of a device, P those of one tile.
 """
 
 import dataclasses
@@ -30,12 +33,17 @@ the head's gradient is read and written eight times, however many positions ther
 
 
 class Labels(NamedTuple):
-    """Targets and weights [B, T], the teacher's ids and log-probabilities [B, T, K] or None."""
+    """What the positions are to give.
+
+    Targets and weights are [B, T], a teacher's stored ids and log-probabilities [B, T, K], the
+    hidden states of one that runs beside the student [B, T, E]; None without.
+    """
 
     targets: jax.Array
     weights: jax.Array
     ids: jax.Array | None
     logprobs: jax.Array | None
+    hidden: jax.Array | None
 
 
 def distillation_loss(
@@ -47,6 +55,7 @@ def distillation_loss(
     teacher_logprobs_BTK=None,
     *,
     objective: Objective,
+    white_box: tuple[jax.Array, jax.Array] | None = None,
     tiles: int = TILES,
 ):
     """The objective of the logits hidden_BTD @ head_DV, summed, and what a run logs of them.
@@ -63,21 +72,25 @@ def distillation_loss(
         weights_BT: float; a position of weight 0 is not looked at.
         teacher_ids_BTK: int32, below 0 where absent; None where the objective uses no teacher.
         teacher_logprobs_BTK: float32 natural logs.
-        objective: what each position costs.
+        objective: what each position costs, but for a white-box loss of hidden states.
+        white_box: of the teacher of a white-box loss of logits its hidden states, float [B, T, E],
+            and its head, float [E, V].
         tiles: parts of a device's positions; the logits of one exist at a time.
 
     Returns:
         The float32 loss in nats, and float32 sums over the weighted positions: `tokens` (of the
         weights), `cross_entropy`, `token_accuracy`, `nonfinite` (positions whose logits are not
         finite, a count), `z_loss` where it has a weight; with a teacher `soft_tokens` and the
-        "soft/..." of `Objective.metrics`.
+        "soft/..." of `Objective.metrics`; with a white-box teacher the loss by its name and the
+        teacher's own "teacher_cross_entropy".
     """
     if not objective.uses_teacher:
         teacher_ids_BTK = teacher_logprobs_BTK = None
     weights_BT = weights_BT.astype(jnp.float32)
-    labels = Labels(targets_BT, weights_BT, teacher_ids_BTK, teacher_logprobs_BTK)
+    theirs_BTE, their_head_EV = white_box or (None, None)
+    labels = Labels(targets_BT, weights_BT, teacher_ids_BTK, teacher_logprobs_BTK, theirs_BTE)
     job = _Job(objective, tiles, *_mesh_axes(hidden_BTD.shape[0], head_DV.shape[1]))
-    return _loss(job, hidden_BTD, head_DV, labels)
+    return _loss(job, hidden_BTD, head_DV, labels, their_head_EV)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,23 +104,23 @@ class _Job:
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _loss(job, hidden_BTD, head_DV, labels):
-    sums, _ = _split(job, hidden_BTD, head_DV, labels, wanted=(False, False))
+def _loss(job, hidden_BTD, head_DV, labels, their_head_EV):
+    sums, _ = _split(job, hidden_BTD, head_DV, labels, their_head_EV, wanted=(False, False))
     return sums["loss"], {name: sums[name] for name in sums if name != "loss"}
 
 
 def _loss_and_gradients(job, *arguments):
     # `perturbed` says which gradients anyone asked for: with LoRA the head is frozen, and its
     # gradient [D, V] would be the largest array of the step.
-    hidden, head, labels = jax.tree.map(lambda leaf: leaf.value, arguments)
+    values = jax.tree.map(lambda leaf: leaf.value, arguments)
     wanted = (arguments[0].perturbed, arguments[1].perturbed)
-    sums, gradients = _split(job, hidden, head, labels, wanted=wanted)
+    sums, gradients = _split(job, *values, wanted=wanted)
     return (sums.pop("loss"), sums), gradients
 
 
 def _scale_gradients(job, gradients, cotangents):
     # The loss is a sum, so its cotangent is one number; the metrics are logged, never minimised.
-    return *jax.tree.map(lambda g: (g * cotangents[0]).astype(g.dtype), gradients), None
+    return *jax.tree.map(lambda g: (g * cotangents[0]).astype(g.dtype), gradients), None, None
 
 
 _loss.defvjp(_loss_and_gradients, _scale_gradients, symbolic_zeros=True)
@@ -123,7 +136,7 @@ def _mesh_axes(batch: int, vocab: int) -> tuple[tuple[str, ...], tuple[str, ...]
     return fitting("batch", batch), fitting("vocab", vocab)
 
 
-def _split(job, hidden_BTD, head_DV, labels, wanted):
+def _split(job, hidden_BTD, head_DV, labels, their_head_EV, wanted):
     """Runs `_tiles` on every device's part; returns sums over all and whole gradients."""
     run = partial(_tiles, job, wanted)
     # By shard_map and not by constraints: the partitioner would gather the logits of a tile over
@@ -132,14 +145,14 @@ def _split(job, hidden_BTD, head_DV, labels, wanted):
         rows, columns = P(job.batch_axis or None), P(None, job.vocab_axis or None)
         run = jax.shard_map(
             run,
-            in_specs=(rows, columns, rows),
+            in_specs=(rows, columns, rows, columns),
             out_specs=(P(), (rows, columns)),
             check_vma=False,
         )
-    return run(hidden_BTD, head_DV, labels)
+    return run(hidden_BTD, head_DV, labels, their_head_EV)
 
 
-def _tiles(job, wanted, hidden_BTD, head_DV, labels):
+def _tiles(job, wanted, hidden_BTD, head_DV, labels, their_head_EV):
     """Sums over this device's positions, and the wanted of both gradients; None for the others."""
     # Logits are float32 whatever the model computes in: bfloat16 has eight bits for numbers whose
     # differences are the log-probabilities.
@@ -160,7 +173,10 @@ def _tiles(job, wanted, hidden_BTD, head_DV, labels):
         )
         # Rows past the end read zeros and have weight 0, so that every tile has one shape.
         hidden_PD = hidden_PD.astype(jnp.float32)
-        more, d_logits_PV = _tile(job, hidden_PD @ head_DV_32, some)
+        theirs_PV = None
+        if their_head_EV is not None:
+            theirs_PV = some.hidden.astype(jnp.float32) @ their_head_EV.astype(jnp.float32)
+        more, d_logits_PV = _tile(job, hidden_PD @ head_DV_32, theirs_PV, some)
         if wanted[0]:
             # Each device has its columns' share of a position's gradient.
             d_hidden_PD = lax.psum(d_logits_PV @ head_DV_32.T, job.vocab_axis)
@@ -171,7 +187,8 @@ def _tiles(job, wanted, hidden_BTD, head_DV, labels):
         return jax.tree.map(jnp.add, sums, more), d_hidden_ND, d_head_DV
 
     logits = jax.ShapeDtypeStruct((positions, head_DV.shape[1]), jnp.float32)
-    sums = jax.eval_shape(lambda z: _tile(job, z, labels)[0], logits)
+    theirs = None if their_head_EV is None else logits
+    sums = jax.eval_shape(lambda z, t: _tile(job, z, t, labels)[0], logits, theirs)
     zeros = [
         jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), sums),
         jnp.zeros(hidden_ND.shape, jnp.float32) if wanted[0] else None,
@@ -187,10 +204,10 @@ def _tiles(job, wanted, hidden_BTD, head_DV, labels):
     return lax.psum(sums, job.batch_axis), (d_hidden_ND, d_head_DV)
 
 
-def _tile(job, logits_PV, labels):
+def _tile(job, logits_PV, theirs_PV, labels):
     """The sums of a tile and the gradient of its logits (dead code where nobody wants it)."""
     objective, axis = job.objective, job.vocab_axis
-    targets, weights, ids, logprobs = labels
+    targets, weights, ids, logprobs, _ = labels
     vocab_size = logits_PV.shape[-1] * lax.psum(1, axis)
     settings = {"temperature": objective.vocabulary_temperature, "axis": axis}
     student = statistics_of(logits_PV, targets, ids, **settings)
@@ -203,7 +220,16 @@ def _tile(job, logits_PV, labels):
     sums = {"loss": total} | _metric_sums(
         objective.metrics(student, targets, ids, logprobs), labels
     )
-    return sums, logits_gradient(logits_PV, targets, ids, student, d_student, **settings)
+    gradient_PV = logits_gradient(logits_PV, targets, ids, student, d_student, **settings)
+    if theirs_PV is None:
+        return sums, gradient_PV
+    white_box = objective.white_box
+    value_P, part_P, d_logits_PV = white_box.of_logits(logits_PV, theirs_PV, axis)
+    teacher = statistics_of(theirs_PV, targets, None, axis=axis)  # its rest is log Z
+    sums["loss"] += jnp.sum(part_P * weights)
+    sums[white_box.loss] = jnp.sum(value_P * weights)
+    sums["teacher_cross_entropy"] = jnp.sum((teacher.rest - teacher.target) * weights)
+    return sums, gradient_PV + d_logits_PV * weights[:, None]
 
 
 def _metric_sums(metrics, labels) -> dict[str, jax.Array]:

@@ -13,14 +13,16 @@ from cot_flax.planning.targets import Target
 from cot_flax.students.layouts import Shapes
 from cot_flax.students.products import Product
 from cot_flax.students.student import Student, build
-from cot_flax.training import sharding, state
+from cot_flax.training import sharding, state, white_box
 from cot_flax.training.optimizers import Optimizer
 
 AXES = ("data", "model")
 REMATS = ("none", "minimal", "full")
 TOP_K = 5
 """Of a teacher's row in the store that `cot-flax prepare` makes by default."""
-TRAINER_ARGUMENTS = ("model", "objective", "optimizer", "total_steps", "mesh", "microbatches")
+TRAINER_ARGUMENTS = (
+    *("model", "objective", "optimizer", "total_steps", "mesh", "microbatches", "teacher"),
+)
 DATA_ARGUMENTS = ("feature_lengths", "batch_size", "pack")
 """What `of_run` reads of the arguments of `loop.train` and of its data."""
 
@@ -36,6 +38,7 @@ class Experiment:
         packed: whether a row holds several examples.
         top_k: entries of a teacher's row.
         steps: TRAIN_STEPS.
+        teacher: of a white-box objective; of its checkpoint the shapes alone are read.
     """
 
     model: Any
@@ -49,10 +52,18 @@ class Experiment:
     microbatches: int = 1
     packed: bool = True
     top_k: int = TOP_K
+    teacher: white_box.Teacher | None = None
 
     @functools.cached_property
     def student(self) -> Student:
-        return build(self.model)
+        """The model, with what is trained beside it."""
+        return white_box.trained(build(self.model), self.objective, self.their_student)
+
+    @functools.cached_property
+    def their_student(self) -> Student | None:
+        """The teacher that runs beside the student, if one does."""
+        found = white_box.beside(self.teacher, self.objective, build(self.model), "")
+        return found and found[1]
 
     @property
     def lengths(self) -> dict[str, int]:
@@ -152,6 +163,13 @@ def abstract_mesh(experiment: Experiment):
     """The mesh without its devices."""
     sizes = experiment.mesh.data, experiment.mesh.model
     return jax.sharding.AbstractMesh(sizes, AXES)
+
+
+def abstract_teacher(experiment: Experiment, mesh) -> list:
+    """The parameters of the teacher that runs beside the student, as shapes; none without one."""
+    if experiment.their_student is None:
+        return []
+    return [white_box.abstract_params(experiment.their_student, mesh, experiment.mesh.rules())]
 
 
 def abstract_state(experiment: Experiment, mesh) -> state.TrainState:

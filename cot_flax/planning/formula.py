@@ -14,7 +14,12 @@ from collections.abc import Iterable
 import jax
 
 from cot_flax.objectives.head_loss import TILES
-from cot_flax.planning.experiment import Experiment, abstract_mesh, abstract_state
+from cot_flax.planning.experiment import (
+    Experiment,
+    abstract_mesh,
+    abstract_state,
+    abstract_teacher,
+)
 from cot_flax.planning.targets import Chip
 from cot_flax.students.products import Product, passes
 from cot_flax.training.state import split_trainable
@@ -38,7 +43,8 @@ class Memory:
     """Bytes of one chip.
 
     Attributes:
-        parameters, optimizer, batch: exact, from the shardings.
+        parameters, optimizer, batch: exact, from the shardings; those of a teacher that runs
+            beside the student are among the parameters.
         gradients, activations: by formula: a float32 gradient of every trained parameter, and what
             the forward pass keeps for the backward pass.
         temporaries: all else: of a compiled program what the compiler counts beyond those two, by
@@ -132,9 +138,14 @@ class Bill:
 
 def step_flops(experiment: Experiment) -> float:
     """Multiplications and additions of one optimizer step, those of matrix products alone."""
-    return sum(
+    own = sum(
         product.flops * _passes(product, experiment) for product in experiment.products("cpu")
     )
+    teacher = experiment.their_student
+    if teacher is None:
+        return own
+    sides = experiment.batch_size, experiment.inputs, experiment.targets
+    return own + sum(product.flops for product in teacher.products(*sides, "cpu"))  # forward alone
 
 
 def work(experiment: Experiment, platform: str, state_bytes: int, wire: float) -> Work:
@@ -259,9 +270,10 @@ def memory(experiment: Experiment, capacity: float, platform: str) -> Memory:
         platform: "tpu", "gpu" or "cpu": which attention there is.
     """
     state = abstract_state(experiment, abstract_mesh(experiment))
+    beside = abstract_teacher(experiment, abstract_mesh(experiment))
     listed = experiment.chip_products(platform)
     return Memory(
-        parameters=local_bytes(state.params),
+        parameters=local_bytes((state.params, beside)),
         optimizer=local_bytes(state.opt_state),
         batch=_batch_bytes(experiment),
         gradients=local_bytes(split_trainable(experiment.student, state.params)[0]),

@@ -10,7 +10,13 @@ from flax.linen import partitioning
 from cot_flax.errors import UserError
 from cot_flax.objectives.head_loss import TILES
 from cot_flax.planning import collectives
-from cot_flax.planning.experiment import AXES, Experiment, abstract_mesh, abstract_state
+from cot_flax.planning.experiment import (
+    AXES,
+    Experiment,
+    abstract_mesh,
+    abstract_state,
+    abstract_teacher,
+)
 from cot_flax.planning.formula import local_bytes
 from cot_flax.planning.targets import GIB, Target
 from cot_flax.training import sharding, step
@@ -97,17 +103,23 @@ def lower_step(experiment: Experiment, chips: list) -> jax.stages.Lowered:
     mesh = jax.sharding.Mesh(sharding.arrange(chips, config.data, config.model), AXES)
     state = abstract_state(experiment, mesh)  # makes a key, on a device that is there
     with jax.set_mesh(mesh), partitioning.axis_rules(config.rules()):
-        return _step(experiment, mesh, state).lower(state, _batch(experiment, mesh))
+        beside = abstract_teacher(experiment, mesh)
+        program = _step(experiment, mesh, state, beside)
+        return program.lower(state, _batch(experiment, mesh), *beside)
 
 
-def _step(experiment, mesh, state):
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
+def _step(experiment, mesh, state, beside):
+    shardings, theirs = jax.tree.map(lambda leaf: leaf.sharding, (state, beside))
     function = step.make_train_step(
-        experiment.student, experiment.optimizer, experiment.objective, experiment.microbatches
+        experiment.student,
+        experiment.optimizer,
+        experiment.objective,
+        experiment.microbatches,
+        experiment.their_student,
     )
     return jax.jit(
         function,
-        in_shardings=(shardings, sharding.batch_sharding(mesh)),
+        in_shardings=(shardings, sharding.batch_sharding(mesh), *theirs),
         out_shardings=(shardings, None),
         donate_argnums=0,
     )

@@ -16,6 +16,9 @@ from cot_flax.errors import UserError
 
 PROJECTIONS = ("query", "key", "value", "out")
 ADAPTERS = ("lora_a", "lora_b")
+PROJECTION = "projection"
+"""Of hidden states to a white-box teacher's width: in all but `merge` like an adapter."""
+_ADDED = (*ADAPTERS, PROJECTION)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,14 +69,14 @@ def adapt(x, features: int, axes: tuple[str, str], lora: Lora, dtype, determinis
 
 
 def is_adapter(name: str) -> bool:
-    """Whether a dotted name is that of an adapter's parameter."""
-    return name.rpartition(".")[2] in ADAPTERS
+    """Whether a dotted name is that of a parameter which training adds to a model's own."""
+    return name.rpartition(".")[2] in _ADDED
 
 
 def split(params: dict) -> tuple[dict, dict]:
     """Returns the adapters and all other parameters, each a tree without the other's leaves."""
     flat = flatten_dict(params)
-    adapters = {path: leaf for path, leaf in flat.items() if path[-1] in ADAPTERS}
+    adapters = {path: leaf for path, leaf in flat.items() if path[-1] in _ADDED}
     others = {path: leaf for path, leaf in flat.items() if path not in adapters}
     return unflatten_dict(adapters), unflatten_dict(others)
 

@@ -128,10 +128,15 @@ def summary(facts: Mapping[str, Any], model_dir: str) -> list[str]:
     rows = f"{training['batch_size']} {'packed rows' if data.get('pack') else 'examples'}"
     kl = [f"KL x {objective['kl_weight']:g} (tail {objective['tail']}"]
     kl.append(f"temperature {objective['temperature']:g})")
+    terms = kl if objective["kl_weight"] else ["cross entropy"]
+    if white_box := objective.get("white_box"):
+        rest = f" and {1 - white_box['weight']:g} x {', '.join(terms)}"
+        terms = [f"{white_box['loss']} x {white_box['weight']:g} of {facts['taught_by']}"]
+        terms[0] += rest if white_box["weight"] < 1 else ""
     return [
         f"student: {student['family']}, {student['parameters']:,} parameters, from {begun}",
         f"data: {data.get('mixture', 'a stream')}" + (f" = {rates}" if rates else ""),
-        f"objective: {', '.join(kl) if objective['kl_weight'] else 'cross entropy'}; "
+        f"objective: {', '.join(terms)}; "
         f"{training['steps']:,} steps of {rows}"
         + (f", at most {tokens:,} tokens" if tokens else ""),
         f"devices: {jax.devices()[0].device_kind} ({devices}); MODEL_DIR: {model_dir}",

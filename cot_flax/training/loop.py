@@ -36,11 +36,12 @@ from cot_flax.training import (
     sharding,
     state,
     step,
+    white_box,
 )
 from cot_flax.training.optimizers import Optimizer
 from cot_flax.training.trackers import Tracker
 from cot_flax.weights.opening import check_place
-from cot_flax.weights.source import Access
+from cot_flax.weights.source import Access, load
 
 
 class Evaluator(Protocol):
@@ -100,6 +101,7 @@ def train(
     objective: Objective,
     optimizer: Optimizer,
     total_steps: int,
+    teacher: white_box.Teacher | None = None,
     mesh: sharding.MeshConfig = sharding.MeshConfig(),  # noqa: B008 (frozen)
     microbatches: int = 1,
     seed: int = 0,
@@ -126,6 +128,7 @@ def train(
         model_dir: gets checkpoints, run.json, metrics.jsonl, TensorBoard files, the vocabulary.
         model: the config of a family of students.
         total_steps: optimizer steps from the start of the run, resumed ones included.
+        teacher: runs beside the student where the objective is a white-box one.
         microbatches: gradient accumulation: parts of a batch that go through the model in turn.
         initial_checkpoint_path: where a fresh run takes its parameters from, all but the adapters
             of LoRA: a checkpoint of ours, of Hugging Face or its hub, or of T5X; None is random.
@@ -173,6 +176,9 @@ def train(
     data.check(objective, model.vocab_size)
     student = build(model, data.special_ids)
     metadata = checkpoints.Metadata(to_json(student), data.vocabulary, 0, data.shards)
+    taught = white_box.beside(teacher, objective, student, data.vocabulary)
+    their_source, their_student = taught or (None, None)
+    trained = white_box.trained(student, objective, their_student)
     first = done = 0
     with (
         # A start that fails leaves no folder that looks like a run.
@@ -182,11 +188,15 @@ def train(
     ):
         # Shapes and shardings first: what is restored or loaded goes straight to its devices, and
         # no second copy of the parameters is ever made.
-        abstract = state.abstract(student, optimizer, devices, mesh.rules())
-        interruption.check_memory(abstract)
+        abstract = state.abstract(trained, optimizer, devices, mesh.rules())
+        beside = []  # the white-box teacher's parameters, where there is one
+        if their_student is not None:
+            beside = [white_box.abstract_params(their_student, devices, mesh.rules())]
+        interruption.check_memory((abstract, beside))
         shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
         known = _facts(student, abstract.params, data, objective) | {
             "started_from": initial_checkpoint_path or "",
+            **({"taught_by": teacher.checkpoint_path} if taught else {}),
             "training": {
                 "steps": total_steps,
                 "batch_size": data.batch_size,
@@ -212,9 +222,9 @@ def train(
             # Adapters are drawn: a checkpoint to start from has none.
             base = lora.split(abstract.params)[1]
             base = checkpoints.load_initial(initial_checkpoint_path, base, metadata, access)
-            train_state = state.create(student, optimizer, seed, abstract, base)
+            train_state = state.create(trained, optimizer, seed, abstract, base)
         else:
-            train_state = state.create(student, optimizer, seed, abstract)
+            train_state = state.create(trained, optimizer, seed, abstract)
         first = done = int(train_state.step)
         rows_read = resume.rows_read(metadata.rows, before, changes, first, data.batch_size)
         chosen = selection.Selection.from_json(metadata.selection).going_on(goals)
@@ -245,9 +255,11 @@ def train(
                 run_folder.write_config(model_dir, config, first)
             checkpoints.save_vocabulary(model_dir, data.vocabulary_files)
         multihost_utils.sync_global_devices("the folder of the run")  # one process cleared it
+        placed = [jax.tree.map(lambda leaf: leaf.sharding, params) for params in beside]
+        beside = [load(their_source, params) for params in beside]
         train_step = jax.jit(
-            step.make_train_step(student, optimizer, objective, microbatches),
-            in_shardings=(shardings, sharding.batch_sharding(devices)),
+            step.make_train_step(trained, optimizer, objective, microbatches, their_student),
+            in_shardings=(shardings, sharding.batch_sharding(devices), *placed),
             out_shardings=(shardings, sharding.replicated(devices)),
             donate_argnums=0,  # the new state takes the old one's memory
         )
@@ -263,7 +275,7 @@ def train(
             log.say(f"goes on after step {first:,}, {rows_read:,} rows into the data")
         if changes:
             log.say(f"changed since it was begun: {'; '.join(map(str, changes))}")
-        trainable, _ = state.split_trainable(student, train_state.params)
+        trainable, _ = state.split_trainable(trained, train_state.params)
         locate_nonfinite = partial(
             guard.locate_nonfinite, student.places, guard.names(student, trainable)
         )
@@ -299,10 +311,10 @@ def train(
                         break
                     batch = speed.wait_for(batches)
                     # Once: a batch of another shape is an error, never another compilation.
-                    compiled = compiled or train_step.lower(train_state, batch).compile()
+                    compiled = compiled or train_step.lower(train_state, batch, *beside).compile()
                     with signals.deferred():  # the step takes the memory of the state before it
                         with jax.transfer_guard("disallow"):  # of copies that nobody asked for
-                            train_state, metrics = compiled(train_state, batch)
+                            train_state, metrics = compiled(train_state, batch, *beside)
                             window.add(i, metrics)
                         done = i
                     # The step is on its way; the host reads the one before while it runs.

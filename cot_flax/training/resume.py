@@ -11,6 +11,7 @@ from cot_flax.errors import UserError
 
 _NAMES = {
     "started_from": "INITIAL_CHECKPOINT_PATH",
+    "taught_by": "WHITE_BOX_TEACHER",
     "data.mixture": "MIXTURE_OR_TASK_NAME",
     "data.lengths": "TASK_FEATURE_LENGTHS",
     "data.fingerprint": "the chains of TEACHER_STORE",
@@ -23,6 +24,9 @@ _NAMES = {
     "objective.kl_weight": "KL_WEIGHT",
     "objective.tail": "TAIL",
     "objective.temperature": "KL_TEMPERATURE",
+    "objective.white_box.weight": "WHITE_BOX_WEIGHT",
+    "objective.white_box.temperature": "KL_TEMPERATURE",
+    "objective.white_box": "white-box objective",
     "objective.z_loss": "Z_LOSS",
     "objective.label_smoothing": "LABEL_SMOOTHING",
     "training.batch_size": "BATCH_SIZE",

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import optax
 
 from cot_flax.objectives.head_loss import distillation_loss
-from cot_flax.objectives.losses import Objective
+from cot_flax.objectives.losses import WHITE_BOX_LOSSES, Objective, hidden_mse
 from cot_flax.students import lora
-from cot_flax.students.student import Student
+from cot_flax.students.student import Params, Student
 from cot_flax.training import guard
 from cot_flax.training.optimizers import Optimizer
 from cot_flax.training.state import TrainState, split_trainable
@@ -18,7 +18,14 @@ Sums = dict[str, jax.Array]
 
 
 def loss_sums(
-    student: Student, objective: Objective, params, batch, dropout_key=None, *, watch: bool = False
+    student: Student,
+    objective: Objective,
+    params,
+    batch,
+    dropout_key=None,
+    *,
+    watch: bool = False,
+    teacher: tuple[Student, Params] | None = None,
 ) -> tuple[jax.Array, Sums]:
     """Returns the summed loss of a batch (nats) and the sums behind every metric.
 
@@ -28,7 +35,15 @@ def loss_sums(
         dropout_key: None switches dropout off.
         watch: adds `nonfinite/activations`, float32 [P]: above 0 where one of `student.places`
             gave something that is not finite.
+        teacher: the one of a white-box objective, with its parameters.
     """
+    white_box = objective.white_box
+    heads = None
+    if white_box:
+        their_student, their_params = teacher  # type: ignore[misc]  (white_box.beside sees to it)
+        theirs_BTE = jax.lax.stop_gradient(their_student.hidden(their_params, batch))
+        if white_box.reads_logits:
+            heads = theirs_BTE, jax.lax.stop_gradient(their_student.head(their_params))
     if watch:
         hidden_BTD, bad_places = student.hidden_watched(params, batch, dropout_key=dropout_key)
     else:
@@ -41,7 +56,13 @@ def loss_sums(
         batch.get("teacher_top_ids"),
         batch.get("teacher_top_logprobs"),
         objective=objective,
+        white_box=heads,
     )
+    if white_box and not white_box.reads_logits:
+        projection_DE = params[lora.PROJECTION][lora.PROJECTION]
+        values_BT = hidden_mse(hidden_BTD, theirs_BTE, projection_DE)
+        sums[white_box.loss] = jnp.sum(values_BT * batch["decoder_loss_weights"])
+        total += white_box.weight * sums[white_box.loss]
     bad_logits = sums.pop("nonfinite") > 0
     if watch:
         sums["nonfinite/activations"] = jnp.append(bad_places, bad_logits).astype(jnp.float32)
@@ -49,23 +70,30 @@ def loss_sums(
 
 
 def make_train_step(
-    student: Student, optimizer: Optimizer, objective: Objective, microbatches: int = 1
-) -> Callable[[TrainState, dict], tuple[TrainState, Sums]]:
+    student: Student,
+    optimizer: Optimizer,
+    objective: Objective,
+    microbatches: int = 1,
+    teacher: Student | None = None,
+) -> Callable[..., tuple[TrainState, Sums]]:
     """Returns a pure function of (state, batch); jit it with the state donated.
+
+    With a white-box teacher it is one of (state, batch, the teacher's parameters).
 
     With several micro-batches the gradient is the sum of their summed gradients divided by all
     their tokens: the same step as with the whole batch at once. With LoRA the gradients of frozen
     parameters are never formed.
     """
 
-    def train_step(state, batch):
+    def train_step(state, batch, their_params=None):
         # From the step, not from a chain of splits: a resumed run drops the same units.
         rng = jax.random.fold_in(state.rng, state.step) if student.uses_dropout else None
         trainable, frozen = split_trainable(student, state.params)
 
         def total(trainable, batch, rng):
             params = lora.join(trainable, frozen)
-            return loss_sums(student, objective, params, batch, rng, watch=True)
+            beside = None if teacher is None else (teacher, their_params)
+            return loss_sums(student, objective, params, batch, rng, watch=True, teacher=beside)
 
         gradient = jax.grad(total, has_aux=True)
         grads, sums = _accumulate(gradient, trainable, batch, rng, microbatches)
@@ -88,7 +116,8 @@ def summarize(sums: dict[str, float]) -> dict[str, float]:
     """Turns sums into means: a token for the loss, a position with a teacher for what compares."""
     # Over a window these are sums of sums, so that every token counts once.
     tokens, soft = max(sums["tokens"], 1.0), sums.get("soft_tokens", 0.0)
-    hard = ("loss", "cross_entropy", "token_accuracy", "z_loss")
+    hard = ("loss", "cross_entropy", "token_accuracy", "z_loss", "teacher_cross_entropy")
+    hard += WHITE_BOX_LOSSES
     means = {name: sums[name] / tokens for name in hard if name in sums}
     if soft:
         means |= {name[5:]: value / soft for name, value in sums.items() if name[:5] == "soft/"}

@@ -111,6 +111,7 @@ def open_step(step: str) -> Source:
     tensors = files.orbax(str(folder / "state"), "params.")
     if student.lora:
         tensors = _merged(tensors, student.lora)
+    tensors = {name: tensor for name, tensor in tensors.items() if not is_adapter(name)}
     return Source(
         place=str(folder),
         student=student.for_decoding({})[0],
