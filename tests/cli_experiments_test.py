@@ -217,7 +217,10 @@ printf '%s\\n' "${{COMPREPLY[@]}}"
         ("cot-flax train --gin_file experiments/world_c", ["world_cot_ce", "world_cot_kl"]),
         # As bash splits --gin_file=... into words.
         ("cot-flax train --gin_file = experiments/world_c", ["world_cot_ce", "world_cot_kl"]),
-        ("cot-flax train --gin_file = a.gin --gin_file = objectives/", ["cross_", "topk_kl"]),
+        (
+            "cot-flax train --gin_file = a.gin --gin_file = objectives/",
+            ["cross_entropy", "hidden_mse", "logit_mse", "softmax_kl", "topk_kl"],
+        ),
         ("cot-flax plan --gin_file =", ["experiments/gsm8k.gin", "t5x/train.gin"]),
         ("cot-flax prepare --gin_file own/", ["own/mine.gin"]),
         ("cot-flax experiments copy tri", ["triage"]),

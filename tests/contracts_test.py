@@ -15,7 +15,7 @@ SIGNATURES = {
     "objectives.losses.topk_kl": "logits_BTV, teacher_ids_BTK, teacher_logprobs_BTK, *, tail,"
     " temperature",
     "objectives.head_loss.distillation_loss": "hidden_BTD, head_DV, targets_BT, weights_BT,"
-    " teacher_ids_BTK, teacher_logprobs_BTK, *, objective, tiles",
+    " teacher_ids_BTK, teacher_logprobs_BTK, *, objective, white_box, tiles",
     "data.registration.add_cot_task": "name, source, *, parse, exemplars, fixed_exemplars, formats,"
     " answer_kind, wording, role, max_tokens, seen_by_flan, vocabulary, teacher_store, top_k",
     "data.registration.add_teacher_mixture": "name, tasks, *, top_k",

@@ -103,7 +103,7 @@ def rows_of(folder):
 
 
 def rows(text):
-    found = [json.loads(line) for line in text.splitlines()]
+    found = [row for row in map(json.loads, text.splitlines()) if row["kind"] == "train"]
     assert [row["step"] for row in found] == list(range(1, one_host.STEPS[-1] + 1))
     return [{k: v for k, v in row.items() if k not in UNLIKE} for row in found]
 
@@ -145,9 +145,8 @@ def test_one_process_goes_on_where_four_stopped(alone, four, tmp_path):
     losses = []
     for folder in (alone, four[0]):
         train(tmp_path / folder.name, 9, MeshConfig(data=2), Shards())
-        losses.append(
-            [row["loss"] for row in run_folder.read_metrics(str(tmp_path / folder.name))[-2:]]
-        )
+        rows = run_folder.read_metrics(str(tmp_path / folder.name))
+        losses.append([row["loss"] for row in rows if row["kind"] == "train"][-2:])
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
 
 
@@ -163,13 +162,15 @@ from cot_flax.weights.opening import open_source
 source = open_source("gs://runs/a/b")
 print(len(list(path_at("gs://runs/a/b/tensorboard").iterdir())))
 print(source.place, source.vocabulary, (source.folder / "spiece.model").read_bytes())
+print(open_source("gs://runs/a/b/best/worse").place)
 print(source.tensors["encoder.encoder_norm.scale"].whole().tolist())
 """
 
 
 def test_the_run_is_read_where_it_lies(four, bucket):
     out, _ = finish(start("-c", READ, devices=1, **bucket))
-    boards, place, scale = out.splitlines()
+    boards, place, best, scale = out.splitlines()
+    assert best == "gs://runs/a/b/checkpoints/2"  # beside the newest three, in all four processes
     assert boards == "2"  # of the start and of going on
     assert place == "gs://runs/a/b/checkpoints/7 numbers b'numbers'"
     expected = open_source(str(four[0])).tensors["encoder.encoder_norm.scale"].whole()
