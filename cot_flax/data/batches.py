@@ -194,7 +194,7 @@ class TaskBatches:
         """
         rates = self._rates() or {self.mixture_or_task_name: 1.0}
         sizes = [self._sizes(name) for name in self._tasks() if rates[name]]
-        fitting, overlong = map(sum, zip(*sizes, strict=True)) if sizes else (0, 0)
+        fitting, overlong = (sum(size[i] for size in sizes) for i in (0, 1))
         if not self.pack or not fitting:
             return fitting, overlong, fitting
         stream = (example for example in self._examples(None) if not self._is_overlong(example))

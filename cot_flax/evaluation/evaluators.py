@@ -47,7 +47,8 @@ class AccuracyEvaluator:
         """What a checkpoint may be chosen by."""
         found: dict[str, Goal] = {}
         for task in task_names(self.mixture_or_task_name):
-            found |= {f"{task}/accuracy": "max", f"{task}/parse_failure_rate": "min"}
+            found[f"{task}/accuracy"] = "max"
+            found[f"{task}/parse_failure_rate"] = "min"
         return found
 
     def __call__(self, student: Student, params: dict) -> dict[str, float]:

@@ -177,7 +177,7 @@ def train(
     student = build(model, data.special_ids)
     metadata = checkpoints.Metadata(to_json(student), data.vocabulary, 0, data.shards)
     taught = white_box.beside(teacher, objective, student, data.vocabulary)
-    their_source, their_student = taught or (None, None)
+    their_student = taught[1] if taught else None
     trained = white_box.trained(student, objective, their_student)
     first = done = 0
     with (
@@ -189,7 +189,7 @@ def train(
         # Shapes and shardings first: what is restored or loaded goes straight to its devices, and
         # no second copy of the parameters is ever made.
         abstract = state.abstract(trained, optimizer, devices, mesh.rules())
-        beside = []  # the white-box teacher's parameters, where there is one
+        beside: list = []  # the white-box teacher's parameters, where there is one
         if their_student is not None:
             beside = [white_box.abstract_params(their_student, devices, mesh.rules())]
         interruption.check_memory((abstract, beside))
@@ -256,7 +256,8 @@ def train(
             checkpoints.save_vocabulary(model_dir, data.vocabulary_files)
         multihost_utils.sync_global_devices("the folder of the run")  # one process cleared it
         placed = [jax.tree.map(lambda leaf: leaf.sharding, params) for params in beside]
-        beside = [load(their_source, params) for params in beside]
+        if taught:
+            beside = [load(taught[0], *beside)]
         train_step = jax.jit(
             step.make_train_step(trained, optimizer, objective, microbatches, their_student),
             in_shardings=(shardings, sharding.batch_sharding(devices), *placed),
@@ -295,7 +296,7 @@ def train(
 
         def evaluate():
             window.flush()  # so that training's line stands before the evaluation's
-            metrics = {}
+            metrics: dict[str, float] = {}
             for evaluator in evaluators:
                 metrics |= evaluator(student, train_state.params)
             log.write(done, metrics, kind="eval")

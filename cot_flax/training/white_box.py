@@ -16,7 +16,7 @@ from flax.linen.partitioning import AxisMetadata
 from cot_flax.errors import UserError
 from cot_flax.objectives.losses import Objective
 from cot_flax.students.lora import PROJECTION
-from cot_flax.students.student import Params, Student
+from cot_flax.students.student import Params, Student, build
 from cot_flax.training import state
 from cot_flax.weights.opening import open_source
 from cot_flax.weights.source import Access, Source
@@ -107,11 +107,8 @@ def beside(
     settings["scan_layers"] = student.config.scan_layers
     names = {field.name for field in dataclasses.fields(theirs.config)}
     changes = {name: value for name, value in settings.items() if name in names}
-    running = dataclasses.replace(
-        theirs,  # type: ignore[type-var]  (a protocol; families are dataclasses)
-        config=dataclasses.replace(theirs.config, **changes),
-    )
-    return source, running
+    config = dataclasses.replace(theirs.config, **changes)
+    return source, build(config, theirs.special_ids)
 
 
 def trained(student: Student, objective: Objective, teacher: Student | None) -> Student:
