@@ -22,7 +22,6 @@ from cot_flax.text.calculator import strip_marks
 
 _, VALIDATION = VALIDATION_OF["gsm8k"]
 _ORIGIN = "https://raw.githubusercontent.com"  # where TFDS downloads from
-TOP_K = 5
 VOCABULARY = T5Vocabulary()
 
 
@@ -96,5 +95,4 @@ add_cot_task(
     seen_by_flan=True,
     vocabulary=VOCABULARY,
     teacher_store=teacher_store,
-    top_k=TOP_K,
 )

@@ -12,7 +12,6 @@ from cot_flax.lab.world.teacher import reference_rationale
 from cot_flax.lab.world.vocabulary import VOCABULARY_PATH
 
 VOCABULARY = seqio.SentencePieceVocabulary(str(VOCABULARY_PATH))
-TOP_K = 5
 
 
 @gin.configurable(module="cot_flax.tasks.stories")
@@ -48,4 +47,4 @@ def _solved(split, count, seed):
 
 SOURCE = records_source(_records, SPLITS)
 
-add_cot_task("stories", SOURCE, vocabulary=VOCABULARY, teacher_store=teacher_store, top_k=TOP_K)
+add_cot_task("stories", SOURCE, vocabulary=VOCABULARY, teacher_store=teacher_store)

@@ -25,6 +25,7 @@ from cot_flax.data.features import (
     sentencepiece_model,
     special_ids,
 )
+from cot_flax.data.registration import demand
 from cot_flax.errors import UserError
 from cot_flax.objectives.losses import Objective
 from cot_flax.students.layouts import Layout
@@ -399,6 +400,7 @@ def find_task(name: str, given_as: str = "MIXTURE_OR_TASK_NAME") -> seqio.Task |
     Args:
         given_as: what the user sets it by.
     """
+    demand(name)
     try:
         return seqio.get_mixture_or_task(name)
     except ValueError:

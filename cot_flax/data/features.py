@@ -278,17 +278,17 @@ def pieces(vocabulary: seqio.Vocabulary) -> dict[str, int]:
     return {tokenizer.IdToPiece(i): i for i in range(tokenizer.GetPieceSize())}
 
 
-def output_features(vocabulary: seqio.Vocabulary, top_k: int) -> dict[str, seqio.Feature]:
-    """SeqIO's declaration of a task's features; teacher rows [T, K] only where top_k > 0."""
+def output_features(vocabulary: seqio.Vocabulary, rows: bool) -> dict[str, seqio.Feature]:
+    """SeqIO's declaration of a task's features; with `rows` a teacher's [T, K], too."""
     text = seqio.Feature(vocabulary=vocabulary, add_eos=True)
-    if not top_k:
+    if not rows:
         return {"inputs": text, "targets": text}
     # The size is of no use to anyone; asking the vocabulary would load it at registration.
     none = seqio.PassThroughVocabulary(size=0)
-    rows = {"rank": 2, "vocabulary": none, "add_eos": False}
+    of_rows = {"rank": 2, "vocabulary": none, "add_eos": False}
     return {
         "inputs": text,
         "targets": text,
-        "teacher_top_ids": seqio.Feature(dtype=tf.int32, **rows),
-        "teacher_top_logprobs": seqio.Feature(dtype=tf.float32, **rows),
+        "teacher_top_ids": seqio.Feature(dtype=tf.int32, **of_rows),
+        "teacher_top_logprobs": seqio.Feature(dtype=tf.float32, **of_rows),
     }

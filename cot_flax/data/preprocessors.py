@@ -46,6 +46,24 @@ class Layout(NamedTuple):
 _ABSENT = {"teacher_top_ids": ABSENT_ID, "teacher_top_logprobs": 0.0}
 
 
+def prompter(
+    format: str, rule: ExemplarRule | None, layout: Callable[[], Layout]
+) -> Callable[[str, str], str]:
+    """From a question and its record's id to the encoder's text, by what is bound at this moment.
+
+    Raises:
+        UserError: there are too few exemplars.
+    """
+    template, instruction = layout()
+    choose = rule.choice() if rule else None
+
+    def prompt(question: str, id: str) -> str:
+        shown = choose(question, id) if choose else ()
+        return build_input(question, format, shown, template, instruction=instruction)
+
+    return prompt
+
+
 def write_prompt(
     dataset: tf.data.Dataset,
     *,
@@ -63,14 +81,10 @@ def write_prompt(
             data set is built: an error from inside tf.data reaches nobody in one line.
         layout: gives the task's.
     """
-    template, instruction = layout()
-    choose = rule.choice() if rule else None
+    template, prompt = layout().template, prompter(format, rule, layout)
 
     def inputs(question, id):
-        question = question.decode()
-        shown = choose(question, id.decode()) if choose else ()
-        text = build_input(question, format, shown, template, instruction=instruction)
-        return text.encode()
+        return prompt(question.decode(), id.decode()).encode()
 
     def targets(rationale, answer):
         return build_target(rationale.decode(), answer.decode(), format, template).encode()
@@ -86,13 +100,18 @@ def write_prompt(
 
 
 def tokenize(
-    dataset: tf.data.Dataset, *, vocabulary: seqio.Vocabulary, format: str, top_k: int
+    dataset: tf.data.Dataset,
+    *,
+    vocabulary: seqio.Vocabulary,
+    format: str,
+    rows: Callable[[], int] | None = None,
 ) -> tf.data.Dataset:
     """Adds token ids, each closed by the end id, and teacher rows [T, K], absent entries at first.
 
     Args:
-        top_k: K; 0 where the task has no rows.
+        rows: gives K; None where the task has no rows.
     """
+    top_k = rows() if rows else 0
     end = special_ids(vocabulary).end  # what is wrong with them is no error from inside tf.data
 
     def encode(texts):
@@ -109,12 +128,12 @@ def tokenize(
             block["targets"] = encode(block["targets_pretokenized"])
         for name in _ABSENT if top_k else ():
             lengths = block["targets"].row_lengths()
-            rows = [block[name]] if stored else []
+            known = [block[name]] if stored else []
             # A stored chain without log-probabilities has no rows either.
-            missing = lengths - rows[0].row_lengths() if stored else lengths
+            missing = lengths - known[0].row_lengths() if stored else lengths
             absent = tf.fill([tf.reduce_sum(missing), top_k], _ABSENT[name])
-            rows.append(tf.RaggedTensor.from_row_lengths(absent, missing))
-            block[name] = tf.concat(rows, axis=1)
+            known.append(tf.RaggedTensor.from_row_lengths(absent, missing))
+            block[name] = tf.concat(known, axis=1)
         return block
 
     return _in_blocks(dataset, add)

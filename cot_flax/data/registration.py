@@ -4,7 +4,6 @@ import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from operator import itemgetter
 
 import gin
 import seqio
@@ -32,19 +31,30 @@ from cot_flax.text.wording import Wording
 GIN_MODULE = "cot_flax.data.registration"
 
 
-_REGISTERED: dict[str, tuple[TaskCard, "_Drawn | _Fixed | None", "_Texts"]] = {}
+_ON_DEMAND: list[Callable[[str], None]] = []
+_REGISTERED: dict[str, tuple[TaskCard, "_Exemplars | None", "_Texts"]] = {}
 
 
 @gin.configurable(module=GIN_MODULE)
-def prompting(shots: int = 4, template: str | Template | None = None, seed: int = 0) -> dict:
-    """How prompts and targets are made: exemplars a prompt, the template, the exemplars' seed.
+def prompting(
+    shots: int | None = None,
+    template: str | Template | None = None,
+    seed: int = 0,
+    instruction: str | None = None,
+) -> dict:
+    """How prompts and targets are made; None is the task's own.
 
-    The template is a name of `TEMPLATES`, a `Template`, or None for the task's own.
     `registration.prompting.shots = 8` is for all tasks; under the scope of a data set
     (`gsm8k/registration.prompting.shots = 8`) for its tasks; under that of a task
     (`gsm8k_few_shot_cot/...`) for this one, whatever else is bound.
+
+    Args:
+        shots: exemplars a prompt, where they are drawn.
+        template: a name of `TEMPLATES`, or a `Template`.
+        seed: of the draw.
+        instruction: what stands before exemplars and question; "" is nothing.
     """
-    return {"shots": shots, "template": template, "seed": seed}
+    return {"shots": shots, "template": template, "seed": seed, "instruction": instruction}
 
 
 @gin.configurable(module=GIN_MODULE)
@@ -70,7 +80,8 @@ def add_cot_task(
     *,
     parse: Callable[[dict], dict] | None = None,
     exemplars: seqio.DataSource | None = None,
-    fixed_exemplars: Sequence[Exemplar] | Callable[[], Sequence[Exemplar]] | None = None,
+    fixed_exemplars: Sequence[Exemplar] | Callable[[], Sequence[Exemplar] | None] | None = None,
+    shots: int | Callable[[], int] = 4,
     formats: Sequence[str] = FORMATS,
     answer_kind: str | Callable[[], str] = "number",
     wording: Wording | Callable[[], Wording] = ENGLISH,
@@ -81,7 +92,6 @@ def add_cot_task(
     seen_by_flan: bool = False,
     vocabulary: seqio.Vocabulary | None = None,
     teacher_store: Callable[[], str | None] | None = None,
-    top_k: int = 5,
 ) -> None:
     """Registers `<name>_<format>` for every format and their mixture `<name>_cot_mix`.
 
@@ -98,7 +108,9 @@ def add_cot_task(
         exemplars: the source whose train split the few-shot exemplars come from, with the four
             fields; by default `source`. None of them may stand in its held-out splits.
         fixed_exemplars: those of every few-shot prompt, or what gives them when they are needed:
-            all are shown in their order, but for a question itself. Nothing is drawn then.
+            all are shown in their order, but for a question itself. Nothing is drawn then, unless
+            a function gives None.
+        shots: exemplars a prompt where they are drawn and gin binds no number, or what gives it.
         formats: those of the four that make sense, for instance only answers without rationales.
         answer_kind: "number", "choice", "yes_no" or "text", or one that `answers.add_answer_kind`
             added before; or what gives it when it is needed.
@@ -112,8 +124,8 @@ def add_cot_task(
         seen_by_flan: Flan-T5 was trained on it.
         vocabulary: of inputs and targets; by default T5's.
         teacher_store: gives, when the data is read, the folder that `cot-flax prepare` made of a
-            teacher's chains on this data set, for instance a function that gin configures.
-        top_k: the teacher's entries a position in that store.
+            teacher's chains on this data set, for instance a function that gin configures. Its
+            manifest says how many entries a position has.
 
     Raises:
         UserError: an unknown answer kind, format, template or role, a limit below 1, or exemplars
@@ -135,21 +147,30 @@ def add_cot_task(
         "told": told | {"seen_by_flan": seen_by_flan},
         "formats": formats,
         "fixed_exemplars": fixed_exemplars,
+        "shots": shots,
         "pool": pool,
         "vocabulary": vocabulary,
     }
     first = [functools.partial(_parse, parse=parse)] if parse else []
-    _register(name, source, first, CotTask, top_k=0, **shared)
+    _register(name, source, first, **shared)
     if teacher_store:
-        stored = StoreSource(
-            teacher_store, vocabulary=vocabulary, top_k=top_k, data=source, parse=parse
-        )
-        first = stored.preprocessors()
-        _register(f"{name}_teacher", stored, first, StoreTask, top_k=top_k, **shared)
+        stored = StoreSource(teacher_store, vocabulary=vocabulary, data=source, parse=parse)
+        _register(f"{name}_teacher", stored, stored.preprocessors(), store=stored, **shared)
 
 
 def _register(
-    name, source, first, task_cls, *, told, formats, texts, fixed_exemplars, pool, **features
+    name,
+    source,
+    first,
+    *,
+    told,
+    formats,
+    texts,
+    fixed_exemplars,
+    shots,
+    pool,
+    vocabulary,
+    store=None,
 ):
     """Registers the formats of a source and their mixture; `first` are its own preprocessors."""
     for format in formats:
@@ -157,30 +178,37 @@ def _register(
         settings = functools.partial(_prompting, name, task)
         own, rule = _Texts(told["answer_kind"], *texts, settings), None
         if is_few_shot(format):
-            rule = _Fixed(fixed_exemplars) if fixed_exemplars else _Drawn(pool, settings)
+            rule = _Exemplars(fixed_exemplars, pool, shots, settings)
         card = TaskCard(
             task, name, format, exemplars=None, shots=0, seed=None, template="t5", **told
         )
         steps: list = list(first)
+        if store and is_cot(format):
+            steps.append(functools.partial(_check_chains, store=store, layout=own.layout))
         if not is_cot(format):
             steps.append(preprocessors.first_samples)
         steps += [
             functools.partial(
                 preprocessors.write_prompt, format=format, rule=rule, layout=own.layout
             ),
-            functools.partial(preprocessors.tokenize, format=format, **features),
+            functools.partial(
+                preprocessors.tokenize,
+                vocabulary=vocabulary,
+                format=format,
+                rows=store.top_k if store else None,
+            ),
         ]
-        if task_cls is CotTask:  # what SeqIO's cache holds; a store is one already
+        if store is None:  # what SeqIO's cache holds; a store is one already
             steps.append(seqio.CacheDatasetPlaceholder())
         steps.append(preprocessors.drop_overlong)
         seqio.TaskRegistry.add(
             task,
             source=source,
             preprocessors=steps,
-            output_features=output_features(**features),
+            output_features=output_features(vocabulary, rows=store is not None),
             postprocess_fn=functools.partial(_postprocess, kind=own.kind),
             metric_fns=[functools.partial(_accuracy, kind=own.kind)],
-            task_cls=task_cls,
+            task_cls=StoreTask if store else CotTask,
         )
         _REGISTERED[task] = card, rule, own
     mixture = f"{name}_cot_mix"
@@ -190,8 +218,27 @@ def _register(
     )
 
 
+def add_tasks_on_demand(add: Callable[[str], None]) -> None:
+    """Has `add` register tasks whose names gin alone knows, when a name is looked for.
+
+    Args:
+        add: is called with every name that is not registered, and registers it if it is its own;
+            with "" it registers all of its own.
+    """
+    _ON_DEMAND.append(add)
+
+
+def demand(name: str) -> None:
+    """Has a task or mixture registered that is made on demand, if the name is that of one."""
+    for add in _ON_DEMAND:
+        if name not in seqio.TaskRegistry.names() and name not in seqio.MixtureRegistry.names():
+            add(name)
+
+
 def scopes() -> dict[str, set[str]]:
     """The gin scopes that exist, by what may be bound under them (configuration asks)."""
+    for add in _ON_DEMAND:
+        add("")
     cards = [card for card, *_ in _REGISTERED.values()]
     return {
         "prompting": {name for card in cards for name in (card.name, card.dataset)},
@@ -227,7 +274,7 @@ def _without_teacher(task: seqio.Task, top_k: int) -> str:
     name = f"{task.name}_no_teacher"
     if name not in seqio.TaskRegistry.names():
         vocabulary = task.output_features["targets"].vocabulary
-        rows = {n: output_features(vocabulary, top_k)[n] for n in TEACHER_FEATURES}
+        rows = {n: output_features(vocabulary, rows=True)[n] for n in TEACHER_FEATURES}
         absent = functools.partial(preprocessors.absent_rows, top_k=top_k)
         seqio.TaskRegistry.add(
             name,
@@ -287,7 +334,18 @@ def layout_of(name: str) -> preprocessors.Layout:
     return texts.layout()
 
 
+def prompter_of(name: str) -> Callable[[str, str], str]:
+    """What makes a task's input of a question and its id, as evaluation shows it to a student.
+
+    Raises:
+        UserError: as `cot_task`.
+    """
+    card, rule, texts = _registered(name)
+    return preprocessors.prompter(card.format, rule, texts.layout)
+
+
 def _registered(name):
+    demand(name)
     if name not in _REGISTERED:
         raise UserError(
             f"task {name!r}",
@@ -314,7 +372,7 @@ class _Texts:
 
     def layout(self) -> preprocessors.Layout:
         template = self._template().worded(_given(self.wording))
-        return preprocessors.Layout(template, _given(self.instruction) or "")
+        return preprocessors.Layout(template, self._instruction())
 
     def kind(self) -> str:
         """The kind of answers that stand behind the markers of wording and template, too."""
@@ -325,12 +383,23 @@ class _Texts:
     def facts(self) -> dict:
         wording, template = _given(self.wording), named(self._template())
         facts = {"answer_kind": self.kind(), "template": template}
-        facts |= {"instructed": bool(_given(self.instruction))}
+        facts |= {"instructed": bool(self._instruction())}
         return facts | {"cue": wording.cue, "closing": wording.closing}
+
+    def _instruction(self) -> str:
+        bound = self.settings()["instruction"]
+        return (_given(self.instruction) or "") if bound is None else bound
 
     def _template(self) -> Template:
         bound = self.settings()["template"]
         return find_template(_given(self.template) if bound is None else bound)
+
+
+def _check_chains(dataset, *, store: StoreSource, layout: Callable[[], preprocessors.Layout]):
+    """Chains of a store are closed already: the task's template must be theirs."""
+    if "targets" in dataset.element_spec:
+        store.check_template(layout().template)
+    return dataset
 
 
 def _given(value):
@@ -338,18 +407,23 @@ def _given(value):
 
 
 @dataclass(frozen=True)
-class _Drawn:
-    """Exemplars of a pool, others for every question."""
+class _Exemplars:
+    """Those of every prompt, all in their order; where there are none, drawn ones of a pool."""
 
+    fixed: Sequence[Exemplar] | Callable[[], Sequence[Exemplar] | None] | None
     pool: Callable[[], ExemplarPool]
+    shots: int | Callable[[], int]
     settings: Callable[[], dict]
 
     def facts(self) -> dict:
-        shots, seed = itemgetter("shots", "seed")(self.settings())
-        return {"exemplars": "drawn", "shots": shots, "seed": seed}
+        if (fixed := self._fixed()) is not None:
+            return {"exemplars": "fixed", "shots": len(fixed)}
+        return {"exemplars": "drawn", "shots": self._count(), "seed": self.settings()["seed"]}
 
     def choice(self) -> preprocessors.Choose:
-        pool, shots, seed = self.pool(), *itemgetter("shots", "seed")(self.settings())
+        if (fixed := self._fixed()) is not None:
+            return lambda question, id: fixed.without(question)
+        pool, shots, seed = self.pool(), self._count(), self.settings()["seed"]
         if shots >= len(pool):
             raise UserError(
                 f"a pool of {len(pool)} exemplars for {shots} shots",
@@ -358,22 +432,13 @@ class _Drawn:
             )
         return lambda question, id: pool.draw(question, shots, f"{seed}/{id}")
 
+    def _fixed(self) -> FixedExemplars | None:
+        given = _given(self.fixed)
+        return None if given is None else FixedExemplars(given)
 
-@dataclass(frozen=True)
-class _Fixed:
-    """The same exemplars for all questions."""
-
-    given: Sequence[Exemplar] | Callable[[], Sequence[Exemplar]]
-
-    def facts(self) -> dict:
-        return {"exemplars": "fixed", "shots": len(self._all())}
-
-    def choice(self) -> preprocessors.Choose:
-        exemplars = self._all()
-        return lambda question, id: exemplars.without(question)
-
-    def _all(self) -> FixedExemplars:
-        return FixedExemplars(_given(self.given))
+    def _count(self) -> int:
+        bound = self.settings()["shots"]
+        return _given(self.shots) if bound is None else bound
 
 
 def _prompting(dataset: str, task: str) -> dict:

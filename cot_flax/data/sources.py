@@ -14,17 +14,21 @@ from cot_flax.errors import UserError
 Records = list[dict]
 
 
-def records_source(make: Callable[[str], Records], splits: Iterable[str]) -> seqio.DataSource:
+def records_source(
+    make: Callable[[str], Records], splits: Iterable[str], optional: Iterable[str] = ()
+) -> seqio.DataSource:
     """A source whose `make(split)` returns all records as dicts of strings and numbers.
+
+    The `optional` splits may have no record; they have id, question, rationale and answer then.
 
     A split may be asked for as TFDS writes slices: `test[:10]`, `train[:5%]`, `train+test[2:]`.
     """
-    return _RecordsSource(make, splits)
+    return _RecordsSource(make, splits, optional)
 
 
 class _RecordsSource(seqio.FunctionDataSource):
-    def __init__(self, make, splits):
-        self._make = make
+    def __init__(self, make, splits, optional):
+        self._make, self._optional = make, frozenset(optional)
         super().__init__(self._read, splits=tuple(splits))
 
     def num_input_examples(self, split: str) -> int:
@@ -33,6 +37,11 @@ class _RecordsSource(seqio.FunctionDataSource):
     def _read(self, split, shuffle_files, seed=None):
         del shuffle_files, seed
         records = self._chosen(split)
+        if not records and split_names(split) <= self._optional:
+            names = ("id", "question", "rationale", "answer")
+            return tf.data.Dataset.from_tensor_slices(
+                {n: tf.constant([], tf.string) for n in names}
+            )
         if not records:
             raise UserError(
                 f"no records in split {split!r}", "at least one", "check the files and the sizes"

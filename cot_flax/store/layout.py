@@ -250,21 +250,20 @@ def _flat(plan: dict, prefix: str = "") -> dict[str, Any]:
 
 
 @functools.lru_cache(maxsize=8)
-def check(path: str, vocabulary: str, top_k: int) -> None:
-    """Checks once a process that a store is whole and is for this vocabulary and k.
+def check(path: str, vocabulary: str) -> None:
+    """Checks once a process that a store is whole and is for this vocabulary.
 
     The processes of a run share out the files.
 
     Args:
         path: the store's folder.
         vocabulary: `fingerprint` of the task's vocabulary.
-        top_k: the task's entries a position.
 
     Raises:
-        UserError: another format, vocabulary or k; a file that is missing or has other bytes.
+        UserError: another format or vocabulary; a file that is missing or has other bytes.
     """
     manifest = read_manifest(path)
-    wanted = {"vocabulary": (vocabulary,), "top_k": (top_k,), "format": (FORMAT, OLD_FORMAT)}
+    wanted = {"vocabulary": (vocabulary,), "format": (FORMAT, OLD_FORMAT)}
     for name, known in wanted.items():
         if manifest.get(name) not in known:
             raise UserError(

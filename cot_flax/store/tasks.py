@@ -16,8 +16,11 @@ from cot_flax.data.preprocessors import filter_or_stop
 from cot_flax.errors import UserError
 from cot_flax.files import path_at
 from cot_flax.store import layout
+from cot_flax.text.templates import Template
 
 _BLOCK = 4096
+TOP_K = 5
+_OF_TARGETS = ("cot_target", "stop", "full_stop")
 
 
 class StoreSource(seqio.DataSource):
@@ -29,7 +32,6 @@ class StoreSource(seqio.DataSource):
     Args:
         directory: gives the folder when the data is read, so that gin can bind it.
         vocabulary: the task's.
-        top_k: the task's entries a position.
         data: the data set about whose questions the teacher was asked.
         parse: makes a record of `data` into `id`, `question`, `rationale` and `answer`; None where
             it has them already.
@@ -40,11 +42,10 @@ class StoreSource(seqio.DataSource):
         directory: Callable[[], str | None],
         *,
         vocabulary: seqio.Vocabulary,
-        top_k: int,
         data: seqio.DataSource,
         parse: Callable[[dict], dict] | None = None,
     ):
-        self._directory, self._vocabulary, self.top_k = directory, vocabulary, top_k
+        self._directory, self._vocabulary = directory, vocabulary
         self._data, self._parse = data, parse
         self._held_out = [split for split in data.splits if split != layout.SPLIT]
         # Read when it is first needed, and again when gin has bound something else.
@@ -62,8 +63,25 @@ class StoreSource(seqio.DataSource):
         if directory is None:
             raise UserError("no teacher store", "a folder", "pass --gin.TEACHER_STORE=\"'FOLDER'\"")
         directory = os.fspath(path_at(directory))
-        layout.check(directory, fingerprint(self._vocabulary), self.top_k)
+        layout.check(directory, fingerprint(self._vocabulary))
         return directory
+
+    def top_k(self) -> int:
+        """The store's entries a position; `TOP_K` where there is no finished store."""
+        return layout.top_k_of(self._directory(), TOP_K)
+
+    def check_template(self, template: Template) -> None:
+        """Raises UserError where the store's chains were closed as another template does."""
+        directory = self.checked_directory()
+        stored = layout.read_manifest(directory)["plan"]["settings"].get("template", {})
+        for name in _OF_TARGETS:
+            own = getattr(template, name)
+            if stored.get(name, own) != own:
+                raise UserError(
+                    f"a store whose chains have {name} {stored[name]!r} at {directory}",
+                    f"the {own!r} of the task's template",
+                    "run `cot-flax prepare` again for this task, or bind the template of the store",
+                )
 
     def preprocessors(self) -> list:
         """What comes between a stored record and a task's own preprocessors."""
@@ -110,9 +128,10 @@ class StoreSource(seqio.DataSource):
     def _unpack(self, dataset):
         if _is_human(dataset):
             return dataset
-        stored = layout.ids_of(layout.read_manifest(self.checked_directory()))
+        manifest = layout.read_manifest(self.checked_directory())
+        stored, top_k = layout.ids_of(manifest), manifest["top_k"]
         return dataset.map(
-            lambda record: _unpacked(record, self.top_k, stored),
+            lambda record: _unpacked(record, top_k, stored),
             num_parallel_calls=tf.data.AUTOTUNE,
         )
 

@@ -1,11 +1,12 @@
 """A user's own reasoning to distil: a folder with an instruction, worked exemplars and inputs."""
 
+import hashlib
 import json
 import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
 
 from cot_flax.chains.records import record_files, reject, require
@@ -22,12 +23,19 @@ from cot_flax.text.answers import (
     extract_answer,
     marked_kind,
 )
-from cot_flax.text.prompts import Exemplar, build_input, build_target, normalize_question
-from cot_flax.text.templates import TEMPLATES
+from cot_flax.text.prompts import (
+    Exemplar,
+    ExemplarPool,
+    build_input,
+    build_target,
+    normalize_question,
+)
+from cot_flax.text.templates import Template, find_template, named
 from cot_flax.text.wording import LANGUAGES, PLACE, Wording, has_words, written_in
 
 _FORMAT = "few_shot_cot"
 _LISTED = 5  # ids in a note
+VALIDATION, LEAST_LABELLED = 0.1, 20
 _LABELS, _TIMES = 12, 3  # so few different answers, each so often on average, are labels
 
 
@@ -47,6 +55,13 @@ class Settings:
         cue: in place of that language's; as in `wording.Wording`.
         closing: likewise.
         markers: words behind which answers are found, beside all others.
+        template: of prompts and targets: a name of `TEMPLATES`, or an object with a `Template`'s
+            fields. The teacher sees it with a blank line between exemplars.
+        shots: exemplars a prompt, drawn for each question anew; 0 shows all, in file order.
+        instruct: whether the student's prompts begin with the instruction, as the teacher's do.
+        validation: the share of inputs with answers that is held out from teacher and training,
+            where no file `validation` says which. By default `VALIDATION`, of `LEAST_LABELLED` or
+            more of them, else 0.
     """
 
     dataset: str
@@ -61,6 +76,15 @@ class Settings:
     cue: str = ""
     closing: str = ""
     markers: tuple[str, ...] = ()
+    template: str | Template = "t5"
+    shots: int = 0
+    instruct: bool = True
+    validation: float | None = None
+
+    @property
+    def layout(self) -> Template:
+        """The template with the scenario's words."""
+        return find_template(self.template).worded(self.wording)
 
     @property
     def wording(self) -> Wording:
@@ -75,9 +99,10 @@ class Scenario(NamedTuple):
     Attributes:
         instruction: what to do.
         exemplars: inputs that are worked out.
-        inputs: what the teacher is asked about, without the inputs of the test file.
+        inputs: what the teacher is asked about, without those of validation and test.
         settings: see `Settings`.
         notes: lines that the user should read.
+        validation: inputs with answers to select a student by.
     """
 
     instruction: str
@@ -85,6 +110,7 @@ class Scenario(NamedTuple):
     inputs: list[Question]
     settings: Settings
     notes: list[str]
+    validation: list[Question]
 
 
 @dataclass(frozen=True)
@@ -112,53 +138,114 @@ def read_scenario(folder: str | os.PathLike) -> Scenario:
     `instruction.md` says what to do. `exemplars.jsonl` has {"input", "reasoning", "answer"} a
     line, `inputs.jsonl` {"input"} with "answer" where it is known; both may have "id" and
     "category", and may be of another kind that is read (CSV, Parquet). `settings.json`, which may
-    be absent, is one object with fields of `Settings`. What stands in the test file is held out:
-    no teacher is asked about it.
+    be absent, is one object with fields of `Settings`. What stands in the files `test` and
+    `validation`, which may be absent, is held out: no teacher is asked about it.
 
     Raises:
         UserError: a file is missing or of another shape, an exemplar is incomplete or held out, or
             an answer is none of the answer kind; the message names file and line.
     """
     settings = read_settings(folder)
-    instruction = _instruction(folder)
-    exemplars = list(_items(folder, "exemplars", settings))
+    instruction = read_instruction(folder)
+    exemplars = read_exemplars(folder)
     inputs = list(_items(folder, "train", settings))
-    held_out = _held_out(folder, settings)
-    for item in exemplars:
-        if normalize_question(item.question) in held_out:
-            got = f"the exemplar {item.id}, which stands in the test file"
-            raise _unusable(folder, got, "exemplars that are not tested")
-    new = [item for item in inputs if normalize_question(item.question) not in held_out]
-    notes = [*_left_out(inputs, new), *_closed(exemplars + inputs, settings)]
+    files = {split: _labelled(folder, split, settings) for split in ("test", "validation")}
+    if repeated := _questions(files["test"]) & _questions(files["validation"]):
+        got = f"the input {min(repeated)!r} in the files validation and test"
+        raise _unusable(folder, got, "no input in both")
+    if settings.shots >= max(1, len(_questions(exemplars))):
+        got = f"{settings.shots} shots of {len(exemplars)} exemplars"
+        raise _unusable(folder, got, "fewer shots than exemplars; 0 shows all in file order")
+    notes, new = [], inputs
+    for split, items in files.items():
+        held_out = _questions(items)
+        for item in exemplars:
+            if normalize_question(item.question) in held_out:
+                got = f"the exemplar {item.id}, which stands in the {split} file"
+                raise _unusable(folder, got, "exemplars that are not tested")
+        before, new = new, _without(new, held_out)
+        notes += _left_out(before, new, f"the {split} file")
+    validation = files["validation"]
+    if not validation and (validation := _share(new, exemplars, settings)):
+        notes.append(
+            f"held out {len(validation)} of {len(new)} inputs for validation: no teacher is asked "
+            'about them; {"validation": 0} in settings.json has all asked'
+        )
+        new = _without(new, _questions(validation))
+    notes += _closed(exemplars + inputs, settings)
     notes += _worded_otherwise([instruction, *(item.question for item in inputs)], settings)
-    return Scenario(instruction, exemplars, new, settings, notes)
+    return Scenario(instruction, exemplars, new, settings, notes, validation)
+
+
+def read_exemplars(folder: str | os.PathLike) -> list[Question]:
+    """Reads the worked exemplars of a folder, in file order; errors as `read_scenario`."""
+    return list(_items(folder, "exemplars", read_settings(folder)))
+
+
+def _questions(items: Sequence[Question]) -> set[str]:
+    return {normalize_question(item.question) for item in items}
+
+
+def _without(items: Sequence[Question], questions: set[str]) -> list[Question]:
+    return [item for item in items if normalize_question(item.question) not in questions]
+
+
+def _share(
+    inputs: Sequence[Question], exemplars: Sequence[Question], settings: Settings
+) -> list[Question]:
+    """Inputs with answers that are held out; whether one is depends on its question alone."""
+    labelled = _without([item for item in inputs if item.answer], _questions(exemplars))
+    share = settings.validation
+    if share is None:
+        share = VALIDATION * (len(labelled) >= LEAST_LABELLED)
+    return [item for item in labelled if _place(item.question) < share]
+
+
+def _place(question: str) -> float:
+    """A number in [0, 1) that a question always has."""
+    digest = hashlib.sha256(f"validation {normalize_question(question)}".encode()).digest()
+    return int.from_bytes(digest[:6]) / 2**48
 
 
 def read_test(folder: str | os.PathLike) -> list[Question]:
     """Reads the scenario's `test.jsonl`: inputs with answers that no teacher is asked about.
 
     Raises:
-        UserError: the file is missing or of another shape, or an input has no answer.
+        UserError: the file is of another shape, or an input has no answer.
     """
-    items = list(_items(folder, "test", read_settings(folder)))
+    return _labelled(folder, "test", read_settings(folder))
+
+
+def _labelled(folder: str | os.PathLike, split: str, settings: Settings) -> list[Question]:
+    """The items of a file whose inputs have answers; none where there is no such file."""
+    if not _is_there(folder, split):
+        return []
+    items = list(_items(folder, split, settings))
     for item in items:
         if not item.answer:
             got, wanted = f"input {item.id} without an answer", "a label to compare with"
-            raise _unusable(f"{folder}/test.jsonl", got, wanted)
+            raise _unusable(f"{folder}/{split}.jsonl", got, wanted)
     return items
 
 
-def scenario_recipe(scenario: Scenario, *, chat: bool = False, **numbers: Any) -> Recipe:
-    """Returns the recipe that shows the instruction, all exemplars worked out, and then an input.
+def _is_there(folder: str | os.PathLike, name: str) -> bool:
+    try:
+        return bool(record_files(folder, name))
+    except UserError:
+        return False
 
-    Exemplars and input look as in the student's few-shot format (`text.prompts`, style fu2023). A
-    chat gets the instruction as its system message and the exemplars as turns. What the teacher
+
+def scenario_recipe(scenario: Scenario, *, chat: bool = False, **numbers: Any) -> Recipe:
+    """Returns the recipe that shows the instruction, exemplars worked out, and then an input.
+
+    Exemplars and input look as in the student's few-shot format, a blank line between them. A chat
+    gets the instruction as its system message and the exemplars as turns. What the teacher
     writes behind its line "The answer is ...", in the settings' words, is cut off.
 
     Args:
         scenario: what `read_scenario` read.
         chat: sends messages.
-        **numbers: fields of `Numbers`, in place of the settings; all exemplars are always shown.
+        **numbers: fields of `Numbers` but `shots`, in place of the settings.
 
     Raises:
         UserError: a number that cannot be. From the recipe's `first`: no exemplar is left, because
@@ -167,21 +254,27 @@ def scenario_recipe(scenario: Scenario, *, chat: bool = False, **numbers: Any) -
     if "shots" in numbers:
         raise UserError(
             f"{numbers['shots']} shots of a scenario",
-            "none given: all its exemplars are shown",
-            "leave shots out, or take exemplars out of exemplars.jsonl",
+            "none given: its settings say so to student and teacher alike",
+            "set shots in settings.json, where 0 shows all exemplars",
         )
     settings, exemplars = scenario.settings, worked(scenario.exemplars)
     given = {name: getattr(settings, name) for name in ("samples", "temperature", "max_tokens")}
-    given |= {"stop": () if chat else ("\nQ:",), "shots": len(exemplars)}
-    layout = _chat if chat else _text
-    wording = settings.wording
-    heads = "|".join(map(re.escape, wording.heads))
-    behind_answer_line = re.compile(rf"^(?:{heads})[^\n]*(\n)", re.MULTILINE)
+    template = replace(settings.layout, separator="\n\n")
+    begin = template.cot_input.partition("{question}")[0].strip()
+    given |= {"stop": (f"\n{begin}",) if begin and not chat else ()}
+    given |= {"shots": settings.shots or len(exemplars)}
+    write = _chat if chat else _text
+    heads = "|".join(map(re.escape, (*template.heads, *settings.wording.heads)))
+    line = "^" * (template.join == "\n")
+    behind_answer_line = re.compile(rf"{line}(?:{heads})[^\n]*(\n)", re.MULTILINE)
+    pool = ExemplarPool(map(_exemplar, exemplars))
 
     def prompt(question: Question) -> str | Messages:
-        shown = others(exemplars, question, least=1, most=len(exemplars))
-        worked_out = [Exemplar(item.question, item.rationale, item.answer) for item in shown]
-        return layout(scenario.instruction, worked_out, question.question, wording)
+        if settings.shots:
+            shown = pool.draw(question.question, settings.shots, f"0/{question.id}")
+        else:
+            shown = map(_exemplar, others(exemplars, question, least=1, most=len(exemplars)))
+        return write(scenario.instruction, list(shown), question.question, template)
 
     def clean(completion: Completion) -> Completion:
         return end_at(completion, behind_answer_line)
@@ -195,34 +288,28 @@ def scenario_recipe(scenario: Scenario, *, chat: bool = False, **numbers: Any) -
     )
 
 
-def _text(instruction: str, exemplars: list[Exemplar], asked: str, wording: Wording) -> str:
-    return (
-        f"{instruction}\n\n{build_input(asked, _FORMAT, exemplars, TEMPLATES['fu2023'], wording)}"
-    )
+def _exemplar(item: Question) -> Exemplar:
+    return Exemplar(item.question, item.rationale, item.answer)
 
 
-def _chat(instruction: str, exemplars: list[Exemplar], asked: str, wording: Wording) -> Messages:
+def _text(instruction: str, exemplars: list[Exemplar], asked: str, template: Template) -> str:
+    return build_input(asked, _FORMAT, exemplars, template, instruction=instruction)
+
+
+def _chat(instruction: str, exemplars: list[Exemplar], asked: str, template: Template) -> Messages:
     turns = [("system", instruction)]
     for item in exemplars:
-        answered = build_target(item.rationale, item.answer, _FORMAT, wording=wording)
+        answered = build_target(item.rationale, item.answer, _FORMAT, template)
         turns += [("user", item.question), ("assistant", answered)]
     return messages([*turns, ("user", asked)])
 
 
-def _held_out(folder: str | os.PathLike, settings: Settings) -> set[str]:
-    try:
-        record_files(folder, "test")
-    except UserError:
-        return set()
-    return {normalize_question(item.question) for item in _items(folder, "test", settings)}
-
-
-def _left_out(inputs: Sequence[Question], new: Sequence[Question]) -> Iterator[str]:
+def _left_out(inputs: Sequence[Question], new: Sequence[Question], file: str) -> Iterator[str]:
     if left_out := [item.id for item in inputs if item not in new]:
-        named = ", ".join(left_out[:_LISTED]) + ", ..." * (len(left_out) > _LISTED)
+        listed = ", ".join(left_out[:_LISTED]) + ", ..." * (len(left_out) > _LISTED)
         yield (
-            f"left out {len(left_out)} of {len(inputs)} inputs, whose text stands in the test file "
-            f"too: {named}"
+            f"left out {len(left_out)} of {len(inputs)} inputs, whose text stands in {file} "
+            f"too: {listed}"
         )
 
 
@@ -231,10 +318,10 @@ def _closed(items: Sequence[Question], settings: Settings) -> Iterator[str]:
     counts = Counter(_normal(item.answer) for item in items if item.answer)
     often = counts.total() >= _TIMES * len(counts) and len(counts) <= _LABELS
     if settings.answer_kind == "text" and len(counts) > 1 and often:
-        named = ", ".join(f"{label} {count}" for label, count in sorted(counts.items()))
+        told = ", ".join(f"{label} {count}" for label, count in sorted(counts.items()))
         setting = json.dumps({"labels": sorted(counts)}, ensure_ascii=False)
         yield (
-            f"all {counts.total()} answers are of {len(counts)} labels ({named}); {setting} in "
+            f"all {counts.total()} answers are of {len(counts)} labels ({told}); {setting} in "
             "settings.json makes that the rule: then no other text counts as an answer"
         )
 
@@ -256,7 +343,8 @@ def _normal(label: str) -> str:
     return " ".join(label.split()).casefold()
 
 
-def _instruction(folder: str | os.PathLike) -> str:
+def read_instruction(folder: str | os.PathLike) -> str:
+    """Reads `instruction.md` of a scenario's folder; raises UserError where there is no text."""
     path = path_at(folder) / "instruction.md"
     try:
         text = path.read_bytes().decode("utf-8-sig").strip()
@@ -282,9 +370,19 @@ def read_settings(folder: str | os.PathLike) -> Settings:
             raise _unusable(path, str(error), "one JSON object") from error
     kinds = {field.name: field.type for field in fields(Settings)}
     kinds |= {"temperature": int | float, "labels": list, "markers": list}
+    kinds |= {"validation": int | float, "template": str | dict}
     if not isinstance(record, dict) or record.keys() - kinds.keys():
         raise _unusable(path, f"{record}", f"an object with only {', '.join(kinds)}")
-    values = {name: require(record, name, kinds[name], str(path)) for name in record}
+    if not isinstance(record.get("instruct", True), bool):
+        raise _unusable(path, f"instruct {record['instruct']!r}", "true or false")
+    checked = record.keys() - {"instruct"}
+    values = record | {name: require(record, name, kinds[name], str(path)) for name in checked}
+    if not 0 <= values.get("validation", 0) < 1:
+        raise _unusable(path, f"validation {values['validation']!r}", "a share from 0 up to 1")
+    if values.get("shots", 0) < 0:
+        raise _unusable(path, f"shots {values['shots']!r}", "0 or more; 0 shows all exemplars")
+    if "template" in values:
+        values["template"] = named(find_template(values["template"]))
     if "labels" in values:
         values |= _label_kind(path, values)
     if not all(isinstance(marker, str) for marker in values.get("markers", ())):
@@ -336,10 +434,12 @@ def _items(folder: str | os.PathLike, split: str, settings: Settings) -> Iterato
 
 def _readable(answer: str, settings: Settings) -> bool:
     """Says whether the closing line with this answer gives this answer, and no more."""
-    kind = marked_kind(settings.answer_kind, settings.wording.heads)
+    template = settings.layout
+    heads = (*template.heads, *settings.wording.heads)
+    kind = marked_kind(settings.answer_kind, heads, template.stop)
     if settings.labels and _normal(answer) not in settings.labels:
         return False
-    line = build_target("", answer, _FORMAT, wording=settings.wording)
+    line = build_target("", answer, _FORMAT, template)
     found = extract_answer(line, kind=kind, mode="strict")
     return found is not None and answers_match(found, answer, kind=kind)
 

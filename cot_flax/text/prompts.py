@@ -232,6 +232,8 @@ def _show(exemplar: Exemplar, format: str, template: Template) -> str:
 def _target(rationale: str, answer: str, format: str, template: Template) -> str:
     if not is_cot(format):
         return fill(template.answer_target, answer=answer) + template.stop
+    if template.stop:
+        rationale = rationale.rstrip().removesuffix(template.stop.strip())
     return _close(rationale, template.closing.replace(PLACE, answer), template) + template.stop
 
 

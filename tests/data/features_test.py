@@ -323,8 +323,8 @@ def test_other_vocabularies_have_none():
 
 
 def test_teacher_features_only_where_there_are_teachers(vocabulary):
-    assert set(features.output_features(vocabulary, 0)) == {"inputs", "targets"}
-    found = features.output_features(vocabulary, 5)
+    assert set(features.output_features(vocabulary, rows=False)) == {"inputs", "targets"}
+    found = features.output_features(vocabulary, rows=True)
     assert set(found) == {"inputs", "targets", *features.TEACHER_FEATURES}
     assert [found[name].rank for name in features.TEACHER_FEATURES] == [2, 2]
 

@@ -166,7 +166,7 @@ def test_a_store_is_whole(on_beam, chains, tmp_path):
     assert len(shards) == json.loads((folder / layout.INFO).read_text())["num_shards"] > 1
     assert any(not shard.stat().st_size for shard in shards)  # one question fills one shard
     assert len(kept(folder)) == manifest["kept"] > 0
-    layout.check(str(folder), manifest["vocabulary"], manifest["top_k"])
+    layout.check(str(folder), manifest["vocabulary"])
     assert manifest["files"].items() >= {(s.name, sha256(s)) for s in shards}
     assert (folder / layout.COMPLETED).exists() and not (folder / local.PARTS).exists()
 

@@ -199,19 +199,17 @@ def copied(world_store, tmp_path):
     return Path(shutil.copytree(world_store, tmp_path / "copy"))
 
 
-def check(folder, vocabulary, top_k=5):
-    layout.check(str(folder), fingerprint(vocabulary), top_k)
+def check(folder, vocabulary):
+    layout.check(str(folder), fingerprint(vocabulary))
 
 
 def test_a_whole_store_passes(copied, vocabulary):
     check(copied, vocabulary)
 
 
-def test_a_store_of_another_vocabulary_or_k_is_refused(copied, vocabulary):
+def test_a_store_of_another_vocabulary_is_refused(copied):
     with pytest.raises(UserError, match=r"a store with vocabulary .*prepare` again"):
         check(copied, seqio.ByteVocabulary())
-    with pytest.raises(UserError, match=r"a store with top_k 5 at .*the task's top_k 4"):
-        check(copied, vocabulary, top_k=4)
 
 
 def test_a_store_of_another_format_is_refused(copied, vocabulary):
@@ -290,7 +288,7 @@ def test_a_vocabulary_beyond_16_bits_makes_a_store_of_32(tmp_path, make_sample):
             settings=Preparation(top_k=2), workers=1)  # fmt: skip
     manifest = layout.read_manifest(str(tmp_path / "store"))
     assert (manifest["format"], manifest["id_bits"]) == (2, 32)
-    source = StoreSource(lambda: str(tmp_path / "store"), vocabulary=wide, top_k=2, data=SOURCE)
+    source = StoreSource(lambda: str(tmp_path / "store"), vocabulary=wide, data=SOURCE)
     (record,) = source._unpack(source.get_dataset("train")).as_numpy_iterator()
     np.testing.assert_array_equal(record["teacher_top_ids"][:, 0], record["targets"])
     assert (record["teacher_top_ids"][-1] == [1, -1]).all()

@@ -22,6 +22,7 @@ from cot_flax.students.layouts import EncoderDecoder
 from cot_flax.tasks.stories import SOURCE
 
 STORE = "cot_flax.tasks.stories.teacher_store.directory"
+TEMPLATE = "cot_flax.data.registration.prompting.template"
 TASK = "stories_teacher_zero_shot_cot"
 
 
@@ -48,7 +49,7 @@ def assert_equal(left, right):
 
 def test_a_store_is_read_from_where_it_lies_now(world_store, vocabulary):
     place = ["nowhere"]
-    source = StoreSource(lambda: place[0], vocabulary=vocabulary, top_k=5, data=SOURCE)
+    source = StoreSource(lambda: place[0], vocabulary=vocabulary, data=SOURCE)
     with pytest.raises(UserError, match="nowhere"):
         ask(source)
     place[0] = world_store
@@ -59,7 +60,7 @@ def test_a_store_is_read_from_where_it_lies_now(world_store, vocabulary):
 
 
 def test_a_shard_is_files_of_its_own(world_store, vocabulary):
-    source = StoreSource(lambda: world_store, vocabulary=vocabulary, top_k=5, data=SOURCE)
+    source = StoreSource(lambda: world_store, vocabulary=vocabulary, data=SOURCE)
     files = source.list_shards("train")
     assert len(files) > 2
     for index, file in enumerate(files):
@@ -68,7 +69,7 @@ def test_a_shard_is_files_of_its_own(world_store, vocabulary):
 
 
 def test_rows_are_unpacked_as_they_were_stored(world_store, vocabulary):
-    source = StoreSource(lambda: world_store, vocabulary=vocabulary, top_k=5, data=SOURCE)
+    source = StoreSource(lambda: world_store, vocabulary=vocabulary, data=SOURCE)
     stored = layout.dataset(world_store).as_numpy_iterator()
     for record, raw in zip(ask(source), stored, strict=True):
         ids, roots = (
@@ -120,7 +121,7 @@ def test_a_store_of_format_1_is_read_as_it_was_made(world_store, tmp_path, vocab
     (folder / "manifest.json").write_text(json.dumps(manifest | {"format": 1}))
     assert_equal(
         *(
-            ask(StoreSource(lambda place=place: place, vocabulary=vocabulary, top_k=5, data=SOURCE))
+            ask(StoreSource(lambda place=place: place, vocabulary=vocabulary, data=SOURCE))
             for place in (str(folder), world_store)
         )
     )
@@ -298,8 +299,10 @@ def test_damage_stops_every_way_of_reading(world_store, tmp_path, damage, messag
 
 @pytest.mark.parametrize("use_cached", [False, True])
 def test_a_store_for_another_task_is_refused(make_store, make_sample, sums_source, use_cached):
-    gin.bind_parameter(STORE, make_store([make_sample("The answer is 2")], top_k=3))
-    with pytest.raises(UserError, match=r"a store with top_k 3 .*the task's top_k 5"):
+    gin.bind_parameter(STORE, make_store([make_sample("The answer is 2")]))
+    gin.bind_parameter(TEMPLATE, "ho2022")
+    message = r"chains have cot_target .*nThe answer is {answer}' at .*'{rationale} --> {answ"
+    with pytest.raises(UserError, match=message):
         read(TASK, use_cached=use_cached)
     other = seqio.ByteVocabulary()
     add_cot_task(
@@ -307,10 +310,19 @@ def test_a_store_for_another_task_is_refused(make_store, make_sample, sums_sourc
         sums_source,
         vocabulary=other,
         teacher_store=lambda: gin.query_parameter(STORE),
-        top_k=3,
     )
     with pytest.raises(UserError, match=r"a store with vocabulary .*the task's vocabulary"):
         read("bytes_teacher_zero_shot_cot", use_cached=use_cached)
+
+
+@pytest.mark.parametrize("use_cached", [False, True])
+def test_the_store_says_how_many_entries_a_position_has(make_store, make_sample, use_cached):
+    gin.bind_parameter(STORE, make_store([make_sample("The answer is 2")], top_k=3))
+    for name in (TASK, "stories_teacher_zero_shot_answer"):
+        (example,) = read(name, use_cached=use_cached)
+        assert example["teacher_top_ids"].shape == (len(example["targets"]), 3)
+    batch = next(TaskBatches(TASK, {"inputs": 200, "targets": 90}, 1).batches(EncoderDecoder()))
+    assert batch["teacher_top_ids"].shape == (1, 90, 3)
 
 
 @pytest.mark.parametrize("use_cached", [False, True])

@@ -36,7 +36,7 @@ def folder(tmp_path):
 
 
 def test_reads_a_folder(folder):
-    instruction, exemplars, inputs, settings, notes = read_scenario(folder)
+    instruction, exemplars, inputs, settings, notes, validation = read_scenario(folder)
     assert instruction == "Say who acts."
     assert [(item.question, item.rationale, item.answer) for item in exemplars] == [
         ("No heat.", "It is cold.", "Today"),
@@ -47,7 +47,7 @@ def test_reads_a_folder(folder):
         ("b", "Bye.", "close"),
     ]
     assert settings == Settings("desk", "text", (), 8, 0.7, 512, "en", "", "", ())
-    assert notes == []
+    assert notes == validation == []
 
 
 @pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
@@ -66,7 +66,7 @@ def test_reads_other_kinds_of_files(folder, mark):
 def test_what_is_tested_is_not_asked(folder):
     tested = '{"input": "no LIGHT", "answer": "page"}\n{"input": "Other.", "answer": "page"}\n'
     (folder / "test.jsonl").write_text(tested)
-    _, _, inputs, _, notes = read_scenario(folder)
+    _, _, inputs, _, notes, _ = read_scenario(folder)
     assert [item.id for item in inputs] == ["b"]
     assert notes == ["left out 1 of 2 inputs, whose text stands in the test file too: desk-train-0"]
     (folder / "test.jsonl").write_text('{"input": "Thanks", "answer": "close"}\n')
