@@ -29,6 +29,10 @@ OWN = {
     "gsm8k_teacher_kl": ["TEACHER_STORE='store'"],
     "scenario": ["TEACHER_STORE='store'", "SCENARIO='folder'"],
     "scenario_evaluate": ["SCENARIO='folder'"],
+    "scenario_instructed": ["TEACHER_STORE='store'", "SCENARIO='folder'"],
+    "scenario_instructed_evaluate": ["SCENARIO='folder'"],
+    "scenarios": ["SCENARIOS=('a', 'b')", "TEACHER_STORES=('a-store',)"],
+    "scenarios_evaluate": ["SCENARIOS=('c',)"],
 }
 
 
@@ -52,7 +56,7 @@ def parse(experiment, *bindings):
     configuration.parse([f"experiments/{experiment}.gin"], [*required, *bindings])
 
 
-SHARED = ("world", "gsm8k")  # what the experiments of a data set include
+SHARED = ("world", "gsm8k", "instructed")  # what the experiments of a data set include
 EXPERIMENTS = [name for name in names("experiments") if name not in SHARED]
 FAMILIES = ("t5_1_0", "t5_1_1")  # what the models of a family include
 ADAPTERS = ("lora",)  # what stands after a model

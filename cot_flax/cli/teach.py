@@ -179,7 +179,8 @@ NUMBERS = {
     exemplars=Short(
         "EXEMPLARS_FILE",
         str,
-        "Worked questions to show; else the recipe chooses among QUESTIONS.",
+        "Worked questions to show, or a prompt (.txt), all of it; else the recipe chooses among "
+        "QUESTIONS.",
     ),
     held_out=Short(
         "HELD_OUT_FILES",

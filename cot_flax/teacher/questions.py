@@ -1,16 +1,28 @@
 """The questions that a teacher is asked, read from the shapes in which data sets come."""
 
 import itertools
+import json
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from cot_flax.chains.readers import written
 from cot_flax.chains.records import files_of, records, reject, require
+from cot_flax.errors import UserError
+from cot_flax.files import path_at
 from cot_flax.text.calculator import strip_marks
 
 _SOLUTION_END = "####"
+_PROMPT_ITEM = re.compile(r"^(?:Question|Q):[^\S\n]*", re.MULTILINE)
+_PROMPT_ANSWER = re.compile(
+    r"\n(?:A:[^\S\n]*(?:Let's think step by step\b[.:]?)?|Let's think step by step\b[.:]?)\s*"
+)
+_PROMPT_CLOSING = re.compile(
+    r"\s*(?:(?:So|Thus|Therefore|Hence),? )?\bthe answer is:?\s+(?P<answer>[^\n]+?)\.?\s*\Z",
+    re.IGNORECASE,
+)
 VALIDATION = {"gsm8k": (7473, 500)}
 """By data set: the questions of its training file, and how many of the last its tasks hold out."""
 
@@ -57,6 +69,78 @@ def read_questions(path: str | os.PathLike, *, dataset: str, split: str) -> Iter
     """
     for _, question in placed_questions(path, dataset=dataset, split=split):
         yield question
+
+
+def read_exemplars(path: str | os.PathLike, *, dataset: str) -> tuple[list[Question], bool]:
+    """The worked questions to show, in their order, and whether they are a prompt as it is written.
+
+    Beside what `read_questions` reads, a file may be a prompt: a `.txt` whose items begin with
+    `Question:` or `Q:`, go on with `Let's think step by step` or `A:`, and end in `The answer is
+    ...`, as those of Fu et al. 2023 and Wei et al. 2022; or the object of Ho et al. 2022, which has
+    such a `prompt` by data set.
+
+    Raises:
+        UserError: an item of another shape; no prompt of this data set; or as `read_questions`.
+    """
+    place, name = os.fspath(path), os.fspath(path)
+    if name.endswith(".txt"):
+        text = path_at(path).read_bytes().decode("utf-8-sig", errors="replace")
+    else:
+        prompts = _prompts_by_dataset(path)
+        if prompts is None:
+            return list(read_questions(path, dataset=dataset, split="exemplars")), False
+        key = next((key for key in prompts if _plain(key) == _plain(dataset)), None)
+        if key is None:
+            raise UserError(
+                f"{name} without a prompt of {dataset}",
+                f"one of {', '.join(prompts)}",
+                "correct --dataset, or give a file of one prompt",
+            )
+        text, place = prompts[key], f"{name}, {key}"
+    _, *items = _PROMPT_ITEM.split(text.replace("\r\n", "\n"))
+    if not items:
+        reject("no_exemplars", place, "no line `Question: ...` or `Q: ...`", "worked questions")
+    return [
+        _of_prompt(item, f"{place}, item {i}", i, dataset) for i, item in enumerate(items)
+    ], True
+
+
+def _prompts_by_dataset(path: str | os.PathLike) -> dict[str, str] | None:
+    """The prompts of a JSON object that has them by data set; None for any other file."""
+    if not os.fspath(path).endswith(".json"):
+        return None
+    try:
+        found = json.loads(path_at(path).read_bytes())
+    except (OSError, ValueError, RecursionError):  # `read_questions` says why
+        return None
+    if not isinstance(found, dict):
+        return None
+    prompts = {
+        key: item["prompt"]
+        for key, item in found.items()
+        if isinstance(item, dict) and isinstance(item.get("prompt"), str)
+    }
+    return prompts or None
+
+
+def _plain(name: str) -> str:
+    return name.replace("_", "").casefold()
+
+
+def _of_prompt(item: str, place: str, i: int, dataset: str) -> Question:
+    question, *rest = _PROMPT_ANSWER.split(item, maxsplit=1)
+    closing = _PROMPT_CLOSING.search(rest[0]) if rest else None
+    if not question.strip() or closing is None:
+        got = f"{item.strip()[:60]!r}"
+        reject("incomplete_exemplar", place, got, "question, chain and `The answer is ...`")
+    return Question(
+        id=f"{dataset}-exemplars-{i}",
+        dataset=dataset,
+        split="exemplars",
+        question=question.strip(),
+        answer=closing["answer"].strip(),
+        rationale=rest[0][: closing.start()].strip(),
+    )
 
 
 def validation_of(questions: Sequence[Question]) -> Sequence[Question]:

@@ -423,4 +423,6 @@ def _chooser(
         groups = by_category(exemplars or pool)
         return lambda q: others(groups.get(q.category, []), q, least=least, most=shots)
     ranked = worked(exemplars) if exemplars else complex_exemplars(pool)
+    if exemplars and len(ranked) == shots:  # all are shown, but for the question itself
+        least = min(least, max(1, shots - 1))
     return lambda q: others(ranked, q, least=least, most=shots)

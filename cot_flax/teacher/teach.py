@@ -21,7 +21,7 @@ from cot_flax.teacher import costs, dispatch, findings, rescoring
 from cot_flax.teacher.costs import Plan, Prices, Totals
 from cot_flax.teacher.findings import Findings, Habits, Wanted
 from cot_flax.teacher.journal import journal_path
-from cot_flax.teacher.questions import Question, read_questions, validation_of
+from cot_flax.teacher.questions import Question, read_exemplars, read_questions, validation_of
 from cot_flax.teacher.recipes import Overrides, Paper, Recipe, make_recipe
 from cot_flax.teacher.requests import Messages, Teacher, no_server
 from cot_flax.teacher.scenario import read_scenario, scenario_recipe
@@ -175,8 +175,8 @@ def sample(
         out: the samples file.
         split: its name.
         max_questions: only so many of the first are asked.
-        exemplars: a file of worked questions to show; without it the recipe chooses among the
-            questions.
+        exemplars: a file of worked questions to show, or a prompt, of which all are shown (see
+            `read_exemplars`); without it the recipe chooses among the questions.
         held_out: files of questions that are neither asked nor shown, beside those that the data
             set's own tasks hold out.
         overrides: of the paper's numbers.
@@ -205,14 +205,9 @@ def sample(
         )
     kept_away = [item for file in held_out for item in read(file, "held_out")]
     pool = _without(given, [*validation, *kept_away])
-    shown = read(exemplars, "exemplars") if exemplars else []
-    chosen = make_recipe(
-        recipe,
-        exemplars=shown,
-        pool=pool,
-        chat=chat,
-        **overrides.given(),
-    )
+    shown, is_prompt = read_exemplars(exemplars, dataset=dataset) if exemplars else ([], False)
+    numbers = ({"shots": len(shown)} if is_prompt else {}) | overrides.given()
+    chosen = make_recipe(recipe, exemplars=shown, pool=pool, chat=chat, **numbers)
     run = _Run(out, journal, concurrency, price_in, price_out, max_cost)
     batch = (batch_file, batch_results)
     return _ask(pool[:max_questions], chosen, teacher, run, batch, chat, dry_run)

@@ -6,6 +6,7 @@ import shutil
 import gin
 import pytest
 
+from cot_flax import configuration
 from cot_flax.chains.filtering import Filters
 from cot_flax.chains.preparation import Preparation
 from cot_flax.data.batches import find_task
@@ -349,3 +350,21 @@ def test_scenarios_of_one_name_are_refused(three, tmp_path):
     gin.bind_parameter(f"{SCENARIO}.several.folders", str(three[1]))
     with pytest.raises(UserError, match="expected a list of folders, and a store or None for each"):
         find_task("scenario_none_zero_shot_cot")
+
+
+# An instruction for chains alone ------------------------------------------------------------------
+
+
+def test_chains_are_asked_for_by_the_instruction_alone(folder):
+    files = ["experiments/scenario_instructed_evaluate.gin"]
+    macros = {"SCENARIO": str(folder), "CHECKPOINT_PATH": "c", "EVAL_OUTPUT_DIR": "o"}
+    macros["T5_VOCABULARY_FILE"] = str(VOCABULARY_PATH)
+    configuration.parse(files, [f"{name}={value!r}" for name, value in macros.items()])
+    asked = prompt_of("scenario_zero_shot_answer")
+    assert asked == "Q: 1,008 at 10. A:"
+    assert prompt_of(TASK) == f"{INSTRUCTION} ### {asked}"
+    for format in ("few_shot_cot", "few_shot_answer"):
+        prompt = prompt_of(f"scenario_{format}")
+        assert prompt.endswith(asked)
+        assert prompt.startswith(INSTRUCTION) == format.endswith("cot")
+        assert ("5 * 10 = 50." in prompt) == format.endswith("cot")

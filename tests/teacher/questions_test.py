@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cot_flax.errors import UserError
-from cot_flax.teacher.questions import Question, read_questions, validation_of
+from cot_flax.teacher.questions import Question, read_exemplars, read_questions, validation_of
 
 
 def read(tmp_path, *records, name="q.jsonl"):
@@ -136,3 +136,91 @@ def test_the_first_of_gsm8k(shared_data):
         "Natalia sold 48/2 = 24 clips in May.\n"
         "Natalia sold 48+24 = 72 clips altogether in April and May."
     )
+
+
+# Prompts ------------------------------------------------------------------------------------------
+
+COMPLEX = """Question: A pen costs 2.
+How much are 3?
+Let's think step by step
+Each pen is 2.
+3 * 2 = 6.
+The answer is 6
+
+Question: Ann has 4 and gets 5.
+Let's think step by step
+4 + 5 = 9.
+The answer is 9
+
+"""
+WEI = """Q: Is fire cold?
+A: Fire is hot. So the answer is no.
+Q: "ab cd" last letters?
+A: b and d make "bd". The answer is bd.
+"""
+BBH = """-----
+Evaluate it.
+
+Q: not True is
+A: Let's think step by step.
+not True = False. So the answer is False.
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (
+            COMPLEX,
+            [
+                ("A pen costs 2.\nHow much are 3?", "Each pen is 2.\n3 * 2 = 6.", "6"),
+                ("Ann has 4 and gets 5.", "4 + 5 = 9.", "9"),
+            ],
+        ),
+        (
+            WEI,
+            [
+                ("Is fire cold?", "Fire is hot.", "no"),
+                ('"ab cd" last letters?', 'b and d make "bd".', "bd"),
+            ],
+        ),
+        (BBH, [("not True is", "not True = False.", "False")]),
+    ],
+)
+def test_reads_exemplars_of_a_prompt(tmp_path, text, expected):
+    (tmp_path / "prompt.txt").write_text(text)
+    found, is_prompt = read_exemplars(tmp_path / "prompt.txt", dataset="d")
+    assert [(item.question, item.rationale, item.answer) for item in found] == expected
+    assert is_prompt and found[0].id == "d-exemplars-0"
+
+
+def test_reads_the_prompt_of_a_data_set(tmp_path):
+    file = tmp_path / "prompts.json"
+    file.write_text(json.dumps({"single_eq": {"prompt": WEI}, "coin_flip": {"prompt": BBH}}))
+    assert len(read_exemplars(file, dataset="singleeq")[0]) == 2
+    with pytest.raises(UserError, match="without a prompt of gsm8k; expected one of single_eq, co"):
+        read_exemplars(file, dataset="gsm8k")
+
+
+def test_other_exemplar_files_are_no_prompts(tmp_path):
+    file = tmp_path / "worked.json"
+    file.write_text(json.dumps([{"question": "1 + 1?", "rationale": "Two.", "answer": "2"}]))
+    found, is_prompt = read_exemplars(file, dataset="d")
+    assert ([item.answer for item in found], is_prompt) == (["2"], False)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("Just words.", "no line `Question: ...` or `Q: ...`; expected worked questions"),
+        (
+            WEI + "Q: And?\nA: So it is.\n",
+            "item 2: 'And\\?.*; expected question, chain and `The answ",
+        ),
+        ("Q: What?\n", "item 0: 'What\\?'; expected question, chain"),
+    ],
+)
+def test_what_is_no_prompt(tmp_path, text, message):
+    (tmp_path / "prompt.txt").write_text(text)
+    with pytest.raises(UserError, match=message):
+        read_exemplars(tmp_path / "prompt.txt", dataset="d")

@@ -7,7 +7,7 @@ import pytest
 
 from cot_flax.chains.samples import Logprobs
 from cot_flax.errors import UserError
-from cot_flax.teacher.questions import Question, read_questions
+from cot_flax.teacher.questions import Question, read_exemplars, read_questions
 from cot_flax.teacher.recipes import PRESETS, Overrides, complex_exemplars, make_recipe
 from cot_flax.teacher.requests import Completion, Request
 from cot_flax.text.prompts import FORMATS
@@ -387,3 +387,20 @@ def test_overrides_are_numbers_in_the_form_that_requests_are_keyed_by():
         for numbers in (given, expected)
     ]
     assert asked[0] == asked[1]
+
+
+def test_all_exemplars_of_a_prompt_are_shown_as_they_are_written(tmp_path):
+    """Paper [1] shows the same eight whatever is asked; a question itself is left out."""
+    items = [
+        f"Question: {n} + {n}?\nLet's think step by step\nTwice {n}.\n{n} + {n} = {2 * n}.\n"
+        f"The answer is {2 * n}\n"
+        for n in range(8)
+    ]
+    (tmp_path / "complex.txt").write_text("\n".join(items))
+    shown, _ = read_exemplars(tmp_path / "complex.txt", dataset="gsm8k")
+    recipe = make_recipe("fu2023", exemplars=shown, shots=len(shown))
+    asked = Question("q", "gsm8k", "train", "Nine?")
+    expected = "\n".join([*items, "Question: Nine?\nLet's think step by step"])
+    assert recipe.prompt(asked) == expected
+    own = replace(asked, question="3 + 3 ?")
+    assert recipe.prompt(own).count("Question: ") == 8
