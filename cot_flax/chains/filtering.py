@@ -108,7 +108,7 @@ class Filters:
         if not own:
             return self.answer_kind
         marked = MARKED.get(self.answer_kind)
-        return marked_kind(own, marked.markers) if marked else own
+        return marked_kind(own, marked.markers, marked.stop) if marked else own
 
     def _check(self, name: str, right: bool, expected: str) -> None:
         if not right:

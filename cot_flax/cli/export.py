@@ -1,4 +1,4 @@
-"""`cot-flax export`: a student for other libraries."""
+"""`cot-flax export`: a student for other libraries, or chains for an API that trains one."""
 
 import time
 from typing import Annotated
@@ -7,14 +7,42 @@ import typer
 
 
 def export(
-    checkpoint: Annotated[
+    format: Annotated[str, typer.Option(help="huggingface, t5x or openai_finetune.")],
+    out: Annotated[
         str,
+        typer.Option(
+            help="A folder that is not there yet, here or gs://; of openai_finetune a .jsonl."
+        ),
+    ],
+    checkpoint: Annotated[
+        str | None,
         typer.Option(
             help="A model directory, a Hugging Face folder or hub name, a T5X checkpoint."
         ),
-    ],
-    format: Annotated[str, typer.Option(help="huggingface or t5x.")],
-    out: Annotated[str, typer.Option(help="A folder that is not there yet, here or gs://.")],
+    ] = None,
+    samples: Annotated[
+        list[str] | None,
+        typer.Option(help="Of openai_finetune: samples or other chains; may be repeated."),
+    ] = None,
+    answer_kind: Annotated[
+        str,
+        typer.Option(
+            "--answer-kind",
+            "--answer_kind",
+            help="Of samples: number, choice, yes_no, text or gold.",
+        ),
+    ] = "number",
+    rules: Annotated[str, typer.Option(help="Of samples: as prepare's --rules.")] = "own",
+    chat: Annotated[
+        bool,
+        typer.Option("--chat", help="Of openai_finetune: messages, not prompt and completion."),
+    ] = False,
+    template: Annotated[
+        str | None,
+        typer.Option(
+            help="Of openai_finetune: by default ho2022_decoder_only, and ho2022 for messages."
+        ),
+    ] = None,
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
     tokenizer: Annotated[
         str | None,
@@ -34,16 +62,27 @@ def export(
         ),
     ] = False,
 ):
-    """Write a student for Hugging Face's transformers or for T5X.
+    """Write a student for transformers or T5X, or right chains for OpenAI's fine-tuning.
 
     Example: cot-flax export --checkpoint runs/demo/world_cot_kl --format huggingface --out student
     """
+    if format == "openai_finetune":
+        _finetune(samples or [], out, answer_kind, rules, chat, template)
+        return
     from functools import partial
 
+    from cot_flax.errors import UserError
     from cot_flax.reports import card
     from cot_flax.weights.export import export
     from cot_flax.weights.source import Access
 
+    if checkpoint is None or samples:
+        got = "--samples" if checkpoint else "no --checkpoint"
+        raise UserError(
+            f"{got} for --format {format}",
+            "a checkpoint; samples are of openai_finetune",
+            "add --checkpoint FOLDER, or take --format openai_finetune",
+        )
     start = time.perf_counter()
     written = export(
         checkpoint,
@@ -57,4 +96,33 @@ def export(
     typer.echo(
         f"{written.parameters:,} parameters of {written.place} as {dtype} in {out}: "
         f"{written.bytes / 1e6:,.1f} MB, {time.perf_counter() - start:.1f} s"
+    )
+
+
+def _finetune(
+    samples: list[str], out: str, answer_kind: str, rules: str, chat: bool, template: str | None
+) -> None:
+    from cot_flax.chains import finetune
+    from cot_flax.chains.filtering import BY_GOLD, Filters
+    from cot_flax.errors import UserError
+    from cot_flax.text.answers import marked_kind
+    from cot_flax.text.templates import find_template
+    from cot_flax.text.wording import ENGLISH
+
+    if not samples:
+        raise UserError(
+            "no --samples for --format openai_finetune", "a samples file", "add --samples FILE"
+        )
+    make = finetune.chat_row if chat else finetune.completion_row
+    name = template or ("ho2022" if chat else "ho2022_decoder_only")
+    chosen = find_template(name).worded(ENGLISH)
+    kind = answer_kind
+    if kind != BY_GOLD:
+        kind = marked_kind(kind, chosen.heads, chosen.stop)
+    filters = Filters(rules=rules, answer_kind=kind)
+    fates = finetune.write(samples, out, row=make(chosen), filters=filters)
+    dropped = ", ".join(f"{name} {n:,}" for name, n in fates.most_common() if name != "kept")
+    typer.echo(
+        f"{fates['kept']:,} of {fates.total():,} chains in {out}"
+        + (f"; dropped: {dropped}" if dropped else "")
     )
