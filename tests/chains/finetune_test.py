@@ -12,7 +12,7 @@ from cot_flax.errors import UserError
 @pytest.fixture
 def samples(tmp_path):
     rows = [
-        {"question": "6 * 7?", "text": "6 * 7 = 42.", "answer": "42", "finish_reason": "stop"},
+        {"question": "6 * 7?", "text": "6 * 7 = 42.", "answer": "42"},
         {"question": "6 * 7?", "text": "So the answer is 41.", "answer": "42"},
         {"question": "2 + 2?", "text": "2 + 2 = 4. --> 4 END", "answer": "4"},
     ]

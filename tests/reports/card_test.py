@@ -102,6 +102,16 @@ def test_the_example_of_a_card_is_python_with_the_layout_of_prompts(run):
     )
 
 
+@pytest.mark.parametrize(
+    "template", ["ho2022", {"cot_input": "{question}", "answer_input": "x {question}"}]
+)
+def test_the_example_of_a_card_has_the_template_and_where_the_instruction_stands(run, template):
+    card = task_card("stories", "zero_shot_cot") | {"template": template, "instructed": True}
+    results = RESULTS | {"cards": {"stories_zero_shot_cot": card}}
+    (run / "test" / "results.json").write_text(json.dumps(results))
+    assert prompt_of(render(facts("student", 1, run))) == "INSTRUCTION ### QUESTION"
+
+
 def test_a_card_has_no_users_words_and_no_local_paths(run):
     run_folder.write_facts(run, RUN | {"started_from": "/home/ada/runs/base"})
     text = write("student", 1, run, PLACE)
