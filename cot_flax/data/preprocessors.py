@@ -56,10 +56,12 @@ def prompter(
     """
     template, instruction = layout()
     choose = rule.choice() if rule else None
+    zero_shot = format.replace("few_shot", "zero_shot")
 
     def prompt(question: str, id: str) -> str:
         shown = choose(question, id) if choose else ()
-        return build_input(question, format, shown, template, instruction=instruction)
+        asked = format if shown else zero_shot  # the only exemplar may be the question itself
+        return build_input(question, asked, shown, template, instruction=instruction)
 
     return prompt
 

@@ -409,6 +409,13 @@ def test_a_fixed_exemplar_is_not_shown_for_its_own_question(add_sums):
         assert e["inputs_pretokenized"].decode() == build_input(question, "few_shot_cot", shown)
 
 
+def test_the_only_exemplar_is_not_shown_for_its_own_question(add_sums):
+    add_sums("fixed", fixed_exemplars=FIXED[1:2])
+    prompts = {e["question"]: e["inputs_pretokenized"] for e in read("fixed_few_shot_answer")}
+    assert prompts[b"One and two?"] == b"Q: One and two? A:"
+    assert prompts.pop(b"One and two?") and all(p.count(b"Q: ") == 2 for p in prompts.values())
+
+
 def test_fixed_exemplars_are_asked_for_when_they_are_needed(add_sums):
     add_sums("fixed", fixed_exemplars=lambda: ())
     assert len(read("fixed_zero_shot_cot")) == 5
