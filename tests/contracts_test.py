@@ -18,7 +18,8 @@ SIGNATURES = {
     " teacher_ids_BTK, teacher_logprobs_BTK, *, objective, white_box, tiles",
     "data.registration.add_cot_task": "name, source, *, parse, exemplars, fixed_exemplars, formats,"
     " answer_kind, wording, role, max_tokens, seen_by_flan, vocabulary, teacher_store, top_k",
-    "data.registration.add_teacher_mixture": "name, tasks, *, top_k",
+    "data.mixtures.mixture": "tasks, name",
+    "data.mixtures.microbatch_shares": "examples, sizes",
     "data.sources.records_source": "make, splits",
     "students.student.build": "config, special_ids",
 }

@@ -29,6 +29,7 @@ PACKAGE = HOME / "river_tasks"
 ROOT = HOME.parents[1]
 # What docs/add_your_own.md names for a data set of one's own.
 PUBLIC = {
+    "cot_flax.data.mixtures",
     "cot_flax.data.registration",
     "cot_flax.data.sources",
     "cot_flax.tasks",

@@ -10,7 +10,7 @@ import pytest
 
 from cot_flax import files
 from cot_flax.cli import main
-from cot_flax.data.batches import find_task
+from cot_flax.data.mixtures import find_task
 from cot_flax.errors import UserError
 from cot_flax.files import new_folder
 from cot_flax.lab.world.vocabulary import VOCABULARY_PATH

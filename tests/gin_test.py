@@ -11,6 +11,7 @@ import pytest
 from cot_flax import configuration, run_folder
 from cot_flax.chains.filtering import Filters
 from cot_flax.chains.preparation import Preparation
+from cot_flax.data import mixtures
 from cot_flax.data.features import pieces
 from cot_flax.evaluation import evaluate
 from cot_flax.objectives.losses import WHITE_BOX_LOSSES, Objective
@@ -90,7 +91,7 @@ def test_an_evaluating_experiment_makes_all_that_evaluate_takes(experiment):
     bound = gin.get_bindings(evaluate.evaluate)
     inspect.signature(evaluate.evaluate).bind(**bound)
     assert isinstance(bound["decoding"], evaluate.Decoding)
-    assert evaluate.task_names(bound["mixture_or_task_name"])
+    assert mixtures.task_names(bound["mixture_or_task_name"])
 
 
 @pytest.mark.parametrize("model", MODELS)

@@ -94,8 +94,8 @@ MISTAKES = [
     Mistake("type", f"""{KL} --gin.MODEL_DIR="['x']" """, r"MODEL_DIR = \['x'\]; expected a text"),
     Mistake(
         "type",
-        f"""{NEW} --gin.MIXTURE_OR_TASK_NAME="['stories_zero_shot_cot']" """,
-        r"MIXTURE_OR_TASK_NAME = \['stories_zero_shot_cot'\]; expected a text",
+        f"""{NEW} --gin.MIXTURE_OR_TASK_NAME="{{'stories_cot_mix': '2'}}" """,
+        r"MIXTURE_OR_TASK_NAME = \{'stories_cot_mix': '2'\}; expected a text or a list or a dict",
     ),
     Mistake("type", f"""{NEW} --gin.DTYPE="'fp16'" """, r"(?i)DTYPE.*'fp16'; .*'bfloat16'"),
     Mistake("type", f"""{NEW} --gin.REMAT="'ful'" """, r"(?i)REMAT.*'ful'; .*'full'"),

@@ -3,7 +3,6 @@
 import atexit
 import copy
 import dataclasses
-import difflib
 import itertools
 import weakref
 from collections import Counter
@@ -16,7 +15,7 @@ import seqio
 import tensorflow as tf
 from jax.experimental import multihost_utils
 
-from cot_flax.data import packing
+from cot_flax.data import mixtures, packing
 from cot_flax.data.features import (
     OTHER_STUDENTS,
     TEACHER_FEATURES,
@@ -25,7 +24,6 @@ from cot_flax.data.features import (
     sentencepiece_model,
     special_ids,
 )
-from cot_flax.data.registration import demand
 from cot_flax.errors import UserError
 from cot_flax.objectives.losses import Objective
 from cot_flax.students.layouts import Layout
@@ -50,7 +48,8 @@ class TaskBatches:
     are the same whichever host reads which shard.
 
     Attributes:
-        mixture_or_task_name: a registered name.
+        mixture_or_task_name: a registered name; several of equal rates, or with their rates, become
+            the name of their mixture.
         feature_lengths: `inputs` and `targets`, in tokens.
         batch_size: rows a batch, over all hosts.
         pack: put several examples into a row.
@@ -60,7 +59,7 @@ class TaskBatches:
             the vocabulary's unknown one.
     """
 
-    mixture_or_task_name: str
+    mixture_or_task_name: mixtures.Tasks
     feature_lengths: Mapping[str, int]
     batch_size: int
     split: str = "train"
@@ -73,7 +72,8 @@ class TaskBatches:
     _counts: np.ndarray = field(init=False, repr=False)
 
     def __post_init__(self):
-        self._provider = find_task(self.mixture_or_task_name)
+        self.mixture_or_task_name = mixtures.mixture(self.mixture_or_task_name)
+        self._provider = mixtures.find_task(self.mixture_or_task_name)
         self.shards = self.shards or jax.process_count()
         if self.shards < 0:
             raise UserError(
@@ -392,22 +392,3 @@ def _closed_before_exit(examples: Iterator) -> Iterator:
 def _close_all() -> None:
     for iterator in list(_OPEN):
         iterator.close()
-
-
-def find_task(name: str, given_as: str = "MIXTURE_OR_TASK_NAME") -> seqio.Task | seqio.Mixture:
-    """Looks a name up; raises UserError with the nearest names where there is none.
-
-    Args:
-        given_as: what the user sets it by.
-    """
-    demand(name)
-    try:
-        return seqio.get_mixture_or_task(name)
-    except ValueError:
-        known = [*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()]
-        near = difflib.get_close_matches(name, known, n=3) or sorted(known)[:3]
-        raise UserError(
-            f"task or mixture {name!r}",
-            f"a registered name, such as {', '.join(near)}" if near else "a registered name",
-            f"correct {given_as} or import its module in the gin file",
-        ) from None

@@ -99,12 +99,12 @@ class DistillationFeatureConverter(seqio.EncDecFeatureConverter):
         lengths = {side: _length(task_feature_lengths, side) for side in ("inputs", "targets")}
         names = _task_features(ds.element_spec)
         _check(ds.element_spec, {name: self.TASK_FEATURES[name] for name in names}, "the task's")
-        top_k = _top_k(ds.element_spec) if TEACHER_FEATURES[0] in names else 0
+        entries = teacher_top_k(ds.element_spec) if TEACHER_FEATURES[0] in names else 0
         sizes = {name: lengths["inputs" if name == "inputs" else "targets"] for name in names}
         ds = ds.map(lambda example: {name: example[name][:n] for name, n in sizes.items()})
         convert = _packed if self.pack else _one_a_row
-        converted = convert(ds, lengths, self._special_ids, top_k)
-        _check(converted.element_spec, self._model_features(top_k), "the converter's own")
+        converted = convert(ds, lengths, self._special_ids, entries)
+        _check(converted.element_spec, self._model_features(entries), "the converter's own")
         return converted
 
     def _model_features(self, top_k: int) -> dict:
@@ -203,8 +203,8 @@ def _length(lengths: Mapping[str, int], side: str) -> int:
     return lengths[side]
 
 
-def _top_k(element_spec: Mapping) -> int:
-    """K of the teacher's rows."""
+def teacher_top_k(element_spec: Mapping) -> int:
+    """K of the teacher's rows of a data set; raises UserError where it is not known beforehand."""
     widths = {element_spec[name].shape[1] for name in TEACHER_FEATURES}
     if len(widths) > 1 or None in widths:
         shapes = " and ".join(f"{n} of shape {element_spec[n].shape}" for n in TEACHER_FEATURES)

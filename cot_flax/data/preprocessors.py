@@ -141,12 +141,18 @@ def tokenize(
     return _in_blocks(dataset, add)
 
 
-def absent_rows(dataset: tf.data.Dataset, *, top_k: int) -> tf.data.Dataset:
-    """Adds a teacher's rows [T, K] without an entry."""
+def widen_rows(dataset: tf.data.Dataset, *, top_k: int) -> tf.data.Dataset:
+    """Makes a teacher's rows [T, top_k]: absent entries are added, to nothing where none are."""
 
     def add(example):
-        shape = [tf.size(example["targets"]), top_k]
-        return example | {name: tf.fill(shape, value) for name, value in _ABSENT.items()}
+        length = tf.size(example["targets"])
+        for name, value in _ABSENT.items():
+            rows = example.get(name)
+            if rows is None:
+                rows = tf.fill([length, 0], value)
+            more = [[0, 0], [0, top_k - rows.shape[1]]]
+            example[name] = tf.pad(rows, more, constant_values=value)
+        return example
 
     return dataset.map(add, num_parallel_calls=tf.data.AUTOTUNE)
 

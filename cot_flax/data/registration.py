@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from cot_flax.data import preprocessors
 from cot_flax.data.cards import TaskCard
-from cot_flax.data.features import TEACHER_FEATURES, T5Vocabulary, output_features
+from cot_flax.data.features import T5Vocabulary, output_features
 from cot_flax.errors import UserError
 from cot_flax.store.tasks import StoreSource, StoreTask
 from cot_flax.text import answers, scoring
@@ -244,61 +244,6 @@ def scopes() -> dict[str, set[str]]:
         "prompting": {name for card in cards for name in (card.name, card.dataset)},
         "format_rates": {f"{card.dataset}_cot_mix" for card in cards},
     }
-
-
-def add_teacher_mixture(name: str, tasks: Sequence[tuple[str, float]], *, top_k: int = 5) -> None:
-    """Registers a mixture of teachers' tasks with any others, for the KL of the ones.
-
-    SeqIO mixes tasks of the same features only. So each of the others is registered once more, as
-    `<task>_no_teacher`: its positions have rows without an entry, to which the KL is cross entropy.
-
-    Args:
-        name: the mixture's.
-        tasks: names of registered tasks and mixtures with their rates; the shares within a mixture
-            stay as they are.
-        top_k: the entries a position of the teachers' tasks.
-    """
-    parts = []
-    for given, rate in tasks:
-        provider = seqio.get_mixture_or_task(given)
-        if TEACHER_FEATURES[0] in provider.output_features:
-            parts.append((given, rate))
-            continue
-        for task in getattr(provider, "tasks", [provider]):
-            parts.append((_without_teacher(task, top_k), _share(provider, task, rate)))
-    seqio.MixtureRegistry.add(name, parts)
-
-
-def _without_teacher(task: seqio.Task, top_k: int) -> str:
-    """Registers a task with rows of absent entries; returns its name."""
-    name = f"{task.name}_no_teacher"
-    if name not in seqio.TaskRegistry.names():
-        vocabulary = task.output_features["targets"].vocabulary
-        rows = {n: output_features(vocabulary, rows=True)[n] for n in TEACHER_FEATURES}
-        absent = functools.partial(preprocessors.absent_rows, top_k=top_k)
-        seqio.TaskRegistry.add(
-            name,
-            source=task.source,
-            preprocessors=[*task.preprocessors, absent],
-            output_features=dict(task.output_features) | rows,
-            postprocess_fn=task.postprocessor,
-            metric_fns=task.metric_fns,
-            shuffle_buffer_size=task.shuffle_buffer_size,
-            task_cls=CotTask,
-        )
-        if task.name in _REGISTERED:
-            card, *others = _REGISTERED[task.name]
-            _REGISTERED[name] = dataclasses.replace(card, name=name), *others
-    return name
-
-
-def _share(provider, task, rate) -> Callable[[seqio.Task], float]:
-    def share(_):
-        if task is provider:
-            return rate
-        return rate * provider.get_rate(task) / provider.total_rate
-
-    return share
 
 
 class CotTask(seqio.Task):

@@ -21,9 +21,9 @@ from jax.experimental import multihost_utils
 
 import cot_flax
 from cot_flax.axes import MeshRules
-from cot_flax.data.batches import find_task
 from cot_flax.data.cards import TaskCard
 from cot_flax.data.features import fingerprint, tokenizer_of
+from cot_flax.data.mixtures import Tasks, find_task, task_names
 from cot_flax.data.registration import cot_task
 from cot_flax.errors import UserError
 from cot_flax.evaluation.outputs import Outputs, Reporter
@@ -134,7 +134,7 @@ def evaluate(
     *,
     checkpoint_path: str,
     output_dir: str,
-    mixture_or_task_name: str | Sequence[str],
+    mixture_or_task_name: Tasks,
     split: str = "test",
     decoding: Decoding = Decoding(),
     max_examples: int | None = None,
@@ -416,15 +416,6 @@ def _labels(rows: Sequence[Mapping]) -> dict:
     names = [name for name, _ in (counts + given).most_common(_LABELS)]
     labels = {n: {"gold": counts[n], "given": given[n], "right": right[n]} for n in names}
     return {"majority": max(counts.values(), default=0) / len(rows), "labels": labels}
-
-
-def task_names(names: str | Sequence[str]) -> list[str]:
-    """The tasks behind names of tasks and mixtures."""
-    found = []
-    for name in [names] if isinstance(names, str) else names:
-        provider = find_task(name)
-        found += [task.name for task in getattr(provider, "tasks", [provider])]
-    return list(dict.fromkeys(found))
 
 
 def read_examples(task: str, split: str, max_examples: int | None) -> list[dict]:

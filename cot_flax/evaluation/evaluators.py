@@ -8,13 +8,13 @@ from functools import lru_cache
 import jax
 
 from cot_flax.data.batches import TaskBatches
+from cot_flax.data.mixtures import Tasks, task_names
 from cot_flax.evaluation.evaluate import (
     Decoding,
     check_golds,
     predict,
     read_examples,
     summarize,
-    task_names,
 )
 from cot_flax.objectives.losses import Objective
 from cot_flax.students.student import Student
@@ -30,7 +30,7 @@ class AccuracyEvaluator:
         UserError: gold answers that cannot be read: found before the run begins, not in its middle.
     """
 
-    mixture_or_task_name: str
+    mixture_or_task_name: Tasks
     split: str = "validation"
     max_examples: int = 100
     decoding: Decoding = Decoding()  # noqa: RUF009 (frozen)

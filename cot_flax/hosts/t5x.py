@@ -3,7 +3,7 @@
 What T5X's gin files need beside it is here too; gin/t5x/ puts it together.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from cot_flax.errors import UserError
@@ -25,7 +25,8 @@ import seqio
 from clu.metrics import Average, Metric
 from flax.core import freeze, unfreeze
 
-from cot_flax.data.batches import TaskBatches, find_task
+from cot_flax.data import mixtures
+from cot_flax.data.batches import TaskBatches
 from cot_flax.data.converter import DistillationFeatureConverter
 from cot_flax.data.features import special_ids
 from cot_flax.evaluation.evaluate import Decoding
@@ -227,19 +228,14 @@ def checkpoint(path: str | None = None) -> str | None:
     return path
 
 
-def mixture(names: str | Sequence[str]) -> str:
-    """One name for T5X, which takes no list of tasks: a mixture of them is registered."""
-    if isinstance(names, str):
-        return names
-    name = ":".join(names)
-    if name not in seqio.MixtureRegistry.names():
-        seqio.MixtureRegistry.add(name, list(names), default_rate=1.0)
-    return name
+def mixture(names: mixtures.Tasks) -> str:
+    """One name for T5X, which takes no list of tasks, nor rates."""
+    return mixtures.mixture(names)
 
 
-def vocabulary(mixture_or_task_name: str) -> seqio.Vocabulary:
-    """The vocabulary of a registered task or mixture."""
-    return find_task(mixture_or_task_name).output_features["targets"].vocabulary
+def vocabulary(mixture_or_task_name: mixtures.Tasks) -> seqio.Vocabulary:
+    """The vocabulary of tasks or a mixture."""
+    return mixtures.find_task(mixture(mixture_or_task_name)).output_features["targets"].vocabulary
 
 
 def axis_rules(fsdp: bool = False) -> list[tuple[str, str | None]]:

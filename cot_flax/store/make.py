@@ -9,8 +9,8 @@ from cot_flax.chains.preparation import Preparation
 from cot_flax.chains.readers import SAMPLES, find_format
 from cot_flax.chains.records import BadRecord, files_of
 from cot_flax.chains.tally import Tally, most
-from cot_flax.data.batches import find_task
 from cot_flax.data.cards import TaskCard
+from cot_flax.data.mixtures import find_task
 from cot_flax.data.registration import cot_task, layout_of, registered
 from cot_flax.errors import UserError
 from cot_flax.store.prepare import prepare

@@ -156,7 +156,10 @@ def assert_refused(files, bindings, message):
         ("ALLOW_PICKLE='false'", "ALLOW_PICKLE = 'false'; expected True or False"),
         ("MODEL_DIR=['x']", "MODEL_DIR = ['x']; expected a text"),
         ("MODEL_DIR=7", "MODEL_DIR = 7; expected a text"),
-        ("MIXTURE_OR_TASK_NAME=['a', 'b']", "MIXTURE_OR_TASK_NAME = ['a', 'b']; expected a text"),
+        (
+            "MIXTURE_OR_TASK_NAME=['a', 1]",
+            "MIXTURE_OR_TASK_NAME = ['a', 1]; expected a text or a list",
+        ),
         (
             "TASK_FEATURE_LENGTHS=[96, 72]",
             "TASK_FEATURE_LENGTHS = [96, 72]; expected a dict whose values are each a whole number",

@@ -12,8 +12,9 @@ import seqio
 from seqio import ShardInfo
 from support.tokenizers import byte_level, world_without
 
-from cot_flax.data.batches import TaskBatches, find_task
+from cot_flax.data.batches import TaskBatches
 from cot_flax.data.features import TokenizerVocabulary, fingerprint
+from cot_flax.data.mixtures import find_task
 from cot_flax.data.registration import add_cot_task
 from cot_flax.data.sources import records_source
 from cot_flax.errors import UserError

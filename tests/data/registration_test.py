@@ -9,13 +9,11 @@ import pytest
 import seqio
 import tensorflow as tf
 
-from cot_flax.data.batches import TaskBatches, find_task
-from cot_flax.data.registration import add_cot_task, add_teacher_mixture, cot_task
+from cot_flax.data.mixtures import find_task
+from cot_flax.data.registration import add_cot_task, cot_task
 from cot_flax.data.sources import records_source
 from cot_flax.errors import UserError
 from cot_flax.lab.world.stories import make_stories
-from cot_flax.objectives.losses import Objective
-from cot_flax.students.layouts import EncoderDecoder
 from cot_flax.text.prompts import FORMATS, Exemplar, build_input
 from cot_flax.text.templates import TEMPLATES, Template
 from cot_flax.text.wording import Wording
@@ -263,42 +261,6 @@ def test_what_is_not_in_the_cache_is_made_as_it_is_read(add_sums, split):
         read("sums_zero_shot_cot", split, use_cached=flag) for flag in (True, False)
     )
     assert first["inputs"].tolist() == other["inputs"].tolist()
-
-
-# Teachers and others ------------------------------------------------------------------------------
-
-
-def test_teachers_and_others_mix(add_sums, bound_store, vocabulary):
-    """The store's chains have rows, a task of ours and a plain one of SeqIO's rows of nothing."""
-    add_sums()
-    pair = {"inputs": "What?", "targets": "It is nine"}
-    source = records_source(lambda split: [pair], ["train"])
-    seqio.TaskRegistry.add(
-        "plain",
-        source=source,
-        preprocessors=[seqio.preprocessors.tokenize, seqio.preprocessors.append_eos],
-        output_features={name: seqio.Feature(vocabulary) for name in ("inputs", "targets")},
-    )
-    gin.bind_parameter(f"{PROMPTING}.shots", 1)
-    parts = [("stories_teacher_zero_shot_cot", 2.0), ("sums_cot_mix", 1.0), ("plain", 0.5)]
-    add_teacher_mixture("both", parts)
-    shares = rates("both")
-    assert shares["stories_teacher_zero_shot_cot"] == 2.0
-    assert shares["sums_zero_shot_cot_no_teacher"] == pytest.approx(0.4)
-    assert (shares["plain_no_teacher"], sum(shares.values())) == (0.5, pytest.approx(3.5))
-    data = TaskBatches("both", {"inputs": 96, "targets": 72}, batch_size=4)
-    data.check(Objective(kl_weight=1.0), 256)
-    taught = {
-        vocabulary.decode(target.tolist()): bool((rows < 0).any())
-        for batch in itertools.islice(data.batches(EncoderDecoder()), 12)
-        for target, rows in zip(
-            batch["decoder_target_tokens"], batch["teacher_top_logprobs"], strict=True
-        )
-    }
-    assert set(taught.values()) == {True, False}
-    assert taught["It is nine"] is False
-    assert taught["1 + 1 = 2. The answer is 2"] is False
-    assert cot_task("sums_zero_shot_cot_no_teacher").dataset == "sums"
 
 
 # Cards --------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from rich.console import Console
 
 import cot_flax
 from cot_flax import configuration
+from cot_flax.data import mixtures
 from cot_flax.data.features import fingerprint
 from cot_flax.data.registration import cot_task
 from cot_flax.errors import UserError
@@ -338,7 +339,7 @@ def test_the_accuracy_evaluator_takes_the_first_of_the_validation_split(monkeypa
 
 
 def test_mixtures_are_their_tasks_and_no_task_comes_twice():
-    names = evaluate.task_names(("stories_cot_mix", COT, "word_sorting_zero_shot_answer"))
+    names = mixtures.task_names(("stories_cot_mix", COT, "word_sorting_zero_shot_answer"))
     assert names == [*dict.fromkeys(names)]
     assert set(names) == {*(f"stories_{f}" for f in FORMATS), "word_sorting_zero_shot_answer"}
 

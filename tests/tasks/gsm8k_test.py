@@ -11,7 +11,8 @@ import tensorflow as tf
 from cot_flax import files
 from cot_flax.chains.preparation import Preparation
 from cot_flax.chains.samples import Sample, write_samples
-from cot_flax.data.batches import TaskBatches, find_task
+from cot_flax.data.batches import TaskBatches
+from cot_flax.data.mixtures import find_task
 from cot_flax.errors import UserError
 from cot_flax.lab.world.vocabulary import VOCABULARY_PATH
 from cot_flax.store.prepare import prepare

@@ -9,7 +9,7 @@ import pytest
 from cot_flax import configuration
 from cot_flax.chains.filtering import Filters
 from cot_flax.chains.preparation import Preparation
-from cot_flax.data.batches import find_task
+from cot_flax.data.mixtures import find_task
 from cot_flax.data.registration import cot_task, prompter_of
 from cot_flax.errors import UserError
 from cot_flax.lab.world.vocabulary import VOCABULARY_PATH

@@ -9,9 +9,9 @@ A gin file that imports this module can name them all. Nothing is read before a 
 from pathlib import Path
 
 import gin
-import seqio
 
-from cot_flax.data.registration import add_cot_task, add_teacher_mixture
+from cot_flax.data.mixtures import mixture
+from cot_flax.data.registration import add_cot_task
 from cot_flax.data.sources import read_fields, records_source
 from cot_flax.tasks import stories
 from river_tasks.clock import TIME
@@ -45,7 +45,5 @@ add_cot_task(
 )
 
 # Any tasks and mixtures, theirs and ours, at any rates.
-seqio.MixtureRegistry.add("river_mix", [("ferries_cot_mix", 2.0), ("stories_zero_shot_cot", 1.0)])
-add_teacher_mixture(
-    "river_teacher_mix", [("ferries_teacher_cot_mix", 2.0), ("stories_zero_shot_cot", 1.0)]
-)
+mixture({"ferries_cot_mix": 2, "stories_zero_shot_cot": 1}, name="river_mix")
+mixture({"ferries_teacher_cot_mix": 2, "stories_zero_shot_cot": 1}, name="river_teacher_mix")
