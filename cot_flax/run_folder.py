@@ -33,7 +33,8 @@ class Run:
             none.
         predictions: the rows of predictions.jsonl, of these tasks.
         metrics: the rows of metrics.jsonl.
-        missing: one sentence for each part that was not there or is not shown.
+        missing: one sentence for each part that was not there or is not shown, and for each
+            evaluation on questions that the training data give away.
         is_base: whether the other runs are measured against this one.
         further: results.json of the evaluations after the first, of which tasks are shown.
         chosen: a sentence for each metric by which the run kept its best checkpoint.
@@ -80,6 +81,8 @@ def write_facts(model_dir: str | os.PathLike, facts: Mapping) -> None:
             - `data`: `mixture` (or task), `lengths` (tokens, by feature), `rates` (shares, by
               task), `split`, `pack`, `shuffle`, `seed`, `cached`, `settings` (what is bound to
               functions of tasks, such as the shots of prompts), `store` (of the teacher's chains),
+              `leaks` (by `<dataset>/<split>`, how many of a held-out split's `questions` the
+              training questions give away: the `same`, a `template`, an `overlap`),
               `fingerprint` (SHA-256 of the checksums of the store's files),
               `shards`.
             - `objective`: the fields of `objectives.losses.Objective`.
@@ -139,6 +142,14 @@ def read_facts(model_dir: str | os.PathLike) -> dict:
     if not isinstance(facts, dict):
         raise UserError(str(path), "one JSON object", "restore the file, or delete it")
     return facts
+
+
+def leaks_of(checkpoint: str) -> dict[str, dict[str, int]]:
+    """What run.json says of leaks, for a checkpoint of ours; empty for others and without it."""
+    if step_of(checkpoint) is None:
+        return {}
+    facts = read_facts(checkpoint.rpartition(f"/{CHECKPOINTS}/")[0])
+    return facts.get("data", {}).get("leaks", {})
 
 
 def read_runs(runs: Mapping[str, Path], base: str | None = None) -> list[Run]:
@@ -231,6 +242,7 @@ def _read_run(label: str, folder: Path, is_base: bool) -> Run:
     places = evaluations(folder)
     first, *others = map(read_results, places) if places else [{}]
     shown, predictions, notes = [first], _predictions(places[:1], first), _unfinished(first)
+    notes += first.get("leaks", [])
     tasks, cards = dict(first.get("tasks", {})), dict(first.get("cards", {}))
     for place, results in zip(places[1:], others, strict=True):
         new = {task: summary for task, summary in results["tasks"].items() if task not in tasks}
@@ -245,7 +257,7 @@ def _read_run(label: str, folder: Path, is_base: bool) -> Run:
             cards |= {task: results["cards"][task] for task in new}
             predictions += _predictions([place], {"tasks": new})
             shown.append(results)
-            notes += _unfinished(results)
+            notes += _unfinished(results) + results.get("leaks", [])
     metrics = read_metrics(folder)
     lacks = {
         f"no {RESULTS}, so it has no accuracies here (run cot-flax evaluate)": places,

@@ -4,10 +4,12 @@ import atexit
 import copy
 import dataclasses
 import itertools
+import logging
 import weakref
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import jax
 import numpy as np
@@ -15,7 +17,7 @@ import seqio
 import tensorflow as tf
 from jax.experimental import multihost_utils
 
-from cot_flax.data import mixtures, packing
+from cot_flax.data import leaks, mixtures, packing
 from cot_flax.data.features import (
     OTHER_STUDENTS,
     TEACHER_FEATURES,
@@ -55,6 +57,8 @@ class TaskBatches:
         pack: put several examples into a row.
         use_cached: read tasks in SeqIO's cached form, where they have one.
         shards: 0 becomes the number of JAX processes.
+        max_leak_questions: training questions of each data set that are compared with its held-out
+            ones; 0 compares none.
         max_unknown: the share of pieces of the first examples, of inputs or of targets, that may be
             the vocabulary's unknown one.
     """
@@ -69,6 +73,7 @@ class TaskBatches:
     use_cached: bool = False
     shards: int = 0
     max_unknown: float = 0.05
+    max_leak_questions: int = leaks.LIMIT
     _counts: np.ndarray = field(init=False, repr=False)
 
     def __post_init__(self):
@@ -129,14 +134,26 @@ class TaskBatches:
             "shuffle": self.shuffle,
             "seed": self.seed,
             "cached": self.use_cached,
-        } | ({"rates": {name: rate / total for name, rate in rates.items()}} if rates else {})
+        } | {
+            **({"rates": {name: rate / total for name, rate in rates.items()}} if rates else {}),
+            **({"leaks": {n: dataclasses.asdict(v) for n, v in self.leaks.items()}}),
+        }
+
+    @cached_property
+    def leaks(self) -> dict[str, leaks.Leaks]:
+        """What training data give away of their held-out splits; empty for other data."""
+        if self.split != "train" or not self.max_leak_questions:
+            return {}
+        return leaks.of_tasks(seqio.get_subtasks(self._provider), self.max_leak_questions)
 
     @property
     def has_teacher(self) -> bool:
         return "teacher_top_ids" in self._provider.output_features
 
     def check(self, objective: Objective, vocab_size: int) -> None:
-        """Raises UserError where a run asks for KL and no example has a teacher's row.
+        """Says what the data give away of held-out questions (`leaks`).
+
+        Raises UserError where a run asks for KL and no example has a teacher's row.
 
         Others have trained for days without noticing that. It also raises where the vocabulary has
         ids for which the model, of `vocab_size` rows, has none, a mixture two vocabularies or
@@ -153,6 +170,7 @@ class TaskBatches:
                 "set the model's vocab_size, or train with the model's own vocabulary",
             )
         self._check_unknown()  # and what cannot be read is said here
+        self._warn_of_leaks()
         if not objective.uses_teacher:
             return
         if not self.has_teacher or not any(
@@ -271,6 +289,11 @@ class TaskBatches:
                 "0 or more, one of them above 0",
                 f"correct {self.mixture_or_task_name}/registration.format_rates",
             )
+
+    def _warn_of_leaks(self):
+        for name, found in self.leaks.items():
+            if found.any:
+                logging.getLogger(__name__).warning("%s: %s", name, found)
 
     def _check_unknown(self):
         unk_id, lacking, all = self._unk_id, np.zeros(2, int), np.zeros(2, int)

@@ -33,6 +33,8 @@ class TaskCard:
         cue: see `wording.Wording`.
         closing: likewise; both are of a template that has no such words of its own.
         instructed: whether a prompt begins with an instruction.
+        may_leak: why the data set may be used although training questions stand in its held-out
+            splits, as a paper's own splits do; "" where they may not.
 
     Raises:
         UserError: an unknown role, or a limit below 1.
@@ -52,6 +54,7 @@ class TaskCard:
     cue: str = ENGLISH.cue
     closing: str = ENGLISH.closing
     instructed: bool = False
+    may_leak: str = ""
 
     def __post_init__(self):
         if self.role not in ROLES:

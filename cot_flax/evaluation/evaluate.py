@@ -9,7 +9,7 @@ import itertools
 import operator
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,9 +20,11 @@ import seqio
 from jax.experimental import multihost_utils
 
 import cot_flax
+from cot_flax import run_folder
 from cot_flax.axes import MeshRules
 from cot_flax.data.cards import TaskCard
 from cot_flax.data.features import fingerprint, tokenizer_of
+from cot_flax.data.leaks import Leaks
 from cot_flax.data.mixtures import Tasks, find_task, task_names
 from cot_flax.data.registration import cot_task
 from cot_flax.errors import UserError
@@ -179,6 +181,7 @@ def evaluate(
         "versions": {"cot_flax": cot_flax.__version__, "jax": jax.__version__},
         "date": datetime.now(UTC).strftime(_DATE),
         "cards": {task: card.to_json() for task, card in cards.items()},
+        "leaks": _leaks(source.place, cards.values(), split),
     }
     devices = sharding.make_mesh(mesh)
     with cleared_on_error(output_dir):
@@ -197,6 +200,8 @@ def evaluate(
                 reporter.say(f"{kept} are in {output_dir}; --overwrite decodes them again")
             abstract = state.abstract_params(student, devices, mesh.rules())
             params = load(source, abstract) if left else {}
+            for warning in facts["leaks"]:
+                reporter.say(warning)
             for task in left:
                 reporter.begin_task(task)
                 with outputs.growing() if outputs else contextlib.nullcontext(_ignore) as add:
@@ -215,6 +220,19 @@ def evaluate(
                 if outputs:
                     outputs.end_task(task, rows, summaries[task])
         return outputs.results() if outputs else facts | {"tasks": summaries}
+
+
+def _leaks(checkpoint: str, cards: Iterable[TaskCard], split: str) -> list[str]:
+    """A sentence for each data set whose questions the training data give away, or may."""
+    known = run_folder.leaks_of(checkpoint)
+    warnings = []
+    for dataset, may_leak in dict.fromkeys((card.dataset, card.may_leak) for card in cards):
+        found = Leaks(**known.get(f"{dataset}/{split}", {}))
+        if found.any:
+            warnings.append(f"{dataset}/{split}: {found}")
+        if may_leak:
+            warnings.append(f"{dataset} may share questions with its training data: {may_leak}")
+    return warnings
 
 
 def predict(

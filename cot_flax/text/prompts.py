@@ -193,7 +193,7 @@ def check_no_leak(pool: ExemplarPool, held_out_questions: Iterable[str]) -> None
         raise UserError(
             f"{len(leaked)} held-out question(s) in the exemplar pool: {shown}",
             "none",
-            "take them out of the training data",
+            "take them out of the training data, or say why they stay (may_leak of add_cot_task)",
         )
 
 

@@ -51,7 +51,7 @@ _FREE = (
 )
 # The checkpoint itself says these, a store's fingerprint what is in its folder.
 _ELSEWHERE = (
-    *("id", "versions", "resumed", "data.store", "data.shards"),
+    *("id", "versions", "resumed", "data.store", "data.shards", "data.leaks"),
     *(f"student.{name}" for name in ("family", "parameters", "special_ids", "vocabulary")),
 )
 _BINDINGS = ("data.settings", "training.settings")

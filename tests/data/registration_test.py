@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import seqio
 import tensorflow as tf
+from support.data import write_cache
 
 from cot_flax.data.mixtures import find_task
 from cot_flax.data.registration import add_cot_task, cot_task
@@ -220,31 +221,12 @@ def cache_dirs(tmp_path):
     seqio.set_global_cache_dirs(before)
 
 
-def write_cache(task, split, folder):
-    """What `seqio_cache_tasks` writes of a split; read by SeqIO alone."""
-    dataset = seqio.TaskRegistry.get(task).source.get_dataset(split, shuffle=False)
-    dataset = seqio.TaskRegistry.get(task).preprocess_precache(dataset)
-    folder = folder / seqio.get_task_dir_from_name(task)
-    folder.mkdir()
-    features, count = {}, 0
-    with tf.io.TFRecordWriter(str(folder / f"{split}.tfrecord-00000-of-00001")) as writer:
-        for e in dataset.as_numpy_iterator():
-            count += 1
-            writer.write(seqio.dict_to_tfexample(e).SerializeToString())
-    for name, spec in dataset.element_spec.items():
-        features[name] = {"shape": spec.shape.as_list(), "dtype": spec.dtype.name}
-    info = {"num_shards": 1, "features": features}
-    (folder / f"info.{split}.json").write_text(json.dumps(info))
-    (folder / f"stats.{split}.json").write_text(json.dumps({"examples": count}))
-    (folder / "COMPLETED").touch()
-
-
 def test_a_cached_task_is_read_from_seqios_cache(add_sums, cache_dirs):
     """With the prompts that were bound when it was made, and none is made anew."""
     add_sums()
     gin.bind_parameter(SHOTS, 2)
     made = read("sums_few_shot_cot")
-    write_cache("sums_few_shot_cot", "train", cache_dirs)
+    write_cache(find_task("sums_few_shot_cot"), "train", cache_dirs)
     gin.bind_parameter(SHOTS, 3)
     cached, fresh = (read("sums_few_shot_cot", use_cached=flag) for flag in (True, False))
     assert [e["inputs"].tolist() for e in cached] == [e["inputs"].tolist() for e in made]

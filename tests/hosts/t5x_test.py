@@ -583,6 +583,30 @@ def test_t5xs_own_model_finetunes_on_our_mixtures(team, name, others):
     assert_trained_and_scored(team / "run", *others)
 
 
+def test_t5xs_own_model_finetunes_on_a_mixture_by_gin_alone(team):
+    lines = ["include 'gsm8k_finetune.gin'", "include 'runs/mixture.gin'"]
+    (team / "mixed.gin").write_text("\n".join(lines))
+    rates = {"gsm8k_cot_mix": 2, "team_sums": 1}
+    last_step, _ = finetune(team, file="mixed.gin", MIXTURE=rates)
+    assert last_step == 2
+    assert_trained_and_scored(team / "run", "team_sums")
+
+
+def test_kl_trains_on_a_teachers_tasks_beside_others(team):
+    """The store has rows, the other task none; T5X's evaluator scores both by their names."""
+    prepare_gsm8k(team)
+    (team / "mixed.gin").write_text("include 'gsm8k_kl.gin'\ninclude 'runs/mixture.gin'")
+    lengths = {"inputs": 96, "targets": 128}
+    rates = {"gsm8k_teacher_zero_shot_cot": 1, "team_sums": 1}
+    short = "evaluation.Decoding.max_tokens = 8"
+    macros = {"MIXTURE": rates, "TASK_FEATURE_LENGTHS": lengths}
+    last_step, _ = finetune(team, short, file="mixed.gin", network="t5", **macros)
+    assert last_step == 2
+    assert 0 < summaries(team / "run" / "train")["teacher_fraction"][2] < 1
+    scored = {file.name for file in (team / "run" / "inference_eval").glob("*-metrics.jsonl")}
+    assert scored == {f"{task}-metrics.jsonl" for task in rates}
+
+
 def test_t5xs_scalable_model_finetunes_on_our_mixture(team, plain):
     """In its own process: gin does not tell two modules `network` apart."""
     page = (team / "gsm8k_finetune.gin").read_text()

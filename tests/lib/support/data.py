@@ -1,8 +1,11 @@
 """A data set of sums, a store of the world's teacher, and registries that are left as found."""
 
+import json
+
 import gin
 import pytest
 import seqio
+import tensorflow as tf
 
 from cot_flax.chains.preparation import Preparation
 from cot_flax.chains.samples import Logprobs, Sample, write_samples
@@ -129,3 +132,22 @@ def bound_store(world_store) -> str:
 @pytest.fixture(scope="session")
 def vocabulary():
     return VOCABULARY
+
+
+def write_cache(task, split, cache):
+    """What `seqio_cache_tasks` writes of a split of a task; read by SeqIO alone."""
+    dataset = task.preprocess_precache(task.source.get_dataset(split, shuffle=False))
+    folder = cache / seqio.get_task_dir_from_name(task.name)
+    folder.mkdir(parents=True)
+    examples = list(dataset.as_numpy_iterator())
+    with tf.io.TFRecordWriter(str(folder / f"{split}.tfrecord-00000-of-00001")) as writer:
+        for example in examples:
+            writer.write(seqio.dict_to_tfexample(example).SerializeToString())
+    features = {
+        name: {"shape": spec.shape.as_list(), "dtype": spec.dtype.name}
+        for name, spec in dataset.element_spec.items()
+    }
+    info = {"num_shards": 1, "features": features}
+    (folder / f"info.{split}.json").write_text(json.dumps(info))
+    (folder / f"stats.{split}.json").write_text(json.dumps({"examples": len(examples)}))
+    (folder / "COMPLETED").touch()
