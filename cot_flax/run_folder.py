@@ -81,6 +81,7 @@ def write_facts(model_dir: str | os.PathLike, facts: Mapping) -> None:
             - `data`: `mixture` (or task), `lengths` (tokens, by feature), `rates` (shares, by
               task), `split`, `pack`, `shuffle`, `seed`, `cached`, `settings` (what is bound to
               functions of tasks, such as the shots of prompts), `store` (of the teacher's chains),
+              `stores` (the fingerprints of several, by data set),
               `leaks` (by `<dataset>/<split>`, how many of a held-out split's `questions` the
               training questions give away: the `same`, a `template`, an `overlap`),
               `fingerprint` (SHA-256 of the checksums of the store's files),

@@ -26,6 +26,7 @@ from cot_flax.data.features import (
     sentencepiece_model,
     special_ids,
 )
+from cot_flax.data.registration import stores_of
 from cot_flax.errors import UserError
 from cot_flax.objectives.losses import Objective
 from cot_flax.students.layouts import Layout
@@ -124,7 +125,7 @@ class TaskBatches:
     @property
     def facts(self) -> dict:
         """What the stream depends on beside its batch size and shards, as run.json holds it."""
-        rates = self._rates()
+        rates, stores = self._rates(), stores_of(seqio.get_subtasks(self._provider))
         total = sum(rates.values())
         return {
             "mixture": self.mixture_or_task_name,
@@ -136,11 +137,12 @@ class TaskBatches:
             "cached": self.use_cached,
         } | {
             **({"rates": {name: rate / total for name, rate in rates.items()}} if rates else {}),
-            **({"leaks": {n: dataclasses.asdict(v) for n, v in self.leaks.items()}}),
+            **({"stores": stores} if len(stores) > 1 else {}),
+            "leaks": {name: dataclasses.asdict(found) for name, found in self.found_leaks.items()},
         }
 
     @cached_property
-    def leaks(self) -> dict[str, leaks.Leaks]:
+    def found_leaks(self) -> dict[str, leaks.Leaks]:
         """What training data give away of their held-out splits; empty for other data."""
         if self.split != "train" or not self.max_leak_questions:
             return {}
@@ -151,7 +153,7 @@ class TaskBatches:
         return "teacher_top_ids" in self._provider.output_features
 
     def check(self, objective: Objective, vocab_size: int) -> None:
-        """Says what the data give away of held-out questions (`leaks`).
+        """Says what the data give away of held-out questions (`found_leaks`).
 
         Raises UserError where a run asks for KL and no example has a teacher's row.
 
@@ -291,7 +293,7 @@ class TaskBatches:
             )
 
     def _warn_of_leaks(self):
-        for name, found in self.leaks.items():
+        for name, found in self.found_leaks.items():
             if found.any:
                 logging.getLogger(__name__).warning("%s: %s", name, found)
 

@@ -13,6 +13,7 @@ from cot_flax.data import preprocessors
 from cot_flax.data.cards import TaskCard
 from cot_flax.data.features import T5Vocabulary, output_features
 from cot_flax.errors import UserError
+from cot_flax.store import layout
 from cot_flax.store.tasks import StoreSource, StoreTask
 from cot_flax.text import answers, scoring
 from cot_flax.text.prompts import (
@@ -302,6 +303,15 @@ def _registered(name):
             "correct EVAL_TASKS or import the task's module in the gin file",
         )
     return _REGISTERED[name]
+
+
+def stores_of(tasks: Sequence[seqio.Task]) -> dict[str, str]:
+    """The fingerprints of the stores that tasks are read from, by data set."""
+    return {
+        _REGISTERED[task.name][0].dataset: layout.fingerprint(task.cache_dir)
+        for task in tasks
+        if isinstance(task, StoreTask) and task.name in _REGISTERED
+    }
 
 
 def registered() -> list[TaskCard]:

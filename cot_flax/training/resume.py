@@ -20,6 +20,7 @@ _NAMES = {
     "data.examples": "the data's number of examples",
     "data.rates": "mixing rates",
     "data.seed": "RANDOM_SEED",
+    "data.stores": "",
     "data.settings": "",
     "objective.kl_weight": "KL_WEIGHT",
     "objective.tail": "TAIL",
@@ -91,8 +92,8 @@ class Change:
         return not self.is_free and (_within(self.path, ("data", "training.seed")))
 
     def __str__(self):
-        if self.path == "data.fingerprint":  # its digits say nothing
-            return f"other chains in {_NAMES[self.path].rpartition(' ')[2]}"
+        if _within(self.path, ("data.fingerprint", "data.stores")):  # its digits say nothing
+            return f"other chains in {self.name.rpartition(' ')[2]}"
         return f"{self.name} {_shown(self.old)}, not {_shown(self.new)}"
 
 

@@ -283,6 +283,28 @@ def test_other_rates_are_another_run(add_sums):
         resume.check(found, "runs/x", accept=False)
 
 
+def test_other_chains_in_one_of_several_stores_are_another_run(
+    add_sums, bound_store, make_store, make_sample
+):
+    texts = [f"{said} The answer is 2" for said in ("1 + 1 = 2.", "1 + 1 = 2.", "That is 2.")]
+    stores = (make_store([make_sample(text)]) for text in texts)
+    add_sums(teacher_store=lambda: folder)
+
+    def facts():
+        tasks = {"sums_teacher_zero_shot_cot": 1, TAUGHT: 1}
+        return {"data": TaskBatches(tasks, LENGTHS, 4).facts}
+
+    folder = next(stores)
+    before = facts()
+    assert set(before["data"]["stores"]) == {"sums_teacher", "stories_teacher"}
+    folder = next(stores)
+    assert not resume.changes(before, facts())
+    folder = next(stores)
+    (change,) = resume.changes(before, facts())
+    assert str(change) == "other chains in sums_teacher" and change.is_of_stream
+    assert "stores" not in TaskBatches(TAUGHT, LENGTHS, 4).facts
+
+
 def test_evaluation_takes_names_and_dicts(add_sums):
     add_sums()
     names = ["sums_cot_mix", "sums_zero_shot_cot"]

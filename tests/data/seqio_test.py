@@ -138,7 +138,6 @@ def test_seqios_evaluator_finds_gold_answers_right(dataset, bound_store):
     vocabulary = task.output_features["targets"].vocabulary
     examples = read(task, held_out(task))[:3]
     texts = [vocabulary.decode(example["targets"].tolist()) for example in examples]
-    assert [tf.compat.as_text(e["answer"]) for e in examples] == list(cached)
     (metric,) = task.metric_fns
     assert metric(list(cached), texts) == {"accuracy": 1.0, "parse_failures": 0.0}
 
