@@ -14,8 +14,8 @@ import numpy as np
 from harness import ratios, record, spread, take_turns
 
 from cot_flax.chains.alignment import align, align_by_bytes
+from cot_flax.chains.codex import read_codex_dump
 from cot_flax.chains.projection import KINDS, project_top_k
-from cot_flax.chains.readers import read_codex_dump
 from cot_flax.chains.samples import Logprobs
 from cot_flax.text.tokenizers import Tokenizer, open_tokenizer
 

@@ -37,7 +37,7 @@ ROOMS = {
     "store": {"text", "chains", "students", "data"},
     "hosts": {"text", "students", "objectives", "generation", "training", "data", "evaluation"},
     "lab": {"text", "chains", "store", "reports"},
-    "tasks": {"text", "teacher", "data", "store", "lab"},
+    "tasks": {"text", "chains", "teacher", "data", "store", "lab"},
     "distill": {*FOUNDATION, "text", "chains", "teacher", "weights", "planning"},
     "cli": {*FOUNDATION, "distill", "text", "chains", "students", "weights", "training", "teacher"}
     | {"planning", "data", "evaluation", "reports", "store", "hosts", "lab", "tasks"},

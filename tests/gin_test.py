@@ -34,6 +34,8 @@ OWN = {
     "scenario_instructed_evaluate": ["SCENARIO='folder'"],
     "scenarios": ["SCENARIOS=('a', 'b')", "TEACHER_STORES=('a-store',)"],
     "scenarios_evaluate": ["SCENARIOS=('c',)"],
+    "your_data": ["DATA='a.jsonl'"],
+    "your_data_evaluate": ["DATA='a.jsonl'"],
 }
 
 
@@ -154,6 +156,9 @@ def test_the_demos_students_have_one_model_and_the_same_steps():
 
 # What a macro means where it is bound to more than one parameter; T5X's own stand in gin/t5x.
 MEANINGS = {
+    "ANSWER_KIND": "DataSet.answer_kind answer_kind.kind",
+    "CHAIN": "DataSet.chain Preparation.chain",
+    "DATASET": "DataSet.name sample.dataset",
     "EVAL_TASKS": "TaskBatches.mixture_or_task_name AccuracyEvaluator.mixture_or_task_name",
     "KL_TEMPERATURE": "Objective.temperature WhiteBox.temperature",
     "LEARNING_RATE": "constant.peak fu2023_cosine.peak inverse_sqrt.peak warmup_cosine.peak",

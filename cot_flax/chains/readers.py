@@ -4,7 +4,6 @@ Samples files, FLAN's TSV, and chains of one's own, the CoT Collection among the
 file that `chains.records` reads, whose fields have names of `NAMES` or names that the user gives.
 
 Reading and parsing are two steps, so that one process can hand out records while others parse.
-`read_codex_dump` reads one more file, which `teach` makes a samples file.
 """
 
 import contextlib
@@ -13,7 +12,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -27,11 +26,10 @@ from cot_flax.chains.records import (
     find_container,
     json_object,
     raw_lines,
-    records,
     reject,
     require,
 )
-from cot_flax.chains.samples import Logprobs, Sample, sample_from_record
+from cot_flax.chains.samples import Sample, sample_from_record
 from cot_flax.errors import UserError
 from cot_flax.text.answers import KINDS, extract_answer
 from cot_flax.text.calculator import strip_marks
@@ -56,13 +54,12 @@ NAMES = {
 _SAMPLES_ONLY = ("prompt_hash", "finish_reason", "logprobs")  # fields that say: a samples file
 _ROLES = {"human": "user", "gpt": "assistant", "model": "assistant"}
 _FIELD = re.compile(r"\{([^{}]+)\}")
+_THOUGHT_END = "</think>"
 _BOXED = re.compile(r"\\(?:boxed|fbox)\s*\{")
 _COLUMN_NAME = re.compile(r"[\w-]{1,40}")
 _LOOKED_AT = 20  # records by which a file's fields and rules are found
 
 _ID_FIRST = re.compile(rb'\s*\{\s*"id"\s*:\s*"((?:[^"\\]|\\.)*)"')
-_ROUNDED_AWAY = 5e-5  # Of the Codex dump's four decimals: less was written as 0.0.
-_CODEX_PARAMS = {"temperature": 0.5, "max_tokens": 256, "logprobs": 5}
 
 
 @dataclass(frozen=True)
@@ -88,11 +85,13 @@ class Format:
         read: yields the records of a file in order, holding one at a time.
         parse: makes a record a sample; raises BadRecord.
         rules: the filter rules by default, a name of `filtering`'s table.
+        names: which of `NAMES` its records have, and the file's names of them.
     """
 
     read: Callable[[str | os.PathLike], Iterator[Raw]]
     parse: Callable[[Raw], Sample]
     rules: str
+    names: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -175,30 +174,6 @@ def written(value: Any, name: str, place: str) -> str:
     if not math.isfinite(value):
         reject("no_answer", place, f"the {name} {value}", "a finite number")
     return str(int(value)) if value.is_integer() else repr(value)
-
-
-def read_codex_dump(path: str | os.PathLike) -> Iterator[Sample]:
-    """Yields every chain of the public Codex dump on GSM8K as a sample, with natural logs.
-
-    It is paper [1]'s teacher. The dump holds probabilities of four decimals, unsorted. Its first
-    two tokens echo the end of the prompt ("Let's think step by step"), its last two are the
-    newlines after the answer.
-
-    A chain that passes the paper's sanity gate loses the echo and the trailing newlines and has
-    finish_reason "stop". One that fails it is yielded uncut with finish_reason "malformed", so
-    that filtering rejects and counts it; the paper relabels it as wrong.
-
-    A top-5 entry of 0.0 is left out: all that is known is that it lies below 5e-5. A sampled
-    token of 0.0 gets the log of 5e-5, the most that it can have had. prompt_hash is "", for the
-    dump does not hold the prompt.
-
-    Raises:
-        UserError: a line is not of the dump's shape; the message names file and line.
-
-    Source: Fu et al. 2023, their notebook `dev_align_codex_to_flan_t5_dtw`, cell 32.
-    """
-    for place, record in records(path):
-        yield _without_echo(sample_from_record(_codex_record(record, place), place))
 
 
 def _lines(path: str | os.PathLike) -> Iterator[tuple[str, bytes | BadRecord]]:
@@ -301,7 +276,8 @@ def _names(
     raise UserError(
         f"{path} with the fields {', '.join(fields)}",
         f"question and text, gold_answer where it is known, or messages ({listed})",
-        "name them: --columns question=FIELD,text=FIELD,gold_answer=FIELD",
+        "name them: --columns question=FIELD,text=FIELD,gold_answer=FIELD (of your_data in "
+        "gin: QUESTION, RATIONALE, ANSWER)",
     )
 
 
@@ -319,7 +295,7 @@ def _rules(first: Sequence[Mapping[str, Any]], names: Mapping[str, str]) -> str:
 
 def _chains(container: Container, names: Mapping[str, str], origin: _Origin, rules: str) -> Format:
     read = partial(_read_chains, container=container, names=names, origin=origin)
-    return Format(read, partial(_parse_chain, origin=origin), rules)
+    return Format(read, partial(_parse_chain, origin=origin), rules, names)
 
 
 def _read_chains(
@@ -370,7 +346,9 @@ def _values(record: Mapping[str, Any], names: Mapping[str, str], place: str) -> 
     if names.get("question") == "instruction" and record.get("input"):
         values["question"] += "\n\n" + written(record["input"], "input", place)
     if names.keys().isdisjoint(("text", "messages")) and "gold_answer" in values:
-        values |= _solution(values["gold_answer"])
+        values |= solution(values["gold_answer"])
+    if _THOUGHT_END in values.get("text", ""):
+        values |= _apart(values["text"])
     for name in ("question", "text"):
         if name not in values:
             got, wanted = f"no {name}", f"a text in {names.get(name, name)!r}"
@@ -401,7 +379,7 @@ def _cell(record: Mapping[str, Any], column: str, ours: str, place: str) -> str 
     return _FIELD.sub(lambda match: written(record[match[1]], match[1], place), column)
 
 
-def _solution(text: str) -> dict[str, str]:
+def solution(text: str) -> dict[str, str]:
     """A chain and its answer, which solutions give behind `####` (GSM8K) or in `\\boxed` (MATH)."""
     steps, mark, answer = text.rpartition("####")
     if mark:
@@ -421,7 +399,7 @@ def boxed(text: str) -> str:
 
 
 def _turns(messages: Sequence[Any], place: str) -> dict[str, str]:
-    """Question and chain of a conversation; what stands in `<think>` is the thought before it."""
+    """Question and chain of a conversation, and its thought where a message has it apart."""
     turns, apart = [], ""
     for message in messages:
         if not isinstance(message, dict):
@@ -441,10 +419,16 @@ def _turns(messages: Sequence[Any], place: str) -> dict[str, str]:
     (_, question), (_, answer) = turns
     if not answer:
         reject("no_answer", place, "an empty answer of the assistant", "a text")
-    within, _, text = answer.rpartition("</think>")
-    thought = within.strip().removeprefix("<think>").strip() or _content(apart, place)
-    found = {"question": question, "text": text.strip()}
+    found = {"question": question, "text": answer}
+    thought = _content(apart, place)
     return found | {"thought": thought} if thought else found
+
+
+def _apart(text: str) -> dict[str, str]:
+    """A text, and what it has in `<think>` before it as the thought."""
+    within, end, text = text.rpartition(_THOUGHT_END)
+    thought = within.strip().removeprefix("<think>").strip()
+    return {"text": text.strip() if end else text} | ({"thought": thought} if thought else {})
 
 
 def _content(content: Any, place: str) -> str:
@@ -475,60 +459,21 @@ def _sample(values: Mapping[str, Any], origin: _Origin) -> Sample:
     )
 
 
-def _codex_record(record: Mapping[str, Any], place: str) -> dict[str, Any]:
-    return {
-        "id": f"gsm8k-train-{require(record, 'gsm8k_train_index', int, place)}",
-        "dataset": "gsm8k",
-        "split": "train",
-        "question": require(record, "question", str, place),
-        "gold_answer": require(record, "gold", str, place),
-        "format": "few_shot_cot",
-        "prompt_hash": "",
-        "teacher": {"model": require(record, "model", str, place), "params": _CODEX_PARAMS},
-        "sample": require(record, "sample", int, place),
-        "text": require(record, "text", str, place),
-        "logprobs": _codex_logprobs(record, place),
-        "finish_reason": "stop",
-    }
-
-
-def _codex_logprobs(record: Mapping[str, Any], place: str) -> dict[str, Any]:
-    probabilities = require(record, "token_probs", list, place)
-    top5 = require(record, "top5", list, place)
-    try:
-        return {
-            "tokens": require(record, "tokens", list, place),
-            "token_logprobs": [math.log(p or _ROUNDED_AWAY) for p in probabilities],
-            "top_logprobs": [{token: math.log(p) for token, p in pairs if p} for pairs in top5],
-        }
-    except (TypeError, ValueError) as error:
-        wanted = "probabilities, and lists of [token, probability]"
-        reject("wrong_type", place, f"token_probs or top5 of another shape ({error})", wanted)
-
-
-def _without_echo(sample: Sample) -> Sample:
-    tokens = sample.logprobs.tokens
-    if not _passes_gate(tokens):
-        return replace(sample, finish_reason="malformed")
-    kept = slice(2, -2)
-    logprobs = Logprobs(*(values[kept] for values in vars(sample.logprobs).values()))
-    return replace(sample, text="".join(tokens[kept]), logprobs=logprobs)
-
-
-def _passes_gate(tokens: Sequence[str]) -> bool:
-    return (
-        len(tokens) >= 4
-        and tuple(tokens[:2]) == (" step", "\n")
-        and tokens[-2] in ("\n", "\n\n")
-        and tokens[-1] == "\n"
-    )
-
-
 def _usable(raw: Raw):
     if isinstance(raw.data, BadRecord):
         raise raw.data
     return raw.data
 
 
-SAMPLES = Format(_read_samples, _parse_sample, rules="default")
-FLAN = Format(_read_flan, _parse_flan, rules="none")
+SAMPLES = Format(
+    _read_samples,
+    _parse_sample,
+    rules="default",
+    names={name: name for name in ("id", "question", "text", "gold_answer", "thought")},
+)
+FLAN = Format(
+    _read_flan,
+    _parse_flan,
+    rules="none",
+    names={"question": "question", "gold_answer": "answer", "text": "chain_of_thought"},
+)

@@ -348,7 +348,7 @@ def teach_import_codex(
 
     Example: cot-flax teach import-codex codex_top5.jsonl --out samples.jsonl
     """
-    from cot_flax.chains.readers import read_codex_dump
+    from cot_flax.chains.codex import read_codex_dump
     from cot_flax.chains.samples import write_samples
 
     samples = list(read_codex_dump(dump))

@@ -76,10 +76,10 @@ def parse(
             if key in mended:
                 place = (holder, _MACRO, "value") if holder else (scope, selector, parameter)
                 gin.bind_parameter(place, mended[key])
-        _check_scopes()
         if needed is not None:
             _fill_macros(needed)
-        gin.finalize()
+        gin.finalize()  # its hooks register what scopes name
+        _check_scopes()
     except (*draft.MALFORMED, OSError, ImportError, AttributeError, NameError) as error:
         if isinstance(error, ModuleNotFoundError) and isinstance(
             missing := missing_extra(error), UserError
@@ -190,7 +190,7 @@ def _is_of_a_task(selector: str) -> bool:
     if ours != "cot_flax":
         return ours not in ("t5x", "seqio", "gin", "__main__")
     return module.startswith("tasks.") or selector.endswith(
-        ("registration.prompting", "templates.Template")
+        ("registration.prompting", "templates.Template", "dataset.DataSet")
     )
 
 

@@ -162,6 +162,15 @@ def first_samples(dataset: tf.data.Dataset) -> tf.data.Dataset:
     return dataset.filter(lambda record: record.get("first", 1) == 1)
 
 
+def with_chains(dataset: tf.data.Dataset) -> tf.data.Dataset:
+    """Leaves out the records of a chain format that say that they have none (`has_chain` 0)."""
+    if "has_chain" not in dataset.element_spec:
+        return dataset
+    complaint = "without a chain of thought; expected some to learn from; name their column, or "
+    complaint += "train the answer formats alone"
+    return filter_or_stop(dataset, lambda record: record["has_chain"] == 1, complaint)
+
+
 def drop_overlong(
     dataset: tf.data.Dataset, sequence_length: dict[str, int] | None = None
 ) -> tf.data.Dataset:

@@ -190,8 +190,8 @@ def _register(
         steps: list = list(first)
         if store and is_cot(format):
             steps.append(functools.partial(_check_chains, store=store, layout=own.layout))
-        if not is_cot(format):
-            steps.append(preprocessors.first_samples)
+        has_use = preprocessors.with_chains if is_cot(format) else preprocessors.first_samples
+        steps.append(has_use)
         steps += [
             functools.partial(
                 preprocessors.write_prompt, format=format, rule=rule, layout=own.layout

@@ -4,10 +4,12 @@ import itertools
 import json
 import os
 import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from cot_flax.chains.dataset import DataSet
 from cot_flax.chains.readers import written
 from cot_flax.chains.records import files_of, records, reject, require
 from cot_flax.errors import UserError
@@ -141,6 +143,17 @@ def _of_prompt(item: str, place: str, i: int, dataset: str) -> Question:
         answer=closing["answer"].strip(),
         rationale=rest[0][: closing.start()].strip(),
     )
+
+
+def training_questions(data: DataSet) -> list[Question]:
+    """The questions of a data set's training split, each once; says what was read."""
+    reading = data.read()
+    print(reading.summary, file=sys.stderr)
+    return [
+        Question(item.id, data.name, "train", item.question, item.answer, item.rationale)
+        for item in reading.splits["train"]
+        if item.first
+    ]
 
 
 def validation_of(questions: Sequence[Question]) -> Sequence[Question]:

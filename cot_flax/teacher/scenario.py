@@ -18,10 +18,11 @@ from cot_flax.teacher.recipes import Numbers, Recipe, messages, others, worked
 from cot_flax.teacher.requests import Completion, Messages
 from cot_flax.text.answers import (
     KINDS,
-    add_answer_kind,
     answers_match,
     extract_answer,
+    label_kind,
     marked_kind,
+    normal_label,
 )
 from cot_flax.text.prompts import (
     Exemplar,
@@ -111,25 +112,6 @@ class Scenario(NamedTuple):
     settings: Settings
     notes: list[str]
     validation: list[Question]
-
-
-@dataclass(frozen=True)
-class Labels:
-    """Finds the labels of a closed list in a text; other words are no answers.
-
-    Labels are words of any prose (`close`): `add_answer_kind` takes them with `bare`.
-
-    Attributes:
-        labels: in lower case.
-    """
-
-    labels: tuple[str, ...]
-
-    def __call__(self, text: str) -> list[str]:
-        longest_first = sorted(self.labels, key=len, reverse=True)
-        one = "|".join(r"\s+".join(map(re.escape, label.split())) for label in longest_first)
-        found = re.findall(rf"(?<!\w)(?:{one})(?!\w)", text, re.IGNORECASE)
-        return [_normal(label) for label in found]
 
 
 def read_scenario(folder: str | os.PathLike) -> Scenario:
@@ -315,7 +297,7 @@ def _left_out(inputs: Sequence[Question], new: Sequence[Question], file: str) ->
 
 def _closed(items: Sequence[Question], settings: Settings) -> Iterator[str]:
     """Says so where a few labels are all the answers and the settings do not name them."""
-    counts = Counter(_normal(item.answer) for item in items if item.answer)
+    counts = Counter(normal_label(item.answer) for item in items if item.answer)
     often = counts.total() >= _TIMES * len(counts) and len(counts) <= _LABELS
     if settings.answer_kind == "text" and len(counts) > 1 and often:
         told = ", ".join(f"{label} {count}" for label, count in sorted(counts.items()))
@@ -337,10 +319,6 @@ def _worded_otherwise(texts: Sequence[str], settings: Settings) -> Iterator[str]
             f"{setting} in settings.json makes them {own.cue!r} and {own.closing!r}, and cue and "
             "closing take words of your own"
         )
-
-
-def _normal(label: str) -> str:
-    return " ".join(label.split()).casefold()
 
 
 def read_instruction(folder: str | os.PathLike) -> str:
@@ -404,15 +382,12 @@ def read_settings(folder: str | os.PathLike) -> Settings:
 def _label_kind(path: str | os.PathLike, values: dict[str, Any]) -> dict[str, Any]:
     """The settings of a closed list: its labels, and their answer kind."""
     labels = values["labels"]
-    known = sorted({_normal(label) for label in labels if isinstance(label, str)})
+    known = {normal_label(label) for label in labels if isinstance(label, str)}
     if "answer_kind" in values:
         raise _unusable(path, "labels and answer_kind", "one of the two: labels are a kind")
     if len(known) < max(2, len(labels)) or "" in known:
         raise _unusable(path, f"labels {labels!r}", "two or more different texts")
-    kind = f"one of {', '.join(known)}"
-    if kind not in KINDS:
-        add_answer_kind(kind, Labels(tuple(known)), bare=True)
-    return {"labels": tuple(known), "answer_kind": kind}
+    return {"labels": tuple(sorted(known)), "answer_kind": label_kind(known)}
 
 
 def _items(folder: str | os.PathLike, split: str, settings: Settings) -> Iterator[Question]:
@@ -437,7 +412,7 @@ def _readable(answer: str, settings: Settings) -> bool:
     template = settings.layout
     heads = (*template.heads, *settings.wording.heads)
     kind = marked_kind(settings.answer_kind, heads, template.stop)
-    if settings.labels and _normal(answer) not in settings.labels:
+    if settings.labels and normal_label(answer) not in settings.labels:
         return False
     line = build_target("", answer, _FORMAT, template)
     found = extract_answer(line, kind=kind, mode="strict")

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from cot_flax.chains.dataset import DataSet
 from cot_flax.chains.samples import read_samples
 from cot_flax.errors import UserError, missing_extra
 from cot_flax.files import work_path
@@ -21,7 +22,13 @@ from cot_flax.teacher import costs, dispatch, findings, rescoring
 from cot_flax.teacher.costs import Plan, Prices, Totals
 from cot_flax.teacher.findings import Findings, Habits, Wanted
 from cot_flax.teacher.journal import journal_path
-from cot_flax.teacher.questions import Question, read_exemplars, read_questions, validation_of
+from cot_flax.teacher.questions import (
+    Question,
+    read_exemplars,
+    read_questions,
+    training_questions,
+    validation_of,
+)
 from cot_flax.teacher.recipes import Overrides, Paper, Recipe, make_recipe
 from cot_flax.teacher.requests import Messages, Teacher, no_server
 from cot_flax.teacher.scenario import read_scenario, scenario_recipe
@@ -146,7 +153,7 @@ def _header(line: str) -> tuple[str, str]:
 
 def sample(
     *,
-    questions: str,
+    questions: str | DataSet,
     recipe: Paper,
     dataset: str,
     out: str,
@@ -169,7 +176,8 @@ def sample(
     """Asks a teacher for chains, as one of the four papers did; says what it did.
 
     Args:
-        questions: a file that `read_questions` knows.
+        questions: files that `read_questions` knows, or a data set, of which the training split is
+            asked about.
         recipe: the paper, a name of `recipes.PRESETS`.
         dataset: its name.
         out: the samples file.
@@ -194,7 +202,10 @@ def sample(
     def read(file: str, split: str) -> list[Question]:
         return list(read_questions(file, dataset=dataset, split=split))
 
-    given = read(questions, split)
+    if isinstance(questions, DataSet):
+        given = training_questions(questions)
+    else:
+        given = read(questions, split)
     validation = validation_of(given)
     if validation:
         share = len(validation) / len(given)

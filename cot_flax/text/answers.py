@@ -20,7 +20,8 @@ A text is read in this order:
 
 import re
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal, NamedTuple, get_args
 
@@ -330,6 +331,39 @@ def add_answer_kind(name: str, find: Callable[[str], list[str]], *, bare: bool =
         _LAST[name] = lambda text: _bare_word(text, find)
     ADDED[name] = Added(find, bare)
     KINDS.append(name)
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Finds the labels of a closed list in a text; other words are no answers.
+
+    Labels are words of any prose (`close`): `add_answer_kind` takes them with `bare`.
+
+    Attributes:
+        labels: in lower case.
+    """
+
+    labels: tuple[str, ...]
+
+    def __call__(self, text: str) -> list[str]:
+        longest_first = sorted(self.labels, key=len, reverse=True)
+        one = "|".join(r"\s+".join(map(re.escape, label.split())) for label in longest_first)
+        found = re.findall(rf"(?<!\w)(?:{one})(?!\w)", text, re.IGNORECASE)
+        return [normal_label(label) for label in found]
+
+
+def normal_label(label: str) -> str:
+    """A label in lower case, with single spaces."""
+    return " ".join(label.split()).casefold()
+
+
+def label_kind(labels: Collection[str]) -> str:
+    """Returns the kind whose answers are these labels alone; adds it where it is new."""
+    known = tuple(sorted(set(map(normal_label, labels))))
+    kind = f"one of {', '.join(known)}"
+    if kind not in KINDS:
+        add_answer_kind(kind, Labels(known), bare=True)
+    return kind
 
 
 def marked_kind(kind: str, markers: Sequence[str], stop: str = "") -> str:

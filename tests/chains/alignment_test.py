@@ -10,7 +10,7 @@ from support.tokenizers import byte_fallback, byte_level
 from tokenizers import normalizers
 
 from cot_flax.chains.alignment import align, align_by_bytes, edit_distances, warp
-from cot_flax.chains.readers import read_codex_dump
+from cot_flax.chains.codex import read_codex_dump
 from cot_flax.text.pieces import Pieces
 from cot_flax.text.tokenizers import open_tokenizer
 

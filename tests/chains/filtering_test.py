@@ -4,8 +4,8 @@ from dataclasses import asdict, replace
 
 import pytest
 
+from cot_flax.chains.codex import read_codex_dump
 from cot_flax.chains.filtering import RULES, Filters, rejection
-from cot_flax.chains.readers import read_codex_dump
 from cot_flax.chains.samples import Logprobs, Sample
 from cot_flax.errors import UserError
 

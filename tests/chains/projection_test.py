@@ -10,8 +10,8 @@ import pytest
 from support.tokenizers import byte_fallback, byte_level
 
 from cot_flax.chains.alignment import align, align_by_bytes
+from cot_flax.chains.codex import read_codex_dump
 from cot_flax.chains.projection import KINDS, RULES, project_top_k
-from cot_flax.chains.readers import read_codex_dump
 from cot_flax.chains.samples import Logprobs
 from cot_flax.errors import UserError
 from cot_flax.lab.world.stories import make_stories

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cot_flax.chains.codex import read_codex_dump
 from cot_flax.chains.filtering import Filters, rejection
-from cot_flax.chains.readers import read_codex_dump
 from cot_flax.chains.samples import Sample
 from cot_flax.chains.selection import distinct_chains, equation_sequence, jaccard, ngrams, select
 

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 import seqio
 
+from cot_flax.chains.codex import read_codex_dump
 from cot_flax.chains.filtering import Filters
 from cot_flax.chains.preparation import Preparation
-from cot_flax.chains.readers import find_format, read_codex_dump
+from cot_flax.chains.readers import find_format
 from cot_flax.chains.samples import merge_samples, to_line, write_samples
 from cot_flax.errors import UserError
 from cot_flax.lab.world.stories import make_stories

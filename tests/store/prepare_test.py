@@ -16,9 +16,9 @@ import pytest
 import seqio
 from support.tokenizers import world_without
 
+from cot_flax.chains.codex import read_codex_dump
 from cot_flax.chains.filtering import Filters
 from cot_flax.chains.preparation import Preparation
-from cot_flax.chains.readers import read_codex_dump
 from cot_flax.chains.samples import Logprobs, to_line, write_samples
 from cot_flax.chains.tally import Tally
 from cot_flax.data.features import fingerprint
