@@ -58,6 +58,9 @@ class Marked(NamedTuple):
 
 
 KINDS = ["number", "choice", "yes_no", "text"]  # and those of ADDED and MARKED
+LETTERS = "letters"
+"""A kind that is added below: a word, spelt or whole (`naoa`, `"n a o a"`, `n-a-o-a`)."""
+
 ADDED: dict[str, Added] = {}
 MARKED: dict[str, Marked] = {}
 Mode = Literal["strict", "flexible", "fu2023", "ho2022", "kim2023"]  # the last three: legacy.RULES
@@ -139,7 +142,7 @@ _BRACKETED = r"(?<!\w)\((?:(?:option|choice|answer)\s+)?([A-Za-z])\)"
 # `A` and `I` are words first: they are choices unless a word follows that may follow an article or
 # a pronoun.
 _ALONE = r"(?!\s+(?!(?:because|since|as|is|and|or|which)\b)\w)"
-_BARE = rf"(?<![\w'’.&/-])([B-HJ-Z]|[AI]{_ALONE})(?![\w'’&/+-])(?!\.\w)"
+_BARE = rf"(?<![\w'’.&/-])([B-HJ-Z]|[AI]{_ALONE})(?![\w'’&/+]|-(?!-))(?!\.\w)"
 _CHOICE = re.compile(rf"{_BRACKETED}|{_BARE}")
 _LONE_LETTER = re.compile(r"\W*([A-Za-z])\W*")
 _LETTERED = re.compile(r"[^\w(]*([A-Za-z])\)(?!\w)")
@@ -767,3 +770,17 @@ _LAST: dict[str, _Finder] = {
     "yes_no": _last_yes_no,
     "text": _bare_text,
 }
+
+
+_SPELT = re.compile(
+    r"(?<![^\W\d_])(?:[^\W\d_][\"'“”‘’*_]*[\s,.\-–—+][\s\"'“”‘’*_]*)+[^\W\d_](?![^\W\d_])|[^\W\d_]+"
+)
+_SEPARATE = re.compile(r"[\W\d_]+")
+
+
+def find_letters(text: str) -> list[str]:
+    """The words of a text in lower case; letters that stand apart are one."""
+    return [_SEPARATE.sub("", match[0]).casefold() for match in _SPELT.finditer(text)]
+
+
+add_answer_kind(LETTERS, find_letters, bare=True)
