@@ -1,27 +1,40 @@
 """Where records come from: files, lists made in memory (stores: store/tasks.py)."""
 
+import json
+import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import seqio
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from cot_flax.chains.records import record_files, records, require
+from cot_flax import hub
+from cot_flax.chains.records import divided_name, record_files, records, reject, require
 from cot_flax.errors import UserError
+from cot_flax.files import path_at
 
 Records = list[dict]
 
 
 def records_source(
-    make: Callable[[str], Records], splits: Iterable[str], optional: Iterable[str] = ()
+    make: Callable[[str], Records],
+    splits: Iterable[str] | Callable[[], Iterable[str]],
+    optional: Iterable[str] = (),
 ) -> seqio.DataSource:
     """A source whose `make(split)` returns all records as dicts of strings and numbers.
 
     The `optional` splits may have no record; they have id, question, rationale and answer then.
 
     A split may be asked for as TFDS writes slices: `test[:10]`, `train[:5%]`, `train+test[2:]`.
+
+    Args:
+        make: returns the records of a split.
+        splits: those there are, or what tells it where gin decides.
     """
     return _RecordsSource(make, splits, optional)
 
@@ -29,7 +42,13 @@ def records_source(
 class _RecordsSource(seqio.FunctionDataSource):
     def __init__(self, make, splits, optional):
         self._make, self._optional = make, frozenset(optional)
-        super().__init__(self._read, splits=tuple(splits))
+        self._there = splits if callable(splits) else lambda: splits
+        super().__init__(self._read, splits=())
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The names, as gin binds them at this moment."""
+        return tuple(self._there())
 
     def num_input_examples(self, split: str) -> int:
         return len(self._chosen(split))
@@ -101,3 +120,154 @@ def read_fields(directory: str, name: str, fields: Iterable[str]) -> Records:
         for path in record_files(directory, name)
         for place, record in records(path)
     ]
+
+
+@dataclass(frozen=True)
+class PublicFile:
+    """Where the records of a public data set, or of one of its splits, lie.
+
+    Attributes:
+        names: of the file without its suffix; the first one that a folder has is read.
+        origin: the repository and the licence, for who has to bring it.
+        macro: what gin calls the folder.
+        hub: the data set's name on the Hugging Face hub; "" where its records are not there.
+        patterns: of the split's files there.
+    """
+
+    names: tuple[str, ...]
+    origin: str
+    macro: str
+    hub: str = ""
+    patterns: tuple[str, ...] = ("*.parquet",)
+
+    def paths(self, directory: str | None) -> list[str]:
+        """The files of a folder; without one, those of the hub.
+
+        Raises:
+            UserError: they are not there; it says which file is expected, and from where.
+        """
+        named = " or ".join(f"{name}.json(l)" for name in self.names)
+        remedy = f"set {self.macro} to a folder with it"
+        if directory is None:
+            if not self.hub:
+                raise UserError(f"no {self.macro}", f"{named} of {self.origin}", remedy)
+            try:
+                return hub.data_files(self.hub, patterns=self.patterns)
+            except UserError as error:
+                why = str(error).removeprefix("got ").partition("; expected ")[0]
+                got = f"no {self.macro}, and from the hub: {why}"
+                raise UserError(got, f"{named} of {self.origin}", remedy) from error
+        there = stems(directory)
+        for name in self.names:
+            if any(re.fullmatch(rf"{re.escape(name)}(-\d+-of-\d+.*)?", stem) for stem in there):
+                return record_files(directory, name)
+        raise UserError(f"{directory} without {named}", f"this file of {self.origin}", remedy)
+
+    def read(self, directory: str | None) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Yields (place, record) of all its files; errors as `paths`, and of a malformed file."""
+        for path in self.paths(directory):
+            yield from records(path)
+
+
+def stems(directory: str | os.PathLike) -> list[str]:
+    """The names of a folder's files without their suffixes; [] where there is no folder."""
+    try:
+        return sorted({divided_name(path)[0] for path in path_at(directory).iterdir()})
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def read_json(path: str | os.PathLike) -> Any:
+    """One JSON value that is no list of records, such as a split's indices.
+
+    Raises:
+        UserError: no such file, or no JSON.
+    """
+    try:
+        return json.loads(path_at(path).read_text())
+    except FileNotFoundError as error:
+        raise UserError(f"no file {path}", "this file", "check the folder") from error
+    except ValueError as error:
+        raise UserError(f"{path}, no JSON ({error})", "JSON", "fetch the file again") from error
+
+
+def first_field(record: Mapping[str, Any], names: Sequence[str], kind: Any, place: str) -> Any:
+    """The field of the first name that the record has.
+
+    Raises:
+        UserError: it has none of them, or of another type; the message names the place.
+    """
+    there = [name for name in names if record.get(name) is not None]
+    if not there:
+        found = ", ".join(map(str, record)) or "nothing"
+        reject("missing_field", place, f"fields {found}", f"one of {', '.join(names)}")
+    return require(record, there[0], kind, place)
+
+
+def number_text(value: float | str) -> str:
+    """A gold number as it is written: `43` for 43.0, `9.43`; a text as it is."""
+    if isinstance(value, str):
+        return value.strip()
+    return str(int(value)) if value == int(value) else repr(value)
+
+
+def with_choices(question: str, choices: Iterable[tuple[str, str]], before: str = "") -> str:
+    """A multiple-choice question as Ho et al. 2022 write it (arXiv 2212.10071, appendix).
+
+    Args:
+        question: without its choices.
+        choices: (letter, text) of each.
+        before: stands between the two, such as BIG-bench's `\\nWhich choice is true?`.
+    """
+    listed = ", ".join(f"({letter}) {text.strip()}" for letter, text in choices)
+    return f"{question.strip()}{before} Answer choices: {listed}."
+
+
+def bigbench_records(directory: str | None, file: PublicFile) -> Records:
+    """The items of a BIG-bench task: `question`, `rationale` ("") and `answer`.
+
+    Read are BIG-bench's own JSON, whose choices are put in a random order by seed 0 and into the
+    question, BIG-Bench Hard's, and a list of {question, answer}.
+
+    Raises:
+        UserError: as `PublicFile.paths`; a file of another form, or an item without an answer.
+    """
+    found = []
+    rng = np.random.RandomState(0)
+    for path in file.paths(directory):
+        is_json = divided_name(path)[1] == ".json"
+        value = read_json(path) if is_json else [record for _, record in records(path)]
+        items = value.get("examples") if isinstance(value, dict) else value
+        if not isinstance(items, list) or not items:
+            raise UserError(f"{path} without examples", "a list of them", "fetch the file again")
+        for i, item in enumerate(items):
+            found.append(_bigbench(item, f"{path}, example {i}", rng))
+    return found
+
+
+def _bigbench(item: dict, place: str, rng: np.random.RandomState) -> dict:
+    question = first_field(item, ("input", "question"), str, place).strip()
+    if "target_scores" not in item:
+        answer = first_field(item, ("target", "answer"), str, place).strip()
+        return {"question": question, "rationale": "", "answer": answer}
+    scores = item["target_scores"]
+    texts = [str(text) for text in rng.permutation(list(scores))]
+    choices = [(chr(ord("A") + i), text) for i, text in enumerate(texts)]
+    right = [letter for letter, text in choices if scores[text] == 1]
+    if len(right) != 1:
+        reject("no_answer", place, f"{len(right)} choices of score 1", "one")
+    question = with_choices(question, choices, "\nWhich choice is true?")
+    return {"question": question, "rationale": "", "answer": right[0]}
+
+
+def random_split(count: int, share: float = 0.7, seed: int = 0) -> dict[str, list[int]]:
+    """Splits records as Ho et al. 2022 do: indices by `RandomState(seed).permutation`, sorted.
+
+    Args:
+        count: of all records.
+        share: of the training split, whose size is rounded.
+        seed: of NumPy's legacy generator, whose stream is frozen.
+    """
+    order = np.random.RandomState(seed).permutation(count).tolist()
+    train = round(count * share)
+    return {"train": sorted(order[:train]), "test": sorted(order[train:])}

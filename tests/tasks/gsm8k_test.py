@@ -18,6 +18,7 @@ from cot_flax.lab.world.vocabulary import VOCABULARY_PATH
 from cot_flax.store.prepare import prepare
 from cot_flax.students.layouts import EncoderDecoder
 from cot_flax.tasks import gsm8k
+from cot_flax.text.answers import extract_answer
 from cot_flax.text.calculator import rewrite
 from cot_flax.text.prompts import normalize_question
 
@@ -62,6 +63,31 @@ def test_the_last_500_training_questions_are_the_validation_split(bound):
     assert [r["question"] for r in records("test")] == [
         line["question"] for line in lines(bound, "test")
     ]
+
+
+def test_fu2023s_validation_questions_are_not_trained_on(bound):
+    gin.bind_parameter("cot_flax.tasks.gsm8k.validation.questions", "fu2023")
+    whole = [line["question"] for line in lines(bound, "train")]
+    validation = records("validation")
+    assert [r["question"] for r in validation] == [whole[i] for i in gsm8k.FU2023_DEV]
+    assert (validation[0]["id"], validation[-1]["id"]) == (
+        "gsm8k-validation-9", "gsm8k-validation-7455"
+    )  # fmt: skip
+    train = records("train")
+    assert len(train) == 7273
+    assert all(r["question"] == whole[int(r["id"].rpartition("-")[2])] for r in train)
+    assert not {r["question"] for r in train} & {r["question"] for r in validation}
+    assert len(records("test")) == 1319
+
+
+def test_what_fu2023s_rules_misread_of_gsm8k(bound):
+    """14 golds with a comma and 2 with a sign; 48 questions lose a `: `."""
+    golds = [record["answer"] for record in records("test")]
+    misread = [g for g in golds if extract_answer(g, kind="number", mode="fu2023") != g]
+    assert len([gold for gold in misread if "," in gold]) == 14
+    assert len([gold for gold in misread if gold.startswith("-")]) == 2
+    assert len(misread) == 16
+    assert len([line for line in lines(bound, "train") if ": " in line["question"]]) == 48
 
 
 def test_answers_steps_and_rationales_are_read_out_of_the_solutions(bound):
@@ -138,6 +164,16 @@ def test_fewer_lines_than_the_validation_split_are_an_error(tmp_path):
     write_small(tmp_path, ["What is 2 plus 2?"] * 400, ["What is 3 plus 1?"])
     with pytest.raises(UserError, match="no records in split 'train'"):
         records("train")
+
+
+def test_validation_questions_that_are_not_there(tmp_path):
+    write_small(tmp_path, ["What is 2 plus 2?"] * 600, ["What is 3 plus 1?"])
+    gin.bind_parameter("cot_flax.tasks.gsm8k.validation.questions", "fu2023")
+    with pytest.raises(UserError, match=r"600 training questions.*7,473"):
+        records("train")
+    gin.bind_parameter("cot_flax.tasks.gsm8k.validation.questions", "fu")
+    with pytest.raises(UserError, match="'fu'; expected last_500 or fu2023"):
+        records("validation")
 
 
 def test_a_line_without_a_gold_answer_is_not_given_one(tmp_path):
