@@ -96,6 +96,14 @@ def test_an_evaluating_experiment_makes_all_that_evaluate_takes(experiment):
     assert mixtures.task_names(bound["mixture_or_task_name"])
 
 
+@pytest.mark.parametrize("suite", names("suites"))
+def test_a_suite_names_tasks_that_there_are(suite):
+    configuration.parse([f"suites/{suite}.gin"], REQUIRED["evaluate"])
+    bound = gin.get_bindings(evaluate.evaluate)
+    inspect.signature(evaluate.evaluate).bind(**bound)
+    assert len(evaluate.task_names(bound["mixture_or_task_name"])) >= 7
+
+
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("objective", names("objectives"))
 def test_models_objectives_and_the_run_can_be_combined(model, objective):
