@@ -27,6 +27,7 @@ _SUFFIXES = ("squared", "cubed", "factorial", "choose", "mod", "modulo")  # behi
 _BETWEEN = ("of", "the", "base")  # a function and its argument: the square root of the 16
 _REMAINDERS = ("remainder", "rem", "mod", "modulo")
 _OPAQUE = frozenset("√∛∑∏∫±∓\\{}_")
+_EQUALS = ("=", "＝", "\\")  # of which the last begins a command of LaTeX, such as `\implies`
 # Parts of words that calculate in Chinese, Japanese and Korean: `10元的3倍+5`.
 _CALCULATE = ("的", "倍", "分之", "折", "乘", "除", "加", "减", "減", "余", "餘", "배")
 
@@ -73,6 +74,8 @@ def find_equations(text: str) -> list[Equation]:
     `3 * 20 = 30 * 2 = 60` only the last equation states a result. A step inside a GSM8K mark
     `<<...>>` is an equation of its own: `strip_marks` first to count each step once.
     """
+    if not any(sign in text for sign in _EQUALS):  # most prose: tokens take long
+        return []
     tokens = tokenize(text, 0, len(text))
     found = list(_equations([token for token in tokens if token.kind != "mark"]))
     for place, token in enumerate(tokens):

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cot_flax.text import equations
 from cot_flax.text.calculator import strip_marks
 from cot_flax.text.equations import find_equations
 
@@ -217,6 +218,13 @@ def test_a_step_is_found_where_it_stands():
 def test_never_raises(pieces):
     for equation in find_equations("".join(pieces)):
         assert equation.right in (True, False)
+
+
+@pytest.mark.parametrize("text", ["2 + 3 is 5", r"2 + 3 \implies 5", "2 + 3 = 5", "２＋３＝５"])
+def test_what_has_no_sign_of_equality_needs_no_tokens(text, monkeypatch):
+    found = find_equations(text)
+    monkeypatch.setattr(equations, "_EQUALS", ("",))
+    assert find_equations(text) == found
 
 
 def test_long_texts_take_no_time():
