@@ -1,5 +1,6 @@
 """Where records come from: files, lists made in memory (stores: store/tasks.py)."""
 
+import hashlib
 import json
 import os
 import re
@@ -14,9 +15,11 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from cot_flax import hub
+from cot_flax.chains.readers import parsed
 from cot_flax.chains.records import divided_name, record_files, records, reject, require
 from cot_flax.errors import UserError
 from cot_flax.files import path_at
+from cot_flax.text.prompts import normalize_question
 
 Records = list[dict]
 
@@ -271,3 +274,21 @@ def random_split(count: int, share: float = 0.7, seed: int = 0) -> dict[str, lis
     order = np.random.RandomState(seed).permutation(count).tolist()
     train = round(count * share)
     return {"train": sorted(order[:train]), "test": sorted(order[train:])}
+
+
+def given_rationales(path: str) -> Records:
+    """The questions, rationales and answers of a file that `chains.readers` knows, FLAN's TSV say.
+
+    Raises:
+        UserError: the file cannot be used; BadRecord at the first record that cannot.
+    """
+    return [
+        {"id": s.id, "question": s.question, "rationale": s.text, "answer": s.gold_answer}
+        for s in parsed(path)
+    ]
+
+
+def is_held_out(question: str, share: float) -> bool:
+    """Whether a question is of the seeded share that is held out, however it is written."""
+    digest = hashlib.blake2b(normalize_question(question).encode(), digest_size=8).digest()
+    return int.from_bytes(digest) < share * 2**64
