@@ -16,11 +16,12 @@ SIGNATURES = {
     " temperature",
     "objectives.head_loss.distillation_loss": "hidden_BTD, head_DV, targets_BT, weights_BT,"
     " teacher_ids_BTK, teacher_logprobs_BTK, *, objective, white_box, tiles",
-    "data.registration.add_cot_task": "name, source, *, parse, exemplars, fixed_exemplars, formats,"
-    " answer_kind, wording, role, max_tokens, seen_by_flan, vocabulary, teacher_store, top_k",
+    "data.registration.add_cot_task": "name, source, *, parse, exemplars, fixed_exemplars,"
+    " shots, formats, answer_kind, wording, template, instruction, role, max_tokens,"
+    " seen_by_flan, may_leak, vocabulary, teacher_store, names, rates, chains, cut",
     "data.mixtures.mixture": "tasks, name",
     "data.mixtures.microbatch_shares": "examples, sizes",
-    "data.sources.records_source": "make, splits",
+    "data.sources.records_source": "make, splits, optional",
     "students.student.build": "config, special_ids",
 }
 

@@ -26,6 +26,7 @@ from cot_flax.data.features import (
     sentencepiece_model,
     special_ids,
 )
+from cot_flax.data.preprocessors import CUTS
 from cot_flax.data.registration import stores_of
 from cot_flax.errors import UserError
 from cot_flax.objectives.losses import Objective
@@ -232,14 +233,15 @@ class TaskBatches:
         return any(len(example[side]) > self.feature_lengths[side] for side in _SIDES)
 
     def report(self) -> str:
-        """What was left out, of which task, what remains of a mixture's rates, and what is unknown.
+        """What was left out or cut, of which task, what remains of its rates, and what is unknown.
 
         Where there are several processes, all of them have to ask.
         """
         counts = multihost_utils.process_allgather(self._counts)
         counts = counts.reshape(-1, *self._counts.shape).max(axis=0).sum(axis=0)
         unknown = (self._unknown(side, counts) for side in _SIDES)
-        return "; ".join(filter(None, (self._left_out(counts[:, :2]), *unknown)))
+        cuts = map(CUTS.report, self._tasks())  # of this process
+        return "; ".join(filter(None, (self._left_out(counts[:, :2]), *unknown, *cuts)))
 
     def _left_out(self, counts: np.ndarray) -> str:
         seen, overlong = counts.sum(axis=0)
@@ -330,6 +332,8 @@ class TaskBatches:
         # Of every shard and task: read, of these overlong, and of the others with unknown pieces in
         # each of _SIDES.
         self._counts = np.zeros((self.shards, len(self._tasks()), 4), np.int64)
+        for task in self._tasks():
+            CUTS.forget(task)
 
     def _rows(self, layout: Layout, shard: int):
         fitting = self._fitting(shard)

@@ -5,8 +5,11 @@ has instead of a rationale its `targets` (ids with the end id) and the teacher's
 (store/tasks.py). T is the length of `targets`, K the entries of a row.
 """
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+import functools
+import logging
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 import seqio
@@ -14,11 +17,13 @@ import tensorflow as tf
 
 from cot_flax.data.features import special_ids
 from cot_flax.text.pieces import ABSENT_ID
-from cot_flax.text.prompts import Exemplar, build_input, build_target, is_cot
+from cot_flax.text.prompts import Exemplar, build_input, build_target, ends, is_cot
 from cot_flax.text.templates import Template
 
 MOST_DROPPED = 10_000
 BLOCK = 64
+SIDES = ("inputs", "targets")
+Chains = Literal["all", "some"]
 Choose = Callable[[str, str], Sequence[Exemplar]]
 """From a question and its record's id to the exemplars that go before it."""
 
@@ -72,6 +77,8 @@ def write_prompt(
     format: str,
     rule: ExemplarRule | None,
     layout: Callable[[], Layout],
+    chains: Chains = "all",
+    cuts: bool = False,
 ) -> tf.data.Dataset:
     """Adds `inputs_pretokenized`, and `targets_pretokenized` where the record has no tokens.
 
@@ -82,20 +89,39 @@ def write_prompt(
         rule: how a few-shot format has them chosen, None in a zero-shot one. It is asked when the
             data set is built: an error from inside tf.data reaches nobody in one line.
         layout: gives the task's.
+        chains: "all": every record has a rationale; "some": one without is asked for the answer
+            alone, whatever the format.
+        cuts: adds the texts that `cut` keeps, too: "inputs_end" and "targets_end".
     """
-    template, prompt = layout().template, prompter(format, rule, layout)
+    template = layout().template
+    answer_only = format.removesuffix("_cot") + "_answer" if is_cot(format) else format
+    # An exemplar rule reads its pool: asked once for each format that can come up.
+    formats = {format, answer_only} if chains == "some" else {format}
+    prompts = {name: prompter(name, rule, layout) for name in formats}
 
-    def inputs(question, id):
-        return prompt(question.decode(), id.decode()).encode()
+    def of(rationale):
+        return format if chains == "all" or rationale.strip() else answer_only
+
+    def inputs(question, id, rationale):
+        return prompts[of(rationale)](question.decode(), id.decode()).encode()
 
     def targets(rationale, answer):
-        return build_target(rationale.decode(), answer.decode(), format, template).encode()
+        asked = of(rationale)
+        return build_target(rationale.decode(), answer.decode(), asked, template).encode()
+
+    def end(side, rationale, answer):
+        return ends(answer.decode(), of(rationale), template)[side].encode()
 
     def add(block):
-        block["inputs_pretokenized"] = _strings(inputs, block["question"], block["id"])
+        # A stored record has its chain as tokens.
+        rationale = block.get("rationale", tf.fill(tf.shape(block["answer"]), "-"))
+        answer = block["answer"]
+        block["inputs_pretokenized"] = _strings(inputs, block["question"], block["id"], rationale)
         if "rationale" in block or not is_cot(format):
-            rationale = block.get("rationale", tf.zeros_like(block["answer"]))
-            block["targets_pretokenized"] = _strings(targets, rationale, block["answer"])
+            block["targets_pretokenized"] = _strings(targets, rationale, answer)
+        for side in SIDES if cuts else ():
+            place = SIDES.index(side)
+            block[f"{side}_end"] = _strings(functools.partial(end, place), rationale, answer)
         return block
 
     return _in_blocks(dataset, add)
@@ -109,6 +135,8 @@ def tokenize(
     rows: Callable[[], int] | None = None,
 ) -> tf.data.Dataset:
     """Adds token ids, each closed by the end id, and teacher rows [T, K], absent entries at first.
+
+    The texts that `cut` keeps become their numbers of tokens, the end included.
 
     Args:
         rows: gives K; None where the task has no rows.
@@ -128,6 +156,9 @@ def tokenize(
             block["targets_pretokenized"] = vocabulary.decode_tf(padded)
         else:
             block["targets"] = encode(block["targets_pretokenized"])
+        for side in SIDES:
+            if f"{side}_end" in block:
+                block[f"{side}_end"] = tf.cast(encode(block[f"{side}_end"]).row_lengths(), tf.int32)
         for name in _ABSENT if top_k else ():
             lengths = block["targets"].row_lengths()
             known = [block[name]] if stored else []
@@ -169,6 +200,96 @@ def with_chains(dataset: tf.data.Dataset) -> tf.data.Dataset:
     complaint = "without a chain of thought; expected some to learn from; name their column, or "
     complaint += "train the answer formats alone"
     return filter_or_stop(dataset, lambda record: record["has_chain"] == 1, complaint)
+
+
+class Cuts:
+    """How many examples of each task this process has cut; thread-safe."""
+
+    def __init__(self):
+        self._lock, self._counts = threading.Lock(), {}
+
+    def forget(self, task: str) -> None:
+        """Counts a task from 0 on."""
+        with self._lock:
+            self._counts.pop(task, None)
+
+    def counts(self, task: str) -> tuple[int, int, int, int]:
+        """Examples read, of which cut in the inputs, in the targets, with too long an answer."""
+        return tuple(self._counts.get(task, np.zeros(4, np.int64)).tolist())
+
+    def report(self, task: str) -> str:
+        """The counts in words; "" where nothing was cut."""
+        read, *found = self.counts(task)
+        names = ("inputs", "targets before their answer", "answers too long to be learnt")
+        parts = [f"{n:,} {name}" for n, name in zip(found, names, strict=True) if n]
+        return f"{task}: cut of {read:,} examples: {', '.join(parts)}" if parts else ""
+
+    def add(self, task: str, *flags_B: np.ndarray) -> None:
+        """Counts the examples of a block; says after 1,000, 10,000, ... how many were cut."""
+        with self._lock:
+            before = self._counts.setdefault(task, np.zeros(4, np.int64))
+            self._counts[task] = before + np.array([len(flags_B[0]), *map(np.sum, flags_B)])
+            then, now = before[0], self._counts[task][0]
+        if any(then < 10**n <= now for n in range(3, 12)) and (text := self.report(task)):
+            logging.getLogger(__name__).warning(text)
+
+
+CUTS = Cuts()
+
+
+def cut(
+    dataset: tf.data.Dataset,
+    sequence_length: dict[str, int] | None = None,
+    *,
+    lengths: Callable[[], Mapping[str, int]],
+    task: str,
+) -> tf.data.Dataset:
+    """Cuts the question of long inputs and the rationale of long targets, and nothing behind them.
+
+    So the words that ask for a chain stay, and the answer does: paper [4]'s rule. A target whose
+    answer alone is too long stays as it is, for `drop_overlong`; `CUTS` counts all three.
+
+    Args:
+        sequence_length: the run's, where SeqIO knows it; the smaller length counts.
+        lengths: gives those of the task, in tokens with the end.
+        task: its name, under which is counted.
+    """
+    limits = {
+        side: min(
+            length for length in (lengths()[side], (sequence_length or {}).get(side)) if length
+        )
+        for side in SIDES
+    }
+
+    def shorten(block):
+        flags = {}
+        for side, limit in limits.items():
+            size, end = block[side].row_lengths(), tf.cast(block[f"{side}_end"], tf.int64)
+            flags[side] = (size > limit) & (end <= limit)
+        size = block["targets"].row_lengths()
+        lost = (size > limits["targets"]) & ~flags["targets"]
+        # Its outputs are used: a function that has none would be left out.
+        cut_in, cut_out = tf.numpy_function(
+            count, [flags["inputs"], flags["targets"], lost], [tf.bool] * 2, stateful=False
+        )
+        for side, flag in zip(SIDES, (cut_in, cut_out), strict=True):
+            flag = tf.ensure_shape(flag, [None])
+            end = tf.cast(block.pop(f"{side}_end"), tf.int64)
+            size = block[side].row_lengths()
+            places = tf.ragged.range(size)
+            head, tail = limits[side] - end, size - end
+            keep = ~flag[:, None] | (places < head[:, None]) | (places >= tail[:, None])
+            names = (side, *(_ABSENT if side == "targets" else ()))
+            for name in names:
+                if name in block:
+                    block[name] = tf.ragged.boolean_mask(block[name], keep)
+        return block
+
+    def count(cut_in, cut_out, lost):
+        CUTS.add(task, cut_in, cut_out, lost)
+        return cut_in, cut_out
+
+    return _in_blocks(dataset, shorten)
 
 
 def drop_overlong(

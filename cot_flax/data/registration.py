@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import gin
@@ -30,10 +30,13 @@ from cot_flax.text.templates import Template, find_template, named
 from cot_flax.text.wording import Wording
 
 GIN_MODULE = "cot_flax.data.registration"
+KIND = "answer_kind"
+"""The field of a record whose answer is of another kind than its task's; "" is the task's."""
 
 
 _ON_DEMAND: list[Callable[[str], None]] = []
 _REGISTERED: dict[str, tuple[TaskCard, "_Exemplars | None", "_Texts"]] = {}
+_MIXTURES: set[str] = set()  # of formats, whose rates gin may bind
 
 
 @gin.configurable(module=GIN_MODULE)
@@ -94,6 +97,10 @@ def add_cot_task(
     may_leak: str = "",
     vocabulary: seqio.Vocabulary | None = None,
     teacher_store: Callable[[], str | None] | None = None,
+    names: Mapping[str, str] | None = None,
+    rates: Mapping[str, float] | None = None,
+    chains: preprocessors.Chains = "all",
+    cut: Callable[[], Mapping[str, int]] | None = None,
 ) -> None:
     """Registers `<name>_<format>` for every format and their mixture `<name>_cot_mix`.
 
@@ -106,7 +113,8 @@ def add_cot_task(
         source: any SeqIO data source with a train split, and validation or test to evaluate on.
         parse: makes one record of the source (a dict of tensors) into `id`, `question`,
             `rationale` and `answer`; None where it has them already. Other fields pass through;
-            an integer `steps` lets the evaluation report by number of steps.
+            an integer `steps` lets the evaluation report by number of steps, a text `answer_kind`
+            is the kind of this record's answer where it is not the task's.
         exemplars: the source whose train split the few-shot exemplars come from, with the four
             fields; by default `source`. None of them may stand in its held-out splits.
         fixed_exemplars: those of every few-shot prompt, or what gives them when they are needed:
@@ -130,6 +138,11 @@ def add_cot_task(
         teacher_store: gives, when the data is read, the folder that `cot-flax prepare` made of a
             teacher's chains on this data set, for instance a function that gin configures. Its
             manifest says how many entries a position has.
+        names: instead of the formats, and of "cot_mix", what follows `<name>_`.
+        rates: of the formats in the mixture, where gin binds none.
+        chains: "some" where records may lack a rationale: they are asked for the answer alone.
+        cut: gives the lengths of inputs and targets to which long questions and rationales are cut;
+            by default longer examples are left out. See `preprocessors.cut`.
 
     Raises:
         UserError: an unknown answer kind, format, template or role, a limit below 1, or exemplars
@@ -155,6 +168,10 @@ def add_cot_task(
         "shots": shots,
         "pool": pool,
         "vocabulary": vocabulary,
+        "names": names or {},
+        "rates": rates or {},
+        "chains": chains,
+        "cut": cut,
     }
     first = [functools.partial(_parse, parse=parse)] if parse else []
     _register(name, source, first, **shared)
@@ -175,11 +192,16 @@ def _register(
     shots,
     pool,
     vocabulary,
+    names,
+    rates,
+    chains,
+    cut,
     store=None,
 ):
     """Registers the formats of a source and their mixture; `first` are its own preprocessors."""
-    for format in formats:
-        task = f"{name}_{format}"
+    mixture = f"{name}_{names.get('cot_mix', 'cot_mix')}"
+    tasks = {format: f"{name}_{names.get(format, format)}" for format in formats}
+    for format, task in tasks.items():
         settings = functools.partial(_prompting, name, task)
         own, rule = _Texts(told["answer_kind"], *texts, settings), None
         if is_few_shot(format):
@@ -187,15 +209,14 @@ def _register(
         card = TaskCard(
             task, name, format, exemplars=None, shots=0, seed=None, template="t5", **told
         )
+        writing = {"format": format, "rule": rule, "layout": own.layout, "chains": chains}
         steps: list = list(first)
         if store and is_cot(format):
             steps.append(functools.partial(_check_chains, store=store, layout=own.layout))
         has_use = preprocessors.with_chains if is_cot(format) else preprocessors.first_samples
         steps.append(has_use)
         steps += [
-            functools.partial(
-                preprocessors.write_prompt, format=format, rule=rule, layout=own.layout
-            ),
+            functools.partial(preprocessors.write_prompt, cuts=cut is not None, **writing),
             functools.partial(
                 preprocessors.tokenize,
                 vocabulary=vocabulary,
@@ -205,21 +226,22 @@ def _register(
         ]
         if store is None:  # what SeqIO's cache holds; a store is one already
             steps.append(seqio.CacheDatasetPlaceholder())
+        if cut:
+            steps.append(functools.partial(preprocessors.cut, lengths=cut, task=task))
         steps.append(preprocessors.drop_overlong)
         seqio.TaskRegistry.add(
             task,
             source=source,
             preprocessors=steps,
             output_features=output_features(vocabulary, rows=store is not None),
-            postprocess_fn=functools.partial(_postprocess, kind=own.kind),
+            postprocess_fn=_postprocess,
             metric_fns=[functools.partial(_accuracy, kind=own.kind)],
             task_cls=StoreTask if store else CotTask,
         )
         _REGISTERED[task] = card, rule, own
-    mixture = f"{name}_cot_mix"
+        _MIXTURES.add(mixture)
     seqio.MixtureRegistry.add(
-        mixture,
-        [(f"{name}_{format}", _rate(mixture, format)) for format in formats],
+        mixture, [(task, _rate(mixture, format, rates)) for format, task in tasks.items()]
     )
 
 
@@ -247,7 +269,7 @@ def scopes() -> dict[str, set[str]]:
     cards = [card for card, *_ in _REGISTERED.values()]
     return {
         "prompting": {name for card in cards for name in (card.name, card.dataset)},
-        "format_rates": {f"{card.dataset}_cot_mix" for card in cards},
+        "format_rates": _MIXTURES & set(seqio.MixtureRegistry.names()),
     }
 
 
@@ -314,6 +336,12 @@ def stores_of(tasks: Sequence[seqio.Task]) -> dict[str, str]:
     }
 
 
+def kind_of(name: str, record: Mapping[str, bytes]) -> str:
+    """The answer kind of a task's record: its own where it has the field KIND, else the task's."""
+    *_, texts = _registered(name)
+    return texts.kind(tf.compat.as_text(record.get(KIND, "")))
+
+
 def registered() -> list[TaskCard]:
     """Of the tasks that `add_cot_task` registered, in order, without what gin binds of prompts."""
     return [card for card, *_ in _REGISTERED.values()]
@@ -333,11 +361,15 @@ class _Texts:
         template = self._template().worded(_given(self.wording))
         return preprocessors.Layout(template, self._instruction())
 
-    def kind(self) -> str:
-        """The kind of answers that stand behind the markers of wording and template, too."""
+    def kind(self, own: str = "") -> str:
+        """The kind of answers that stand behind the markers of wording and template, too.
+
+        Args:
+            own: of one record; "" is the task's.
+        """
         template, wording = self._template(), _given(self.wording)
         heads = (*template.worded(wording).heads, *wording.heads)
-        return answers.marked_kind(_given(self.answer_kind), heads, template.stop)
+        return answers.marked_kind(own or _given(self.answer_kind), heads, template.stop)
 
     def facts(self) -> dict:
         wording, template = _given(self.wording), named(self._template())
@@ -407,11 +439,12 @@ def _prompting(dataset: str, task: str) -> dict:
         return prompting(**own)
 
 
-def _rate(mixture: str, format: str) -> Callable[[seqio.Task], float]:
+def _rate(mixture: str, format: str, own: Mapping[str, float]) -> Callable[[seqio.Task], float]:
     def rate(task):
         del task
         with gin.config_scope(mixture):
-            return format_rates()[format]
+            bound = gin.get_bindings(format_rates)
+            return format_rates(**{name: n for name, n in own.items() if name not in bound})[format]
 
     return rate
 
@@ -435,7 +468,7 @@ def _pool(source, parse, may_leak) -> ExemplarPool:
     records = _records(source, parse, "train")
     pool = ExemplarPool(Exemplar(r["question"], r["rationale"], r["answer"]) for r in records)
     for split in source.splits:
-        if split != "train" and not may_leak:
+        if split != "train" and not may_leak and source.num_input_examples(split) != 0:
             check_no_leak(pool, (r["question"] for r in _records(source, parse, split)))
     return pool
 
@@ -451,15 +484,17 @@ def _records(source, parse, split):
             yield dict(zip(names, (text.decode() for text in texts), strict=True))
 
 
-def _postprocess(output, *, kind, example=None, is_target=False):
-    """SeqIO's hook: the gold answer of a target, the text itself of a prediction."""
-    if is_target:
-        return tf.compat.as_text(example["answer"])
-    return output
+def _postprocess(output, *, example=None, is_target=False):
+    """SeqIO's hook: a target's gold answer and its own kind, or ""; a prediction's text itself."""
+    if not is_target:
+        return output
+    return tuple(tf.compat.as_text(example.get(name, "")) for name in ("answer", KIND))
 
 
 def _accuracy(targets, predictions, *, kind):
     """SeqIO's metric: accuracy and parse failures of texts against gold answers."""
-    records = scoring.score(predictions, targets, kind=kind(), mode=answer_mode())
+    golds, own = zip(*targets, strict=True)
+    kinds = [kind(name) for name in own]
+    records = scoring.score(predictions, golds, kind=kinds, mode=answer_mode())
     summary = scoring.summarize(records)
     return {"accuracy": summary["accuracy"], "parse_failures": summary["parse_failure_rate"]}

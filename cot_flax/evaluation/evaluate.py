@@ -26,7 +26,7 @@ from cot_flax.data.cards import TaskCard
 from cot_flax.data.features import fingerprint, tokenizer_of
 from cot_flax.data.leaks import Leaks
 from cot_flax.data.mixtures import Tasks, find_task, task_names
-from cot_flax.data.registration import cot_task
+from cot_flax.data.registration import cot_task, kind_of
 from cot_flax.errors import UserError
 from cot_flax.evaluation.outputs import Outputs, Reporter
 from cot_flax.files import cleared_on_error, is_bucket
@@ -273,9 +273,9 @@ def check_golds(examples: Mapping[str, Sequence[Mapping]], mode: str) -> None:
         for example in some:
             gold, id = example["answer"].decode(), example["id"].decode()
             try:
-                scoring.score([""], [gold], kind=card.answer_kind, mode=mode)
+                scoring.score([""], [gold], kind=kind_of(task, example), mode=mode)
             except UserError:
-                shown = f"{gold[:80]!r} of {id} in {task} (kind {card.answer_kind})"
+                shown = f"{gold[:80]!r} of {id} in {task} (kind {kind_of(task, example)})"
                 unreadable.setdefault((card.dataset, id), shown)
     if unreadable:
         listed = list(unreadable.values())
@@ -323,7 +323,8 @@ def _answer(
 def _rows(card: TaskCard, example: Mapping, texts: Sequence[str], mode: str) -> list[dict]:
     """A row of `predict` for each text of one example."""
     gold = example["answer"].decode()
-    scores = scoring.score(texts, [gold] * len(texts), kind=card.answer_kind, mode=mode)
+    kind = kind_of(card.name, example)
+    scores = scoring.score(texts, [gold] * len(texts), kind=kind, mode=mode)
     steps = {"steps": int(example["steps"])} if "steps" in example else {}
     return [
         {
@@ -331,7 +332,7 @@ def _rows(card: TaskCard, example: Mapping, texts: Sequence[str], mode: str) -> 
             "dataset": card.dataset,
             "format": card.format,
             "role": card.role,
-            "answer_kind": card.answer_kind,
+            "answer_kind": kind,
             "id": example["id"].decode(),
             "question": example["question"].decode(),
             "prompt": example["inputs_pretokenized"].decode(),

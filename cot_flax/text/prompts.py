@@ -105,6 +105,25 @@ def build_target(
     return _target(rationale.strip(), answer, format, template.worded(wording))
 
 
+def ends(answer: str, format: str, template: Template = DEFAULT) -> tuple[str, str]:
+    """The ends of input and target that have to stay where a long one is cut (paper [4]).
+
+    Of the input it is what follows the question, of the target the closing with the answer.
+
+    Args:
+        answer: the gold one.
+        format: one of `FORMATS`.
+        template: the layout, with the words of its wording.
+
+    Raises:
+        UserError: unknown `format`.
+    """
+    behind = _asks(format, template).partition("{question}")[2]
+    closing = template.closing if is_cot(format) else template.answer_target
+    join = template.join if is_cot(format) else ""
+    return behind, join + closing.replace(PLACE, answer) + template.stop
+
+
 class ExemplarPool:
     """The training items that may be shown as exemplars, one for each different question.
 
@@ -214,13 +233,14 @@ def _known(format: str) -> str:
     return format
 
 
-def _ask(question: str, format: str, template: Template) -> str:
+def _asks(format: str, template: Template) -> str:
     if is_cot(format):
-        text = template.cot_input
-    else:
-        shown = is_few_shot(format) and template.few_shot_answer_input
-        text = shown or template.answer_input
-    return fill(text, question=question)
+        return template.cot_input
+    return (is_few_shot(format) and template.few_shot_answer_input) or template.answer_input
+
+
+def _ask(question: str, format: str, template: Template) -> str:
+    return fill(_asks(format, template), question=question)
 
 
 def _show(exemplar: Exemplar, format: str, template: Template) -> str:

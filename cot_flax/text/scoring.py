@@ -15,7 +15,9 @@ class Score(NamedTuple):
     extracted: str | None
 
 
-def score(predictions: Sequence[str], golds: Sequence[str], *, kind: str, mode: str) -> list[Score]:
+def score(
+    predictions: Sequence[str], golds: Sequence[str], *, kind: str | Sequence[str], mode: str
+) -> list[Score]:
     """Scores each prediction against the gold answer of the same place.
 
     A prediction of kind `text` that is the gold answer and nothing else is right in mode
@@ -24,7 +26,7 @@ def score(predictions: Sequence[str], golds: Sequence[str], *, kind: str, mode: 
     Args:
         predictions: generated texts.
         golds: gold answers, bare or at the end of their solutions.
-        kind: as in `answers.extract_answer`.
+        kind: as in `answers.extract_answer`, of all answers or of each.
         mode: as in `answers.extract_answer`.
 
     Raises:
@@ -37,7 +39,9 @@ def score(predictions: Sequence[str], golds: Sequence[str], *, kind: str, mode: 
             "one each",
             "predict every item once, in the order of the data",
         )
-    return [_score(text, gold, kind, mode) for text, gold in zip(predictions, golds, strict=True)]
+    kinds = [kind] * len(golds) if isinstance(kind, str) else kind
+    items = zip(predictions, golds, kinds, strict=True)
+    return [_score(text, gold, own, mode) for text, gold, own in items]
 
 
 def _score(text: str, gold: str, kind: str, mode: str) -> Score:

@@ -23,12 +23,13 @@ from cot_flax.text.prompts import (
     build_input,
     build_target,
     check_no_leak,
+    ends,
     is_cot,
     is_few_shot,
     normalize_question,
 )
 from cot_flax.text.templates import TEMPLATES
-from cot_flax.text.wording import LANGUAGES, Wording
+from cot_flax.text.wording import ENGLISH, LANGUAGES, Wording
 
 CHINESE = LANGUAGES["zh"].wording
 HENS = Exemplar("How many eggs do 3 hens lay?", "Each lays 2.\n3 * 2 = 6 eggs.\n", "6")
@@ -362,3 +363,15 @@ def test_fixed_exemplars_keep_their_order_and_leave_the_question_out():
     assert fixed.without(" ANNA ?") == (exemplars[0], exemplars[2])
     with pytest.raises(UserError, match="no fixed exemplars; expected at least one"):
         FixedExemplars([])
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+@pytest.mark.parametrize("format", FORMATS)
+def test_the_ends_are_those_of_input_and_target(name, format):
+    template = TEMPLATES[name].worded(ENGLISH)
+    shown = [Exemplar("1 + 1?", "It is two.", "2")] if is_few_shot(format) else []
+    behind, closing = ends("42", format, template)
+    asked = build_input("How many?", format, shown, template)
+    said = build_target("Six times seven.", "42", format, template)
+    assert asked.endswith(f"How many?{behind}")
+    assert said == ("Six times seven." if is_cot(format) else "") + closing

@@ -92,3 +92,10 @@ def test_the_interval_holds_the_share_itself(total, data):
     right = data.draw(st.integers(0, total))
     low, high = wilson_interval(right, total)
     assert low <= right / total <= high
+
+
+def test_each_answer_may_have_its_own_kind():
+    texts, golds = ["[ANSWER] B", "[ANSWER] Yes.", "[ANSWER] 1080"], ["(B)", "yes", "1,080"]
+    scores = score(texts, golds, kind=["choice", "yes_no", "number"], mode="strict")
+    assert [found.right for found in scores] == [True] * 3
+    assert not score(texts, golds, kind="text", mode="strict")[-1].right
