@@ -485,16 +485,23 @@ def _records(source, parse, split):
 
 
 def _postprocess(output, *, example=None, is_target=False):
-    """SeqIO's hook: a target's gold answer and its own kind, or ""; a prediction's text itself."""
+    """SeqIO's hook: the gold answer of a target, with its own kind if any; a prediction's text."""
     if not is_target:
         return output
-    return tuple(tf.compat.as_text(example.get(name, "")) for name in ("answer", KIND))
+    answer = tf.compat.as_text(example["answer"])
+    own = tf.compat.as_text(example.get(KIND, ""))
+    return (answer, own) if own else answer
 
 
 def _accuracy(targets, predictions, *, kind):
     """SeqIO's metric: accuracy and parse failures of texts against gold answers."""
-    golds, own = zip(*targets, strict=True)
-    kinds = [kind(name) for name in own]
-    records = scoring.score(predictions, golds, kind=kinds, mode=answer_mode())
+    pairs = [(target, "") if isinstance(target, str) else target for target in targets]
+    kinds = {own: kind(own) for _, own in pairs}
+    records = scoring.score(
+        predictions,
+        [gold for gold, _ in pairs],
+        kind=[kinds[own] for _, own in pairs],
+        mode=answer_mode(),
+    )
     summary = scoring.summarize(records)
     return {"accuracy": summary["accuracy"], "parse_failures": summary["parse_failure_rate"]}
