@@ -286,7 +286,7 @@ def test_the_environment_names_the_file(bind, monkeypatch):
     path = bind(make_entries(6))
     gin.clear_config()
     gin.bind_parameter("cot_flax.data.features.t5_vocabulary_file.path", str(VOCABULARY_PATH))
-    monkeypatch.setenv(cot_collection.DIRECTORY, str(path.parent))
+    monkeypatch.setenv(cot_collection.DIRECTORY, str(path))
     assert len(read(COT)) == 6
 
 
