@@ -23,6 +23,7 @@ from cot_flax.cli.common import (
     prepare_libraries,
     usage_error,
 )
+from cot_flax.cli.distill import distill
 from cot_flax.cli.doctor import doctor
 from cot_flax.cli.export import export
 from cot_flax.cli.plan import plan
@@ -39,6 +40,7 @@ app.command()(doctor)
 
 
 _COMPLETES = "_COT_FLAX_COMPLETE"
+_PARENT = "COT_FLAX_PARENT"  # as of distill.run, which is not imported for every verb
 
 
 def _rejoined(variables: Mapping[str, str]) -> dict[str, str]:
@@ -152,6 +154,7 @@ def evaluate(
             comparison.print_results(results)
 
 
+app.command(context_settings=GIN_FLAGS)(distill)
 app.command()(export)
 app.command(context_settings=GIN_FLAGS)(plan)
 
@@ -191,6 +194,8 @@ def main() -> None:
             os.environ.update(_rejoined(os.environ))
         elif sys.argv[1:2] != ["doctor"]:  # it says what is wrong there, and goes on
             environment.settle()
+        if pipe := os.environ.pop(_PARENT, None):
+            environment.follow_parent(int(pipe))
         sys.exit(app(prog_name="cot-flax", standalone_mode=False) or 0)
     except Exception as error:
         if type(error).__name__ == "NoArgsIsHelpError":  # the help was printed

@@ -220,7 +220,7 @@ def parse_gin(
     from cot_flax import configuration
     from cot_flax.distill import recipe
 
-    bindings = [*bindings, *_bindings(context)]
+    bindings = [*bindings, *gin_bindings(context)]
     verb = context.info_name or ""
     if not files:
         raise _no_gin_file(verb)
@@ -229,6 +229,7 @@ def parse_gin(
     if of_recipe := recipe.of_stage(_STAGES.get(verb, verb), files, bindings, folders):
         more, of_stage = of_recipe
         bindings, needed = [*more, *bindings], needed or of_stage
+        libraries = True  # a recipe imports what all its stages use
     before = prepare_libraries if libraries else lambda: None
     configuration.parse(files, bindings, folders, needed, before)
 
@@ -244,7 +245,8 @@ def _no_gin_file(verb: str) -> UserError:
     )
 
 
-def _bindings(context: typer.Context) -> list[str]:
+def gin_bindings(context: typer.Context) -> list[str]:
+    """NAME=VALUE of all --gin.NAME=VALUE."""
     bindings = []
     for argument in context.args:
         name, _, value = argument.partition("=")

@@ -6,10 +6,12 @@ right here, once, before a library reads it.
 """
 
 import os
+import signal
 import subprocess
 import sys
 import sysconfig
 import tempfile
+import threading
 from pathlib import Path
 
 from cot_flax.errors import UserError
@@ -56,6 +58,16 @@ def settle() -> None:
     sys.path[:] = _own_packages_first(sys.path, os.environ.get("PYTHONPATH", ""))
     if "XLA_FLAGS" in os.environ and "jaxlib" not in sys.modules:
         _check_xla_flags(os.environ["XLA_FLAGS"])
+
+
+def follow_parent(pipe: int) -> None:
+    """Ends this process in order when the one that holds the other end of a pipe ends."""
+
+    def wait() -> None:
+        os.read(pipe, 1)  # nobody writes: it returns at the end
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _give_a_home() -> None:

@@ -101,12 +101,19 @@ def recipe_of(read: Draft) -> Recipe:
 
 
 def read_recipe(
-    files: Sequence[str], bindings: Sequence[str] = (), search_paths: Sequence[str] = ()
+    files: Sequence[str],
+    bindings: Sequence[str] = (),
+    search_paths: Sequence[str] = (),
+    after: tuple[str, ...] = (),
 ) -> Draft:
     """Reads gin files and bindings with what the recipe leaves to OUT filled in.
 
+    Args:
+        after: folders of the recipes that start from this one.
+
     Raises:
-        UserError: as of `configuration.parse`; the files hold no recipe.
+        UserError: as of `configuration.parse`; the files hold no recipe, or one that starts from
+            itself.
     """
     read = draft.read(files, search_paths)
     for binding in bindings:
@@ -117,14 +124,22 @@ def read_recipe(
             "a recipe, which includes runs/recipe.gin",
             "see cot-flax experiments for those under recipes/",
         )
-    for name, path in places(read, search_paths).items():
+    for name, path in places(read, search_paths, after).items():
         read.bind(Binding(name, path))
     return read
 
 
-def places(read: Draft, search_paths: Sequence[str] = ()) -> dict[str, str]:
+def places(
+    read: Draft, search_paths: Sequence[str] = (), after: tuple[str, ...] = ()
+) -> dict[str, str]:
     """Values of the macros that a recipe leaves to OUT."""
     recipe = recipe_of(read)
+    if recipe.out in after:
+        raise UserError(
+            f"INITIAL_RECIPE that comes back to {recipe.out}",
+            "a recipe with another OUT",
+            "correct INITIAL_RECIPE or OUT",
+        )
     student = value(read, "MODEL_DIR", recipe.student)
     found = {"EVAL_OUTPUT_DIR": f"{student}/test"}
     if "teach" in recipe.stages:
@@ -134,7 +149,7 @@ def places(read: Draft, search_paths: Sequence[str] = ()) -> dict[str, str]:
     if "train" in recipe.stages:
         found |= {"MODEL_DIR": student, "CHECKPOINT_PATH": student}
     if recipe.initial_recipe:
-        first = read_recipe([recipe.initial_recipe], (), search_paths)
+        first = read_recipe([recipe.initial_recipe], (), search_paths, (*after, recipe.out))
         found["INITIAL_CHECKPOINT_PATH"] = value(first, "MODEL_DIR")
     return {name: path for name, path in found.items() if value(read, name) is None}
 
