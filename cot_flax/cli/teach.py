@@ -201,8 +201,8 @@ def sample(dry_run: DryRun = False):
     from cot_flax import configuration
     from cot_flax.teacher import teach
 
-    # A recipe's file holds both; a scenario is what it teaches where it names one.
-    of_scenario = configuration.macro("SCENARIO", None) is not None
+    # A recipe's file holds both, and may name a scenario for its tasks alone.
+    of_scenario = configuration.macro("RECIPE", None) is None
     asked = teach.scenario if of_scenario else teach.sample
     typer.echo(configuration.call(asked, dry_run=dry_run))
 

@@ -26,7 +26,7 @@ NEEDED: dict[str, tuple[str, ...]] = {
     "export": ("CHECKPOINT_PATH",),
 }
 QUESTIONS = ("QUESTIONS_FILE", "DATASET", "RECIPE")
-"""What `teach` needs where no scenario is named."""
+"""What `teach` needs, but for a scenario: that is SCENARIO without RECIPE."""
 
 
 @dataclass(frozen=True)
@@ -172,5 +172,6 @@ def of_stage(
 
 def needed(read: Draft, stage: str) -> tuple[str, ...]:
     """The macros that must have a value before a stage runs."""
-    asks = stage == "teach" and value(read, "SCENARIO") is None
+    of_scenario = value(read, "SCENARIO") and not value(read, "RECIPE")
+    asks = stage == "teach" and not of_scenario
     return NEEDED.get(stage, ()) + (QUESTIONS if asks else ())

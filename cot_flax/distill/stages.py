@@ -82,12 +82,13 @@ class State:
         flags: with which the recipe ran, as NAME=VALUE.
         steps: by name, `settings`, the fingerprints of what was read (`read`) and, of one that
             ended, of what it left (`left`), and its `seconds`.
-        written: hashes of what wrote the recipe, where a command did.
+        written: hashes of the recipe that a command wrote (`text`) and of it with its questions
+            (`all`), and whether that was a dry run (`is_draft`).
     """
 
     flags: list[str] = field(default_factory=list)
     steps: dict[str, dict[str, Any]] = field(default_factory=dict)
-    written: str = ""
+    written: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def read(cls, out: str | os.PathLike) -> "State":

@@ -1,0 +1,261 @@
+"""A user's questions: read from any file, what their answers are, which are held out."""
+
+import hashlib
+import itertools
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from cot_flax.chains import readers
+from cot_flax.chains.records import BadRecord, find_container
+from cot_flax.errors import UserError
+from cot_flax.text.answers import answers_match, extract_answer, gold_answer
+from cot_flax.text.prompts import normalize_question
+
+LEAST = 60
+"""Questions with an answer: 20 are the test, 10 the validation, 30 are left to learn from."""
+_LABELS, _TIMES = 20, 3  # so few different answers, each so often on average, are labels
+_BAD = 0.05  # the share of records that may be unreadable
+_LISTED = 3
+
+
+@dataclass(frozen=True)
+class Item:
+    """One question.
+
+    Attributes:
+        answer: "" where it is not known.
+        rationales: chains that lead to the answer, none where nobody wrote them down.
+    """
+
+    id: str
+    question: str
+    answer: str
+    rationales: tuple[str, ...] = ()
+
+    @property
+    def rationale(self) -> str:
+        """The first chain, or ""."""
+        return self.rationales[0] if self.rationales else ""
+
+
+class Answers(NamedTuple):
+    """Of what kind the answers are.
+
+    Attributes:
+        kind: "number", "choice", "yes_no", "text", or "labels".
+        labels: all of them, in the order of the alphabet, where they are a closed list.
+        why: what was seen, for the user.
+    """
+
+    kind: str
+    labels: tuple[str, ...]
+    why: str
+
+
+class Splits(NamedTuple):
+    train: list[Item]
+    validation: list[Item]
+    test: list[Item]
+
+
+def read(
+    path: str | os.PathLike, columns: Mapping[str, str] | None = None
+) -> tuple[list[Item], list[str]]:
+    """The questions of a file, each once, and notes on what was left out.
+
+    Args:
+        path: what `chains.readers` knows; a samples file, too.
+        columns: as of `readers.columns_of`.
+
+    Raises:
+        UserError: the file cannot be used, or too much of it.
+    """
+    found, bad, count = _found(path, columns or {}), [], 0
+    by_question: dict[str, Item] = {}
+    for item in found:
+        count += 1
+        if isinstance(item, BadRecord):
+            bad.append(item)
+            continue
+        key = normalize_question(item.question)
+        first = by_question.setdefault(key, item)
+        if first is not item:
+            chains = dict.fromkeys((*first.rationales, *item.rationales))
+            answer = first.answer or item.answer
+            by_question[key] = replace(first, answer=answer, rationales=tuple(chains))
+    if len(bad) > _BAD * count:
+        raise UserError(
+            f"{len(bad):,} of {count:,} records of {path} that cannot be read ({bad[0]})",
+            f"at most {_BAD:.0%}",
+            "repair the file, or name its fields: --question, --rationale, --answer",
+        )
+    items = _of_own_ids(by_question.values())
+    labelled = [item for item in items if item.answer]
+    notes = []
+    if bad:
+        notes.append(f"{len(bad):,} records that cannot be read are left out ({bad[0]})")
+    if count - len(bad) > len(items):
+        notes.append(f"{count - len(bad) - len(items):,} records repeat a question")
+    if len(labelled) < len(items):
+        notes.append(f"{len(items) - len(labelled):,} questions without an answer are left out")
+    return labelled, notes
+
+
+def is_samples(path: str | os.PathLike, columns: Mapping[str, str] | None = None) -> bool:
+    """Whether it is a samples file, whose chains may have log-probabilities."""
+    try:
+        return readers.find_format(path, columns or None) is readers.SAMPLES
+    except UserError:  # it holds no chains
+        return False
+
+
+def _of_own_ids(items: Iterable[Item]) -> list[Item]:
+    """The items, of which those that share an id get another one."""
+    seen: set[str] = set()
+    found = []
+    for i, item in enumerate(items):
+        id = item.id if item.id not in seen else f"{item.id}-{i}"
+        seen.add(id)
+        found.append(replace(item, id=id))
+    return found
+
+
+def check_enough(items: Sequence[Item], path: str | os.PathLike) -> None:
+    """Raises UserError where too few are left to learn from and to measure with."""
+    if not items:
+        raise UserError(
+            f"{path} without answers",
+            "the right answer to each question: by it chains are chosen and the student measured",
+            "name the field (--answer FIELD), or label some",
+        )
+    if len(items) < LEAST:
+        raise UserError(
+            f"{len(items)} questions with an answer in {path}",
+            f"{LEAST} or more: a third is held out to measure with",
+            "label more of them",
+        )
+
+
+def kind_of(answers: Iterable[str]) -> Answers:
+    """Of what kind these answers are."""
+    counts = Counter(" ".join(answer.split()).casefold() for answer in answers)
+    total, different = counts.total(), len(counts)
+    most = ", ".join(f"{label} {count}" for label, count in counts.most_common(_LABELS))
+    if counts.keys() <= {"yes", "no"}:
+        return Answers("yes_no", (), f"all are yes or no ({most})")
+    if all(len(label) == 1 and label in "abcdefghij" for label in counts):
+        return Answers("choice", (), f"all are letters of choices ({most})")
+    if all(_is(answer, "number") for answer in counts):
+        return Answers("number", (), f"all {total:,} are numbers, {different:,} different ones")
+    if 1 < different <= _LABELS and total >= _TIMES * different:
+        return Answers("labels", tuple(sorted(counts)), f"{different} different ones ({most})")
+    return Answers("text", (), f"{different:,} different texts among {total:,}")
+
+
+def _is(answer: str, kind: str) -> bool:
+    found = extract_answer(f"The answer is {answer}.", kind=kind, mode="strict")
+    gold = gold_answer(answer, kind=kind)
+    return gold is not None and found is not None and answers_match(found, answer, kind=kind)
+
+
+def sizes(count: int) -> tuple[int, int]:
+    """Questions of the validation and of the test split: a tenth and a fifth, within limits.
+
+    20 test questions give an interval of 40 points, 1,000 one of 6; more cost and tell little.
+    """
+    return min(500, max(10, count // 10)), min(1000, max(20, count // 5))
+
+
+def split(items: Sequence[Item], seed: int = 0) -> Splits:
+    """Holds questions out, by their wording and a seed alone.
+
+    The order of the file does not matter; most of what is held out stays so when the file grows.
+    """
+    validation, test = sizes(len(items))
+
+    def place(item: Item) -> str:
+        text = f"{seed}/{normalize_question(item.question)}"
+        return hashlib.sha256(text.encode(errors="replace")).hexdigest()
+
+    ranked = sorted(items, key=place)
+    held_out = {id(item): "test" for item in ranked[:test]}
+    held_out |= {id(item): "validation" for item in ranked[test : test + validation]}
+    parts: dict[str, list[Item]] = {"train": [], "validation": [], "test": []}
+    for item in items:
+        parts[held_out.get(id(item), "train")].append(item)
+    return Splits(**parts)
+
+
+def with_ask(items: Sequence[Item], ask: str) -> list[Item]:
+    """The questions with a text behind each that says what is asked."""
+    return [replace(item, question=f"{item.question}\n\n{ask}") for item in items]
+
+
+def ask_for(labels: Sequence[str], items: Sequence[Item]) -> str:
+    """What asks for one of the labels; "" where there are none, or the questions name them all."""
+    named = all(label in item.question.casefold() for item in items[:_LISTED] for label in labels)
+    if not labels or named:
+        return ""
+    return f"Which one is it: {', '.join(labels[:-1])} or {labels[-1]}?"
+
+
+def _found(path: str | os.PathLike, columns: Mapping[str, str]) -> Iterable[Item | BadRecord]:
+    container = find_container(path)
+    looked_at = itertools.islice(container.read(path), 20)
+    first = next((record for _, record in looked_at if isinstance(record, dict)), {})
+    has_answer = any(name in first for name in readers.NAMES["gold_answer"])
+    if has_answer and not columns.keys() & {"text"} and not _chain_field(first):
+        return _of_records(path, container, first, columns)
+    return _of_samples(path, columns)
+
+
+def _chain_field(record: Mapping) -> bool:
+    return any(name in record for name in (*readers.NAMES["text"], *readers.NAMES["messages"]))
+
+
+def _of_records(path, container, first, columns) -> Iterable[Item | BadRecord]:
+    """Questions and answers without a chain; GSM8K's solutions hold one before `####`."""
+
+    def field(ours: str) -> str:
+        known = (columns.get(ours), *readers.NAMES[ours])
+        return next((name for name in known if name and name in first), "")
+
+    question, answer, name = field("question"), field("gold_answer"), field("id")
+    if not question:
+        raise UserError(
+            f"{path} with the fields {', '.join(first)}",
+            f"a question (one of {', '.join(readers.NAMES['question'])})",
+            "name it: --question FIELD",
+        )
+    for i, (place, record) in enumerate(container.read(path)):
+        if isinstance(record, BadRecord):
+            yield record
+            continue
+        try:
+            text = readers.written(record.get(question, ""), question, place).strip()
+            given = record.get(answer)
+            whole = "" if given is None else readers.written(given, answer, place).strip()
+        except BadRecord as error:
+            yield error
+            continue
+        if not text:
+            yield BadRecord("no_question", place, "no question", f"a text in {question!r}")
+            continue
+        steps, mark, end = whole.rpartition("####")
+        id = str(record.get(name) or f"q{i}") if name else f"q{i}"
+        chains = (steps.strip(),) if mark and steps.strip() else ()
+        yield Item(id, text, end.strip() if mark else whole, chains)
+
+
+def _of_samples(path, columns) -> Iterable[Item | BadRecord]:
+    format = readers.find_format(path, columns or None)
+    for raw in format.read(path):
+        try:
+            sample = format.parse(raw)
+        except BadRecord as error:
+            yield error
+            continue
+        yield Item(sample.id, sample.question.strip(), sample.gold_answer, (sample.text,))
