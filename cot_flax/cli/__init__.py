@@ -18,6 +18,7 @@ from cot_flax.cli.common import (
     Overwrite,
     ProcessCount,
     ProcessIndex,
+    RecipeFile,
     SearchPaths,
     parse_gin,
     prepare_libraries,
@@ -161,11 +162,15 @@ app.command(context_settings=GIN_FLAGS)(plan)
 
 @app.command("report")
 def report_command(
-    runs: Annotated[list[str], typer.Argument(help="Model directories that were evaluated.")],
+    runs: Annotated[
+        list[str] | None,
+        typer.Argument(help="Model directories that were evaluated.", show_default=False),
+    ] = None,
     base: Annotated[
         str | None, typer.Option(help="The run among them that the price is measured against.")
     ] = None,
-    out: Out = "report.html",
+    out: Annotated[str | None, typer.Option("--out", help="By default report.html.")] = None,
+    gin_file: RecipeFile = [],  # noqa: B006 (typer copies it)
 ):
     """Compare runs in one HTML page: accuracies, learning curves, sample chains.
 
@@ -174,6 +179,15 @@ def report_command(
     from cot_flax.files import is_bucket, path_at
     from cot_flax.reports import comparison
 
+    if gin_file:
+        from cot_flax.distill import stages
+
+        of_recipe = stages.report_of(gin_file)
+        runs, base = runs or list(of_recipe.runs), base or of_recipe.base
+        out = out or of_recipe.out
+    if not runs:
+        raise UserError("no runs", "model directories", "name them, or a recipe's --gin_file")
+    out = out or "report.html"
     if any(map(is_bucket, [*runs, out])):
         prepare_libraries()  # what reads buckets starts TensorFlow, which prints
     # Folders of one name keep their whole path, or the later one would hide the other.

@@ -49,6 +49,15 @@ GinFile = Annotated[
         autocompletion=complete_gin_file,
     ),
 ]
+RecipeFile = Annotated[
+    list[str],
+    typer.Option(
+        "--gin_file",
+        "--gin-file",
+        help="A recipe, which says the rest.",
+        autocompletion=complete_gin_file,
+    ),
+]
 SearchPaths = Annotated[
     str,
     typer.Option(

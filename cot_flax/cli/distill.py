@@ -251,7 +251,8 @@ def _planned(files, bindings, folders, target: str) -> str:
         f"training: {found.parameters:,} parameters, {found.experiment.steps:,} steps of "
         f"{found.estimate.step:.2g} s = {_time(found.bill.hours)} on {wanted.name} by a model "
         f"(docs/plans.md); {memory.total / 2**30:.1f} GiB of memory{fits}, "
-        f"{disk / 2**30:.2f} GiB of disk for {kept} checkpoints"
+        f"{disk / 2**30:.2f} GiB of disk for {kept} checkpoints. Compiling, evaluation and the "
+        "start of each stage (some 10 s) are not in it"
     )
 
 

@@ -5,15 +5,23 @@ from typing import Annotated
 
 import typer
 
+from cot_flax.cli.common import RecipeFile
+from cot_flax.errors import UserError
+
 
 def export(
-    format: Annotated[str, typer.Option(help="huggingface, t5x or openai_finetune.")],
+    format: Annotated[
+        str | None,
+        typer.Option(help="huggingface, t5x or openai_finetune.", show_default=False),
+    ] = None,
     out: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="A folder that is not there yet, here or gs://; of openai_finetune a .jsonl."
+            help="A folder that is not there yet, here or gs://; of openai_finetune a .jsonl.",
+            show_default=False,
         ),
-    ],
+    ] = None,
+    gin_file: RecipeFile = [],  # noqa: B006 (typer copies it)
     checkpoint: Annotated[
         str | None,
         typer.Option(
@@ -66,12 +74,22 @@ def export(
 
     Example: cot-flax export --checkpoint runs/demo/world_cot_kl --format huggingface --out student
     """
+    if gin_file:
+        from cot_flax.distill import recipe
+
+        read = recipe.read_recipe(gin_file)
+        of_recipe = recipe.recipe_of(read)
+        checkpoint = checkpoint or recipe.value(read, "CHECKPOINT_PATH")
+        format, out = format or of_recipe.export_format, out or of_recipe.export
+    given = {"--format": format, "--out": out}
+    if missing := [name for name, value in given.items() if value is None]:
+        remedy = f"pass {', '.join(missing)}, or a recipe's --gin_file"
+        raise UserError(f"no {' and no '.join(missing)}", "both", remedy)
     if format == "openai_finetune":
         _finetune(samples or [], out, answer_kind, rules, chat, template)
         return
     from functools import partial
 
-    from cot_flax.errors import UserError
     from cot_flax.reports import card
     from cot_flax.weights.export import export
     from cot_flax.weights.source import Access

@@ -14,11 +14,12 @@ from cot_flax.errors import UserError
 from cot_flax.text.answers import answers_match, extract_answer, gold_answer
 from cot_flax.text.prompts import normalize_question
 
-LEAST = 60
-"""Questions with an answer: 20 are the test, 10 the validation, 30 are left to learn from."""
+LEAST = 40
+"""Questions with an answer: 10 are the test, 5 the validation, 25 are left to learn from."""
 _LABELS, _TIMES = 20, 3  # so few different answers, each so often on average, are labels
 _BAD = 0.05  # the share of records that may be unreadable
 _LISTED = 3
+_LOOKED_AT = 20  # records by which a file's fields are found
 
 
 @dataclass(frozen=True)
@@ -164,9 +165,10 @@ def _is(answer: str, kind: str) -> bool:
 def sizes(count: int) -> tuple[int, int]:
     """Questions of the validation and of the test split: a tenth and a fifth, within limits.
 
-    20 test questions give an interval of 40 points, 1,000 one of 6; more cost and tell little.
+    10 test questions give an interval of 50 points, 60 one of 25, 1,000 one of 6; more cost and
+    tell little.
     """
-    return min(500, max(10, count // 10)), min(1000, max(20, count // 5))
+    return min(500, max(5, count // 10)), min(1000, max(10, count // 5))
 
 
 def split(items: Sequence[Item], seed: int = 0) -> Splits:
@@ -204,12 +206,34 @@ def ask_for(labels: Sequence[str], items: Sequence[Item]) -> str:
 
 def _found(path: str | os.PathLike, columns: Mapping[str, str]) -> Iterable[Item | BadRecord]:
     container = find_container(path)
-    looked_at = itertools.islice(container.read(path), 20)
-    first = next((record for _, record in looked_at if isinstance(record, dict)), {})
-    has_answer = any(name in first for name in readers.NAMES["gold_answer"])
-    if has_answer and not columns.keys() & {"text"} and not _chain_field(first):
+    looked_at = itertools.islice(container.read(path), _LOOKED_AT)
+    first = {k: v for _, record in looked_at if isinstance(record, dict) for k, v in record.items()}
+    _check_fields(path, first, columns)
+    has_answer = "gold_answer" in columns or first.keys() & set(readers.NAMES["gold_answer"])
+    if has_answer and "text" not in columns and not _chain_field(first):
         return _of_records(path, container, first, columns)
     return _of_samples(path, columns)
+
+
+def _check_fields(path, first: Mapping, columns: Mapping[str, str]) -> None:
+    """Raises UserError where the file lacks a field that was named, or the question's."""
+    options = {"question": "--question", "text": "--rationale", "gold_answer": "--answer"}
+    for ours, theirs in columns.items():
+        if first and theirs not in first:
+            raise UserError(
+                f"{options[ours]} {theirs}",
+                f"a field of {path}: {', '.join(first)}",
+                "correct it",
+            )
+    known = readers.NAMES["question"]
+    if first and not (
+        columns.get("question") or first.keys() & {*known, *readers.NAMES["messages"]}
+    ):
+        raise UserError(
+            f"{path} with the fields {', '.join(first)}",
+            f"a question (one of {', '.join(known)})",
+            "name it: --question FIELD",
+        )
 
 
 def _chain_field(record: Mapping) -> bool:
@@ -224,12 +248,6 @@ def _of_records(path, container, first, columns) -> Iterable[Item | BadRecord]:
         return next((name for name in known if name and name in first), "")
 
     question, answer, name = field("question"), field("gold_answer"), field("id")
-    if not question:
-        raise UserError(
-            f"{path} with the fields {', '.join(first)}",
-            f"a question (one of {', '.join(readers.NAMES['question'])})",
-            "name it: --question FIELD",
-        )
     for i, (place, record) in enumerate(container.read(path)):
         if isinstance(record, BadRecord):
             yield record

@@ -12,11 +12,11 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from cot_flax import run_folder
 from cot_flax.configuration.draft import Draft
-from cot_flax.distill.recipe import Recipe, recipe_of, value
+from cot_flax.distill.recipe import Recipe, read_recipe, recipe_of, value
 from cot_flax.files import path_at, write_whole
 
 STATE = "stages.json"
@@ -198,6 +198,22 @@ def _step(name: str, read: Draft, recipe: Recipe, gin: Sequence[str]) -> Step:
     # A folder that moves stays what it is.
     inside = {name: text.replace(f"'{recipe.out}/", "'OUT/") for name, text in settings.items()}
     return Step(name, words, inside, found, leaves, total)
+
+
+class Report(NamedTuple):
+    """What `report` is given for a recipe: model directories, the base's, and where to write."""
+
+    runs: tuple[str, ...]
+    base: str | None
+    out: str
+
+
+def report_of(files: Sequence[str]) -> Report:
+    """The report of a recipe."""
+    read = read_recipe(files)
+    recipe, student = recipe_of(read), value(read, "CHECKPOINT_PATH")
+    base = recipe.base if BASE in _names(read, recipe) else None
+    return Report((*([base] if base else ()), student), base, recipe.report)
 
 
 def settings_of(read: Draft, step: str) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import math
 import re
@@ -121,7 +122,8 @@ def start(options: Options, command: Sequence[str], *, dry_run: bool, redo: bool
         *([f"chains: {worked:,} questions have {count:,}"] if not teacher else []),
         *plan.reasons,
     ]
-    given = questions.is_samples(options.data, options.columns)
+    given = not teacher and questions.is_samples(options.data, options.columns)
+    soft = bool(teacher and teacher.top_logprobs)
     samples = None
     if not teacher:
         samples = f"{folder}/{'samples.jsonl.gz' if given else 'chains.jsonl'}"
@@ -133,6 +135,7 @@ def start(options: Options, command: Sequence[str], *, dry_run: bool, redo: bool
         student=dataclasses.replace(student, vocabulary=f"{options.out}/{_VOCABULARY}"),
         teacher=teacher,
         samples=samples,
+        soft=soft or (given and _is_soft(options.data)),
         training=plan,
         lengths=_lengths(splits, student.vocabulary, taught=bool(teacher)),
         notes=[*lines],
@@ -151,16 +154,23 @@ def open_student(options: Options) -> write.Student:
         UserError: there is none, or of no family or vocabulary that this takes.
     """
     if options.student.endswith(".gin"):
-        draft.find(options.student, (), "--student")
+        shape = _shape(draft.read([str(draft.find(options.student, (), "--student"))]))
         if options.vocabulary is None:
             raise UserError(
                 f"{options.student} without a vocabulary",
                 "the SentencePiece model that the student is to have",
                 "pass --vocabulary FILE",
             )
-        return write.Student(
-            f"include {options.student!r}", None, _vocabulary(options.vocabulary), 0
-        )
+        vocabulary = _vocabulary(options.vocabulary)
+        ids = SentencePieceTokenizer(vocabulary).vocab_size
+        if ids > shape["vocab_size"]:
+            raise UserError(
+                f"a vocabulary of {ids:,} ids in {vocabulary} for the {shape['vocab_size']:,} rows "
+                f"of {options.student}",
+                "a row an id at least",
+                "set t5.T5Config.vocab_size in a gin file of your own, or take another vocabulary",
+            )
+        return write.Student(f"include {options.student!r}", None, vocabulary, 0)
     from cot_flax.weights import tokenizer_files
     from cot_flax.weights.opening import open_source
 
@@ -172,6 +182,7 @@ def open_student(options: Options) -> write.Student:
             "write a recipe for it: see docs/distill.md",
         )
     vocabulary = tokenizer_files.find(source, options.vocabulary)
+    tokenizer_files.read(source, vocabulary)  # one of another student is found now
     parameters = sum(math.prod(tensor.shape) for tensor in source.tensors.values())
     model = model_lines(dataclasses.asdict(source.student.config))
     return write.Student(model, options.student, _vocabulary(str(vocabulary)), parameters)
@@ -179,19 +190,10 @@ def open_student(options: Options) -> write.Student:
 
 def model_lines(config: Mapping) -> str:
     """Lines of gin that make a T5 of a shape: a file of models/ that has it, or its numbers."""
-    from cot_flax.students.t5.config import T5Config
-
-    plain = dataclasses.asdict(T5Config())
     known = sorted((draft.gin_root() / "models").glob("*.gin"))
     of_t5_first = sorted(known, key=lambda path: not path.stem.startswith("t5"))
     for path in (path for path in of_t5_first if path.stem not in _FAMILIES):
-        read = draft.read([str(path)])
-        given = {
-            parameter: read.resolved(binding.value)[1]
-            for (_, _, owner, parameter), binding in read.parameters.items()
-            if owner == "T5Config"
-        }
-        shape = {name: (plain | given)[name] for name in _SHAPE}
+        shape = _shape(draft.read([str(path)]))
         if all(_same(shape[name], config[name]) for name in _SHAPE):
             return f"include 'models/{path.name}'"
     family = "t5_1_0" if config["logits_via_embedding"] else "t5_1_1"
@@ -199,6 +201,18 @@ def model_lines(config: Mapping) -> str:
     return (
         f"from cot_flax.students import t5\ninclude 'models/{family}.gin'\nt5.T5Config:\n{numbers}"
     )
+
+
+def _shape(read: draft.Draft) -> dict[str, Any]:
+    """The numbers of the T5 that gin files make."""
+    from cot_flax.students.t5.config import T5Config
+
+    given = {
+        parameter: read.resolved(binding.value)[1]
+        for (_, _, owner, parameter), binding in read.parameters.items()
+        if owner == "T5Config"
+    }
+    return {name: (dataclasses.asdict(T5Config()) | given)[name] for name in _SHAPE}
 
 
 def _same(one, other) -> bool:
@@ -415,6 +429,11 @@ def _write(
 
 def _hash(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _is_soft(samples: str) -> bool:
+    """Whether a samples file begins with log-probabilities."""
+    return any(s.logprobs is not None for s in itertools.islice(read_samples(samples), 20))
 
 
 def _write_samples(data: str, out: str, train: Sequence[Item], name: str) -> None:

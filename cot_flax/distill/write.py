@@ -125,6 +125,7 @@ def recipe(
     student: Student,
     teacher: Teacher | None,
     samples: str | None,
+    soft: bool,
     training: Training,
     lengths: Mapping[str, int],
     notes: Sequence[str],
@@ -138,11 +139,11 @@ def recipe(
         scenario: the folder with the questions.
         teacher: None where chains are there.
         samples: the file of these chains.
+        soft: the chains have log-probabilities.
         lengths: TASK_FEATURE_LENGTHS.
         notes: lines for the header: what was found and chosen, and why.
     """
     stages = ("teach",) * bool(teacher) + ("prepare", "train", "evaluate", "report", "export")
-    soft = bool(teacher and teacher.top_logprobs)
     lines = [
         f"# {dataset}, taught in one line. Change what is to be changed, then:",
         f"#   cot-flax distill --gin_file={out}/recipe.gin",
