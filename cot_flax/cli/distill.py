@@ -214,7 +214,7 @@ def _show_plan(files, bindings, folders, target: str, *, dry_run: bool, asks: bo
         typer.echo(f"stages: {', '.join(map(run.title, left))}")
     if asks and "teach" in names:
         step = next(step for step in left if step.name == "teach")
-        words = [sys.executable, "-m", "cot_flax.cli", *step.command, "--dry-run"]
+        words = [*run.COMMAND, *step.command, "--dry-run"]
         done = subprocess.run(words, capture_output=True, text=True, check=False)
         if done.returncode:
             raise SystemExit(_said(done))

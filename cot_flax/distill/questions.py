@@ -12,6 +12,7 @@ from cot_flax.chains import readers
 from cot_flax.chains.records import BadRecord, find_container
 from cot_flax.errors import UserError
 from cot_flax.text.answers import answers_match, extract_answer, gold_answer
+from cot_flax.text.calculator import strip_marks
 from cot_flax.text.prompts import normalize_question
 
 LEAST = 40
@@ -107,10 +108,7 @@ def read(
 
 def is_samples(path: str | os.PathLike, columns: Mapping[str, str] | None = None) -> bool:
     """Whether it is a samples file, whose chains may have log-probabilities."""
-    try:
-        return readers.find_format(path, columns or None) is readers.SAMPLES
-    except UserError:  # it holds no chains
-        return False
+    return _format(path, columns or {}) is readers.SAMPLES
 
 
 def _of_own_ids(items: Iterable[Item]) -> list[Item]:
@@ -208,11 +206,18 @@ def _found(path: str | os.PathLike, columns: Mapping[str, str]) -> Iterable[Item
     container = find_container(path)
     looked_at = itertools.islice(container.read(path), _LOOKED_AT)
     first = {k: v for _, record in looked_at if isinstance(record, dict) for k, v in record.items()}
+    if _format(path, columns) in (readers.SAMPLES, readers.FLAN):
+        return _of_samples(path, columns)
     _check_fields(path, first, columns)
-    has_answer = "gold_answer" in columns or first.keys() & set(readers.NAMES["gold_answer"])
-    if has_answer and "text" not in columns and not _chain_field(first):
-        return _of_records(path, container, first, columns)
-    return _of_samples(path, columns)
+    is_chat = "question" not in columns and first.keys() & set(readers.NAMES["messages"])
+    return _of_samples(path, columns) if is_chat else _of_records(path, container, first, columns)
+
+
+def _format(path: str | os.PathLike, columns: Mapping[str, str]) -> readers.Format | None:
+    try:
+        return readers.find_format(path, columns or None)
+    except UserError:  # it holds no chains
+        return None
 
 
 def _check_fields(path, first: Mapping, columns: Mapping[str, str]) -> None:
@@ -236,36 +241,38 @@ def _check_fields(path, first: Mapping, columns: Mapping[str, str]) -> None:
         )
 
 
-def _chain_field(record: Mapping) -> bool:
-    return any(name in record for name in (*readers.NAMES["text"], *readers.NAMES["messages"]))
-
-
 def _of_records(path, container, first, columns) -> Iterable[Item | BadRecord]:
-    """Questions and answers without a chain; GSM8K's solutions hold one before `####`."""
+    """Questions with what a record has of answer and chain; a solution holds both, by `####`."""
 
     def field(ours: str) -> str:
         known = (columns.get(ours), *readers.NAMES[ours])
         return next((name for name in known if name and name in first), "")
 
-    question, answer, name = field("question"), field("gold_answer"), field("id")
+    fields = {ours: field(ours) for ours in ("question", "text", "gold_answer", "id")}
     for i, (place, record) in enumerate(container.read(path)):
         if isinstance(record, BadRecord):
             yield record
             continue
         try:
-            text = readers.written(record.get(question, ""), question, place).strip()
-            given = record.get(answer)
-            whole = "" if given is None else readers.written(given, answer, place).strip()
+            found = {
+                ours: readers.written(record[name], name, place).strip()
+                for ours, name in fields.items()
+                if record.get(name) is not None
+            }
         except BadRecord as error:
             yield error
             continue
-        if not text:
-            yield BadRecord("no_question", place, "no question", f"a text in {question!r}")
+        question, chain = found.get("question", ""), found.get("text", "")
+        if fields["question"] == "instruction" and isinstance(record.get("input"), str):
+            question = f"{question}\n\n{record['input']}".strip()
+        if not question:
+            wanted = f"a text in {fields['question']!r}"
+            yield BadRecord("no_question", place, "no question", wanted)
             continue
-        steps, mark, end = whole.rpartition("####")
-        id = str(record.get(name) or f"q{i}") if name else f"q{i}"
-        chains = (steps.strip(),) if mark and steps.strip() else ()
-        yield Item(id, text, end.strip() if mark else whole, chains)
+        steps, mark, end = found.get("gold_answer", "").rpartition("####")
+        chain = chain or (strip_marks(steps).strip() if mark else "")
+        chains = (chain,) if chain else ()
+        yield Item(found.get("id") or f"q{i}", question, end.strip(), chains)
 
 
 def _of_samples(path, columns) -> Iterable[Item | BadRecord]:
@@ -276,4 +283,7 @@ def _of_samples(path, columns) -> Iterable[Item | BadRecord]:
         except BadRecord as error:
             yield error
             continue
-        yield Item(sample.id, sample.question.strip(), sample.gold_answer, (sample.text,))
+        # A chat's answer stands in its text alone.
+        closing = extract_answer(sample.text, kind="text", mode="strict") or ""
+        answer = sample.gold_answer or closing
+        yield Item(sample.id, sample.question.strip(), answer, (sample.text,))

@@ -174,4 +174,6 @@ def needed(read: Draft, stage: str) -> tuple[str, ...]:
     """The macros that must have a value before a stage runs."""
     of_scenario = value(read, "SCENARIO") and not value(read, "RECIPE")
     asks = stage == "teach" and not of_scenario
-    return NEEDED.get(stage, ()) + (QUESTIONS if asks else ())
+    counted = {"TRAIN_STEPS"} if value(read, "EPOCHS") else set()
+    wanted = NEEDED.get(stage, ()) + (QUESTIONS if asks else ())
+    return tuple(name for name in wanted if name not in counted)

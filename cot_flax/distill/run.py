@@ -41,7 +41,7 @@ _PATIENCE = 120.0  # seconds to wait for the stages of a run that was killed
 _OF = re.compile(r"(?<![\d.])(\d[\d,]*)(?:/| of )(\d[\d,]*)(?![\d.])")
 _STEP = re.compile(r"\bstep (\d+)\b")
 _TITLES = {BASE: "evaluate base"}
-_COMMAND = (sys.executable, "-m", "cot_flax.cli")
+COMMAND = (sys.executable, "-m", "cot_flax.cli")
 
 
 def run(
@@ -113,7 +113,7 @@ def _check(read: Draft, steps: Sequence[Step], state: State) -> None:
     left = [step for step in steps if not state.is_done(step)]
     needed = [name for step in left for name in recipe.needed(read, _stage(step))]
     for name in needed:
-        if recipe.value(read, name) is None and name not in ("TRAIN_STEPS",):
+        if recipe.value(read, name) is None:
             raise checks.NoValue(name)
     checks.check_types(read, needed)
     start = recipe.value(read, "INITIAL_CHECKPOINT_PATH")
@@ -241,7 +241,7 @@ def _call(words: Sequence[str], say: Callable[[str], None], lock: IO) -> int:
     variables = os.environ | {PARENT: str(kept), "PYTHONUNBUFFERED": "1"}
     variables.pop("FORCE_COLOR", None)
     with subprocess.Popen(
-        [*_COMMAND, *words],
+        [*COMMAND, *words],
         env=variables,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,

@@ -18,6 +18,7 @@ from cot_flax.chains.samples import read_samples, write_samples
 from cot_flax.configuration import draft
 from cot_flax.distill import defaults, questions, write
 from cot_flax.distill.questions import Answers, Item, Splits
+from cot_flax.distill.run import COMMAND
 from cot_flax.distill.stages import State
 from cot_flax.errors import UserError
 from cot_flax.files import path_at, write_whole
@@ -361,9 +362,7 @@ def _probe(options: Options, out: str) -> None:
     words = ["teach", "probe", "--model", options.model or "", "--out", out]
     words += ["--base-url", options.url] if options.url else []
     words += ["--chat"] if options.chat else []
-    done = subprocess.run(
-        [sys.executable, "-m", "cot_flax.cli", *words], capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([*COMMAND, *words], capture_output=True, text=True, check=False)
     if done.returncode:
         print(done.stderr.strip().splitlines()[-1], file=sys.stderr)
         raise SystemExit(done.returncode)

@@ -23,7 +23,16 @@ def items(count, answer="yes"):
     [
         ({"question": "A?", "answer": "yes"}, ("A?", "yes", ())),
         ({"input": "A?", "label": 3}, ("A?", "3", ())),
-        ({"question": "A?", "answer": "1 + 1 = <<1+1=2>>2\n#### 2"}, ("A?", "2", None)),
+        ({"question": "A?", "answer": "1+1=<<1+1=2>>2\n#### 2"}, ("A?", "2", ("1+1=2",))),
+        (
+            {"instruction": "A?", "input": "B", "output": "So.", "answer": 1},
+            ("A?\n\nB", "1", ("So.",)),
+        ),
+        (
+            {"messages": [{"role": "user", "content": "A?"},
+                          {"role": "assistant", "content": "1 + 1. The answer is 2."}]},
+            ("A?", "2", ("1 + 1. The answer is 2.",)),
+        ),
         ({"question": "A?", "rationale": "So.", "answer": "2"}, ("A?", "2", ("So.",))),
         (
             {"messages": [{"role": "user", "content": "A?"}, {"role": "assistant", "content": "B"}],
@@ -36,13 +45,13 @@ def test_shapes_of_records(tmp_path, record, expected):
     (found,), notes = questions.read(write(tmp_path / "a.jsonl", [record]))
     question, answer, rationales = expected
     assert (found.question, found.answer) == (question, answer) and not notes
-    assert len(found.rationales) == 1 if rationales is None else found.rationales == rationales
+    assert found.rationales == rationales
 
 
 def test_fields_are_named_and_a_missing_one_is_said(tmp_path):
     file = write(tmp_path / "a.jsonl", [{"ticket": "A?", "why": "So.", "team": "x"}])
     columns = {"question": "ticket", "text": "why", "gold_answer": "team"}
-    assert questions.read(file, columns)[0] == [Item("a-1", "A?", "x", ("So.",))]
+    assert questions.read(file, columns)[0] == [Item("q0", "A?", "x", ("So.",))]
     with pytest.raises(UserError, match=r"--answer label; expected a field of .*: ticket, why"):
         questions.read(file, columns | {"gold_answer": "label"})
     with pytest.raises(UserError, match="--question FIELD"):
