@@ -187,7 +187,7 @@ def _short_bindings(context: typer.Context, shorts: Mapping[str, Short], values:
     for name, short in shorts.items():
         typed = values[name]
         if short.argument:
-            words = _words(context, typed)
+            words = words_of(context, typed)
             for word in words:
                 if word.endswith(".gin"):
                     raise _gin_file_meant(word, word)
@@ -278,7 +278,7 @@ def _gin_file_meant(argument: str, file: str) -> UserError:
     return UserError(f"argument {argument!r}", "--gin_file=FILE", f"write --gin_file={file}")
 
 
-def _words(context: typer.Context, typed: str | list[str] | None) -> list[str]:
+def words_of(context: typer.Context, typed: str | list[str] | None) -> list[str]:
     """An argument's words without --NAME=VALUE, which an argument that may be missing swallows."""
     words = [typed] if isinstance(typed, str) else list(typed or ())
     several = not isinstance(typed, str)

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from cot_flax.cli.common import GinFile, SearchPaths, gin_bindings, prepare_libraries
+from cot_flax.cli.common import GinFile, SearchPaths, gin_bindings, prepare_libraries, words_of
 from cot_flax.cli.plan import NEEDED, read_experiment
 from cot_flax.errors import UserError
 
@@ -157,7 +157,8 @@ def distill(
 
     files = list(map(os.path.expanduser, gin_file))
     folders = [os.path.expanduser(path) for path in gin_search_paths.split(",") if path]
-    bindings = gin_bindings(context)
+    words = words_of(context, data)
+    data, bindings = (words[0] if words else None), gin_bindings(context)
     if bool(data) == bool(files):
         raise UserError(
             "both a file of questions and --gin_file" if data else "neither questions nor a recipe",

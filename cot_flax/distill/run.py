@@ -25,7 +25,9 @@ from pathlib import Path
 from typing import IO
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Column
 
 from cot_flax.configuration import checks
 from cot_flax.configuration.draft import Draft
@@ -307,10 +309,13 @@ class _Display:
         self._console = Console(stderr=True)
         self._log = open(log, "a", encoding="utf-8")  # noqa: SIM115 (closed in __exit__)
         self._bars = Progress(
-            TextColumn("{task.fields[mark]} {task.fields[name]}"),
-            BarColumn(bar_width=20),
-            TimeElapsedColumn(),
-            TextColumn("{task.description}"),
+            TextColumn(
+                "{task.fields[mark]} {task.fields[name]}", table_column=Column(min_width=15)
+            ),
+            BarColumn(bar_width=12, table_column=Column(min_width=12)),
+            TimeElapsedColumn(table_column=Column(min_width=7)),
+            TextColumn("{task.description}", table_column=Column(ratio=1, no_wrap=True)),
+            expand=True,
             console=self._console,
             disable=not self._console.is_terminal,
         )
@@ -339,7 +344,7 @@ class _Display:
     def show(self, step: Step, line: str) -> None:
         self.last = line
         self._write(f"{title(step)}: {line}")
-        fields = {"description": line[:100].replace("[", r"\[")}
+        fields = {"description": escape(line[:100])}
         if (found := _STEP.search(line)) and step.total:
             fields |= {"completed": int(found[1])}
         elif found := _OF.search(line):
@@ -350,7 +355,9 @@ class _Display:
     def end(self, step: Step, why: str = "") -> None:
         row = self._rows[step.name]
         total = self._bars.tasks[row].total
-        self._bars.update(row, mark="+", completed=total, description=why or self.last[:100])
+        self._bars.update(
+            row, mark="+", completed=total, description=escape(why or self.last[:100])
+        )
         self._bars.stop_task(row)
         if why:
             self._write(f"{title(step)}: {why}")

@@ -225,7 +225,7 @@ def settings_of(read: Draft, step: str) -> dict[str, str]:
         holder, bound = read.resolved(binding.value)
         short = f"{module.rpartition('.')[2]}.{owner}.{parameter}"
         name = holder or (f"{scope}/{short}" if scope else short)
-        if not _is_free(name):
+        if not is_free(name):
             found[name] = repr(bound)
     return found
 
@@ -235,7 +235,8 @@ def _readers(module: str) -> Sequence[str]:
     return _READERS[max(known, key=len)]
 
 
-def _is_free(name: str) -> bool:
+def is_free(name: str) -> bool:
+    """Whether a macro or parameter says only how fast and where a stage runs."""
     return any(name == free or (free.endswith("_") and name.startswith(free)) for free in _FREE)
 
 

@@ -19,7 +19,7 @@ from cot_flax.configuration import draft
 from cot_flax.distill import defaults, questions, write
 from cot_flax.distill.questions import Answers, Item, Splits
 from cot_flax.distill.run import COMMAND
-from cot_flax.distill.stages import State
+from cot_flax.distill.stages import State, is_free
 from cot_flax.errors import UserError
 from cot_flax.files import path_at, write_whole
 from cot_flax.teacher import findings
@@ -143,7 +143,7 @@ def start(options: Options, command: Sequence[str], *, dry_run: bool, redo: bool
         seed=options.seed,
     )
     note = _write(options, text, files, student.vocabulary, redo=redo, is_draft=dry_run)
-    if samples and given:
+    if samples and given and (redo or not path_at(samples).exists()):
         _write_samples(options.data, samples, splits.train, asked.name)
     return Started(f"{options.out}/{RECIPE}", (*lines, *note), teacher is not None)
 
@@ -403,7 +403,8 @@ def _write(
     """
     place = path_at(options.out) / RECIPE
     state = State.read(options.out)
-    written, made = state.written, {"all": _hash([text, files]), "text": _hash(text)}
+    written = state.written
+    made = {"all": _hash([_essence(text), files]), "text": _hash(text)}
     if place.exists() and not redo:
         is_as_written = _hash(place.read_text()) == written.get("text")
         if not written.get("is_draft") and written.get("all") != made["all"]:
@@ -415,7 +416,7 @@ def _write(
             )
         if not is_as_written:
             return [f"{place} was changed since it was written: it is run as it is"]
-        if not written.get("is_draft"):
+        if not written.get("is_draft") and written["text"] == made["text"]:
             return []
     for name, content in files.items():
         write_whole(path_at(options.out) / "scenario" / name, content)
@@ -424,6 +425,12 @@ def _write(
     state.written = made | {"is_draft": is_draft}
     state.write(options.out)
     return []
+
+
+def _essence(text: str) -> list[str]:
+    """The lines of a recipe that what comes of it depends on: neither comments nor server."""
+    lines = (line for line in text.splitlines() if not line.startswith("#"))
+    return [line for line in lines if not is_free(line.partition(" ")[0])]
 
 
 def _hash(value: Any) -> str:
@@ -437,8 +444,6 @@ def _is_soft(samples: str) -> bool:
 
 def _write_samples(data: str, out: str, train: Sequence[Item], name: str) -> None:
     """The samples of the training questions, as of the scenario's data set."""
-    if path_at(out).exists():
-        return
     known = {normalize_question(item.question) for item in train}
     kept = (
         dataclasses.replace(sample, dataset=name, split="train")

@@ -150,6 +150,9 @@ def test_the_same_command_leaves_a_recipe_as_the_user_changed_it():
     assert "TRAIN_STEPS = 3\n" in Path(file).read_text()
     started(given, dry_run=False, redo=True)
     assert Path(file).read_text() == text
+    # Words that only say how to run leave it the same recipe.
+    start.start(given, ["distill", "--accept-changes"], dry_run=False, redo=False)
+    assert "--accept-changes" in Path(file).read_text()
 
 
 @pytest.mark.parametrize(
