@@ -185,10 +185,10 @@ def _run_step(
     state.write(out)
     start = time.monotonic()
     display.begin(step)
-    code = _call(words, lambda line: display.show(step, line), lock)
-    if code:
+    code, stopped = _call(words, lambda line: display.show(step, line), lock)
+    if code or stopped:
         display.fail(step)
-        raise SystemExit(_explained(step, code, display.last))
+        raise SystemExit(_explained(step, code, stopped, display.last))
     state.end(step, time.monotonic() - start)
     if lacking := [path for path in step.leaves.values() if not stages.fingerprint(path)]:
         raise UserError(
@@ -200,8 +200,16 @@ def _run_step(
     display.end(step)
 
 
-def _explained(step: Step, code: int, last: str) -> int:
+def _explained(step: Step, code: int, stopped: int | None, last: str) -> int:
     """Says why a stage failed; returns the exit code of the run."""
+    if stopped:
+        name = "Ctrl-C" if stopped == signal.SIGINT else signal.Signals(stopped).name
+        said = f"{last}; " if last else ""
+        print(
+            f"cot-flax: {title(step)} was stopped by {name}: {said}the same command goes on",
+            file=sys.stderr,
+        )
+        return 128 + stopped
     if code < 0:
         name = signal.Signals(-code).name
         hint = "; is there too little memory?" if -code == signal.SIGKILL else ""
@@ -237,8 +245,12 @@ def _alone(out: str) -> Iterator[IO]:
         yield lock
 
 
-def _call(words: Sequence[str], say: Callable[[str], None], lock: IO) -> int:
-    """Runs a command of cot-flax; its lines go to `say`. Ctrl-C and SIGTERM reach it first."""
+def _call(words: Sequence[str], say: Callable[[str], None], lock: IO) -> tuple[int, int | None]:
+    """Runs a command of cot-flax; its lines go to `say`. Ctrl-C and SIGTERM are sent on to it.
+
+    Returns:
+        Its exit code, and the signal that was sent on, if one was.
+    """
     kept, theirs = os.pipe()  # the child reads its end when this process ends
     variables = os.environ | {PARENT: str(kept), "PYTHONUNBUFFERED": "1"}
     variables.pop("FORCE_COLOR", None)
@@ -270,9 +282,7 @@ def _call(words: Sequence[str], say: Callable[[str], None], lock: IO) -> int:
             for number, handler in before.items():
                 signal.signal(number, handler)
             os.close(theirs)
-    if stopped and code >= 0:
-        return code or 128 + stopped[0]  # it ended in time all the same: the run stops here
-    return code
+    return code, stopped[0] if stopped else None
 
 
 def _lines(stream: IO[str]) -> Iterator[str]:

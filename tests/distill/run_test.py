@@ -96,13 +96,17 @@ def finish(process):
     return process.returncode, printed
 
 
-def killed_when(process, reached):
-    """Kills the command with SIGKILL once `reached()` is true; what it started ends by itself."""
+def wait_until(process, reached):
     deadline = time.monotonic() + 200
     while not reached():
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+def killed_when(process, reached):
+    """Kills the command with SIGKILL once `reached()` is true; what it started ends by itself."""
+    wait_until(process, reached)
     process.send_signal(signal.SIGKILL)
     process.wait()
     process.stdout.close()
@@ -168,9 +172,7 @@ def test_a_stage_that_the_system_ends_is_named(folder):
     text = (folder / "second.gin").read_text().replace("topk_kl", "cross_entropy")
     (folder / "second.gin").write_text(text.replace("OBJECTIVE = None\n", ""))
     process = start(folder)
-    while not trained(folder):
-        assert process.poll() is None, process.communicate()[0]
-        time.sleep(0.02)
+    wait_until(process, lambda: trained(folder))
     children = subprocess.run(
         ["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True, check=True
     ).stdout.split()  # fmt: skip
@@ -179,6 +181,13 @@ def test_a_stage_that_the_system_ends_is_named(folder):
     code, printed = finish(process)
     assert code == 128 + signal.SIGKILL
     assert "train was ended by SIGKILL" in printed
+    before = len(trained(folder))
+    process = start(folder, "--gin.TRAIN_STEPS=2000", "--accept-changes")
+    wait_until(process, lambda: len(trained(folder)) > before)
+    process.terminate()
+    code, printed = finish(process)
+    assert code == 128 + signal.SIGTERM
+    assert "train was stopped by SIGTERM" in printed and "which is saved" in printed
 
 
 @pytest.mark.parametrize(
