@@ -138,7 +138,12 @@ def start(options: Options, command: Sequence[str], *, dry_run: bool, redo: bool
         samples=samples,
         soft=soft or (given and _is_soft(options.data)),
         training=plan,
-        lengths=_lengths(splits, student.vocabulary, taught=bool(teacher)),
+        lengths=_lengths(
+            splits,
+            student.vocabulary,
+            files.get("instruction.md") or (path_at(folder) / "instruction.md").read_text(),
+            taught=bool(teacher),
+        ),
         notes=[*lines],
         seed=options.seed,
     )
@@ -368,8 +373,11 @@ def _probe(options: Options, out: str) -> None:
         raise SystemExit(done.returncode)
 
 
-def _lengths(splits: Splits, vocabulary: str, *, taught: bool) -> dict[str, int]:
-    """TASK_FEATURE_LENGTHS that hold the longest question and chain, up to what is usual."""
+def _lengths(splits: Splits, vocabulary: str, instruction: str, *, taught: bool) -> dict[str, int]:
+    """TASK_FEATURE_LENGTHS that hold the longest question with its instruction, and chain.
+
+    They go up to what is usual; what is longer is counted and left out.
+    """
     tokenizer = SentencePieceTokenizer(vocabulary)
 
     def longest(texts: Sequence[str]) -> int:
@@ -377,7 +385,7 @@ def _lengths(splits: Splits, vocabulary: str, *, taught: bool) -> dict[str, int]
 
     items = [item for part in splits for item in part]
     found = {
-        "inputs": longest([item.question for item in items]),
+        "inputs": longest([item.question for item in items]) + longest([instruction]),
         "targets": max(
             longest([chain for item in items for chain in item.rationales]),
             _TAUGHT if taught else 0,
