@@ -26,9 +26,9 @@ from cot_flax.errors import UserError
 from cot_flax.teacher.scenario import (
     read_exemplars,
     read_instruction,
-    read_scenario,
     read_settings,
     read_test,
+    read_validation,
 )
 from cot_flax.text.prompts import Exemplar
 
@@ -90,7 +90,7 @@ def _records(folder: Callable[[], str | None], split: str) -> list[dict]:
     elif split == "train":
         items = read_exemplars(folder())
     else:
-        items = read_scenario(folder()).validation
+        items = read_validation(folder())
     return [
         {
             "id": item.id,

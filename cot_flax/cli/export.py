@@ -122,7 +122,6 @@ def _finetune(
 ) -> None:
     from cot_flax.chains import finetune
     from cot_flax.chains.filtering import BY_GOLD, Filters
-    from cot_flax.errors import UserError
     from cot_flax.text.answers import marked_kind
     from cot_flax.text.templates import find_template
     from cot_flax.text.wording import ENGLISH

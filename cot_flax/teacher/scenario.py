@@ -198,6 +198,15 @@ def read_test(folder: str | os.PathLike) -> list[Question]:
     return _labelled(folder, "test", read_settings(folder))
 
 
+def read_validation(folder: str | os.PathLike) -> list[Question]:
+    """Reads what is held out to select a student by: its file, or else its share of the inputs.
+
+    Where there is the file no exemplars need be: a teacher can be asked without any.
+    """
+    given = _labelled(folder, "validation", read_settings(folder))
+    return given or read_scenario(folder).validation
+
+
 def _labelled(folder: str | os.PathLike, split: str, settings: Settings) -> list[Question]:
     """The items of a file whose inputs have answers; none where there is no such file."""
     if not _is_there(folder, split):
