@@ -15,6 +15,7 @@ from cot_flax.cli.plan import read_experiment
 from cot_flax.training.sharding import MeshConfig
 
 GSM8K = "--gin_file=experiments/gsm8k_teacher_kl.gin"
+SMALL = "--gin_file=models/t5_1_1_small.gin"
 PARTS = ("models/t5_1_1_small.gin", "objectives/cross_entropy.gin", "runs/train.gin")
 PARTS = [f"--gin_file={file}" for file in PARTS]
 WORLD = "--gin_file=experiments/world_cot_kl.gin"
@@ -54,7 +55,9 @@ def call(monkeypatch, capfd):
 
 
 def test_a_gpu_is_planned_without_a_folder_or_a_store(call):
-    code, printed, _ = call(GSM8K, "--target", "h200", "--price", 3.5, "--gin.BATCH_SIZE=128")
+    code, printed, _ = call(
+        GSM8K, SMALL, "--target", "h200", "--price", 3.5, "--gin.BATCH_SIZE=128"
+    )
     assert code == 0
     assert "76,961,152 parameters, batch 128, 1,024/256 tokens, on h200" in " ".join(
         printed.split()
@@ -81,7 +84,7 @@ def test_a_step_is_compiled_for_a_slice_and_not_kept(call, tmp_path):
 
 def test_what_does_not_fit_gets_remedies(call):
     flags = ["--gin.BATCH_SIZE=1024", "--gin.REMAT='none'"]
-    code, printed, _ = call(GSM8K, "--target", "l4x2", *flags)
+    code, printed, _ = call(GSM8K, SMALL, "--target", "l4x2", *flags)
     assert code == 0
     assert "Does not fit l4x2" in printed
     assert "too much on every chip" in printed and "What would make it fit" in printed
@@ -89,7 +92,7 @@ def test_what_does_not_fit_gets_remedies(call):
 
 
 def test_search_ends_with_the_plan_of_the_best(call):
-    code, printed, _ = call(GSM8K, "--target", "a100-80x8", "--search")
+    code, printed, _ = call(GSM8K, SMALL, "--target", "a100-80x8", "--search")
     assert code == 0
     assert "  fits: " in printed and "Fits a100-80x8" in printed
 

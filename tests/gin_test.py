@@ -166,7 +166,7 @@ def test_the_demos_students_have_one_model_and_the_same_steps():
 MEANINGS = {
     "ANSWER_KIND": "DataSet.answer_kind answer_kind.kind",
     "CHAIN": "DataSet.chain Preparation.chain",
-    "DATASET": "DataSet.name sample.dataset",
+    "DATASET": "DataSet.name sample.dataset task_name.dataset",
     "EVAL_TASKS": "TaskBatches.mixture_or_task_name AccuracyEvaluator.mixture_or_task_name",
     "KL_TEMPERATURE": "Objective.temperature WhiteBox.temperature",
     "LEARNING_RATE": "constant.peak fu2023_cosine.peak inverse_sqrt.peak warmup_cosine.peak",

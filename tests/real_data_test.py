@@ -38,6 +38,8 @@ def run(shared_data, tmp_path_factory):
     _cot_flax(
         "train",
         "--gin_file=experiments/gsm8k_teacher_kl.gin",
+        "--gin_file=models/t5_1_1_small.gin",
+        "--gin.INITIAL_CHECKPOINT_PATH=None",
         f"--gin.MODEL_DIR='{folder / 'run'}'",
         f"--gin.TEACHER_STORE='{folder / 'store'}'",
         "--gin.MIXTURE_OR_TASK_NAME='gsm8k_teacher_zero_shot_cot'",

@@ -73,6 +73,18 @@ def format_rates(
 
 
 @gin.configurable(module=GIN_MODULE)
+def task_name(pattern: str, dataset: str | None = None) -> str:
+    """A task's name, for gin files that leave the data set open: `{dataset}` of a pattern filled.
+
+    Raises:
+        UserError: no data set.
+    """
+    if not dataset:
+        raise UserError(f"no data set for {pattern}", "its name", "pass --gin.DATASET=NAME")
+    return pattern.replace("{dataset}", dataset)
+
+
+@gin.configurable(module=GIN_MODULE)
 def answer_mode(mode: str = "flexible") -> str:
     """How SeqIO's metrics read answers, as T5X reports them; see `answers.extract_answer`."""
     return mode

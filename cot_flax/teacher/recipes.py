@@ -364,6 +364,11 @@ PRESETS: dict[Paper, Preset] = {
 }
 
 
+def ho2022_temperature(samples: int) -> float:
+    """Of paper [3]'s chains: a single one is greedy, several are drawn."""
+    return 0.0 if samples == 1 else PRESETS["ho2022"].numbers.temperature
+
+
 def make_recipe(
     name: str,
     *,

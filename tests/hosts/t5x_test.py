@@ -335,6 +335,20 @@ def launch(function, files, *bindings, **macros):
         return gin.get_configurable(function)()
 
 
+@pytest.mark.parametrize("size", ["small", "base", "large", "xl", "xxl"])
+def test_a_flan_t5_of_each_size_is_read_by_t5x(size):
+    files = ["experiments/gsm8k_human_ce.gin", "t5x/train.gin", f"t5x/flan_t5_{size}.gin"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys.modules["__main__"], "train", t5x_train.train, raising=False)
+        gin_utils.parse_gin_flags([str(gin_root())], files, ["MODEL_DIR = 'run'"])
+    start = gin.query_parameter("INITIAL_CHECKPOINT_PATH/gin.macro.value")
+    assert f"t5x/flan_t5_{size}/checkpoint_" in start
+    config = gin.get_configurable("t5.T5Config")()
+    assert not config.scan_layers and start in (gin_root() / f"t5x/flan_t5_{size}.gin").read_text()
+    known = start.removeprefix("gs://t5-data/pretrained_models/t5x/")
+    assert known in (gin_root() / f"models/t5_1_1_{size}.gin").read_text()
+
+
 def train(folder, store, *bindings, **macros):
     shared = {"TRAIN_STEPS": 20, "BATCH_SIZE": 8, "EVAL_STEPS": 1, "WARMUP_STEPS": 0}
     shared |= {"MODEL_DIR": str(folder), "TEACHER_STORE": store, "CHECKPOINT_PERIOD": 10}
