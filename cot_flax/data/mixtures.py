@@ -23,7 +23,6 @@ Tasks = str | Sequence[str] | Mapping[str, float]
 """A name of a task or mixture, several of equal rates, or names with their rates."""
 
 _LONGEST = 120  # characters of a name that is made of others
-_Provider = seqio.Task | seqio.Mixture
 
 
 class MadeMixture(seqio.Mixture):
@@ -101,7 +100,7 @@ def task_names(tasks: Tasks) -> list[str]:
     return [task.name for task in _tasks_of(parts)]
 
 
-def find_task(name: str, given_as: str = "MIXTURE_OR_TASK_NAME") -> _Provider:
+def find_task(name: str, given_as: str = "MIXTURE_OR_TASK_NAME") -> seqio.Task | seqio.Mixture:
     """Looks a name up; raises UserError with the nearest names where there is none.
 
     Args:
@@ -169,7 +168,7 @@ def _checked_name(name: str) -> str:
     return name
 
 
-def _tasks_of(parts: Sequence[tuple[_Provider, float]]) -> list[seqio.Task]:
+def _tasks_of(parts: Sequence[tuple[seqio.Task | seqio.Mixture, float]]) -> list[seqio.Task]:
     """The tasks of all parts, each once, those with a teacher's rows where there are two forms."""
     found: dict[str, seqio.Task] = {}
     for provider, _ in parts:
@@ -179,7 +178,7 @@ def _tasks_of(parts: Sequence[tuple[_Provider, float]]) -> list[seqio.Task]:
     return list(found.values())
 
 
-def _share(task: seqio.Task, *, parts: Sequence[tuple[_Provider, float]]) -> float:
+def _share(task: seqio.Task, *, parts: Sequence[tuple[seqio.Task | seqio.Mixture, float]]) -> float:
     """What the parts come to for a task of theirs, as gin binds their inner rates now."""
     total = 0.0
     for provider, rate in parts:

@@ -1,7 +1,7 @@
 """Greedy and sampled decoding with a cache; the prompt is encoded once for all its samples."""
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -46,7 +46,7 @@ def decode(
     max_tokens: int,
     samples: int = 1,
     rng=None,
-    **sampling: float,
+    **sampling: Any,
 ) -> jax.Array:
     """Continues every prompt; stops when all rows have ended.
 

@@ -105,7 +105,7 @@ class _Job:
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _loss(job, hidden_BTD, head_DV, labels, their_head_EV):
-    sums, _ = _split(job, hidden_BTD, head_DV, labels, their_head_EV, wanted=(False, False))
+    sums, _ = _split(job, (False, False), hidden_BTD, head_DV, labels, their_head_EV)
     return sums["loss"], {name: sums[name] for name in sums if name != "loss"}
 
 
@@ -114,7 +114,7 @@ def _loss_and_gradients(job, *arguments):
     # gradient [D, V] would be the largest array of the step.
     values = jax.tree.map(lambda leaf: leaf.value, arguments)
     wanted = (arguments[0].perturbed, arguments[1].perturbed)
-    sums, gradients = _split(job, *values, wanted=wanted)
+    sums, gradients = _split(job, wanted, *values)
     return (sums.pop("loss"), sums), gradients
 
 
@@ -136,7 +136,7 @@ def _mesh_axes(batch: int, vocab: int) -> tuple[tuple[str, ...], tuple[str, ...]
     return fitting("batch", batch), fitting("vocab", vocab)
 
 
-def _split(job, hidden_BTD, head_DV, labels, their_head_EV, wanted):
+def _split(job, wanted, hidden_BTD, head_DV, labels, their_head_EV):
     """Runs `_tiles` on every device's part; returns sums over all and whole gradients."""
     run = partial(_tiles, job, wanted)
     # By shard_map and not by constraints: the partitioner would gather the logits of a tile over
@@ -228,7 +228,9 @@ def _tile(job, logits_PV, theirs_PV, labels):
     teacher = statistics_of(theirs_PV, targets, None, axis=axis)  # its rest is log Z
     sums["loss"] += jnp.sum(part_P * weights)
     sums[white_box.loss] = jnp.sum(value_P * weights)
-    sums["teacher_cross_entropy"] = jnp.sum((teacher.rest - teacher.target) * weights)
+    sums["teacher_cross_entropy"] = jnp.sum(
+        (teacher.rest - teacher.target) * weights  # type: ignore[operator]
+    )
     return sums, gradient_PV + d_logits_PV * weights[:, None]
 
 

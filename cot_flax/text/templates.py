@@ -9,6 +9,7 @@ import dataclasses
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from cot_flax.errors import UserError
 from cot_flax.text.wording import PLACE, Wording
@@ -90,9 +91,8 @@ class Template:
         """With a wording's words in the places of `{cue}` and `{closing}`."""
         words = {"cue": wording.cue, "closing": wording.closing}
         texts = (field.name for field in dataclasses.fields(self) if field.type is str)
-        return dataclasses.replace(
-            self, **{name: fill(getattr(self, name), **words) for name in texts}
-        )
+        filled: dict[str, Any] = {name: fill(getattr(self, name), **words) for name in texts}
+        return dataclasses.replace(self, **filled)
 
 
 def _check_places(name: str, text: str, wanted: set[str], known: set[str], example: str) -> None:

@@ -196,7 +196,7 @@ def train(
         shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
         known = _facts(student, abstract.params, data, objective) | {
             "started_from": initial_checkpoint_path or "",
-            **({"taught_by": teacher.checkpoint_path} if taught else {}),
+            **({"taught_by": teacher.checkpoint_path} if teacher and taught else {}),
             "training": {
                 "steps": total_steps,
                 "batch_size": data.batch_size,

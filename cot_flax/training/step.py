@@ -40,7 +40,8 @@ def loss_sums(
     white_box = objective.white_box
     heads = None
     if white_box:
-        their_student, their_params = teacher  # type: ignore[misc]  (white_box.beside sees to it)
+        # `white_box.beside` has seen to it that there is one.
+        their_student, their_params = teacher  # type: ignore[misc]
         theirs_BTE = jax.lax.stop_gradient(their_student.hidden(their_params, batch))
         if white_box.reads_logits:
             heads = theirs_BTE, jax.lax.stop_gradient(their_student.head(their_params))

@@ -56,7 +56,7 @@ class Projecting:
         return getattr(self.student, name)
 
     def init(self, key: jax.Array) -> Mapping[str, Any]:
-        drawn = unfreeze(self.student.init(key))
+        drawn = unfreeze(dict(self.student.init(key)))
         D = self.student.config.emb_dim
         kernel_DE = jax.random.normal(jax.random.fold_in(key, D), (D, self.width)) / D**0.5
         drawn["params"][PROJECTION] = {PROJECTION: kernel_DE}
