@@ -21,7 +21,6 @@ from cot_flax.data.sources import records_source
 from cot_flax.errors import UserError
 from cot_flax.text.wording import LANGUAGES
 
-TOP_K = 5
 _MODULE = "cot_flax.tasks.your_data"
 _NAME = re.compile(r"[a-z]\w*")
 _NAMES: list[str] = []
@@ -74,7 +73,6 @@ def register(name: str) -> None:
             wording=lambda: LANGUAGES[_bound(name)[1]].wording,
             vocabulary=vocabulary,
             teacher_store=lambda: _in_scope(name, teacher_store),
-            top_k=TOP_K,
         )
 
 

@@ -5,7 +5,7 @@ import json
 import gin
 import pytest
 
-from cot_flax.data.batches import find_task
+from cot_flax.data.mixtures import find_task
 from cot_flax.data.registration import cot_task
 from cot_flax.errors import UserError
 from cot_flax.tasks import arithmetic

@@ -6,7 +6,7 @@ import gin
 import numpy as np
 import pytest
 
-from cot_flax.data.batches import find_task
+from cot_flax.data.mixtures import find_task
 from cot_flax.data.registration import cot_task
 from cot_flax.data.sources import random_split
 from cot_flax.errors import UserError
