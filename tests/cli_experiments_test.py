@@ -15,7 +15,11 @@ from cot_flax.configuration import gin_root
 from cot_flax.errors import UserError
 
 GIN_FILES = sorted(path.relative_to(gin_root()).as_posix() for path in gin_root().rglob("*.gin"))
-SHARED = ("experiments/gsm8k.gin", "experiments/world.gin")  # what others include
+SHARED = (
+    "experiments/gsm8k.gin",
+    "experiments/instructed.gin",
+    "experiments/world.gin",
+)  # what others include
 
 
 @pytest.fixture(autouse=True)
@@ -96,8 +100,8 @@ def test_what_another_file_sets_is_named(capfd):
     out = capfd.readouterr().out
     wanted = out.partition("Set by another file, one of:\n")[2].partition("\n\n")[0]
     assert [line.split() for line in wanted.splitlines()] == [
-        ["MODEL", "experiments/,", "models/"],
-        ["OBJECTIVE", "experiments/,", "objectives/"],
+        ["MODEL", "experiments/,", "models/,", "recipes/"],
+        ["OBJECTIVE", "experiments/,", "objectives/,", "recipes/"],
     ]
 
 

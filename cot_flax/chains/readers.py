@@ -53,6 +53,7 @@ NAMES = {
 
 _SAMPLES_ONLY = ("prompt_hash", "finish_reason", "logprobs")  # fields that say: a samples file
 _ROLES = {"human": "user", "gpt": "assistant", "model": "assistant"}
+_TRUTH = {True: "yes", False: "no"}
 _FIELD = re.compile(r"\{([^{}]+)\}")
 _THOUGHT_END = "</think>"
 _BOXED = re.compile(r"\\(?:boxed|fbox)\s*\{")
@@ -371,7 +372,7 @@ def _cell(record: Mapping[str, Any], column: str, ours: str, place: str) -> str 
     if column in record or not _FIELD.search(column):
         value = record.get(column)
         if isinstance(value, bool) and ours == "gold_answer":
-            return "yes" if value else "no"
+            return _TRUTH[value]
         return None if value is None else written(value, column, place)
     missing = [field for field in fields_of(column) if record.get(field) is None]
     if missing:

@@ -171,7 +171,9 @@ class Macros:
     def wanted(self) -> dict[str, str]:
         """Files that set each macro that is used and not set, by folder."""
         missing = sorted(self._draft.used() - self.names - {_REQUIRED.removeprefix("%")})
-        setters = {name: Macros(gin_root() / name).names for name in gin_names() if missing}
+        # T5X's files serve its own host alone.
+        ours = (name for name in gin_names() if missing and not name.startswith("t5x/"))
+        setters = {name: Macros(gin_root() / name).names for name in ours}
         return {
             name: ", ".join(
                 sorted({f"{Path(file).parent}/" for file, sets in setters.items() if name in sets})

@@ -196,6 +196,8 @@ def test_the_facts_of_a_stream():
     rates |= {"zero_shot_answer": 0.05, "zero_shot_cot": 0.2}
     facts = make("stories_cot_mix", pack=True, seed=3).facts
     assert facts.pop("rates") == pytest.approx({f"stories_{k}": v for k, v in rates.items()})
+    same = {name: found["same"] for name, found in facts.pop("leaks").items()}
+    assert same == {"stories/validation": 0, "stories/test": 0}
     assert facts == {
         "mixture": "stories_cot_mix",
         "lengths": WIDE,

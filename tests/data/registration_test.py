@@ -251,7 +251,7 @@ def test_what_is_not_in_the_cache_is_made_as_it_is_read(add_sums, split):
 def test_a_card_is_what_was_said_and_bound(add_sums):
     add_sums(role="general", answer_kind="text", max_tokens=32, seen_by_flan=True)
     told = {"dataset": "sums", "answer_kind": "text", "role": "general", "max_tokens": 32}
-    told |= {"seen_by_flan": True, "template": "t5", "instructed": False}
+    told |= {"seen_by_flan": True, "may_leak": "", "template": "t5", "instructed": False}
     told |= {"cue": "Let's think step by step", "closing": "The answer is {answer}"}
     zero = {"exemplars": None, "shots": 0, "seed": None}
     drawn = {"exemplars": "drawn", "shots": 4, "seed": 0}

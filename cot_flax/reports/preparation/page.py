@@ -48,6 +48,8 @@ REASONS = {  # what they mean to a reader
     "truncated_file": "The file breaks off here; what comes after could not be read.",
     "missing_field": "A field that every record needs is missing.",
     "unknown_field": "It has a field that the format does not know.",
+    "answer_kind": "It names an answer kind that does not exist.",
+    "duplicate_id": "Another question has the same id.",
     "wrong_type": "A field is of another type than the format says.",
     "lengths_differ": "Not as many log-probabilities as tokens.",
     "tokens_do_not_join": "The tokens do not join to the text.",
