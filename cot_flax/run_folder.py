@@ -66,6 +66,35 @@ class Run:
         return max((row["step"] for row in self.metrics), default=None)
 
 
+@dataclass(frozen=True)
+class Leaks:
+    """How many questions of a held-out split the training questions give away.
+
+    Attributes:
+        questions: of the split.
+        same: that stand among the training questions but for case, white space and punctuation.
+        template: that do when numbers and names are masked, the same ones among them.
+        overlap: of whose 8-grams 70% stand in training questions; of 8 words or more alone.
+    """
+
+    questions: int = 0
+    same: int = 0
+    template: int = 0
+    overlap: int = 0
+
+    @property
+    def any(self) -> bool:
+        """Whether there are some."""
+        return any((self.same, self.template, self.overlap))
+
+    def __str__(self):
+        return (
+            f"of {self.questions:,} questions {self.same:,} stand in the training data, "
+            f"{self.template:,} with numbers and names masked, {self.overlap:,} by 70% of their "
+            "8-grams"
+        )
+
+
 def write_facts(model_dir: str | os.PathLike, facts: Mapping) -> None:
     """Writes run.json: what is known of a run when it starts, as data.
 
@@ -145,12 +174,16 @@ def read_facts(model_dir: str | os.PathLike) -> dict:
     return facts
 
 
-def leaks_of(checkpoint: str) -> dict[str, dict[str, int]]:
+def leaks_of(checkpoint: str) -> dict[str, Leaks]:
     """What run.json says of leaks, for a checkpoint of ours; empty for others and without it."""
     if step_of(checkpoint) is None:
         return {}
-    facts = read_facts(checkpoint.rpartition(f"/{CHECKPOINTS}/")[0])
-    return facts.get("data", {}).get("leaks", {})
+    return leaks_in(read_facts(checkpoint.rpartition(f"/{CHECKPOINTS}/")[0]))
+
+
+def leaks_in(facts: Mapping) -> dict[str, Leaks]:
+    """What facts say of leaks, by `<dataset>/<split>`."""
+    return {name: Leaks(**n) for name, n in facts.get("data", {}).get("leaks", {}).items()}
 
 
 def read_runs(runs: Mapping[str, Path], base: str | None = None) -> list[Run]:

@@ -4,7 +4,6 @@ import atexit
 import copy
 import dataclasses
 import itertools
-import logging
 import weakref
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -154,9 +153,7 @@ class TaskBatches:
         return "teacher_top_ids" in self._provider.output_features
 
     def check(self, objective: Objective, vocab_size: int) -> None:
-        """Says what the data give away of held-out questions (`found_leaks`).
-
-        Raises UserError where a run asks for KL and no example has a teacher's row.
+        """Raises UserError where a run asks for KL and no example has a teacher's row.
 
         Others have trained for days without noticing that. It also raises where the vocabulary has
         ids for which the model, of `vocab_size` rows, has none, a mixture two vocabularies or
@@ -173,7 +170,6 @@ class TaskBatches:
                 "set the model's vocab_size, or train with the model's own vocabulary",
             )
         self._check_unknown()  # and what cannot be read is said here
-        self._warn_of_leaks()
         if not objective.uses_teacher:
             return
         if not self.has_teacher or not any(
@@ -293,11 +289,6 @@ class TaskBatches:
                 "0 or more, one of them above 0",
                 f"correct {self.mixture_or_task_name}/registration.format_rates",
             )
-
-    def _warn_of_leaks(self):
-        for name, found in self.found_leaks.items():
-            if found.any:
-                logging.getLogger(__name__).warning("%s: %s", name, found)
 
     def _check_unknown(self):
         unk_id, lacking, all = self._unk_id, np.zeros(2, int), np.zeros(2, int)

@@ -7,7 +7,6 @@ import itertools
 import logging
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import seqio
@@ -17,6 +16,7 @@ from cot_flax.data import preprocessors
 from cot_flax.data.features import TEACHER_FEATURES
 from cot_flax.data.registration import registered
 from cot_flax.errors import UserError
+from cot_flax.run_folder import Leaks
 from cot_flax.text.prompts import normalize_question
 
 LIMIT = 200_000
@@ -29,35 +29,6 @@ section 8) call an example contaminated where 70% of its 8-grams stand in the tr
 _BLOCK = 4096
 _TOKEN = re.compile(r"\d+(?:[.,]\d+)*|[^\W\d]+(?:['’][^\W\d]+)*")
 _FACTORS = np.cumprod(np.full(GRAM, 0x9E3779B97F4A7C15, np.uint64))
-
-
-@dataclass(frozen=True)
-class Leaks:
-    """How many questions of a held-out split the training questions give away.
-
-    Attributes:
-        questions: of the split.
-        same: that stand among the training questions but for case, white space and punctuation.
-        template: that do when numbers and names are masked, the same ones among them.
-        overlap: of whose 8-grams 70% stand in training questions; of 8 words or more alone.
-    """
-
-    questions: int = 0
-    same: int = 0
-    template: int = 0
-    overlap: int = 0
-
-    @property
-    def any(self) -> bool:
-        """Whether there are some."""
-        return any((self.same, self.template, self.overlap))
-
-    def __str__(self):
-        return (
-            f"of {self.questions:,} questions {self.same:,} stand in the training data, "
-            f"{self.template:,} with numbers and names masked, {self.overlap:,} by 70% of their "
-            f"{GRAM}-grams"
-        )
 
 
 def template_of(question: str) -> str:

@@ -24,7 +24,6 @@ from cot_flax import run_folder
 from cot_flax.axes import MeshRules
 from cot_flax.data.cards import TaskCard
 from cot_flax.data.features import fingerprint, tokenizer_of
-from cot_flax.data.leaks import Leaks
 from cot_flax.data.mixtures import Tasks, find_task, task_names
 from cot_flax.data.registration import cot_task, kind_of
 from cot_flax.errors import UserError
@@ -227,8 +226,8 @@ def _leaks(checkpoint: str, cards: Iterable[TaskCard], split: str) -> list[str]:
     known = run_folder.leaks_of(checkpoint)
     warnings = []
     for dataset, may_leak in dict.fromkeys((card.dataset, card.may_leak) for card in cards):
-        found = Leaks(**known.get(f"{dataset}/{split}", {}))
-        if found.any:
+        found = known.get(f"{dataset}/{split}")
+        if found and found.any:
             warnings.append(f"{dataset}/{split}: {found}")
         if may_leak:
             warnings.append(f"{dataset} may share questions with its training data: {may_leak}")

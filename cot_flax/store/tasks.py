@@ -150,6 +150,8 @@ class StoreSource(seqio.DataSource):
         del config
         found = set()
         for split in self._held_out:
+            if self._data.num_input_examples(split) == 0:
+                continue
             dataset = self._data.get_dataset(split, shuffle=False)
             if self._parse:
                 dataset = dataset.map(self._parse)

@@ -17,7 +17,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from cot_flax.errors import UserError
 from cot_flax.files import is_bucket, make_folder, path_at
-from cot_flax.run_folder import METRICS, TENSORBOARD
+from cot_flax.run_folder import METRICS, TENSORBOARD, leaks_in
 from cot_flax.training import hosts
 from cot_flax.training.trackers import Tracker
 
@@ -139,6 +139,7 @@ def summary(facts: Mapping[str, Any], model_dir: str) -> list[str]:
         f"objective: {', '.join(terms)}; "
         f"{training['steps']:,} steps of {rows}"
         + (f", at most {tokens:,} tokens" if tokens else ""),
+        *(f"{name}: {found}" for name, found in leaks_in(facts).items() if found.any),
         f"devices: {jax.devices()[0].device_kind} ({devices}); MODEL_DIR: {model_dir}",
     ]
 
