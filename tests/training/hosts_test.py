@@ -158,11 +158,12 @@ def test_data_in_other_shards_are_refused(alone, tmp_path):
 
 READ = """
 from cot_flax.files import path_at
+from cot_flax.weights import native
 from cot_flax.weights.opening import open_source
 source = open_source("gs://runs/a/b")
 print(len(list(path_at("gs://runs/a/b/tensorboard").iterdir())))
 print(source.place, source.vocabulary, (source.folder / "spiece.model").read_bytes())
-print(open_source("gs://runs/a/b/best/worse").place)
+print(native.best("gs://runs/a/b/best/worse"))
 print(source.tensors["encoder.encoder_norm.scale"].whole().tolist())
 """
 
