@@ -146,6 +146,7 @@ def test_seqios_evaluator_finds_gold_answers_right(dataset, bound_store):
     assert metrics.result()[task.name] == {"accuracy": 1.0, "parse_failures": 0.0}
 
 
+@pytest.mark.slow
 def test_seqio_cache_tasks_writes_what_use_cached_reads(tmp_path):
     """Its own script, on Beam, in a process of its own: it has flags of its own."""
     pytest.importorskip("apache_beam", reason="pip install cot-flax[beam]")

@@ -119,6 +119,7 @@ def trained(folder):
     return [row["step"] for row in map(json.loads, lines) if row["kind"] == "train"]
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_twice_pays_and_trains_once(folder):
     with StoryServer(delay=0.15) as server:
         write_second(folder, server.url)

@@ -199,6 +199,7 @@ def test_a_students_shape_is_that_of_a_file_of_models(name):
     assert "emb_dim = 96" in lines and "include 'models/t5_1_" in lines
 
 
+@pytest.mark.slow
 def test_one_line_teaches_from_a_servers_chains_to_a_report(tmp_path):
     """In processes, as a user starts it; with a recipe that is changed after a dry run."""
     stories = [{"question": s.question, "answer": str(s.answer)} for s in STORIES]
