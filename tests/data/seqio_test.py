@@ -20,6 +20,7 @@ from support.data import write_cache
 
 import cot_flax.tasks
 from cot_flax import hub
+from cot_flax.data.converter import DistillationFeatureConverter
 from cot_flax.data.features import TEACHER_FEATURES
 from cot_flax.data.mixtures import find_task
 from cot_flax.data.registration import registered
@@ -29,7 +30,7 @@ from cot_flax.lab.world.vocabulary import VOCABULARY_PATH
 for module in pkgutil.iter_modules(cot_flax.tasks.__path__):
     importlib.import_module(f"cot_flax.tasks.{module.name}")
 ROOT = Path(__file__).resolve().parents[2]
-LENGTHS = {"inputs": 2048, "targets": 128}  # a scenario shows its instruction and all exemplars
+LENGTHS = {"inputs": 8192, "targets": 256}  # a scenario shows its instruction and all exemplars
 # One of each data set with exemplars, if it has that format: the formats differ in prompts alone.
 CARDS = {card.dataset: card for card in registered()} | {
     card.dataset: card for card in registered() if card.format == "few_shot_cot"
@@ -106,7 +107,7 @@ def test_seqios_tools_take_every_data_set(dataset, bound_store, tmp_path):
     converters = {
         seqio.EncDecFeatureConverter: LENGTHS,
         seqio.PrefixLMFeatureConverter: LENGTHS,
-        seqio.LMFeatureConverter: {"targets": 256},
+        seqio.LMFeatureConverter: {"targets": 512},
     }
     for converter, lengths in converters.items():
         converted = seqio.get_dataset(
@@ -127,14 +128,14 @@ def test_seqios_tools_take_every_data_set(dataset, bound_store, tmp_path):
 def test_seqios_evaluator_finds_gold_answers_right(dataset, bound_store):
     """A student that writes the targets of the data has every answer right."""
     task = task_of(dataset, bound_store)
+    taught = TEACHER_FEATURES[0] in task.output_features  # SeqIO's own knows no such features
+    converter = DistillationFeatureConverter if taught else seqio.EncDecFeatureConverter
     evaluator = seqio.Evaluator(
         task.name,
-        seqio.EncDecFeatureConverter(pack=False),
+        converter(pack=False),
         eval_split=held_out(task),
         num_examples=3,
-        # The greatest length of all features, which SeqIO finds itself, is no help where its
-        # converter does not know the teacher's.
-        sequence_length=LENGTHS if TEACHER_FEATURES[0] in task.output_features else None,
+        sequence_length=None,
     )
 
     def targets(dataset):
