@@ -30,6 +30,7 @@ OWN = {
     "gsm8k_teacher_kl": ["TEACHER_STORE='store'"],
     "scenario": ["TEACHER_STORE='store'", "SCENARIO='folder'"],
     "scenario_evaluate": ["SCENARIO='folder'"],
+    "scenario_with_maths": ["TEACHER_STORE='store'", "SCENARIO='folder'"],
     "scenario_instructed": ["TEACHER_STORE='store'", "SCENARIO='folder'"],
     "scenario_instructed_evaluate": ["SCENARIO='folder'"],
     "scenarios": ["SCENARIOS=('a', 'b')", "TEACHER_STORES=('a-store',)"],
