@@ -160,6 +160,7 @@ def _add_several(wanted: str) -> None:
         ],
     }
     if parts := mixed.get(wanted):
+        seqio.MixtureRegistry.remove(wanted)  # gin may have bound other folders since
         seqio.MixtureRegistry.add(wanted, [(part, 1.0) for part in parts])
 
 

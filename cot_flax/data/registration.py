@@ -261,8 +261,8 @@ def add_tasks_on_demand(add: Callable[[str], None]) -> None:
     """Has `add` register tasks whose names gin alone knows, when a name is looked for.
 
     Args:
-        add: is called with every name that is not registered, and registers it if it is its own;
-            with "" it registers all of its own.
+        add: is called with every name that is looked for, and registers it if it is its own and gin
+            binds it otherwise than before; with "" it registers all of its own.
     """
     _ON_DEMAND.append(add)
 
@@ -270,8 +270,7 @@ def add_tasks_on_demand(add: Callable[[str], None]) -> None:
 def demand(name: str) -> None:
     """Has a task or mixture registered that is made on demand, if the name is that of one."""
     for add in _ON_DEMAND:
-        if name not in seqio.TaskRegistry.names() and name not in seqio.MixtureRegistry.names():
-            add(name)
+        add(name)
 
 
 def scopes() -> dict[str, set[str]]:

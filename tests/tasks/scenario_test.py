@@ -340,6 +340,9 @@ def test_several_scenarios_have_their_own_prompts_and_one_mixture(three, tmp_pat
         found = [prompt for prompt in prompts if f"9 at {name}" in prompt]
         assert len(found) == 4 and all(prompt.startswith(begin) for prompt in found)
     assert not any("rents" in prompt for prompt in prompts)
+    gin.bind_parameter(f"{SCENARIO}.several.stores", stores[:1])  # as a notebook goes on
+    mixture = find_task("scenarios_teacher_cot_mix")
+    assert {task.name.split("_")[1] for task in mixture.tasks} == {"bills"}
 
 
 def test_scenarios_of_one_name_are_refused(three, tmp_path):
