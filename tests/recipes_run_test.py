@@ -32,7 +32,7 @@ TINY = {
     "MAX_EXAMPLES": 2,
     "MAX_DECODE_LENGTH": 4,
     "PREPARE_WORKERS": 1,
-    "gsm8k.validation.questions": "fu2023",  # the last 500 would be all
+    "gsm8k.validation.questions": "last_500",  # the paper's 200 are of the whole file
     "t5.T5Config.vocab_size": 384,  # the world's pieces and T5's extra ids
 }
 ASKED = {
@@ -51,13 +51,17 @@ RECIPES = {
 
 @pytest.fixture
 def folder(tmp_path):
-    """Stories in GSM8K's files."""
+    """Stories in GSM8K's files, and 500 questions that are the validation split."""
     (tmp_path / "gsm8k").mkdir()
     lines = [
         json.dumps({"question": s.question, "answer": f"{reference_rationale(s)}\n#### {s.answer}"})
         for s in STORIES
     ]
-    (tmp_path / "gsm8k" / "train.jsonl").write_text("\n".join(lines[:30]) + "\n")
+    held_out = [
+        json.dumps({"question": f"{n} + 1?", "answer": f"{n} + 1 = {n + 1}.\n#### {n + 1}"})
+        for n in range(500)
+    ]
+    (tmp_path / "gsm8k" / "train.jsonl").write_text("\n".join([*lines[:30], *held_out]) + "\n")
     (tmp_path / "gsm8k" / "test.jsonl").write_text("\n".join(lines[30:]) + "\n")
     (tmp_path / "worked.jsonl").write_text("".join(json.dumps(item) + "\n" for item in WORKED))
     return tmp_path
