@@ -167,6 +167,7 @@ def test_a_run_that_is_killed_twice_pays_and_trains_once(folder):
     assert results["checkpoint"].endswith("22")
 
 
+@pytest.mark.slow
 def test_a_stage_that_the_system_ends_is_named(folder):
     write_second(folder, "http://127.0.0.1:9/v1", STAGES=("train",), INITIAL_RECIPE=None,
                  MIXTURE_OR_TASK_NAME="stories_zero_shot_cot", OBJECTIVE=None)  # fmt: skip

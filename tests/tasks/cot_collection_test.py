@@ -303,6 +303,7 @@ def test_an_entry_without_an_answer_is_counted(bind):
     assert cot_collection.SOURCE.manifest()["rejected"] == {"missing_field": 2}
 
 
+@pytest.mark.slow
 def test_hosts_share_out_the_mixture(bind, monkeypatch):
     monkeypatch.setattr(shards, "_BYTES", 2000)
     bind(make_entries(60))

@@ -67,6 +67,7 @@ def test_a_share_of_the_questions_is_held_out(folder):
     assert 15 <= len(splits["validation"]) <= 60
 
 
+@pytest.mark.slow
 def test_the_mixture_has_the_shares_of_the_sizes(folder):
     mixture = seqio.get_mixture_or_task("flan_cot_mix")
     rates = collections.Counter()
