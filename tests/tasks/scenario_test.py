@@ -50,6 +50,19 @@ def write(path, *rows):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
+def store_of(texts, folder):
+    """Prepares chains whose gold answer is 40, of which the last is wrong."""
+    rows = ({"question": f"{i}?", "text": t, "answer": "40"} for i, t in enumerate(texts))
+    write(folder / "own.jsonl", *rows)
+    settings = Preparation(Filters(answer_kind=answer_kind(TASK)), template=template(TASK))
+    store = str(folder / "store")
+    kept = prepare(
+        [str(folder / "own.jsonl")], store, vocabulary=VOCABULARY, settings=settings, workers=1
+    )
+    assert dict(kept.fates) == {"kept": 2, "wrong_answer": 1}
+    return store
+
+
 def test_the_settings_rule_the_task(folder):
     assert cot_task(TASK).answer_kind == "number"
     assert answer_kind("scenario_teacher_zero_shot_cot") == "number"
@@ -91,14 +104,7 @@ def test_the_settings_word_the_task(folder, tmp_path):
     texts = ["Zu zahlen sind 10080 von 5", "Summe: 40, nicht 30"]
     assert metric(["10,080", "40.00"], texts)["accuracy"] == 1.0
     texts = ["4 * 10 = 40.\nSumme: 40 von 90", "Zu zahlen sind 40.", "Zu zahlen sind 41."]
-    rows = ({"question": f"{i}?", "text": t, "answer": "40"} for i, t in enumerate(texts))
-    write(tmp_path / "own.jsonl", *rows)
-    settings = Preparation(Filters(answer_kind=answer_kind(TASK)), template=template(TASK))
-    store = str(tmp_path / "store")
-    kept = prepare(
-        [str(tmp_path / "own.jsonl")], store, vocabulary=VOCABULARY, settings=settings, workers=1
-    )
-    assert dict(kept.fates) == {"kept": 2, "wrong_answer": 1}
+    store = store_of(texts, tmp_path)
     targets = [
         SentencePieceTokenizer(VOCABULARY_PATH, extra_ids=0).decode(record["targets"].tolist())
         for record in layout.dataset(store).as_numpy_iterator()
@@ -144,14 +150,7 @@ def test_the_test_split_may_be_a_table(folder):
 def test_the_chains_of_a_store_have_the_tasks_template(folder, tmp_path):
     gin.bind_parameter("cot_flax.data.registration.prompting.template", "ho2022")
     texts = ["4 * 10 = 40. The answer is 40", "4 * 10 = 40. --> 40", "4 * 10 = 41. --> 41"]
-    rows = ({"question": f"{i}?", "text": t, "answer": "40"} for i, t in enumerate(texts))
-    write(tmp_path / "own.jsonl", *rows)
-    settings = Preparation(Filters(answer_kind=answer_kind(TASK)), template=template(TASK))
-    store = str(tmp_path / "store")
-    kept = prepare(
-        [str(tmp_path / "own.jsonl")], store, vocabulary=VOCABULARY, settings=settings, workers=1
-    )
-    assert dict(kept.fates) == {"kept": 2, "wrong_answer": 1}
+    store = store_of(texts, tmp_path)
     tokenizer = SentencePieceTokenizer(VOCABULARY_PATH, extra_ids=0)
     records = layout.dataset(store).as_numpy_iterator()
     assert {tokenizer.decode(record["targets"].tolist()) for record in records} == {
