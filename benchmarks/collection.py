@@ -102,7 +102,7 @@ def measure(options, folder: Path) -> None:
     small, large = (result[str(count)] for count in (options.records // 10, options.records))
     for road in options.only:
         result[f"{road}_memory_of_all_over_a_tenth"] = large[road]["peak"] / small[road]["peak"]
-    record("collection", result)
+    record(f"collection-{options.records}", result)
 
 
 def prepare_once(file: str, options) -> tuple[int, float]:
