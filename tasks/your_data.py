@@ -2,8 +2,8 @@
 
 `your_data_bytes_<format>` and `your_data_bytes_teacher_<format>` are the same of bytes, for ByT5.
 `chains.dataset.DataSet` says what files and columns are. Several data sets stand beside each other
-under scopes: `tickets/your_data.data.of = @tickets/dataset.DataSet()` registers `tickets_<format>`,
-`tickets_cot_mix` and so on.
+under scopes: with `tickets/your_data.data.of = @tickets/dataset.DataSet()` there are
+`tickets_<format>`, `tickets_cot_mix` and so on, registered when a name is looked for.
 """
 
 import functools
@@ -16,7 +16,7 @@ import gin
 import seqio
 
 from cot_flax.chains.dataset import SPLITS, DataSet, Item, Reading
-from cot_flax.data.registration import add_cot_task, registered
+from cot_flax.data.registration import add_cot_task, add_tasks_on_demand, registered
 from cot_flax.data.sources import records_source
 from cot_flax.errors import UserError
 from cot_flax.text.wording import LANGUAGES
@@ -46,6 +46,7 @@ def teacher_store(directory: str | None = None) -> str | None:
 
 def scopes() -> dict[str, set[str]]:
     """The gin scopes that exist, by what may be bound under them (configuration asks)."""
+    _add_bound("")
     return {"data": set(_NAMES), "teacher_store": set(_NAMES)}
 
 
@@ -114,11 +115,13 @@ def _exemplars(name: str, split: str) -> list[dict]:
     return _records([item for item in items if item.rationale] or items)
 
 
-@gin.config.register_finalize_hook
-def _register_scopes(config) -> None:
-    for scope, selector in config:
-        if scope and selector == f"{_MODULE}.data":
+def _add_bound(wanted: str) -> None:
+    """Adds the tasks of the data sets that gin binds under scopes, if a name is one of theirs."""
+    for scope, selector in list(gin.config._CONFIG):
+        is_own = not wanted or wanted.startswith(f"{scope}_")
+        if selector == f"{_MODULE}.data" and scope and is_own:
             register(scope)
 
 
 register("your_data")
+add_tasks_on_demand(_add_bound)

@@ -3,6 +3,7 @@
 No record is lost in silence: each is in a split, left out of one, or unusable, and counted so.
 """
 
+import functools
 import hashlib
 import os
 import re
@@ -16,7 +17,7 @@ from cot_flax.chains.records import BadRecord, files_of, reject
 from cot_flax.chains.samples import Sample
 from cot_flax.chains.thoughts import PARTS, Part
 from cot_flax.errors import UserError
-from cot_flax.text.answers import extract_answer, gold_answer, kind_of_gold, label_kind
+from cot_flax.text.answers import extract_answer, gold_answer, kind_of_golds, label_kind
 from cot_flax.text.prompts import normalize_question
 
 SPLITS = ("train", "validation", "test")
@@ -26,7 +27,6 @@ _NAMES = {name: name for name in SPLITS} | {
     **dict.fromkeys(("testing", "heldout"), "test"),
 }
 _OPEN = ("", "train")  # from which the splits that are missing are drawn
-_SURE = 0.95  # of the gold answers, for their kind to be that of all
 _SHOWN = 3
 Files = str | Sequence[str]
 
@@ -84,18 +84,22 @@ class DataSet:
         question: the column of questions.
         rationale: that of chains.
         answer: that of gold answers.
-        answer_kind: a name of `answers.KINDS`; None is what nearly all gold answers look like.
+        answer_kind: a name of `answers.KINDS`; None is what they look like
+            (`answers.kind_of_golds`).
         labels: in place of a kind: all answers that there are.
         split_column: the column that names splits; None is `split`, where there is one.
         validation_share: of the training questions, where no other split is for validation.
         test_share: likewise for the test.
+        train_questions: so many questions of what is left for training are drawn, 8 being among the
+            32 of the same seed; None is all.
         seed: of these draws.
         chain: of records with a thought apart from the text, which part is the chain: "text",
             "thought" or "both".
         max_unusable: the share of unusable records at which reading stops.
 
     Raises:
-        UserError: no data, a share beyond (0, 1), an unknown part, or a kind beside labels.
+        UserError: no data, a share beyond (0, 1), no training question, an unknown part, or a kind
+            beside labels.
     """
 
     data: Files | Mapping[str, Files] | None
@@ -108,6 +112,7 @@ class DataSet:
     split_column: str | None = None
     validation_share: float = 0.05
     test_share: float = 0.1
+    train_questions: int | None = None
     seed: int = 0
     chain: Part = "text"
     max_unusable: float = 0.05
@@ -123,6 +128,9 @@ class DataSet:
                     "a share between 0 and 1; a question at least is held out",
                     "give a small one, or your own files of this split",
                 )
+        if self.train_questions is not None and self.train_questions < 1:
+            got = f"train_questions {self.train_questions}"
+            raise UserError(got, "1 or more, or None for all", "correct TRAIN_QUESTIONS")
         if self.chain not in PARTS:
             got = f"chain {self.chain!r}"
             raise UserError(got, f"one of {', '.join(PARTS)}", "correct the name")
@@ -134,7 +142,7 @@ class DataSet:
 
         Raises:
             UserError: a file that cannot be used, a column that is not there, too many unusable
-                records, or a split without any.
+                records, a split without any, or fewer training questions than are to be drawn.
         """
         return _Reader(self).reading()
 
@@ -173,6 +181,7 @@ class _Reader:
     unusable: Counter = field(default_factory=Counter)
     first: dict[str, BadRecord] = field(default_factory=dict)
     left_out: Counter = field(default_factory=Counter)
+    not_drawn: int = 0
     questions: dict[str, str] = field(default_factory=dict)  # by id
     thoughts: int = 0
 
@@ -235,15 +244,12 @@ class _Reader:
     def _kind(self, rows: Iterable[_Row]) -> tuple[str, str]:
         """The kind of all answers, and how it is known."""
         if self.of.labels:
-            return label_kind(self.of.labels), "as you say"
+            return label_kind(self.of.labels), "you say so"
         if self.of.answer_kind:
-            return self.of.answer_kind, "as you say"
+            return self.of.answer_kind, "you say so"
         said = (row.answer or extract_answer(row.text, kind="text", mode="strict") for row in rows)
-        kinds = Counter(map(kind_of_gold, filter(None, said)))
-        kind, count = max(kinds.items(), key=lambda item: item[1], default=("text", 0))
-        if count < _SURE * kinds.total():
-            return "text", f"for they look like {', '.join(sorted(kinds))}"
-        return kind, f"as {count:,} of {kinds.total():,} look"
+        found = kind_of_golds(filter(None, said))
+        return found.name, found.why
 
     def _has_answer(self, row: _Row, kind: str) -> bool:
         """Finds the answer that stands in the chain alone; counts a row without one."""
@@ -252,7 +258,7 @@ class _Reader:
                 row.answer = extract_answer(row.text, kind=kind, mode="strict") or ""
                 if not row.answer:
                     reject("no_answer", row.place, "no answer", "a column of answers, or a marker")
-            if gold_answer(row.answer, kind=kind) is None:
+            if not _is_readable(row.answer, kind):
                 got = f"the answer {row.answer[:80]!r}"
                 reject("unreadable_gold_answer", row.place, got, f"one of kind {kind!r}")
         except BadRecord as error:
@@ -279,7 +285,25 @@ class _Reader:
         for split in {row.split or "train" for row in rows} | set(drawn.values()):
             if not items[split]:
                 raise self._empty(split)
-        return items
+        return items | {"train": self._few(items["train"])}
+
+    def _few(self, train: list[Item]) -> list[Item]:
+        """The items of the training questions that are drawn, where only some are to be."""
+        if self.of.train_questions is None:
+            return train
+        keys = [normalize_question(item.question) for item in train]
+        ranked = sorted(set(keys), key=lambda key: _random_number(f"{self.of.seed}/train/{key}"))
+        if self.of.train_questions > len(ranked):
+            raise UserError(
+                f"train_questions {self.of.train_questions:,} of the {len(ranked):,} training "
+                f"questions of {self.of.name}",
+                "no more than there are",
+                "lower TRAIN_QUESTIONS, or give more data",
+            )
+        few = set(ranked[: self.of.train_questions])
+        kept = [item for item, key in zip(train, keys, strict=True) if key in few]
+        self.not_drawn = len(train) - len(kept)
+        return kept
 
     def _drawn(self, rows: Sequence[_Row], keys: Sequence[str]) -> dict[str, str]:
         """The training questions that become the splits which are not there, and which of them."""
@@ -310,12 +334,15 @@ class _Reader:
         parts = " + ".join(f"{len(items):,} {split}" for split, items in splits.items())
         yield (
             f"{self.of.name}: {self.read:,} records read = {parts} + "
-            f"{self.left_out.total():,} left out + {self.unusable.total():,} unusable; answers are "
-            f"of kind {kind}, {why}"
+            f"{self.left_out.total() + self.not_drawn:,} left out + "
+            f"{self.unusable.total():,} unusable; answers are of kind {kind}, for {why}"
         )
         for (split, other), count in self.left_out.items():
             where = "there already" if split == other else f"in {other}, too"
             yield f"left out of {split}: {count:,} whose question stands {where}"
+        if self.not_drawn:
+            few = f"{self.of.train_questions:,} questions (TRAIN_QUESTIONS)"
+            yield f"left out of train: {self.not_drawn:,}, for {few} were drawn by the seed"
         for reason, count in self.unusable.most_common():
             yield f"unusable: {reason} {count:,}, the first: {self.first[reason]}"
         without = sum(not item.rationale for item in splits["train"])
@@ -325,6 +352,11 @@ class _Reader:
             yield f"{without:,} of train without a chain: for the answer formats alone"
         if self.thoughts and self.of.chain == "text":
             yield f"{self.thoughts:,} with a thought apart, which is left out (CHAIN learns it)"
+
+
+@functools.lru_cache(maxsize=2**14)  # few answers come again and again in most data
+def _is_readable(answer: str, kind: str) -> bool:
+    return gold_answer(answer, kind=kind) is not None
 
 
 def _divided_files(data: Files | Mapping[str, Files]) -> list[tuple[str, str]]:

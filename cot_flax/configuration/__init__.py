@@ -78,7 +78,7 @@ def parse(
                 gin.bind_parameter(place, mended[key])
         if needed is not None:
             _fill_macros(needed)
-        gin.finalize()  # its hooks register what scopes name
+        gin.finalize()
         _check_scopes()
     except (*draft.MALFORMED, OSError, ImportError, AttributeError, NameError) as error:
         if isinstance(error, ModuleNotFoundError) and isinstance(

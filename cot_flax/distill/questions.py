@@ -3,7 +3,6 @@
 import hashlib
 import itertools
 import os
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -17,8 +16,7 @@ from cot_flax.text.prompts import normalize_question
 
 LEAST = 40
 """Questions with an answer: 10 are the test, 5 the validation, 25 are left to learn from."""
-_LABELS, _TIMES = 20, 3  # so few different answers, each so often on average, are labels
-_BAD = 0.05  # the share of records that may be unreadable
+_BAD = 0.05  # the share of records, and of answers, that may be unreadable
 _LISTED = 3
 _LOOKED_AT = 20  # records by which a file's fields are found
 
@@ -41,20 +39,6 @@ class Item:
     def rationale(self) -> str:
         """The first chain, or ""."""
         return self.rationales[0] if self.rationales else ""
-
-
-class Answers(NamedTuple):
-    """Of what kind the answers are.
-
-    Attributes:
-        kind: "number", "choice", "yes_no", "text", or "labels".
-        labels: all of them, in the order of the alphabet, where they are a closed list.
-        why: what was seen, for the user.
-    """
-
-    kind: str
-    labels: tuple[str, ...]
-    why: str
 
 
 class Splits(NamedTuple):
@@ -138,26 +122,33 @@ def check_enough(items: Sequence[Item], path: str | os.PathLike) -> None:
         )
 
 
-def kind_of(answers: Iterable[str]) -> Answers:
-    """Of what kind these answers are."""
-    counts = Counter(" ".join(answer.split()).casefold() for answer in answers)
-    total, different = counts.total(), len(counts)
-    most = ", ".join(f"{label} {count}" for label, count in counts.most_common(_LABELS))
-    if counts.keys() <= {"yes", "no"}:
-        return Answers("yes_no", (), f"all are yes or no ({most})")
-    if all(len(label) == 1 and label in "abcdefghij" for label in counts):
-        return Answers("choice", (), f"all are letters of choices ({most})")
-    if all(_is(answer, "number") for answer in counts):
-        return Answers("number", (), f"all {total:,} are numbers, {different:,} different ones")
-    if 1 < different <= _LABELS and total >= _TIMES * different:
-        return Answers("labels", tuple(sorted(counts)), f"{different} different ones ({most})")
-    return Answers("text", (), f"{different:,} different texts among {total:,}")
+def of_kind(
+    items: Sequence[Item], kind: str, path: str | os.PathLike
+) -> tuple[list[Item], list[str]]:
+    """The questions whose answer a line `The answer is ...` gives as one of the kind, and notes.
 
+    Raises:
+        UserError: too many are of another kind.
+    """
 
-def _is(answer: str, kind: str) -> bool:
-    found = extract_answer(f"The answer is {answer}.", kind=kind, mode="strict")
-    gold = gold_answer(answer, kind=kind)
-    return gold is not None and found is not None and answers_match(found, answer, kind=kind)
+    def is_readable(answer: str) -> bool:
+        if gold_answer(answer, kind=kind) is None:
+            return False
+        found = extract_answer(f"The answer is {answer}.", kind=kind, mode="strict")
+        return found is not None and answers_match(found, answer, kind=kind)
+
+    readable = {answer: is_readable(answer) for answer in {item.answer for item in items}}
+    others = [item for item in items if not readable[item.answer]]
+    if not others:
+        return list(items), []
+    got = f"{len(others):,} answers that are none of kind {kind} (such as {others[0].answer!r})"
+    if len(others) > _BAD * len(items):
+        raise UserError(
+            f"{got} of {len(items):,} in {path}",
+            f"at most {_BAD:.0%}",
+            "repair them, or name their kind: --kind KIND",
+        )
+    return [item for item in items if readable[item.answer]], [f"{got} are left out"]
 
 
 def sizes(count: int) -> tuple[int, int]:

@@ -17,7 +17,7 @@ from typing import Any
 from cot_flax.chains.samples import read_samples, write_samples
 from cot_flax.configuration import draft
 from cot_flax.distill import defaults, questions, write
-from cot_flax.distill.questions import Answers, Item, Splits
+from cot_flax.distill.questions import Item, Splits
 from cot_flax.distill.run import COMMAND
 from cot_flax.distill.stages import State, is_free
 from cot_flax.errors import UserError
@@ -25,6 +25,7 @@ from cot_flax.files import path_at, write_whole
 from cot_flax.teacher import findings
 from cot_flax.teacher.journal import journal_path
 from cot_flax.teacher.scenario import read_scenario, read_test
+from cot_flax.text.answers import GoldKind, kind_of_golds, normal_text
 from cot_flax.text.prompts import normalize_question
 from cot_flax.text.tokenizers import SentencePieceTokenizer
 
@@ -236,17 +237,16 @@ def _vocabulary(path: str) -> str:
     return path
 
 
-def _answers(options: Options, items: Sequence[Item]) -> Answers:
-    found = questions.kind_of(item.answer for item in items)
+def _answers(kind: str | None, items: Sequence[Item]) -> GoldKind:
+    if kind is None:
+        return kind_of_golds(item.answer for item in items)
     known = ("number", "choice", "yes_no", "text", "labels")
-    if options.kind is None or options.kind == found.kind:
-        return found
-    if options.kind not in known:
-        raise UserError(f"--kind {options.kind}", f"one of {', '.join(known)}", "correct it")
-    if options.kind == "labels":
-        labels = sorted({" ".join(item.answer.split()).casefold() for item in items})
-        return Answers("labels", tuple(labels), f"--kind says so ({len(labels)} different ones)")
-    return Answers(options.kind, (), "--kind says so")
+    if kind not in known:
+        raise UserError(f"--kind {kind}", f"one of {', '.join(known)}", "correct it")
+    if kind == "labels":
+        labels = sorted({normal_text(item.answer) for item in items})
+        return GoldKind("labels", tuple(labels), f"--kind says so ({len(labels)} different ones)")
+    return GoldKind(kind, (), "--kind says so")
 
 
 @dataclass(frozen=True)
@@ -262,7 +262,7 @@ class _Asked:
 
     name: str
     splits: Splits
-    answers: Answers
+    answers: GoldKind
     shown: int
     chains: int
     notes: list[str]
@@ -276,15 +276,17 @@ def is_scenario(data: str) -> bool:
 
 def _file(options: Options) -> _Asked:
     items, notes = questions.read(options.data, options.columns)
+    answers = _answers(options.kind, items)
+    items, others = questions.of_kind(items, answers.name, options.data)
     questions.check_enough(items, options.data)
     splits = questions.split(items, options.seed)
     return _Asked(
         name=re.sub(r"\W", "_", path_at(options.out).name),
         splits=splits,
-        answers=_answers(options, items),
+        answers=answers,
         shown=len(write.exemplars(splits.train)),
         chains=write.CHAINS,
-        notes=notes,
+        notes=notes + others,
         held_out=f"by question, seed {options.seed}",
     )
 
@@ -302,7 +304,7 @@ def _scenario(options: Options) -> _Asked:
     return _Asked(
         name=settings.dataset,
         splits=Splits(train, [], held_out),
-        answers=Answers(kind, settings.labels, "its settings say so"),
+        answers=GoldKind(kind, settings.labels, "its settings say so"),
         shown=len(read.exemplars),
         chains=settings.samples,
         notes=read.notes,

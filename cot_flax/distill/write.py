@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from cot_flax.distill.defaults import Training
-from cot_flax.distill.questions import Answers, Item, Splits
+from cot_flax.distill.questions import Item, Splits
+from cot_flax.text.answers import GoldKind
 
 SHOWN = 4
 """Worked examples that the teacher sees: paper [1] shows its students so many."""
@@ -63,7 +64,7 @@ def exemplars(items: Iterable[Item]) -> list[Item]:
     return [worked[place] for _, place in sorted(turns)[:SHOWN]]
 
 
-def instruction(answers: Answers) -> str:
+def instruction(answers: GoldKind) -> str:
     """What the teacher is told."""
     what = {
         "labels": f"Read the text and decide which of these it is: {', '.join(answers.labels)}.",
@@ -74,7 +75,7 @@ def instruction(answers: Answers) -> str:
     return f"{what} First reason step by step, in a few sentences. {_CLOSE}\n"
 
 
-def scenario_files(name: str, splits: Splits, answers: Answers, shown: int) -> dict[str, str]:
+def scenario_files(name: str, splits: Splits, answers: GoldKind, shown: int) -> dict[str, str]:
     """The files of the scenario's folder, by name; `chains.jsonl` are those of the training split.
 
     Args:

@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import re
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
@@ -20,9 +19,11 @@ from cot_flax.text.answers import (
     KINDS,
     answers_match,
     extract_answer,
+    gold_answer,
+    kind_of_golds,
     label_kind,
     marked_kind,
-    normal_label,
+    normal_text,
 )
 from cot_flax.text.prompts import (
     Exemplar,
@@ -37,7 +38,7 @@ from cot_flax.text.wording import LANGUAGES, PLACE, Wording, has_words, written_
 _FORMAT = "few_shot_cot"
 _LISTED = 5  # ids in a note
 VALIDATION, LEAST_LABELLED = 0.1, 20
-_LABELS, _TIMES = 12, 3  # so few different answers, each so often on average, are labels
+_LEAST = 3  # answers that show their kind
 
 
 @dataclass(frozen=True)
@@ -305,14 +306,18 @@ def _left_out(inputs: Sequence[Question], new: Sequence[Question], file: str) ->
 
 
 def _closed(items: Sequence[Question], settings: Settings) -> Iterator[str]:
-    """Says so where a few labels are all the answers and the settings do not name them."""
-    counts = Counter(normal_label(item.answer) for item in items if item.answer)
-    often = counts.total() >= _TIMES * len(counts) and len(counts) <= _LABELS
-    if settings.answer_kind == "text" and len(counts) > 1 and often:
-        told = ", ".join(f"{label} {count}" for label, count in sorted(counts.items()))
-        setting = json.dumps({"labels": sorted(counts)}, ensure_ascii=False)
+    """Says so where all answers are of a narrower kind than texts and the settings do not name it.
+
+    One or two of them say nothing.
+    """
+    golds = [item.answer for item in items if item.answer]
+    found = kind_of_golds(golds)
+    if settings.answer_kind != "text" or found.kind == "text" or len(golds) < _LEAST:
+        return
+    if all(gold_answer(gold, kind=found.name) is not None for gold in golds):
+        narrow = {"labels": found.labels} if found.labels else {"answer_kind": found.kind}
         yield (
-            f"all {counts.total()} answers are of {len(counts)} labels ({told}); {setting} in "
+            f"answers: {found.kind}, for {found.why}; {json.dumps(narrow, ensure_ascii=False)} in "
             "settings.json makes that the rule: then no other text counts as an answer"
         )
 
@@ -391,7 +396,7 @@ def read_settings(folder: str | os.PathLike) -> Settings:
 def _label_kind(path: str | os.PathLike, values: dict[str, Any]) -> dict[str, Any]:
     """The settings of a closed list: its labels, and their answer kind."""
     labels = values["labels"]
-    known = {normal_label(label) for label in labels if isinstance(label, str)}
+    known = {normal_text(label) for label in labels if isinstance(label, str)}
     if "answer_kind" in values:
         raise _unusable(path, "labels and answer_kind", "one of the two: labels are a kind")
     if len(known) < max(2, len(labels)) or "" in known:
@@ -421,7 +426,7 @@ def _readable(answer: str, settings: Settings) -> bool:
     template = settings.layout
     heads = (*template.heads, *settings.wording.heads)
     kind = marked_kind(settings.answer_kind, heads, template.stop)
-    if settings.labels and normal_label(answer) not in settings.labels:
+    if settings.labels and normal_text(answer) not in settings.labels:
         return False
     line = build_target("", answer, _FORMAT, template)
     found = extract_answer(line, kind=kind, mode="strict")

@@ -20,7 +20,8 @@ A text is read in this order:
 
 import re
 import unicodedata
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal, NamedTuple, get_args
@@ -66,6 +67,11 @@ MARKED: dict[str, Marked] = {}
 Mode = Literal["strict", "flexible", "fu2023", "ho2022", "kim2023"]  # the last three: legacy.RULES
 MODES = get_args(Mode)
 BARE_WORDS = 5
+# Of the gold answers of a data set: so few different ones, each so often on average, are labels;
+# such a share of them has the kind of all.
+_LABELS, _TIMES, _SURE = 20, 3, 0.95
+_CHOICE_GOLD = re.compile(r"\(?[A-Ja-j]\)?\W*")
+_CALLED = {"number": "numbers", "choice": "letters of choices", "yes_no": "yes or no"}
 
 _NOUNS = "|".join(known.nouns for known in LANGUAGES.values() if known.nouns)
 _ATTRIBUTES = "|".join(known.attributes for known in LANGUAGES.values() if known.attributes)
@@ -343,7 +349,7 @@ class Labels:
     Labels are words of any prose (`close`): `add_answer_kind` takes them with `bare`.
 
     Attributes:
-        labels: in lower case.
+        labels: in the normal form of kind `text`.
     """
 
     labels: tuple[str, ...]
@@ -352,17 +358,12 @@ class Labels:
         longest_first = sorted(self.labels, key=len, reverse=True)
         one = "|".join(r"\s+".join(map(re.escape, label.split())) for label in longest_first)
         found = re.findall(rf"(?<!\w)(?:{one})(?!\w)", text, re.IGNORECASE)
-        return [normal_label(label) for label in found]
-
-
-def normal_label(label: str) -> str:
-    """A label in lower case, with single spaces."""
-    return " ".join(label.split()).casefold()
+        return [normal_text(label) for label in found]
 
 
 def label_kind(labels: Collection[str]) -> str:
     """Returns the kind whose answers are these labels alone; adds it where it is new."""
-    known = tuple(sorted(set(map(normal_label, labels))))
+    known = tuple(sorted(set(map(normal_text, labels))))
     kind = f"one of {', '.join(known)}"
     if kind not in KINDS:
         add_answer_kind(kind, Labels(known), bare=True)
@@ -460,7 +461,7 @@ def gold_answer(gold: str, *, kind: str) -> str | None:
     if base_kind(kind) != "text":
         return extract_answer(gold, kind=kind, mode="flexible")
     text = said(_stopped(gold, kind))
-    return _marked(text, kind)[0] or _normal_text(_last_line(text)) or None
+    return _marked(text, kind)[0] or normal_text(_last_line(text)) or None
 
 
 def kind_of_gold(gold: str) -> str:
@@ -479,10 +480,84 @@ def kind_of_gold(gold: str) -> str:
     return "number" if numbers and numbers[0] is not None else "text"
 
 
+class GoldKind(NamedTuple):
+    """Of what kind the gold answers of a data set are.
+
+    Attributes:
+        kind: "number", "choice", "yes_no", "text", or "labels": a closed list of texts.
+        labels: that list, in the normal form of kind `text` and in alphabetical order.
+        why: what was seen, in words that follow on `for`.
+    """
+
+    kind: str
+    labels: tuple[str, ...]
+    why: str
+
+    @property
+    def name(self) -> str:
+        """What is passed as `kind`; adds that of labels where it is new."""
+        return label_kind(self.labels) if self.labels else self.kind
+
+
+def kind_of_golds(golds: Iterable[str]) -> GoldKind:
+    """The kind that the bare gold answers of a data set look like; "" is none of them.
+
+    1. That of all of them (`kind_of_gold`); letters from a to j are choices in lower case, too.
+    2. Labels, where a few different answers come again and again: at most 20, each three times on
+       average, all of which a closing line can give. Beside numbers, choices or yes and no they
+       are labels where they come as often (`maybe` beside `yes`), not where they are single slips.
+    3. The kind of 95 % of them: the others are answers that cannot be read.
+    4. Texts.
+    """
+    given = Counter(golds)
+    given.pop("", None)
+    total, labels = given.total(), _few_labels(given)
+    if all(map(_CHOICE_GOLD.fullmatch, given)):
+        kinds = dict.fromkeys(given, "choice")
+    else:
+        kinds = {gold: kind_of_gold(gold) for gold in given}
+    counts: Counter[str] = Counter()
+    for gold, kind in kinds.items():
+        counts[kind] += given[gold]
+    kind, count = counts.most_common(1)[0] if counts else ("text", 0)
+    others = [gold for gold in given if kinds[gold] != kind]
+    is_kind = kind != "text" and count >= _SURE * total
+    are_slips = total - count < _TIMES * len(set(map(normal_text, others)))
+    most = ", ".join(f"{label} {number}" for label, number in labels.most_common())
+    seen = f"({most})" if most else f"({len(given):,} different ones)"
+    if labels and not (is_kind and (not others or are_slips)) and _can_be_labels(given, labels):
+        why = f"{len(labels)} different ones come again and again among {total:,} {seen}"
+        return GoldKind("labels", tuple(sorted(labels)), why)
+    if is_kind:
+        slips = f" but {total - count:,}, such as {others[0]!r}," if others else ""
+        return GoldKind(kind, (), f"all{slips} of {total:,} are {_CALLED[kind]} {seen}")
+    looks = f", which look like {', '.join(sorted(counts))}" if len(counts) > 1 else ""
+    return GoldKind("text", (), f"there are {len(given):,} different ones among {total:,}{looks}")
+
+
+def _few_labels(given: Counter[str]) -> Counter[str]:
+    """How often each of the few different answers stands there; none where they are many."""
+    labels: Counter[str] = Counter()
+    for gold, count in given.items():
+        labels[normal_text(gold)] += count
+        if len(labels) > _LABELS:
+            return Counter()
+    return labels if given.total() >= _TIMES * len(labels) else Counter()
+
+
+def _can_be_labels(given: Iterable[str], labels: Collection[str]) -> bool:
+    """Whether a closing line, and a gold answer alone, give each of them as itself."""
+    find = Labels(tuple(labels))
+    return len(labels) > 1 and all(
+        find(first_sentence(gold))[:1] == [normal_text(gold)] == [_bare_word(gold, find)]
+        for gold in given
+    )
+
+
 def whole_text(text: str, gold: str, kind: str = "text") -> str | None:
     """Returns `text` in the normal form of kind `text` if all of it, however long, is `gold`."""
     text = said(_stopped(text, kind))
-    normal = _normal_text(text) if "\n" not in text.strip() else None
+    normal = normal_text(text) if "\n" not in text.strip() else None
     return normal if normal and normal == gold_answer(gold, kind="text") else None
 
 
@@ -717,7 +792,7 @@ def _first_text(tail: str) -> str | None:
     if "\\" in tail:
         tail = latex.plain(tail[:_LONGEST_FORMULAS])
     if quoted := _QUOTED.match(tail):
-        return _normal_text(quoted[1] or quoted[2]) or None
+        return normal_text(quoted[1] or quoted[2]) or None
     tail = tail.strip()
     for end in _TEXT_END.finditer(tail):
         initial = _ABBREVIATION.search(tail, max(0, end.start() - 12), end.start())
@@ -728,7 +803,7 @@ def _first_text(tail: str) -> str | None:
         ):
             tail = tail[: end.start()]
             break
-    return _normal_text(tail) or None
+    return normal_text(tail) or None
 
 
 def _bare_text(text: str) -> str | None:
@@ -737,7 +812,7 @@ def _bare_text(text: str) -> str | None:
 
 def _bare_word(text: str, find: Callable[[str], list[str]]) -> str | None:
     found = find(text)
-    is_one = len(set(found)) == 1 and (_is_bare(text) or found == [_normal_text(text)])
+    is_one = len(set(found)) == 1 and (_is_bare(text) or found == [normal_text(text)])
     return found[0] if is_one else None
 
 
@@ -745,7 +820,8 @@ def _last_line(text: str) -> str:
     return text.strip().rpartition("\n")[2]
 
 
-def _normal_text(line: str) -> str:
+def normal_text(line: str) -> str:
+    """The normal form of an answer of kind `text`, see `extract_answer`."""
     for _ in range(2):  # once more: the canonical caseless form of Unicode 3.13, D145
         line = unicodedata.normalize("NFD", line).casefold()
     line, before = " ".join(unicodedata.normalize("NFC", line).split()), None

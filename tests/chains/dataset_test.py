@@ -50,6 +50,34 @@ def test_shares_are_drawn_by_question_and_seed(data, tmp_path):
     assert "left out of test: 10 whose question stands there already" in again.summary
 
 
+def test_a_few_training_questions_are_drawn_with_all_their_chains(tmp_path):
+    rows = [row | {"rationale": f"{n}."} for row in sums(range(100)) for n in range(3)]
+    data = write(tmp_path / "c.jsonl", rows)
+    whole = DataSet(data).read()
+    drawn = {n: DataSet(data, train_questions=n).read() for n in (8, 32, 85)}
+    for n, reading in drawn.items():
+        assert len(reading.splits["train"]) == 3 * n
+        assert sum(item.first for item in reading.splits["train"]) == n
+        assert [reading.splits[s] for s in SPLITS[1:]] == [whole.splits[s] for s in SPLITS[1:]]
+    assert drawn[85].splits == whole.splits
+    few, more = (set(questions(drawn[n], "train")) for n in (8, 32))
+    assert few < more < set(questions(whole, "train"))
+    # The order of the file is not what is drawn by, and another seed draws others.
+    backwards = write(tmp_path / "d.jsonl", rows[::-1])
+    again = DataSet(backwards, train_questions=8).read()
+    assert set(questions(again, "train")) == few
+    assert set(questions(DataSet(data, train_questions=8, seed=1).read(), "train")) != few
+    # 300 = 24 + 5 validation + 10 test + 30 repeated there + 231 that were not drawn.
+    assert "300 records read = 24 train + 5 validation + 10 test + 261 left out" in (
+        drawn[8].summary
+    )
+    assert "left out of train: 231, for 8 questions (TRAIN_QUESTIONS) were drawn" in (
+        drawn[8].summary
+    )
+    with pytest.raises(UserError, match="train_questions 86 of the 85 training questions"):
+        DataSet(data, train_questions=86).read()
+
+
 def test_splits_by_mapping_by_names_of_files_and_by_column(tmp_path):
     folder = tmp_path / "set"
     (folder / "main" / "test").mkdir(parents=True)
@@ -133,8 +161,9 @@ def test_where_question_chain_and_answer_stand(tmp_path, row, columns, found):
     [
         (["1", "2.5", "3 kg"], "number"),
         (["yes", "no", True], "yes_no"),
-        (["(A)", "B", "c"], "text"),
+        (["(A)", "B", "c"], "choice"),
         (["page", "today", "12"], "text"),
+        (["Page", "today", "page"] * 3, "one of page, today"),
         (["1"] * 39 + ["few"], "number"),
     ],
 )
@@ -142,7 +171,7 @@ def test_the_answers_show_their_kind(tmp_path, answers, kind):
     rows = [{"question": f"q{i}", "answer": a, "text": "b"} for i, a in enumerate(answers)]
     reading = DataSet(write(tmp_path / "a.jsonl", rows)).read()
     assert reading.answer_kind == kind
-    assert f"answers are of kind {kind}, " in reading.summary
+    assert f"answers are of kind {kind}, for " in reading.summary
 
 
 def test_records_without_a_chain_are_counted(tmp_path):
@@ -213,6 +242,7 @@ def test_a_file_that_breaks_off_is_named(tmp_path):
         ({"answer": "{answer} {unit}"}, "with the fields question, rationale, answer"),
         ({"split_column": "fold"}, "with the fields question, rationale, answer"),
         ({"test_share": 0}, "test_share 0; expected a share between 0 and 1"),
+        ({"train_questions": 0}, "train_questions 0; expected 1 or more, or None"),
         ({"chain": "all"}, "chain 'all'; expected one of text, thought, both"),
         ({"data": None}, "no data for your_data; expected files of your own"),
         ({"data": {"trian": "a"}}, "splits trian; expected names of train"),

@@ -81,21 +81,14 @@ def test_records_that_cannot_be_read_are_counted_and_too_many_stop(tmp_path):
         questions.read(write(tmp_path / "b.jsonl", [*good, bad, bad, bad]))
 
 
-@pytest.mark.parametrize(
-    ("answers", "kind", "labels"),
-    [
-        (["yes", "No"] * 5, "yes_no", ()),
-        (["A", "b", "C"] * 5, "choice", ()),
-        (["1", "2.5", "1,080", "-3"], "number", ()),
-        (["Billing", "log in", "billing "] * 3, "labels", ("billing", "log in")),
-        (["Rome", "Oslo", "Lima", "Cairo"], "text", ()),
-        (["same"] * 9, "text", ()),
-        (["1"] * 5 + ["unknown"] * 5, "labels", ("1", "unknown")),
-    ],
-)
-def test_the_kind_of_answers(answers, kind, labels):
-    found = questions.kind_of(answers)
-    assert (found.kind, found.labels) == (kind, labels) and found.why
+def test_answers_of_another_kind_are_left_out_and_too_many_stop():
+    given = [*items(39, "12"), Item("odd", "How many?", "some, 3 or 4")]
+    kept, (note,) = questions.of_kind(given, "number", "a.jsonl")
+    assert kept == given[:39]
+    assert note == ("1 answers that are none of kind number (such as 'some, 3 or 4') are left out")
+    assert questions.of_kind(kept, "number", "a.jsonl") == (kept, [])
+    with pytest.raises(UserError, match=r"3 answers .*'\(b\)'\) of 42 in a.jsonl; .*--kind KIND"):
+        questions.of_kind([*kept, *items(3, "(b)")], "number", "a.jsonl")
 
 
 def test_what_is_held_out_depends_on_wording_and_seed_alone():

@@ -83,6 +83,19 @@ def test_the_experiment_makes_the_tasks(bind, capsys):
     assert " is many." in first or " is few." in first
 
 
+def test_labels_that_nobody_named_are_the_kind(bind):
+    bind("LABELS=()")
+    assert cot_task("your_data_few_shot_cot").answer_kind == "one of page, queue"
+    task = seqio.get_mixture_or_task("your_data_zero_shot_cot")
+    (measure,) = task.metric_fns
+    golds = ["page", "queue"]
+    assert measure(golds, ["It waits. The answer is Page.", "The answer is line."]) == {
+        "accuracy": 0.5,
+        "parse_failures": 0.5,  # of kind `text` it were another answer
+    }
+    assert len(examples("your_data_zero_shot_answer")) == 34
+
+
 def test_a_teachers_chains_are_judged_and_read_by_the_same_tasks(bind, tmp_path):
     bind()
     data, _ = your_data.data()

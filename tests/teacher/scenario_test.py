@@ -186,10 +186,24 @@ def test_few_answers_are_said_to_be_labels(folder):
     (folder / "inputs.jsonl").write_text("\n".join(lines))
     (note,) = read_scenario(folder).notes
     assert note.startswith(
-        'all 14 answers are of 3 labels (close 7, page 6, today 1); {"labels": ["close", "page", '
-        '"today"]} in settings.json'
+        "answers: labels, for 3 different ones come again and again among 14 (close 7, page 6, "
+        'today 1); {"labels": ["close", "page", "today"]} in settings.json'
     )
     assert labelled(folder, '{"labels": ["close", "page", "today"]}').labels
+    assert read_scenario(folder).notes == []
+
+
+def test_numbers_are_said_to_be_numbers(folder):
+    numbered = [json.dumps({"input": str(i), "reasoning": "So.", "answer": str(i)}) for i in (1, 2)]
+    (folder / "exemplars.jsonl").write_text("\n".join(numbered))
+    lines = [json.dumps({"input": f"{i}.5", "answer": f"{i} kg"}) for i in range(9)]
+    (folder / "inputs.jsonl").write_text("\n".join(lines))
+    (note,) = read_scenario(folder).notes
+    assert note.startswith(
+        "answers: number, for all of 11 are numbers (11 different ones); "
+        '{"answer_kind": "number"} in settings.json'
+    )
+    (folder / "settings.json").write_text('{"answer_kind": "number"}')
     assert read_scenario(folder).notes == []
 
 

@@ -22,6 +22,7 @@ from cot_flax.text.answers import (
     first_sentence,
     gold_answer,
     kind_of_gold,
+    kind_of_golds,
     marked_kind,
 )
 from cot_flax.text.numerals import bounded
@@ -648,6 +649,59 @@ def test_palm_is_right_on_74_5_percent_of_svamps_training_questions(shared_data)
 )
 def test_a_gold_answer_shows_its_kind(golds, kind):
     assert {gold: kind_of_gold(gold) for gold in golds} == dict.fromkeys(golds, kind)
+
+
+TENS = [f"team {n}" for n in range(10)]
+
+
+@pytest.mark.parametrize(
+    ("golds", "kind", "labels"),
+    [
+        (["1", "2.5", "1,080", "-3 kg"], "number", ()),
+        (["1", "2", "3"] * 10, "number", ()),  # ratings
+        (["1"] * 39 + ["few"], "number", ()),  # a slip
+        (["yes", "No"] * 5, "yes_no", ()),
+        (["True", "false"] * 5, "yes_no", ()),
+        (["yes"] * 60 + ["no"] * 57 + ["maybe"] * 3, "labels", ("maybe", "no", "yes")),
+        (["yes"] * 60 + ["no"] * 57 + ["maybe"] * 2, "yes_no", ()),  # slips
+        (["A", "b", "C"] * 5, "choice", ()),
+        (["(A)", "B", "c"], "choice", ()),
+        (["x", "y"] * 5, "labels", ("x", "y")),
+        (["Billing", "log in", "billing "] * 3, "labels", ("billing", "log in")),
+        (["Spam", "not spam."] * 3, "labels", ("not spam", "spam")),
+        (["1"] * 5 + ["unknown"] * 5, "labels", ("1", "unknown")),
+        ([*"klmnopqrst", *TENS] * 3, "labels", tuple(sorted([*"klmnopqrst", *TENS]))),
+        ([*"klmnopqrst", *TENS, "more"] * 3, "text", ()),  # too many: 21
+        (["red", "green", "blue"] * 2 + ["red"] * 2, "text", ()),  # too seldom: 8 of 3
+        (["red", "green", "blue"] * 3, "labels", ("blue", "green", "red")),
+        (["Go. Stop. Go.", "Wait"] * 5, "text", ()),  # a closing line would give `go` alone
+        (["Rome", "Oslo", "Lima", "Cairo"], "text", ()),
+        (["Rome", "7", "yes", ""], "text", ()),
+        (["same"] * 9, "text", ()),
+        ([], "text", ()),
+    ],
+)  # fmt: skip
+def test_the_gold_answers_of_a_data_set_show_their_kind(golds, kind, labels):
+    found = kind_of_golds(golds)
+    assert (found.kind, found.labels) == (kind, labels)
+    assert found.name == (f"one of {', '.join(labels)}" if labels else kind)
+    # Every answer but a slip can be read as one of the kind.
+    lost = sum(gold_answer(gold, kind=found.name) is None for gold in filter(None, golds))
+    assert lost <= 0.05 * len(golds)
+
+
+@pytest.mark.parametrize(
+    ("golds", "why"),
+    [
+        (["1", "2", "3", "3"], "all of 4 are numbers (3 different ones)"),
+        (["1"] * 39 + ["few"], "all but 1, such as 'few', of 40 are numbers (1 39, few 1)"),
+        (["no", "yes", "no"] * 2, "all of 6 are yes or no (no 4, yes 2)"),
+        (["x", "y", "x"] * 2, "2 different ones come again and again among 6 (x 4, y 2)"),
+        (["Rome", "7", "Rome"], "there are 2 different ones among 3, which look like number, text"),
+    ],
+)
+def test_a_kind_says_what_was_seen(golds, why):
+    assert kind_of_golds(golds).why == why
 
 
 @pytest.mark.parametrize(
