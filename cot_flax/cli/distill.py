@@ -206,9 +206,10 @@ def _stem(data: str) -> str:
 
 def _show_plan(files, bindings, folders, target: str, *, dry_run: bool, asks: bool) -> None:
     """Prints what is left of a recipe: requests and their cost, steps, time and bytes."""
-    from cot_flax.distill import recipe, run, stages
+    from cot_flax.distill import defaults, recipe, run, stages
 
     read = recipe.read_recipe(files, bindings, folders)
+    recipe.check_folder(recipe.recipe_of(read).out)
     left = run.pending(read, stages.steps_of(read, files, bindings, folders))
     names = [step.name for step in left]
     if left:
@@ -222,8 +223,18 @@ def _show_plan(files, bindings, folders, target: str, *, dry_run: bool, asks: bo
         lines = done.stdout.strip().splitlines()
         typer.echo("\n".join(lines if dry_run else lines[-1:]))
     if "train" in names:
+        counted = []
+        if (epochs := recipe.value(read, "EPOCHS")) and "prepare" in names:
+            # The store of which they are counted is not there yet, or will be another one.
+            examples = stages.State.read(recipe.recipe_of(read).out).written.get("examples")
+            if examples is None:
+                typer.echo(f"training: EPOCHS {epochs:g} of a store that is not there yet to count")
+                return
+            steps = defaults.steps_of(epochs, examples, recipe.value(read, "BATCH_SIZE"))
+            counted = [f"TRAIN_STEPS={steps}", "EPOCHS=None"]
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-            typer.echo(pool.submit(_planned, files, bindings, folders, target).result())
+            planned = pool.submit(_planned, files, [*bindings, *counted], folders, target)
+            typer.echo(planned.result())
 
 
 def _said(done: subprocess.CompletedProcess) -> int:

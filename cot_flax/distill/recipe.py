@@ -100,6 +100,22 @@ def recipe_of(read: Draft) -> Recipe:
     )
 
 
+def check_folder(out: str) -> None:
+    """Raises UserError where OUT is no folder in which a recipe can run."""
+    if "://" in out:
+        raise UserError(
+            f"OUT = {out!r}",
+            "a folder of this machine, where a lock keeps two runs apart",
+            f"choose one, and copy what it leaves (gcloud storage cp -r FOLDER {out})",
+        )
+
+
+def run_of(read: Draft) -> str:
+    """The model directory of the student that is evaluated: without the metric that chose it."""
+    chosen, model_dir = (str(value(read, name)) for name in ("CHECKPOINT_PATH", "MODEL_DIR"))
+    return model_dir if chosen.startswith(f"{model_dir}/") else chosen
+
+
 def read_recipe(
     files: Sequence[str],
     bindings: Sequence[str] = (),
@@ -147,7 +163,8 @@ def places(
     if "prepare" in recipe.stages:
         found["TEACHER_STORE"] = f"{recipe.out}/store"
     if "train" in recipe.stages:
-        found |= {"MODEL_DIR": student, "CHECKPOINT_PATH": student}
+        chosen = "".join(f"/best/{metric}" for metric in value(read, "BEST_METRICS", ())[:1])
+        found |= {"MODEL_DIR": student, "CHECKPOINT_PATH": f"{student}{chosen}"}
     if recipe.initial_recipe:
         first = read_recipe([recipe.initial_recipe], (), search_paths, (*after, recipe.out))
         found["INITIAL_CHECKPOINT_PATH"] = value(first, "MODEL_DIR")

@@ -34,7 +34,7 @@ from cot_flax.configuration.draft import Draft
 from cot_flax.distill import recipe, stages
 from cot_flax.distill.stages import BASE, State, Step
 from cot_flax.errors import UserError
-from cot_flax.files import is_bucket, make_folder, path_at
+from cot_flax.files import make_folder, path_at
 
 PARENT = "COT_FLAX_PARENT"
 """The variable with the number of the pipe whose end is the parent's."""
@@ -72,15 +72,12 @@ def run(
     """
     read = recipe.read_recipe(files, bindings, search_paths)
     found = recipe.recipe_of(read)
+    recipe.check_folder(found.out)
     if found.initial_recipe:
         flags = State.read(_out_of(found.initial_recipe, search_paths)).flags
         run([found.initial_recipe], flags, search_paths)
         read = recipe.read_recipe(files, bindings, search_paths)
     steps = stages.steps_of(read, files, bindings, search_paths)
-    if is_bucket(found.out):
-        raise UserError(
-            f"OUT = {found.out!r}", "a folder of this machine", "copy what it leaves to the bucket"
-        )
     with _alone(found.out) as lock:
         state = State.read(found.out)
         state.flags = list(bindings)

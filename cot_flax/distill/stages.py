@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from cot_flax import run_folder
 from cot_flax.configuration.draft import Draft
-from cot_flax.distill.recipe import Recipe, read_recipe, recipe_of, value
+from cot_flax.distill.recipe import Recipe, read_recipe, recipe_of, run_of, value
 from cot_flax.files import path_at, write_whole
 
 STATE = "stages.json"
@@ -83,7 +83,8 @@ class State:
         steps: by name, `settings`, the fingerprints of what was read (`read`) and, of one that
             ended, of what it left (`left`), and its `seconds`.
         written: hashes of the recipe that a command wrote (`text`) and of it with its questions
-            (`all`), and whether that was a dry run (`is_draft`).
+            (`all`), whether that was a dry run (`is_draft`), and the `examples` of an epoch where
+            every chain is kept.
     """
 
     flags: list[str] = field(default_factory=list)
@@ -157,6 +158,7 @@ def _names(read: Draft, recipe: Recipe) -> Iterator[str]:
 
 def _step(name: str, read: Draft, recipe: Recipe, gin: Sequence[str]) -> Step:
     student, start = value(read, "CHECKPOINT_PATH"), value(read, "INITIAL_CHECKPOINT_PATH")
+    run = run_of(read)
     results = value(read, "EVAL_OUTPUT_DIR")
     has_base = BASE in _names(read, recipe)
     bases = [recipe.base] if has_base else []
@@ -178,7 +180,7 @@ def _step(name: str, read: Draft, recipe: Recipe, gin: Sequence[str]) -> Step:
             words, leaves = ("evaluate", *gin), {"results": results}
         case "report":
             priced = ("--base", recipe.base) if has_base else ()
-            words = ("report", *bases, student, *priced, "--out", recipe.report)
+            words = ("report", *bases, run, *priced, "--out", recipe.report)
             leaves = {"report": recipe.report}
         case _:
             form = recipe.export_format
@@ -189,9 +191,9 @@ def _step(name: str, read: Draft, recipe: Recipe, gin: Sequence[str]) -> Step:
         "prepare": {"the samples": value(read, "SAMPLES_FILE")},
         "train": {"the store": value(read, "TEACHER_STORE"), "INITIAL_CHECKPOINT_PATH": start},
         BASE: {"INITIAL_CHECKPOINT_PATH": start},
-        "evaluate": {"the student": student},
+        "evaluate": {"the student": run},
         "report": {"the results": results, "the base's results": recipe.base if has_base else None},
-        "export": {"the student": student},
+        "export": {"the student": run},
     }.get(name, {})
     found = {key: path for key, path in reads.items() if isinstance(path, str)}
     found |= _files_in(settings, {*found.values(), *leaves.values()})
@@ -211,7 +213,7 @@ class Report(NamedTuple):
 def report_of(files: Sequence[str]) -> Report:
     """The report of a recipe."""
     read = read_recipe(files)
-    recipe, student = recipe_of(read), value(read, "CHECKPOINT_PATH")
+    recipe, student = recipe_of(read), run_of(read)
     base = recipe.base if BASE in _names(read, recipe) else None
     return Report((*([base] if base else ()), student), base, recipe.report)
 
@@ -297,12 +299,13 @@ def _of_file(path: Path) -> str:
 
 
 def _of_run(place: Path) -> str:
-    """The run and its last step, of one that has done all its steps."""
+    """The run and its last step, of one that has done all its steps or stopped early."""
     facts = run_folder.read_facts(place)
     steps = [
         int(step.name) for step in (place / run_folder.CHECKPOINTS).iterdir() if step.name.isdigit()
     ]
     wanted = facts.get("training", {}).get("steps")
+    wanted = facts.get("stopped", {}).get("step", wanted)
     ended = bool(steps) and wanted is not None and max(steps) >= wanted
     return f"{facts.get('id', '')}@{max(steps)}" if ended else ""
 

@@ -4,7 +4,6 @@ import dataclasses
 import hashlib
 import itertools
 import json
-import math
 import re
 import shlex
 import subprocess
@@ -15,15 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from cot_flax.chains.samples import read_samples, write_samples
-from cot_flax.configuration import draft
-from cot_flax.distill import defaults, questions, write
+from cot_flax.distill import defaults, questions, recipe, write
 from cot_flax.distill.questions import Item, Splits
 from cot_flax.distill.run import COMMAND
 from cot_flax.distill.stages import State, is_free
+from cot_flax.distill.student import open_student
 from cot_flax.errors import UserError
 from cot_flax.files import path_at, write_whole
 from cot_flax.teacher import findings
 from cot_flax.teacher.journal import journal_path
+from cot_flax.teacher.questions import Question
 from cot_flax.teacher.scenario import read_scenario, read_test
 from cot_flax.text.answers import GoldKind, kind_of_golds, normal_text
 from cot_flax.text.prompts import normalize_question
@@ -35,11 +35,6 @@ _MEASURED = 2000  # texts of which the length is taken
 _ROOM = 32  # tokens of a prompt beside its question, and of a target beside its chain
 _LONGEST = {"inputs": 1024, "targets": 512}
 _TAUGHT = 256  # tokens of a teacher's chain
-_SHAPE = (
-    *("vocab_size", "emb_dim", "num_heads", "num_encoder_layers", "num_decoder_layers"),
-    *("head_dim", "mlp_dim", "mlp_activations", "bias_per_layer", "logits_via_embedding"),
-)
-_FAMILIES = ("t5_1_0", "t5_1_1", "lora")  # of models/, what others include
 
 
 @dataclass(frozen=True)
@@ -92,9 +87,10 @@ def start(options: Options, command: Sequence[str], *, dry_run: bool, redo: bool
     Raises:
         UserError: data, student or teacher that cannot be used; what another command wrote.
     """
-    student = open_student(options)
+    recipe.check_folder(options.out)
+    student = open_student(options.student, options.vocabulary)
     asked = _scenario(options) if is_scenario(options.data) else _file(options)
-    splits, answers, shown = asked.splits, asked.answers, asked.shown
+    splits, answers, shown = asked.splits, asked.answers, len(asked.exemplars)
     worked = sum(bool(item.rationales) for item in splits.train)
     if options.model is None and not worked:
         raise UserError(
@@ -110,9 +106,23 @@ def start(options: Options, command: Sequence[str], *, dry_run: bool, redo: bool
         splits = Splits(*(questions.with_ask(part, ask) for part in splits))
     teacher, teaching = _teacher(options, asked, dry_run=dry_run)
     count = len(splits.train) * asked.chains if teacher else _chains(splits.train)
-    plan = defaults.training(count, student.parameters, from_scratch=student.start is None)
     folder = asked.folder or f"{options.out}/scenario"
     files = {} if asked.folder else write.scenario_files(asked.name, splits, answers, shown)
+    told = files.get("instruction.md") or (path_at(folder) / "instruction.md").read_text()
+    tokens = _longest(splits, student.vocabulary, [told, *asked.exemplars])
+    plan = defaults.training(
+        count,
+        len(splits.train) if teacher else worked,
+        student.parameters,
+        few_shot=_no_few_shot(shown, tokens["few_shot"]),
+        from_scratch=student.start is None,
+        validation=len(splits.validation),
+    )
+    is_few_shot = "few_shot_cot" in plan.rates
+    lengths = {
+        "inputs": tokens["few_shot" if is_few_shot else "inputs"],
+        "targets": max(tokens["targets"], _TAUGHT * bool(teacher)),
+    }
     lines = [
         f"questions: {sum(map(len, splits)):,} of {options.data}"
         + "".join(f"; {note}" for note in asked.notes),
@@ -139,102 +149,16 @@ def start(options: Options, command: Sequence[str], *, dry_run: bool, redo: bool
         samples=samples,
         soft=soft or (given and _is_soft(options.data)),
         training=plan,
-        lengths=_lengths(
-            splits,
-            student.vocabulary,
-            files.get("instruction.md") or (path_at(folder) / "instruction.md").read_text(),
-            taught=bool(teacher),
-        ),
+        lengths={name: min(_LONGEST[name], _rounded(count)) for name, count in lengths.items()},
         notes=[*lines],
         seed=options.seed,
     )
-    note = _write(options, text, files, student.vocabulary, redo=redo, is_draft=dry_run)
+    note = _write(
+        options, text, files, student.vocabulary, plan.examples, redo=redo, is_draft=dry_run
+    )
     if samples and given and (redo or not path_at(samples).exists()):
         _write_samples(options.data, samples, splits.train, asked.name)
     return Started(f"{options.out}/{RECIPE}", (*lines, *note), teacher is not None)
-
-
-def open_student(options: Options) -> write.Student:
-    """The student that the command names; fetches one of the hub.
-
-    Raises:
-        UserError: there is none, or of no family or vocabulary that this takes.
-    """
-    if options.student.endswith(".gin"):
-        shape = _shape(draft.read([str(draft.find(options.student, (), "--student"))]))
-        if options.vocabulary is None:
-            raise UserError(
-                f"{options.student} without a vocabulary",
-                "the SentencePiece model that the student is to have",
-                "pass --vocabulary FILE",
-            )
-        vocabulary = _vocabulary(options.vocabulary)
-        ids = SentencePieceTokenizer(vocabulary).vocab_size
-        if ids > shape["vocab_size"]:
-            raise UserError(
-                f"a vocabulary of {ids:,} ids in {vocabulary} for the {shape['vocab_size']:,} rows "
-                f"of {options.student}",
-                "a row an id at least",
-                "set t5.T5Config.vocab_size in a gin file of your own, or take another vocabulary",
-            )
-        return write.Student(f"include {options.student!r}", None, vocabulary, 0)
-    from cot_flax.weights import tokenizer_files
-    from cot_flax.weights.opening import open_source
-
-    source = open_source(options.student)
-    if source.student.family != "t5":
-        raise UserError(
-            f"{options.student}, a student of the family {source.student.family}",
-            "a T5 or Flan-T5",
-            "write a recipe for it: see docs/distill.md",
-        )
-    vocabulary = tokenizer_files.find(source, options.vocabulary)
-    tokenizer_files.read(source, vocabulary)  # one of another student is found now
-    parameters = sum(math.prod(tensor.shape) for tensor in source.tensors.values())
-    model = model_lines(dataclasses.asdict(source.student.config))
-    return write.Student(model, options.student, _vocabulary(str(vocabulary)), parameters)
-
-
-def model_lines(config: Mapping) -> str:
-    """Lines of gin that make a T5 of a shape: a file of models/ that has it, or its numbers."""
-    known = sorted((draft.gin_root() / "models").glob("*.gin"))
-    of_t5_first = sorted(known, key=lambda path: not path.stem.startswith("t5"))
-    for path in (path for path in of_t5_first if path.stem not in _FAMILIES):
-        shape = _shape(draft.read([str(path)]))
-        if all(_same(shape[name], config[name]) for name in _SHAPE):
-            return f"include 'models/{path.name}'"
-    family = "t5_1_0" if config["logits_via_embedding"] else "t5_1_1"
-    numbers = "\n".join(f"  {name} = {config[name]!r}" for name in _SHAPE)
-    return (
-        f"from cot_flax.students import t5\ninclude 'models/{family}.gin'\nt5.T5Config:\n{numbers}"
-    )
-
-
-def _shape(read: draft.Draft) -> dict[str, Any]:
-    """The numbers of the T5 that gin files make."""
-    from cot_flax.students.t5.config import T5Config
-
-    given = {
-        parameter: read.resolved(binding.value)[1]
-        for (_, _, owner, parameter), binding in read.parameters.items()
-        if owner == "T5Config"
-    }
-    return {name: (dataclasses.asdict(T5Config()) | given)[name] for name in _SHAPE}
-
-
-def _same(one, other) -> bool:
-    as_list = [list(value) if isinstance(value, (list, tuple)) else value for value in (one, other)]
-    return as_list[0] == as_list[1]
-
-
-def _vocabulary(path: str) -> str:
-    if not path_at(path).is_file():
-        raise UserError(f"no file {path}", "a SentencePiece model", "correct --vocabulary")
-    if not path.endswith(".model"):
-        raise UserError(
-            f"the tokenizer {path}", "a SentencePiece model", "take a T5 with a spiece.model"
-        )
-    return path
 
 
 def _answers(kind: str | None, items: Sequence[Item]) -> GoldKind:
@@ -254,7 +178,7 @@ class _Asked:
     """A user's questions, of a file or of a scenario.
 
     Attributes:
-        shown: worked examples for the teacher.
+        exemplars: worked examples for the teacher, as texts.
         chains: to ask for, a question.
         held_out: how questions were held out.
         folder: of the scenario, where it is one; "" of a file.
@@ -263,7 +187,7 @@ class _Asked:
     name: str
     splits: Splits
     answers: GoldKind
-    shown: int
+    exemplars: list[str]
     chains: int
     notes: list[str]
     held_out: str
@@ -284,7 +208,7 @@ def _file(options: Options) -> _Asked:
         name=re.sub(r"\W", "_", path_at(options.out).name),
         splits=splits,
         answers=answers,
-        shown=len(write.exemplars(splits.train)),
+        exemplars=list(map(_worked, write.exemplars(splits.train))),
         chains=write.CHAINS,
         notes=notes + others,
         held_out=f"by question, seed {options.seed}",
@@ -296,21 +220,27 @@ def _scenario(options: Options) -> _Asked:
     if options.model is None:
         remedy = "name one: --teacher http://HOST/v1 --model NAME"
         raise UserError(f"the scenario {options.data} without a teacher", "a teacher", remedy)
-    train, held_out = (
-        [Item(q.id, q.question, q.answer) for q in some] for some in (read.inputs, test)
+    train, validation, held_out = (
+        [Item(q.id, q.question, q.answer) for q in some]
+        for some in (read.inputs, read.validation, test)
     )
     settings = read.settings
+    shown = sorted(map(_worked, read.exemplars), key=len, reverse=True)
     kind = "labels" if settings.labels else settings.answer_kind
     return _Asked(
         name=settings.dataset,
-        splits=Splits(train, [], held_out),
+        splits=Splits(train, validation, held_out),
         answers=GoldKind(kind, settings.labels, "its settings say so"),
-        shown=len(read.exemplars),
+        exemplars=shown[: settings.shots or len(shown)],
         chains=settings.samples,
         notes=read.notes,
-        held_out="those of its test file",
+        held_out="as the scenario has it",
         folder=options.data.rstrip("/"),
     )
+
+
+def _worked(item: Item | Question) -> str:
+    return f"{item.question}\n{item.rationale}\n{item.answer}"
 
 
 def _chains(items: Sequence[Item]) -> int:
@@ -323,7 +253,7 @@ def _teacher(
     """Who is asked, as far as the server has been seen, and what to say of it."""
     if options.model is None:
         return None, []
-    out = f"{options.out}/samples.jsonl.gz"
+    out, shown = f"{options.out}/samples.jsonl.gz", len(asked.exemplars)
     if not dry_run:
         _probe(options, out)
     kept = findings.read_kept(
@@ -340,15 +270,15 @@ def _teacher(
     else:
         soft = "it gives no log-probabilities: cross entropy on its chains"
     how = (
-        f"instruction and {asked.shown} worked examples"
-        if asked.shown
+        f"instruction and {shown} worked examples"
+        if shown
         else "zero-shot chains in two calls each, as paper [3]: no question has a rationale to show"
     )
     teacher = write.Teacher(
         options.model,
         options.url,
         options.chat,
-        asked.shown,
+        shown,
         top,
         options.price_in,
         options.price_out,
@@ -375,27 +305,37 @@ def _probe(options: Options, out: str) -> None:
         raise SystemExit(done.returncode)
 
 
-def _lengths(splits: Splits, vocabulary: str, instruction: str, *, taught: bool) -> dict[str, int]:
-    """TASK_FEATURE_LENGTHS that hold the longest question with its instruction, and chain.
+def _longest(splits: Splits, vocabulary: str, shown: Sequence[str]) -> dict[str, int]:
+    """Tokens of the longest question with its instruction, with all exemplars too, and of a chain.
 
-    They go up to what is usual; what is longer is counted and left out.
+    Args:
+        shown: the instruction, and the exemplars.
     """
     tokenizer = SentencePieceTokenizer(vocabulary)
 
-    def longest(texts: Sequence[str]) -> int:
-        return max((len(tokenizer.encode(text)) for text in texts[:_MEASURED]), default=0)
+    def counts(texts: Sequence[str]) -> list[int]:
+        return [len(tokenizer.encode(text)) + _ROOM for text in texts[:_MEASURED]]
 
     items = [item for part in splits for item in part]
-    found = {
-        "inputs": longest([item.question for item in items]) + longest([instruction]),
-        "targets": max(
-            longest([chain for item in items for chain in item.rationales]),
-            _TAUGHT if taught else 0,
-        ),
-    }
+    question = max(counts([item.question for item in items]), default=0)
+    instruction, *exemplars = counts(shown)
     return {
-        name: min(_LONGEST[name], -(-(count + _ROOM) // 32) * 32) for name, count in found.items()
+        "inputs": question + instruction,
+        "few_shot": question + instruction + sum(exemplars),
+        "targets": max(counts([c for item in items for c in item.rationales]), default=0),
     }
+
+
+def _no_few_shot(shown: int, tokens: int) -> str:
+    """Why the student gets no few-shot prompts; "" where it does."""
+    if shown < 2:  # an exemplar is never shown to itself
+        return "there are no worked examples to show"
+    most = _LONGEST["inputs"]
+    return f"{shown} worked examples make {tokens:,} tokens, above {most:,}" * (tokens > most)
+
+
+def _rounded(count: int) -> int:
+    return -(-count // 32) * 32
 
 
 def _write(
@@ -403,6 +343,7 @@ def _write(
     text: str,
     files: Mapping[str, str],
     vocabulary: str,
+    examples: int,
     *,
     redo: bool,
     is_draft: bool,
@@ -414,7 +355,7 @@ def _write(
     place = path_at(options.out) / RECIPE
     state = State.read(options.out)
     written = state.written
-    made = {"all": _hash([_essence(text), files]), "text": _hash(text)}
+    made = {"all": _hash([_essence(text), files]), "text": _hash(text), "examples": examples}
     if place.exists() and not redo:
         is_as_written = _hash(place.read_text()) == written.get("text")
         if not written.get("is_draft") and written.get("all") != made["all"]:

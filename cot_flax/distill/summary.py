@@ -16,18 +16,20 @@ def show(files: Sequence[str], bindings: Sequence[str], search_paths: Sequence[s
     read = recipe.read_recipe(files, bindings, search_paths)
     found = recipe.recipe_of(read)
     steps = {step.name: step for step in stages.steps_of(read, files, bindings, search_paths)}
-    student = str(recipe.value(read, "CHECKPOINT_PATH"))
+    student, run = str(recipe.value(read, "CHECKPOINT_PATH")), recipe.run_of(read)
     if "evaluate" in steps:
         runs = {BASE: path_at(found.base)} if BASE in steps else {}
-        runs["student"] = path_at(student)
+        runs["student"] = path_at(run)
         comparison.print_table(runs, base=BASE if BASE in steps else None)
         if BASE not in steps:
             typer.echo("no base to compare with: the student began with random weights")
-    for line in next_commands(steps, student, found, files):
+    for line in next_commands(steps, student, run, found, files):
         typer.echo(line)
 
 
-def next_commands(steps, student: str, found: recipe.Recipe, files: Sequence[str]) -> list[str]:
+def next_commands(
+    steps, student: str, run: str, found: recipe.Recipe, files: Sequence[str]
+) -> list[str]:
     """What was left where, and commands that go on from there."""
     lines = []
     if "report" in steps:
@@ -38,7 +40,7 @@ def next_commands(steps, student: str, found: recipe.Recipe, files: Sequence[str
     if "evaluate" in steps:
         lines.append(
             f"evaluate: cot-flax evaluate {gin} --gin.TEST_TASKS=TASKS "
-            f"--gin.EVAL_OUTPUT_DIR={Path(student) / 'other'}"
+            f"--gin.EVAL_OUTPUT_DIR={Path(run) / 'other'}"
         )
     if "train" in steps and "export" not in steps:
         lines.append(

@@ -7,30 +7,20 @@ from typing import Any
 
 from cot_flax.distill.defaults import Training
 from cot_flax.distill.questions import Item, Splits
+from cot_flax.distill.student import Student
 from cot_flax.text.answers import GoldKind
 
 SHOWN = 4
 """Worked examples that the teacher sees: paper [1] shows its students so many."""
 CHAINS = 8
 """Chains a question: D of paper [3]."""
+_SELECTED_BY = "scenario_zero_shot_cot"
+_EVALUATOR = (
+    "evaluators.AccuracyEvaluator:",
+    "  mixture_or_task_name = %EVAL_TASKS",
+    "  decoding = @evaluation.Decoding()",
+)
 _CLOSE = 'End with a line "The answer is X."'
-
-
-@dataclass(frozen=True)
-class Student:
-    """Whom the recipe teaches.
-
-    Attributes:
-        model: a gin file of models/, or lines of gin that make the model.
-        start: the checkpoint to start from; None is random.
-        vocabulary: the file of its vocabulary.
-        parameters: how many.
-    """
-
-    model: str
-    start: str | None
-    vocabulary: str
-    parameters: int
 
 
 @dataclass(frozen=True)
@@ -145,6 +135,7 @@ def recipe(
         notes: lines for the header: what was found and chosen, and why.
     """
     stages = ("teach",) * bool(teacher) + ("prepare", "train", "evaluate", "report", "export")
+    chosen = training.eval_period > 0
     lines = [
         f"# {dataset}, taught in one line. Change what is to be changed, then:",
         f"#   cot-flax distill --gin_file={out}/recipe.gin",
@@ -153,6 +144,8 @@ def recipe(
     ]
     lines += [
         "from __gin__ import dynamic_registration",
+        *(["from cot_flax.evaluation import evaluate as evaluation"] if chosen else []),
+        *(["from cot_flax.evaluation import evaluators"] if chosen else []),
         "from cot_flax.tasks import scenario",
         "from cot_flax.training import optimizers",
         "",
@@ -170,20 +163,27 @@ def recipe(
         macros["SAMPLES_FILE"] = samples
     macros |= {
         "STORE_TASK": "scenario_teacher_zero_shot_cot",
-        "MIXTURE_OR_TASK_NAME": "scenario_teacher_zero_shot_cot",
+        "MIXTURE_OR_TASK_NAME": {
+            f"scenario_teacher_{format}": round(rate, 3) for format, rate in training.rates.items()
+        },
         "INITIAL_CHECKPOINT_PATH": student.start,
         "TASK_FEATURE_LENGTHS": dict(lengths),
-        "TRAIN_STEPS": training.steps,
+        "EPOCHS": training.epochs,
         "BATCH_SIZE": training.batch_size,
         "LEARNING_RATE": training.learning_rate,
         "TEST_TASKS": ("scenario_zero_shot_cot", "scenario_zero_shot_answer"),
         "MAX_DECODE_LENGTH": lengths["targets"],
     }
+    if chosen:
+        macros |= {"EVAL_PERIOD": training.eval_period, "EVAL_TASKS": _SELECTED_BY}
+        macros |= {"BEST_METRICS": (f"{_SELECTED_BY}/accuracy",)}
     lines += [f"{name} = {value!r}" for name, value in macros.items()]
     lines += [
         "OPTIMIZER = @optimizers.adamw()",
         "SCHEDULE = @optimizers.constant()",
+        *(["EVALUATORS = (@evaluators.AccuracyEvaluator(),)"] if chosen else []),
         "",
+        *(_EVALUATOR if chosen else []),
         "scenario.teacher_store.directory = %TEACHER_STORE",
     ]
     return "\n".join(lines) + "\n"

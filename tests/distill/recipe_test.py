@@ -39,6 +39,25 @@ def test_a_value_of_the_files_or_of_a_flag_stays(written):
     assert recipe.value(read, "CHECKPOINT_PATH") == "elsewhere"
 
 
+def test_the_best_checkpoint_is_what_is_evaluated(written):
+    file = written("OUT = 'runs/x'\nBEST_METRICS = ('a/accuracy', 'loss')")
+    read = recipe.read_recipe([file])
+    assert recipe.value(read, "CHECKPOINT_PATH") == "runs/x/student/best/a/accuracy"
+    assert recipe.value(read, "EVAL_OUTPUT_DIR") == "runs/x/student/test"
+    assert recipe.run_of(read) == "runs/x/student"
+    newest = recipe.read_recipe([file], ["CHECKPOINT_PATH=runs/x/student"])
+    assert recipe.run_of(newest) == recipe.value(newest, "CHECKPOINT_PATH") == "runs/x/student"
+    other = recipe.read_recipe([file], ["CHECKPOINT_PATH=runs/x/students"])
+    assert recipe.run_of(other) == "runs/x/students"
+
+
+@pytest.mark.parametrize("out", ["gs://mine/run", "s3://mine/run"])
+def test_a_bucket_is_no_folder_of_a_recipe(out):
+    recipe.check_folder("runs/x")
+    with pytest.raises(UserError, match=f"OUT = '{out}'; expected a folder of this machine"):
+        recipe.check_folder(out)
+
+
 def test_stages_that_are_not_there_leave_no_files(written):
     file = written("OUT = 'runs/x'\nSTAGES = ('train', 'evaluate')")
     bindings, needed = recipe.of_stage("train", [file], [])

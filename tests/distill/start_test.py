@@ -11,14 +11,13 @@ import pytest
 from support.story_server import STORIES, StoryServer
 
 from cot_flax.chains.samples import read_samples, write_samples
-from cot_flax.configuration import checks, draft
-from cot_flax.distill import questions, recipe, start, write
+from cot_flax.configuration import checks
+from cot_flax.distill import questions, recipe, stages, start, write
 from cot_flax.distill.questions import Item
 from cot_flax.errors import UserError
 from cot_flax.lab.world.stories import make_stories
 from cot_flax.lab.world.teacher import make_samples
 from cot_flax.lab.world.vocabulary import VOCABULARY_PATH
-from cot_flax.students.t5.config import T5Config
 from cot_flax.teacher.scenario import read_scenario, read_test
 
 WORKED = [
@@ -71,7 +70,14 @@ def test_chains_alone_need_no_teacher():
     bound = macros(found.file)
     assert bound["STAGES"] == ("prepare", "train", "evaluate", "report", "export")
     assert bound["SAMPLES_FILE"] == "run/scenario/chains.jsonl"
-    assert bound["TRAIN_STEPS"] == 40 * 25 // 16
+    # Random weights: chains 0.8, so 40 * 25 / 0.8 examples of 50; 5 questions choose nothing.
+    assert bound["EPOCHS"] == 25 and bound["TRAIN_STEPS"] is None
+    assert bound["MIXTURE_OR_TASK_NAME"] == {
+        "scenario_teacher_zero_shot_cot": 0.8,
+        "scenario_teacher_zero_shot_answer": 0.2,
+    }
+    assert bound["BEST_METRICS"] == () and bound["CHECKPOINT_PATH"] == "run/student"
+    assert bound["TEST_TASKS"] == ("scenario_zero_shot_cot", "scenario_zero_shot_answer")
     chains = list(map(json.loads, Path("run/scenario/chains.jsonl").read_text().splitlines()))
     held_out = {item.question for item in read_test("run/scenario")}
     assert len(chains) == 25 and len(held_out) == 10
@@ -83,6 +89,57 @@ def test_chains_alone_need_no_teacher():
     checks.check_names(read)
     for stage in ("prepare", "train", "evaluate"):
         checks.check_required(read, recipe.needed(read, stage))
+
+
+def test_a_checkpoint_is_chosen_and_all_formats_are_mixed(monkeypatch):
+    """Of a student that has learnt to read; 200 questions have 20 of validation."""
+    opened = start.open_student
+    monkeypatch.setattr(
+        start, "open_student", lambda *names: dataclasses.replace(opened(*names), start="base")
+    )
+    worked = [
+        {"question": f"What is {i} + 3?", "rationale": f"{i} + 3 = {i + 3}.", "answer": str(i + 3)}
+        for i in range(200)
+    ]
+    found = started(options(write_file(worked)))
+    bound = macros(found.file)
+    metric = "scenario_zero_shot_cot/accuracy"
+    assert bound["BEST_METRICS"] == (metric,) and bound["EVAL_TASKS"] == "scenario_zero_shot_cot"
+    assert bound["CHECKPOINT_PATH"] == f"run/student/best/{metric}"
+    assert bound["EVAL_OUTPUT_DIR"] == "run/student/test"
+    rates = bound["MIXTURE_OR_TASK_NAME"]
+    assert len(rates) == 4 and rates["scenario_teacher_few_shot_answer"] == 0.1
+    zero_shot = recipe.value(recipe.read_recipe([found.file]), "TASK_FEATURE_LENGTHS")["inputs"]
+    read = recipe.read_recipe([found.file])
+    checks.check_names(read)
+    steps = {step.name: step for step in stages.steps_of(read, [found.file], ())}
+    assert steps["evaluate"].reads["the student"] == steps["export"].reads["the student"]
+    assert steps["export"].reads["the student"] == "run/student"
+    assert "run/student" in steps["report"].command
+    long = [row | {"rationale": row["rationale"] * 60} for row in worked]
+    longer = started(options(write_file(long), out="other"))
+    assert len(macros(longer.file)["MIXTURE_OR_TASK_NAME"]) == 2
+    assert any("4 worked examples make" in line and "above 1,024" in line for line in longer.lines)
+    assert zero_shot > macros(longer.file)["TASK_FEATURE_LENGTHS"]["inputs"]
+
+
+def test_a_bucket_is_refused_before_anything_is_asked():
+    with StoryServer() as server:
+        given = options(write_file(TICKETS), out="gs://mine/run", url=server.url, model="story")
+        with pytest.raises(
+            UserError, match="OUT = 'gs://mine/run'; expected a folder of this mach"
+        ):
+            started(given, dry_run=False)
+        assert not server.bodies
+
+
+def test_an_answer_of_another_kind_is_left_out_and_said():
+    slip = {"question": "What is much?", "rationale": "Much is much.", "answer": "a lot"}
+    found = started(options(write_file([*WORKED, slip])))
+    text = "\n".join(found.lines)
+    assert "questions: 40 of" in text
+    assert "1 answers that are none of kind number (such as 'a lot') are left out" in text
+    read_scenario("run/scenario")  # which takes no other kind
 
 
 def test_a_samples_file_keeps_what_its_teacher_gave():
@@ -142,12 +199,12 @@ def test_the_same_command_leaves_a_recipe_as_the_user_changed_it():
     file = started(given, dry_run=False).file
     text = Path(file).read_text()
     with open(file, "a") as changed:
-        changed.write("TRAIN_STEPS = 3\n")
+        changed.write("EPOCHS = 3\n")
     found = started(given, dry_run=False)
-    assert "was changed since" in found.lines[-1] and macros(file)["TRAIN_STEPS"] == 3
+    assert "was changed since" in found.lines[-1] and macros(file)["EPOCHS"] == 3
     with pytest.raises(UserError, match="of another command"):
         started(dataclasses.replace(given, seed=1), dry_run=False)
-    assert "TRAIN_STEPS = 3\n" in Path(file).read_text()
+    assert "EPOCHS = 3\n" in Path(file).read_text()
     started(given, dry_run=False, redo=True)
     assert Path(file).read_text() == text
     # Words that only say how to run leave it the same recipe.
@@ -185,20 +242,6 @@ def test_a_server_that_is_not_there_is_one_line(capfd):
     assert not os.path.exists("run/recipe.gin")
 
 
-@pytest.mark.parametrize("name", ["t5_1_1_base", "t5_1_1_xl", "t5_1_0_small", "byt5_small"])
-def test_a_students_shape_is_that_of_a_file_of_models(name):
-    read = draft.read([f"models/{name}.gin"])
-    shape = {
-        parameter: read.resolved(binding.value)[1]
-        for (_, _, owner, parameter), binding in read.parameters.items()
-        if owner == "T5Config"
-    }
-    config = dataclasses.asdict(T5Config()) | shape
-    assert start.model_lines(config) == f"include 'models/{name}.gin'"
-    lines = start.model_lines(config | {"emb_dim": 96})
-    assert "emb_dim = 96" in lines and "include 'models/t5_1_" in lines
-
-
 @pytest.mark.slow
 def test_one_line_teaches_from_a_servers_chains_to_a_report(tmp_path):
     """In processes, as a user starts it; with a recipe that is changed after a dry run."""
@@ -226,7 +269,8 @@ def test_one_line_teaches_from_a_servers_chains_to_a_report(tmp_path):
         for words in ("Let's think step by step", "requests to send", "$", "steps", "GiB of disk"):
             assert words in printed, printed
         with open("run/recipe.gin", "a") as file:
-            file.write("TRAIN_STEPS = 2\nTEACH_SAMPLES = 2\nMAX_EXAMPLES = 4\nMESH_DATA = 1\n")
+            file.write("EPOCHS = None\nTRAIN_STEPS = 2\nTEACH_SAMPLES = 2\nMAX_EXAMPLES = 4\n")
+            file.write("MESH_DATA = 1\n")
         printed = call()
         for words in ("changed since it was written", "run/report.html", "no base to compare"):
             assert words in printed, printed
