@@ -116,7 +116,7 @@ def formats(*, few_shot: str, from_scratch: bool) -> tuple[dict[str, float], str
     if few_shot:
         return rates, f"formats: {listed}: {why}; none is few-shot, for {few_shot}"
     return rates, (
-        f"formats: {listed}: {why}, whose students of zero-shot data alone lost exemplars"
+        f"formats: {listed}: {why}; zero-shot data alone cost its students the use of exemplars"
     )
 
 
