@@ -108,7 +108,8 @@ def write_facts(model_dir: str | os.PathLike, facts: Mapping) -> None:
             - `started_from`: the checkpoint; "" for random parameters.
             - `taught_by`: the checkpoint of the teacher of a white-box objective.
             - `data`: `mixture` (or task), `lengths` (tokens, by feature), `rates` (shares, by
-              task), `split`, `pack`, `shuffle`, `seed`, `cached`, `settings` (what is bound to
+              task), `split`, `pack`, `shuffle`, `seed`, `cached`, `by_task` (of micro-batches
+              of one task each: how many, of how many rows), `settings` (what is bound to
               functions of tasks, such as the shots of prompts), `store` (of the teacher's chains),
               `stores` (the fingerprints of several, by data set),
               `leaks` (by `<dataset>/<split>`, how many of a held-out split's `questions` the
@@ -117,7 +118,8 @@ def write_facts(model_dir: str | os.PathLike, facts: Mapping) -> None:
               `shards`.
             - `objective`: the fields of `objectives.losses.Objective`.
             - `training`: `optimizer` and `schedule` (names), `settings` (what is bound to them),
-              `learning_rate` (the peak), `steps`, `batch_size`, `microbatches`, `mesh` (devices by
+              `learning_rate` (the peak), `steps`, `batch_size`, `microbatches`,
+              `equal_microbatches`, `mesh` (devices by
               axis, and `fsdp`), `seed`; where checkpoints are chosen `best_metrics` ("max" or "min"
               by name, the first one for `early_stopping`).
             - `stopped`: of a run that ended early, `step` and `reason`.

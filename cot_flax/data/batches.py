@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import weakref
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -29,7 +29,7 @@ from cot_flax.data.preprocessors import CUTS
 from cot_flax.data.registration import stores_of
 from cot_flax.errors import UserError
 from cot_flax.objectives.losses import Objective
-from cot_flax.students.layouts import Layout
+from cot_flax.students.layouts import Example, Layout
 from cot_flax.text.tokenizers import SENTENCEPIECE, SpecialIds
 
 BLOCK = 64
@@ -58,6 +58,10 @@ class TaskBatches:
         pack: put several examples into a row.
         use_cached: read tasks in SeqIO's cached form, where they have one.
         shards: 0 becomes the number of JAX processes.
+        microbatches: parts of a batch that go through the model in turn: the m-th has the m-th row
+            of every so many.
+        by_task: each of these parts has rows of one task of a mixture, drawn by its rate for all
+            shards alike; else the rows of all parts are drawn one by one.
         max_leak_questions: training questions of each data set that are compared with its held-out
             ones; 0 compares none.
         max_unknown: the share of pieces of the first examples, of inputs or of targets, that may be
@@ -73,6 +77,8 @@ class TaskBatches:
     seed: int = 0
     use_cached: bool = False
     shards: int = 0
+    microbatches: int = 1
+    by_task: bool = False
     max_unknown: float = 0.05
     max_leak_questions: int = leaks.LIMIT
     _counts: np.ndarray = field(init=False, repr=False)
@@ -90,6 +96,13 @@ class TaskBatches:
                 f"BATCH_SIZE {self.batch_size} with the data in {self.shards} shards",
                 f"a multiple of {self.shards}",
                 "change BATCH_SIZE, or set DATA_SHARDS (without it there is one a process)",
+            )
+        if self.by_task and self.batch_size % (self.shards * self.microbatches):
+            raise UserError(
+                f"BATCH_SIZE {self.batch_size} in {self.microbatches} micro-batches of one task, "
+                f"with the data in {self.shards} shards",
+                f"a multiple of {self.shards * self.microbatches}",
+                "change BATCH_SIZE, MICROBATCHES or DATA_SHARDS",
             )
         self._forget_counts()
         missing = {"inputs", "targets"} - set(self.feature_lengths)
@@ -127,6 +140,10 @@ class TaskBatches:
         """What the stream depends on beside its batch size and shards, as run.json holds it."""
         rates, stores = self._rates(), stores_of(seqio.get_subtasks(self._provider))
         total = sum(rates.values())
+        parts = {
+            "microbatches": self.microbatches,
+            "rows": self.batch_size // self.microbatches,
+        }
         return {
             "mixture": self.mixture_or_task_name,
             "lengths": dict(self.feature_lengths),
@@ -135,6 +152,7 @@ class TaskBatches:
             "shuffle": self.shuffle,
             "seed": self.seed,
             "cached": self.use_cached,
+            "by_task": parts if self.by_task else None,
         } | {
             **({"rates": {name: rate / total for name, rate in rates.items()}} if rates else {}),
             **({"stores": stores} if len(stores) > 1 else {}),
@@ -215,6 +233,10 @@ class TaskBatches:
         fitting, overlong = (sum(size[i] for size in sizes) for i in (0, 1))
         if not self.pack or not fitting:
             return fitting, overlong, fitting
+        if self.by_task:
+            alone = dataclasses.replace(self, shards=1)
+            ends = itertools.accumulate(map(len, alone._rows(layout, 0)))
+            return fitting, overlong, 1 + sum(1 for _ in itertools.takewhile(fitting.__gt__, ends))
         stream = (example for example in self._examples(None) if not self._is_overlong(example))
         rows = packing.pack(itertools.islice(stream, fitting), layout, self.feature_lengths)
         return fitting, overlong, sum(1 for _ in rows)
@@ -326,17 +348,56 @@ class TaskBatches:
         for task in self._tasks():
             CUTS.forget(task)
 
-    def _rows(self, layout: Layout, shard: int):
-        fitting = self._fitting(shard)
+    def _rows(self, layout: Layout, shard: int) -> Iterator[list[Example]]:
+        datasets = self._datasets(None, seqio.ShardInfo(shard, self.shards), apart=self.by_task)
+        if not self.by_task:
+            yield from self._in_rows(layout, self._fitting(shard, *datasets))
+            return
+        rows = [
+            self._in_rows(layout, self._fitting(shard, dataset, task))
+            for task, dataset in enumerate(datasets)
+        ]
+        count = self.batch_size // self.shards // self.microbatches
+        draws = self._draws()
+        while True:
+            chosen = list(itertools.islice(draws, self.microbatches))
+            parts = [list(itertools.islice(rows[task], count)) for task in chosen]
+            for task, part in zip(chosen, parts, strict=True):
+                if len(part) < count:  # a shard without an example of it, else it has no end
+                    raise UserError(
+                        f"no {self.split} examples of {self._tasks()[task]} in a shard",
+                        "some in each",
+                        "set fewer DATA_SHARDS, or leave the task out",
+                    )
+            # Row by row, as the trainer takes a batch apart.
+            yield from itertools.chain(*zip(*parts, strict=True))
+
+    def _in_rows(self, layout: Layout, examples: Iterable[Example]) -> Iterator[list[Example]]:
         if self.pack:
-            return packing.pack(fitting, layout, self.feature_lengths)
-        return ([example] for example in fitting)
+            return packing.pack(examples, layout, self.feature_lengths)
+        return ([example] for example in examples)
+
+    def _draws(self) -> Iterator[int]:
+        """For ever, of which of `_tasks` a micro-batch is; the same for all shards."""
+        rates = self._rates() or {self.mixture_or_task_name: 1.0}
+        shares = np.array([rates[task] for task in self._tasks()])
+        draw = np.random.RandomState(self.seed)
+        while True:
+            yield from draw.choice(len(shares), size=BLOCK, p=shares / shares.sum()).tolist()
 
     def _examples(
         self, num_epochs: int | None, shard_info: seqio.ShardInfo | None = None
     ) -> Iterator[dict[str, np.ndarray]]:
         """The examples; each says in its feature "task" ([1]) of which of `_tasks` it is."""
-        dataset = _numbered(self._provider).get_dataset(
+        (dataset,) = self._datasets(num_epochs, shard_info)
+        return self._read(dataset)
+
+    def _datasets(
+        self, num_epochs: int | None, shard_info: seqio.ShardInfo | None, *, apart: bool = False
+    ) -> list[tf.data.Dataset]:
+        return _numbered(
+            self._provider,
+            apart=apart,
             sequence_length=None,
             split=self.split,
             shuffle=self.shuffle,
@@ -345,20 +406,32 @@ class TaskBatches:
             use_cached=self.use_cached,
             shard_info=shard_info,
         )
+
+    def _read(self, dataset: tf.data.Dataset) -> Iterator[dict[str, np.ndarray]]:
         teacher = TEACHER_FEATURES if self.has_teacher else ()
         return _closed_before_exit(_in_blocks(dataset, ("inputs", "targets", *teacher, _TASK)))
 
-    def _fitting(self, shard: int):
+    def _fitting(
+        self, shard: int, dataset: tf.data.Dataset, task: int | None = None
+    ) -> Iterator[Example]:
+        """The examples of a shard that fit; counts all, under their tasks.
+
+        Args:
+            dataset: of the shard.
+            task: of which of `_tasks` alone it is; None is all, mixed.
+        """
         unk_id = self._unk_id
-        for example in self._examples(None, seqio.ShardInfo(shard, self.shards)):
+        read = slice(None) if task is None else slice(task, task + 1)
+        for example in self._read(dataset):
             overlong = self._is_overlong(example)
             unknown = (not overlong and unk_id in example[side] for side in _SIDES)
             self._counts[shard, example.pop(_TASK)[0]] += 1, overlong, *unknown
             if not overlong:
                 yield example
-            elif self._counts[shard].sum(axis=0).tolist() == [_ENOUGH, _ENOUGH, 0, 0]:
+            elif self._counts[shard, read].sum(axis=0).tolist() == [_ENOUGH, _ENOUGH, 0, 0]:
+                name = self.mixture_or_task_name if task is None else self._tasks()[task]
                 raise UserError(
-                    f"{_ENOUGH} examples of {self.mixture_or_task_name}, none within "
+                    f"{_ENOUGH} examples of {name}, none within "
                     f"{dict(self.feature_lengths)} tokens",
                     "examples that fit",
                     "raise TASK_FEATURE_LENGTHS",
@@ -368,21 +441,34 @@ class TaskBatches:
         return rows[0][0]["teacher_top_ids"].shape[1] if self.has_teacher else 0
 
 
-def _numbered(provider: seqio.Task | seqio.Mixture) -> seqio.Task | seqio.Mixture:
-    """The same with a feature more: the place of an example's task among the tasks mixed."""
+def _numbered(
+    provider: seqio.Task | seqio.Mixture, *, apart: bool, **settings
+) -> list[tf.data.Dataset]:
+    """The dataset with a feature more: the place of an example's task among the tasks mixed.
+
+    Args:
+        apart: one for each of these tasks instead, as it is in the mixture.
+        settings: of `get_dataset`.
+    """
 
     def number(dataset, n):
         return dataset.map(lambda example: {**example, _TASK: tf.constant([n], tf.int32)})
 
+    if isinstance(provider, seqio.Task):
+        return [number(provider.get_dataset(**settings), 0)]
     provider, original = copy.copy(provider), provider
-    if isinstance(original, seqio.Task):
-        provider.get_dataset = lambda **settings: number(original.get_dataset(**settings), 0)
-    else:
-        # seqio filters features before it mixes, so that none of a task's own says which it is.
-        provider._sample_fn = lambda datasets, *rest: original._sample_fn(
-            [number(dataset, n) for n, dataset in enumerate(datasets)], *rest
-        )
-    return provider
+    found: list[tf.data.Dataset] = []
+
+    # seqio filters features before it mixes, so that none of a task's own says which it is.
+    def sample(datasets, rates, seed):
+        numbered = [number(dataset, n) for n, dataset in enumerate(datasets)]
+        wanted = np.eye(len(numbered)).tolist() if apart else [rates]
+        found.extend(original._sample_fn(numbered, only, seed) for only in wanted)
+        return found[0]
+
+    provider._sample_fn = sample
+    provider.get_dataset(**settings)
+    return found
 
 
 def _in_blocks(dataset: tf.data.Dataset, names: Sequence[str]) -> Iterator[dict[str, np.ndarray]]:

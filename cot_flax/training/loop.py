@@ -104,6 +104,7 @@ def train(
     teacher: white_box.Teacher | None = None,
     mesh: sharding.MeshConfig = sharding.MeshConfig(),  # noqa: B008 (frozen)
     microbatches: int = 1,
+    equal_microbatches: bool = False,
     seed: int = 0,
     initial_checkpoint_path: str | None = None,
     access: Access = Access(),  # noqa: B008 (frozen)
@@ -130,6 +131,8 @@ def train(
         total_steps: optimizer steps from the start of the run, resumed ones included.
         teacher: runs beside the student where the objective is a white-box one.
         microbatches: gradient accumulation: parts of a batch that go through the model in turn.
+        equal_microbatches: each of them counts as much, however many tokens it has; else each
+            token does.
         initial_checkpoint_path: where a fresh run takes its parameters from, all but the adapters
             of LoRA: a checkpoint of ours, of Hugging Face or its hub, or of T5X; None is random.
         access: what reading that checkpoint may do.
@@ -201,6 +204,7 @@ def train(
                 "steps": total_steps,
                 "batch_size": data.batch_size,
                 "microbatches": microbatches,
+                "equal_microbatches": equal_microbatches,
                 "mesh": {**devices.shape, "fsdp": mesh.fsdp},
                 "seed": seed,
                 **({"best_metrics": goals, "early_stopping": early_stopping} if goals else {}),
@@ -259,7 +263,9 @@ def train(
         if taught:
             beside = [load(taught[0], *beside)]
         train_step = jax.jit(
-            step.make_train_step(trained, optimizer, objective, microbatches, their_student),
+            step.make_train_step(
+                trained, optimizer, objective, microbatches, their_student, equal=equal_microbatches
+            ),
             in_shardings=(shardings, sharding.batch_sharding(devices), *placed),
             out_shardings=(shardings, sharding.replicated(devices)),
             donate_argnums=0,  # the new state takes the old one's memory

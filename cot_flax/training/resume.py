@@ -16,6 +16,7 @@ _NAMES = {
     "data.lengths": "TASK_FEATURE_LENGTHS",
     "data.fingerprint": "the chains of TEACHER_STORE",
     "data.pack": "PACK",
+    "data.by_task": "MICROBATCHES_BY_TASK",
     "data.cached": "USE_CACHED_TASKS",
     "data.examples": "the data's number of examples",
     "data.rates": "mixing rates",
@@ -33,6 +34,7 @@ _NAMES = {
     "training.batch_size": "BATCH_SIZE",
     "training.best_metrics": "BEST_METRICS",
     "training.early_stopping": "EARLY_STOPPING",
+    "training.equal_microbatches": "MICROBATCHES_BY_TASK",
     "training.learning_rate": "LEARNING_RATE",
     "training.mesh": "mesh",
     "training.microbatches": "MICROBATCHES",
@@ -56,7 +58,8 @@ _ELSEWHERE = (
     *(f"student.{name}" for name in ("family", "parameters", "special_ids", "vocabulary")),
 )
 _BINDINGS = ("data.settings", "training.settings")
-_WHOLES = ("data.lengths", "data.rates", "training.best_metrics", "training.mesh")  # shown whole
+# Shown whole.
+_WHOLES = ("data.by_task", "data.lengths", "data.rates", "training.best_metrics", "training.mesh")
 
 
 @dataclass(frozen=True)

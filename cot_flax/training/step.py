@@ -76,6 +76,8 @@ def make_train_step(
     objective: Objective,
     microbatches: int = 1,
     teacher: Student | None = None,
+    *,
+    equal: bool = False,
 ) -> Callable[..., tuple[TrainState, Sums]]:
     """Returns a pure function of (state, batch); jit it with the state donated.
 
@@ -84,6 +86,10 @@ def make_train_step(
     With several micro-batches the gradient is the sum of their summed gradients divided by all
     their tokens: the same step as with the whole batch at once. With LoRA the gradients of frozen
     parameters are never formed.
+
+    Args:
+        equal: every micro-batch counts as much, however many tokens it has: the gradient is the
+            mean of those of their means, as Fu et al. 2023 accumulate theirs.
     """
 
     def train_step(state, batch, their_params=None):
@@ -97,10 +103,11 @@ def make_train_step(
             return loss_sums(student, objective, params, batch, rng, watch=True, teacher=beside)
 
         gradient = jax.grad(total, has_aux=True)
-        grads, sums = _accumulate(gradient, trainable, batch, rng, microbatches)
+        grads, sums = _accumulate(gradient, trainable, batch, rng, microbatches, equal)
         # Divided once, by the tokens of the whole batch: a mean of micro-batches' means would
         # weigh a token more where its micro-batch has fewer.
-        grads = jax.tree.map(lambda g: g / jnp.maximum(sums["tokens"], 1.0), grads)
+        count = microbatches if equal else jnp.maximum(sums["tokens"], 1.0)
+        grads = jax.tree.map(lambda g: g / count, grads)
         updates, opt_state = optimizer.transform.update(grads, state.opt_state, trainable)
         metrics = sums | {
             "learning_rate": jnp.asarray(optimizer.schedule(state.step), jnp.float32),
@@ -127,7 +134,14 @@ def summarize(sums: dict[str, float]) -> dict[str, float]:
     return means | {name: sums[name] for name in kept if name in sums}
 
 
-def _accumulate(gradient, params, batch, rng, microbatches):
+def _accumulate(summed, params, batch, rng, microbatches, equal):
+    """Sums of gradients over micro-batches, of their means where all count as much."""
+
+    def mean(params, rows, key):
+        grads, sums = summed(params, rows, key)
+        return jax.tree.map(lambda g: g / jnp.maximum(sums["tokens"], 1.0), grads), sums
+
+    gradient = mean if equal else summed
     if microbatches == 1:
         return gradient(params, batch, rng)
 

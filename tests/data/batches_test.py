@@ -1,9 +1,11 @@
 import dataclasses
 import itertools
+import math
 import os
 import re
 import subprocess
 import sys
+from collections import Counter
 
 import gin
 import numpy as np
@@ -77,6 +79,87 @@ def test_with_another_batch_size_it_goes_on_with_the_next_row(pack, shards):
     for key, rows in large.items():
         parts = [batch[key].reshape(shards, 2, *rows.shape[1:]) for batch in small[6:9]]
         np.testing.assert_array_equal(np.concatenate(parts, axis=1).reshape(rows.shape), rows)
+
+
+def formats_of(batch, microbatches):
+    """Of each micro-batch, as the trainer takes a batch apart, the formats that its rows have."""
+    vocabulary = find_task("stories_cot_mix").output_features["inputs"].vocabulary
+
+    def format_of(ids):
+        text = vocabulary.decode(ids[ids > 0].tolist())
+        shots = "few_shot" if text.count("Q:") > 1 else "zero_shot"
+        return f"{shots}_cot" if text.endswith("step by step") else f"{shots}_answer"
+
+    segments = batch.get("encoder_segment_ids", batch["encoder_input_tokens"] > 0)
+    rows = [
+        [format_of(ids[of == n]) for n in range(1, of.max() + 1)]
+        for ids, of in zip(batch["encoder_input_tokens"], segments.astype(int), strict=True)
+    ]
+    return [set(itertools.chain(*rows[m::microbatches])) for m in range(microbatches)]
+
+
+PARTS = {"batch_size": 8, "microbatches": 4, "by_task": True, "seed": 3}
+
+
+@pytest.mark.parametrize(("pack", "shards"), [(False, 2), (True, 1)])
+def test_a_micro_batch_is_of_one_task_in_the_shares_of_the_mixture(pack, shards):
+    found = Counter()
+    for batch in take(make("stories_cot_mix", pack=pack, shards=shards, **PARTS), 50):
+        for formats in formats_of(batch, 4):
+            (format,) = formats
+            found[format] += 1
+    # Of 200 draws at shares of 0.4, 0.4, 0.1 and 0.1, within three standard deviations.
+    for name, share in dict(zip(FORMATS, (0.4, 0.4, 0.1, 0.1), strict=True)).items():
+        away = abs(found[name] - 200 * share)
+        assert away < 3 * math.sqrt(200 * share * (1 - share)), (name, found)
+
+
+def test_without_it_a_micro_batch_mixes_tasks():
+    mixed = take(make("stories_cot_mix", **PARTS | {"by_task": False}), 5)
+    assert any(len(formats) > 1 for batch in mixed for formats in formats_of(batch, 4))
+
+
+@pytest.mark.parametrize("pack", [False, True])
+def test_micro_batches_of_one_task_are_resumed_and_shared_out_exactly(pack):
+    """One host has the first shard of what the other goes on with whole."""
+    tasks = {"stories_zero_shot_cot": 2, "stories_few_shot_answer": 1}
+    batches = make(tasks, pack=pack, shards=2, **PARTS)
+    whole = take(batches, 6)
+    found = list(itertools.islice(batches.batches(LAYOUT, 4 * 8, [0]), 2))
+    assert_equal(found, [{k: v[:4] for k, v in batch.items()} for batch in whole[4:]])
+    assert_equal(take(batches, 2, skip=4), whole[4:])
+
+
+def test_micro_batches_of_a_task_alone_are_its_batches():
+    settings = {"batch_size": 4, "shuffle": False}
+    plain = take(make(**settings), 3)  # whose first two rows are the first micro-batch's
+    ordered = [{name: rows[[0, 2, 1, 3]] for name, rows in batch.items()} for batch in plain]
+    assert_equal(take(make(microbatches=2, by_task=True, **settings), 3), ordered)
+
+
+def test_rows_that_do_not_make_whole_micro_batches_of_a_task_are_refused():
+    message = "BATCH_SIZE 6 in 2 micro-batches of one task, with the data in 2 shards; .* of 4"
+    with pytest.raises(UserError, match=message):
+        make("stories_cot_mix", batch_size=6, microbatches=2, by_task=True, shards=2)
+
+
+def test_a_task_of_which_nothing_fits_stops_micro_batches_of_its_own():
+    lengths = {"inputs": 240, "targets": 8}  # the answer alone
+    batches = make("stories_cot_mix", **PARTS | {"feature_lengths": lengths})
+    with pytest.raises(UserError, match=r"1000 examples of stories_.*_cot, none within"):
+        take(batches, 5)
+
+
+def test_an_epoch_of_packed_micro_batches_is_counted_in_their_rows():
+    """As many rows as it takes until as many examples were read as all tasks have."""
+    tasks = {"stories_zero_shot_cot": 2, "stories_few_shot_answer": 1}
+    batches = make(tasks, pack=True, **PARTS)
+    examples, overlong, rows = batches.epoch(LAYOUT)
+    assert (examples, overlong) == (40, 0)
+    counts = []
+    for batch in take(batches, 10):
+        counts += batch["encoder_segment_ids"].max(axis=1).tolist()
+    assert sum(counts[: rows - 1]) < 40 <= sum(counts[:rows])
 
 
 def test_seeds_shuffle_differently():
@@ -206,8 +289,11 @@ def test_the_facts_of_a_stream():
         "shuffle": True,
         "seed": 3,
         "cached": False,
+        "by_task": None,
     }
     assert "rates" not in make().facts
+    parts = make("stories_cot_mix", batch_size=6, microbatches=2, by_task=True)
+    assert parts.facts["by_task"] == {"microbatches": 2, "rows": 3}
 
 
 @pytest.mark.parametrize(

@@ -156,6 +156,7 @@ def test_a_run_writes_what_it_is(run, config, tmp_path):
             "steps": 1,
             "batch_size": 8,
             "microbatches": 1,
+            "equal_microbatches": False,
             "mesh": {"data": 1, "model": 1, "fsdp": False},
             "seed": 3,
         },

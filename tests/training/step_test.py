@@ -95,6 +95,25 @@ def test_microbatches_make_the_step_of_the_whole_batch(microbatches, whole, conf
     assert metrics == pytest.approx(whole[1], rel=1e-5)
 
 
+@pytest.mark.parametrize("microbatches", [1, 2, 4])
+def test_equal_microbatches_make_the_mean_of_their_means(
+    microbatches, config, params, batch, gradient_of
+):
+    """As Fu et al. 2023 accumulate: each is a batch of its own, and divided by their number."""
+    step = make_train_step(T5Student(config), DESCENT, KL, microbatches, equal=True)
+    state, metrics = jax.jit(step)(state_of(config, params, DESCENT), batch)
+    expected = params
+    for part in range(microbatches):
+        rows = {name: values[part::microbatches] for name, values in batch.items()}
+        tokens = rows["decoder_loss_weights"].sum()
+        gradient, _ = gradient_of(params, rows)
+        expected = jax.tree.map(
+            lambda p, g, tokens=tokens: p - g / tokens / microbatches, expected, gradient
+        )
+    assert_close(state.params, expected, atol=1e-6)
+    assert metrics["tokens"] == 36  # metrics are of tokens all the same
+
+
 def test_the_step_is_the_summed_gradient_over_all_tokens(whole, params, batch, gradient_of):
     gradient = jax.tree.map(lambda g: np.asarray(g) / 36, gradient_of(params, batch)[0])
     assert batch["decoder_loss_weights"].sum() == whole[1]["tokens"] == 36
