@@ -35,8 +35,11 @@ class UserError(Exception):
 
     def __reduce__(self):
         # By default an exception is rebuilt from its message, which __init__ does not take; errors
-        # come back from other processes.
-        return _rebuild, (type(self), self.args, vars(self))
+        # come back from other processes. gin raises a class of its own, with the same name, that
+        # adds to the message where it was.
+        kinds = type(self).__mro__
+        kind = next(k for k in kinds if getattr(sys.modules[k.__module__], k.__name__, None) is k)
+        return _rebuild, (kind, (str(self),), vars(self))
 
 
 def _rebuild(kind: type[UserError], args: tuple, attributes: dict) -> UserError:

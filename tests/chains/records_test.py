@@ -10,6 +10,7 @@ import pickle
 import random
 import sys
 
+import gin
 import pyarrow as pa
 import pytest
 import zstandard
@@ -388,6 +389,27 @@ def test_fields_have_a_type(value, kind, reason):
     with pytest.raises(BadRecord, match="here: no field 'y'") as caught:
         require({"x": value}, "y", kind, "here")
     assert caught.value.reason == "missing_field"
+
+
+@gin.configurable
+def _refuses():
+    raise UserError("a cat", "a dog", "fetch it")
+
+
+@gin.configurable
+def _takes(value):
+    return value
+
+
+def test_an_error_that_gin_has_added_to_comes_back_from_another_process():
+    """It is of a class that gin made, which no other process has."""
+    gin.parse_config("_takes.value = @_refuses()")
+    with pytest.raises(UserError) as caught:
+        _takes()
+    again = pickle.loads(pickle.dumps(caught.value))
+    assert type(again) is UserError
+    assert str(again) == str(caught.value)
+    assert str(again).splitlines()[0] == "got a cat; expected a dog; fetch it"
 
 
 def test_errors_come_back_whole_from_another_process():
