@@ -76,7 +76,8 @@ def data(directory: str | None = None) -> str:
 def subset(size: int | None = None) -> int | None:
     """How many training questions are kept: the paper has 8, 32 and 128; None is all.
 
-    They are the first of the training split in the order of `RandomState(0).permutation`.
+    They are the first of the training split in the order of `RandomState(0).permutation`. Chains of
+    a teacher on the others are left out.
     """
     if size is not None and size < 1:
         raise UserError(f"subset.size {size}", "1 or more, or None", "correct it")
@@ -153,8 +154,20 @@ def _records(split, key, kind="default"):
             f"{len(found)} records of {key}", f"more than {max(places)}", "fetch the whole file"
         )
     if split == "train" and (size := subset()):
-        places = np.random.RandomState(0).permutation(places)[:size].tolist()
+        places = _permuted(places)[:size]
     return [found[place] for place in places]
+
+
+def _permuted(places):
+    return np.random.RandomState(0).permutation(places).tolist()
+
+
+def _left_out(key, kind="default"):
+    """The training questions that are not in the subset."""
+    if not (size := subset()):
+        return []
+    found = read(key)
+    return [found[place]["question"] for place in _permuted(split_of(key, kind)["train"])[size:]]
 
 
 def few_shot_prompt(key: str) -> str:
@@ -180,7 +193,11 @@ def _add(name, key, kind="default", **how):
         how["fixed_exemplars"] = functools.partial(exemplars, key)
     add_cot_task(
         name,
-        records_source(functools.partial(_records, key=key, kind=kind), ("train", "test")),
+        records_source(
+            functools.partial(_records, key=key, kind=kind),
+            ("train", "test"),
+            left_out=functools.partial(_left_out, key, kind),
+        ),
         answer_kind=KINDS[key],
         seen_by_flan=key in SEEN,
         **how,

@@ -28,6 +28,7 @@ def records_source(
     make: Callable[[str], Records],
     splits: Iterable[str] | Callable[[], Iterable[str]],
     optional: Iterable[str] = (),
+    left_out: Callable[[], Iterable[str]] = tuple,
 ) -> seqio.DataSource:
     """A source whose `make(split)` returns all records as dicts of strings and numbers.
 
@@ -38,13 +39,15 @@ def records_source(
     Args:
         make: returns the records of a split.
         splits: those there are, or what tells it where gin decides.
+        left_out: gives the questions that gin keeps from the train split, so that a teacher's
+            chains on them are no training data either.
     """
-    return _RecordsSource(make, splits, optional)
+    return _RecordsSource(make, splits, optional, left_out)
 
 
 class _RecordsSource(seqio.FunctionDataSource):
-    def __init__(self, make, splits, optional):
-        self._make, self._optional = make, frozenset(optional)
+    def __init__(self, make, splits, optional, left_out):
+        self._make, self._optional, self.left_out = make, frozenset(optional), left_out
         self._there = splits if callable(splits) else lambda: splits
         super().__init__(self._read, splits=())
 

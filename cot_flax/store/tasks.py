@@ -26,7 +26,8 @@ _OF_TARGETS = ("cot_target", "stop", "full_stop")
 class StoreSource(seqio.DataSource):
     """A store as the train split, beside the data set's own held-out splits.
 
-    Chains on questions of the held-out splits are left out, and their number is logged. Records of
+    Chains on questions of the held-out splits, or that are left out of the train split
+    (`sources.records_source`), are left out, and their number is logged. Records of
     the held-out splits have a rationale and no teacher's rows.
 
     Args:
@@ -148,7 +149,8 @@ class StoreSource(seqio.DataSource):
 
     def _read_hashes(self, config: str) -> tuple[int, ...]:
         del config
-        found = set()
+        left_out = getattr(self._data, "left_out", tuple)()  # of `sources.records_source`
+        found = set(map(layout.question_hash, left_out))
         for split in self._held_out:
             if self._data.num_input_examples(split) == 0:
                 continue

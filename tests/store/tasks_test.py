@@ -181,6 +181,18 @@ def test_chains_of_held_out_questions_are_left_out_and_counted(
     )
 
 
+def test_chains_of_questions_that_gin_leaves_out_of_training_are_left_out(
+    world_store, samples, vocabulary
+):
+    out = samples[0].question
+    records = [{"id": "0", "question": "A?", "rationale": "1 + 1 = 2.", "answer": "2"}]
+    source = records_source(lambda split: records, ["train"], left_out=lambda: [out.upper()])
+    store = StoreSource(lambda: world_store, vocabulary=vocabulary, data=source)
+    stored = [e["question"].decode() for e in layout.dataset(world_store).as_numpy_iterator()]
+    assert out in stored
+    assert [e["question"].decode() for e in ask(store)] == [q for q in stored if q != out]
+
+
 @pytest.mark.parametrize("use_cached", [False, True])
 def test_held_out_splits_are_the_data_sets_own(add_held, use_cached):
     """With a rationale, and rows without an entry, so that T5X evaluates under the same name."""

@@ -70,6 +70,9 @@ def test_a_subset_is_the_first_of_a_permutation_of_the_training_questions(small)
         np.random.RandomState(0).permutation(train)[:8]
     )
     assert places("ho2022_coin_flip", "test") == test
+    left = find_task("ho2022_coin_flip_zero_shot_cot").source.left_out()
+    others = set(train) - set(places("ho2022_coin_flip", "train"))
+    assert sorted(left) == sorted(f"Ann flips {i} coins. Heads?" for i in others)
     gin.bind_parameter(SIZE, 0)
     with pytest.raises(UserError, match=r"subset\.size 0"):
         records("ho2022_coin_flip", "train")
