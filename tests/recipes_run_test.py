@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -19,66 +20,172 @@ WORKED = [  # of which the server knows no story
 TINY = {
     "INITIAL_CHECKPOINT_PATH": None,
     "T5_VOCABULARY_FILE": str(VOCABULARY_PATH),
-    "GSM8K_DIRECTORY": "gsm8k",
-    "TASK_FEATURE_LENGTHS": {"inputs": 640, "targets": 96},
     "EPOCHS": None,
-    "TRAIN_STEPS": 12,  # after the warm-up
     "BATCH_SIZE": 4,
     "MICROBATCHES": 2,
     "MESH_DATA": 1,
-    "MAX_UNKNOWN": 1.0,
-    "MAX_UNKNOWN_CHAINS": 1.0,
     "MAX_UNKNOWN_PIECES": 1.0,
     "MAX_EXAMPLES": 2,
     "MAX_DECODE_LENGTH": 4,
-    "PREPARE_WORKERS": 1,
-    "gsm8k.validation.questions": "last_500",  # the paper's 200 are of the whole file
+    "SCAN_LAYERS": False,
     "t5.T5Config.vocab_size": 384,  # the world's pieces and T5's extra ids
+    "t5.T5Config.emb_dim": 16,
+    "t5.T5Config.num_heads": 2,
+    "t5.T5Config.num_encoder_layers": 1,
+    "t5.T5Config.num_decoder_layers": 1,
+    "t5.T5Config.head_dim": 8,
+    "t5.T5Config.mlp_dim": 32,
 }
 ASKED = {
-    "QUESTIONS_FILE": "gsm8k/train.jsonl",
+    "TRAIN_STEPS": 12,  # after fu2023's warm-up
+    "TASK_FEATURE_LENGTHS": {"inputs": 640, "targets": 96},
+    "OUT": "out",
     "TEACHER_MODEL": "story",
     "TEACHER_PROBE": False,
     "TEACHER_CONCURRENCY": 2,
+    "PREPARE_WORKERS": 1,
+    "MAX_UNKNOWN": 1.0,
+    "MAX_UNKNOWN_CHAINS": 1.0,
 }
-SHOWN = {"EXEMPLARS_FILE": "worked.jsonl", "TEACH_SHOTS": 2}
-RECIPES = {
-    "fu2023_flan_t5_base": SHOWN | {"TEACH_SAMPLES": 2},
-    "fu2023_flan_t5_xl_match_sample": SHOWN | {"TEACH_SAMPLES": 2},
-    "magister2022_t5_small": SHOWN | {"DATASET": "gsm8k"},
+ON_GSM8K = {
+    "QUESTIONS_FILE": "gsm8k/train.jsonl",
+    "GSM8K_DIRECTORY": "gsm8k",
+    "EXEMPLARS_FILE": "worked.jsonl",
+    "TEACH_SHOTS": 2,
+}
+FU = {
+    "TEACH_SAMPLES": 2,
+    "gsm8k.validation.questions": "last_500",  # theirs are of the whole file
+    "EVAL_PERIOD": 6,
+    "evaluators.AccuracyEvaluator.max_examples": 2,
+}
+TAUGHT = {
+    "fu2023_flan_t5_base": ON_GSM8K | FU,
+    "fu2023_flan_t5_xl_match_sample": ON_GSM8K | FU,
+    "magister2022_t5_small": ON_GSM8K | {"DATASET": "gsm8k"},
+    "ho2022_flan_t5_small": {
+        "D": 2,
+        "DATASET": "multiarith",
+        "QUESTIONS_FILE": "ho2022/dataset/multiarith.json",
+        "HO2022_DIRECTORY": "ho2022",
+    },
+}
+STAGE1 = {
+    "TRAIN_STEPS": 2,
+    "TASK_FEATURE_LENGTHS": {"inputs": 64, "targets": 64},
+    "COT_COLLECTION_DIRECTORY": "collection.json",
+    "BBH_DIRECTORY": "bbh",
+    "TEST_TASKS": ("bbh_navigate_zero_shot_cot",),
+    "MIN_NEW_TOKENS": 2,
+}
+STAGE2 = {
+    "TRAIN_STEPS": 2,
+    "TASK_FEATURE_LENGTHS": {"inputs": 64, "targets": 64},
+    "DATA": {"train": "notes.jsonl", "test": "notes_test.jsonl"},
+    "MIN_NEW_TOKENS": 2,
+    "OUT": "out",
 }
 
 
 @pytest.fixture
 def folder(tmp_path):
-    """Stories in GSM8K's files, and 500 questions that are the validation split."""
-    (tmp_path / "gsm8k").mkdir()
-    lines = [
-        json.dumps({"question": s.question, "answer": f"{reference_rationale(s)}\n#### {s.answer}"})
+    """All files that the recipes read, in a few lines each."""
+
+    def lines(name, records):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("".join(json.dumps(record) + "\n" for record in records))
+
+    def whole(name, found):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(json.dumps(found))
+
+    solved = [
+        {"question": s.question, "answer": f"{reference_rationale(s)}\n#### {s.answer}"}
         for s in STORIES
     ]
-    held_out = [
-        json.dumps({"question": f"{n} + 1?", "answer": f"{n} + 1 = {n + 1}.\n#### {n + 1}"})
-        for n in range(500)
+    held_out = [  # the validation split
+        {"question": f"{n} + 1?", "answer": f"{n} + 1 = {n + 1}.\n#### {n + 1}"} for n in range(500)
     ]
-    (tmp_path / "gsm8k" / "train.jsonl").write_text("\n".join([*lines[:30], *held_out]) + "\n")
-    (tmp_path / "gsm8k" / "test.jsonl").write_text("\n".join(lines[30:]) + "\n")
-    (tmp_path / "worked.jsonl").write_text("".join(json.dumps(item) + "\n" for item in WORKED))
+    lines("gsm8k/train.jsonl", [*solved[:30], *held_out])
+    lines("gsm8k/test.jsonl", solved[30:])
+    lines("worked.jsonl", WORKED)
+    stories = [{"question": s.question, "answer": str(s.answer)} for s in STORIES]
+    whole("ho2022/dataset/multiarith.json", stories)
+    entries = [
+        {"source": f"What is {n} + 1?", "rationale": f"{n} + 1 = {n + 1}.", "target": str(n + 1)}
+        for n in range(20)
+    ]
+    whole("collection.json", {str(n): entry for n, entry in enumerate(entries)})
+    asked = [{"input": f"Turn around {n} times. Are you back?", "target": "Yes"} for n in range(4)]
+    whole("bbh/bbh/navigate.json", {"examples": asked})
+    (tmp_path / "bbh" / "cot-prompts").mkdir()
+    prompt = "Are you back?\n\nQ: One turn?\nA: Let's think step by step.\nSo the answer is No."
+    (tmp_path / "bbh" / "cot-prompts" / "navigate.txt").write_text(prompt)
+    labels = ("entailment", "neutral", "contradiction")
+    notes = [
+        {"question": f"Note {n}?", "rationale": f"It says {n}.", "answer": labels[n % 3]}
+        for n in range(90)
+    ]
+    lines("notes.jsonl", notes[:80])
+    lines("notes_test.jsonl", notes[80:])
     return tmp_path
 
 
+def distill(name, folder, *options, tiny=TINY, **flags):
+    """Runs a recipe whole, and returns its output."""
+    done = subprocess.run(
+        [sys.executable, "-m", "cot_flax.cli", "distill", f"--gin_file=recipes/{name}.gin"]
+        + [f"--gin.{key}={value!r}" for key, value in (tiny | flags).items()]
+        + [*options],
+        cwd=folder, env=os.environ | {"COT_FLAX_CACHE": str(folder / "cache")},
+        capture_output=True, text=True, timeout=900,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def check(out):
+    results = run_folder.read_results(out / "student" / "test")
+    assert results and (out / "report.html").exists() and (out / "export").is_dir()
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", TAUGHT)
 def test_a_recipe_goes_from_teach_to_report(name, folder):
     with StoryServer() as server:
-        flags = TINY | ASKED | {"TEACHER_URL": server.url, "OUT": "out"} | RECIPES[name]
-        done = subprocess.run(
-            [sys.executable, "-m", "cot_flax.cli", "distill", f"--gin_file=recipes/{name}.gin"]
-            + ["--gin_file=models/world.gin"]
-            + [f"--gin.{key}={value!r}" for key, value in flags.items()],
-            cwd=folder, env=os.environ | {"COT_FLAX_CACHE": str(folder / "cache")},
-            capture_output=True, text=True, timeout=900,
-        )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    results = run_folder.read_results(folder / "out" / "student" / "test")
-    assert results and (folder / "out" / "report.html").exists()
+        distill(name, folder, **ASKED | {"TEACHER_URL": server.url} | TAUGHT[name])
+    check(folder / "out")
+
+
+DATA = {
+    "fu2023_flan_t5_xxl": ON_GSM8K | {"gsm8k.validation.questions": "last_500"},
+    "magister2022_t5_11b": TAUGHT["magister2022_t5_small"],
+    "ho2022_t5_large": TAUGHT["ho2022_flan_t5_small"],
+    "kim2023_stage1_xl": {"COT_COLLECTION_DIRECTORY": "collection.json", "BBH_DIRECTORY": "bbh"},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", DATA)
+def test_a_dry_run_says_what_a_recipe_takes_before_any_chain_is_there(name, folder):
+    flags = {"T5_VOCABULARY_FILE": str(VOCABULARY_PATH)} | DATA[name]
+    if "QUESTIONS_FILE" in flags:
+        flags |= {"TEACHER_MODEL": "story", "TEACHER_URL": "http://127.0.0.1:9/v1"}
+    printed = distill(name, folder, "--dry-run", tiny={}, **flags)
+    assert re.search(r"training: [\d,]{9,} parameters, [\d,]+ steps of ", printed)
+
+
+def test_stage_1_goes_from_the_collection_to_report(folder):
+    distill("kim2023_stage1_xl", folder, **STAGE1)
+    check(folder / "runs" / "kim2023_stage1_xl")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["full", "lora"])
+def test_stage_2_starts_from_the_student_of_stage_1(how, folder):
+    distill("kim2023_stage1_xl", folder, **STAGE1)
+    distill(f"kim2023_stage2_mednli_{how}", folder, **STAGE2)
+    check(folder / "out")
+    first = folder / "runs" / "kim2023_stage1_xl" / "student"
+    facts = run_folder.read_facts(folder / "out" / "student")
+    assert facts["started_from"] == str(first.relative_to(folder))

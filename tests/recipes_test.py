@@ -1,6 +1,7 @@
 """The recipes: each binds the numbers of its paper, no more and no fewer; headers; small runs."""
 
 import re
+import shlex
 
 import gin
 import pytest
@@ -8,7 +9,7 @@ import seqio
 from support import papers
 
 from cot_flax import configuration
-from cot_flax.configuration import draft, gin_root
+from cot_flax.configuration import checks, draft, gin_root
 from cot_flax.configuration.draft import Macro, Reference
 from cot_flax.evaluation import evaluate as evaluation
 from cot_flax.teacher.recipes import PRESETS, ho2022_temperature
@@ -35,7 +36,7 @@ def written(value):
     """A value as the table has it: references and macros as text."""
     if isinstance(value, (Reference, Macro)):
         return repr(value)
-    return value
+    return tuple(map(written, value)) if isinstance(value, tuple) else value
 
 
 def bound(found):
@@ -115,6 +116,9 @@ def header(name):
         elif found := re.match(r" ((?:\w+, )*\w+): (.*)", text):
             *others, word = found[1].split(", ")
             lines |= dict.fromkeys([*others, word], found[2])
+        else:
+            word = text.strip()
+            lines[word] = word
     return lines
 
 
@@ -125,6 +129,36 @@ def test_a_header_has_its_lines(name):
     verb, *flags = lines["Command"].removeprefix("cot-flax ").split()
     assert verb in ("distill", "evaluate") and flags[0] == f"--gin_file=recipes/{name}.gin"
     assert re.match(r"not run|run on", lines["Ours"])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_header_gives_the_command_flags_that_the_recipe_has(name):
+    found = read(name)
+    for word in shlex.split(header(name)["Command"]):
+        if word.startswith("--gin."):
+            checks.bind(found, word.removeprefix("--gin."))
+
+
+OTHER_SIZES = [name for name in NAMES if "--gin_file=models/" in " ".join(header(name).values())]
+
+
+@pytest.mark.parametrize("name", OTHER_SIZES)
+def test_another_size_leaves_the_other_numbers(name):
+    """A file of models/ sets what any model has, such as no dropout and no adapters."""
+    _, _, text = " ".join(header(name).values()).partition("--gin_file=models/")
+    words = f"--gin_file=models/{text}".split()
+    files = [word[11:] for word in words if word.startswith("--gin_file=")]
+    flags = [word[6:].rstrip(".") for word in words if word.startswith("--gin.")]
+    found = draft.read([f"recipes/{name}.gin", *files])
+    for flag in flags:
+        checks.bind(found, flag)
+    other = {flag.partition("=")[0] for flag in flags} - {"DROPOUT_RATE", "LORA"}
+    table, values = papers.RECIPES[name], bound(found)
+    assert other in ({"INITIAL_RECIPE"}, {"INITIAL_CHECKPOINT_PATH"})
+    for key in table.keys() - other:
+        assert written(values[key].value) == table[key].value, key
+    lora = written(read(name).macros["LORA"].value)
+    assert written(found.macros["LORA"].value) == lora
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -159,6 +193,7 @@ DATA_SETS = {"ho2022": "svamp", "magister2022": "asdiv"}
 def parse(name, *bindings):
     given = {"TRAIN_STEPS": 20, "EPOCHS": None, "MODEL_DIR": "run", "TEACHER_STORE": "store"}
     given |= {"CHECKPOINT_PATH": "run", "EVAL_OUTPUT_DIR": "out", "DATA": "mine.jsonl"}
+    given |= {"EVALUATORS": (), "BEST_METRICS": ()}  # which read their data when they are made
     if data_set := DATA_SETS.get(name.partition("_")[0]):
         given["DATASET"] = data_set
     known = read(name).macros

@@ -108,9 +108,14 @@ def _fu_mixture(config: str, formats=FORMATS) -> Table:
     rate = "gsm8k_teacher_cot_mix/registration.format_rates"
     rates = {f"{rate}.{name}": round(s, 4) for name, s in shares(config, formats).items()}
     batch = {"BATCH_SIZE": examples_a_step(config, formats), "MICROBATCHES": MICROBATCH[config][1]}
-    return code("1.3.4", **rates, **batch)
+    # A checkpoint each 1,000, 3,000, 10,000 and 2,000 micro-batches, all of which are evaluated.
+    period = {"250m": 1000, "780m": 3000, "3b": 10_000, "11b": 2000}[config]
+    chosen = {"EVAL_PERIOD": round(period / MICROBATCH[config][1])}
+    return code("1.3.4", **rates, **batch, MICROBATCHES_BY_TASK=True) | code("1.3.5", **chosen)
 
 
+_CHOOSING = ("gsm8k_few_shot_cot", "gsm8k_zero_shot_cot")
+_BEST = tuple(f"{task}/accuracy" for task in _CHOOSING)
 FU = (
     code(  # 1.2: code-davinci-002
         "1.2",
@@ -150,6 +155,15 @@ FU = (
     | code("1.1", gsm8k__validation__questions="fu2023")
     | ours("1.4", TEST_TASKS=("gsm8k_zero_shot_cot", "gsm8k_few_shot_cot"))
     | ours("1.3.4", MIXTURE_OR_TASK_NAME="gsm8k_teacher_cot_mix")
+    | code(
+        "1.1 and 1.3.5: the best checkpoint is read off",
+        EVALUATORS=("@evaluators.AccuracyEvaluator()",),
+        evaluators__AccuracyEvaluator__mixture_or_task_name=_CHOOSING,
+        evaluators__AccuracyEvaluator__split="validation",
+        evaluators__AccuracyEvaluator__max_examples=200,
+        evaluators__AccuracyEvaluator__decoding="@evaluation.Decoding()",
+    )
+    | ours("1.4: their prompt of four first", BEST_METRICS=_BEST)
     | ours("1.2", STORE_TASK="gsm8k_teacher_zero_shot_cot")
 )
 FU_STUDENTS = {  # 1.3.4 and 1.3.5: of each size its configuration of batches
@@ -166,6 +180,8 @@ IN_CONTEXT, ZERO_SHOT = FORMATS[:2], FORMATS[2:]
 def _fu(student: str, formats=FORMATS, matches: str = "distribution") -> Table:
     config, start = FU_STUDENTS[student]
     found = FU | code("1.1", INITIAL_CHECKPOINT_PATH=start) | _fu_mixture(config, formats)
+    if formats == ZERO_SHOT:
+        found |= ours("1.4: it has no prompt of four", BEST_METRICS=_BEST[1:])
     if matches == "sample":  # 1.3.3: the negative log-likelihood for all formats
         found |= code("1.3.3", losses__Objective__kl_weight=0.0)
     return found
@@ -266,6 +282,7 @@ HO = (
         **TORCH_ADAMW,
     )
     | ours("3.3: a batch is of examples", PACK=False)
+    | code("3.1: 8, 32 and 128", SUBSET=None, ho2022__subset__size="%SUBSET")
     | ours("3.1", MIXTURE_OR_TASK_NAME="@teacher/registration.task_name()")
     | ours("3.1", STORE_TASK="@teacher/registration.task_name()")
     | ours("3.1", TEST_TASKS="@test/registration.task_name()")
