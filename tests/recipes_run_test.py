@@ -1,15 +1,18 @@
 """Recipes from teach to report at tiny size, as `cot-flax distill` runs them; minutes."""
 
 import json
+import logging
 import os
 import re
 import subprocess
 import sys
 
+import gin
+import jax
 import pytest
 from support.story_server import STORIES, StoryServer
 
-from cot_flax import run_folder
+from cot_flax import cli, run_folder
 from cot_flax.lab.world.teacher import reference_rationale
 from cot_flax.lab.world.vocabulary import VOCABULARY_PATH
 
@@ -172,19 +175,54 @@ def test_a_dry_run_says_what_a_recipe_takes_before_any_chain_is_there(name, fold
     if "QUESTIONS_FILE" in flags:
         flags |= {"TEACHER_MODEL": "story", "TEACHER_URL": "http://127.0.0.1:9/v1"}
     printed = distill(name, folder, "--dry-run", tiny={}, **flags)
-    assert re.search(r"training: [\d,]{9,} parameters, [\d,]+ steps of ", printed)
+    assert re.search(
+        r"training: ([\d,]{9,} parameters, [\d,]+ steps of |EPOCHS \d+ of a )", printed
+    )
 
 
-def test_stage_1_goes_from_the_collection_to_report(folder):
-    distill("kim2023_stage1_xl", folder, **STAGE1)
-    check(folder / "runs" / "kim2023_stage1_xl")
+@pytest.fixture
+def called(folder, monkeypatch):
+    """Calls a verb in this process, which is then left as it was found."""
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before = {name: getattr(jax.config, name) for name in names}
+    level, environment = logging.getLogger("absl").level, dict(os.environ)
+    monkeypatch.setenv("COT_FLAX_CACHE", str(folder / "cache"))
+    monkeypatch.chdir(folder)
+
+    def call(*words):
+        monkeypatch.setattr(sys, "argv", ["cot-flax", *words])
+        gin.clear_config()
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        return ended.value.code
+
+    yield call
+    for name, value in before.items():
+        jax.config.update(name, value)
+    logging.getLogger("absl").setLevel(level)
+    os.environ.clear()
+    os.environ.update(environment)
+    gin.clear_config()
+
+
+def test_the_verb_of_each_stage_takes_a_recipe(folder, called):
+    name = "kim2023_stage1_xl"
+    recipe = f"--gin_file=recipes/{name}.gin"
+    flags = [f"--gin.{key}={value!r}" for key, value in (TINY | STAGE1).items()]
+    assert called("train", recipe, *flags) == called("evaluate", recipe, *flags) == 0
+    out = f"runs/{name}"
+    assert called("report", f"{out}/student", "--out", f"{out}/report.html") == 0
+    assert run_folder.read_results(folder / out / "student" / "test")
+    assert (folder / out / "report.html").exists()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["full", "lora"])
 def test_stage_2_starts_from_the_student_of_stage_1(how, folder):
     distill("kim2023_stage1_xl", folder, **STAGE1)
-    distill(f"kim2023_stage2_mednli_{how}", folder, **STAGE2)
+    printed = distill(f"kim2023_stage2_mednli_{how}", folder, **STAGE2)
+    assert "64 questions (TRAIN_QUESTIONS) were drawn by the seed" in printed
+    check(folder / "runs" / "kim2023_stage1_xl")
     check(folder / "out")
     first = folder / "runs" / "kim2023_stage1_xl" / "student"
     facts = run_folder.read_facts(folder / "out" / "student")

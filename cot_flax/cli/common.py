@@ -237,7 +237,7 @@ def parse_gin(
     folders = [os.path.expanduser(path) for path in search_paths.split(",") if path]
     if of_recipe := recipe.of_stage(_STAGES.get(verb, verb), files, bindings, folders):
         more, of_stage = of_recipe
-        bindings, needed = [*more, *bindings], needed or of_stage
+        bindings, needed = [*bindings, *more], needed or of_stage
         libraries = True  # a recipe imports what all its stages use
     before = prepare_libraries if libraries else lambda: None
     configuration.parse(files, bindings, folders, needed, before)

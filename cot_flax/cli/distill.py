@@ -252,7 +252,7 @@ def _planned(files, bindings, folders, target: str) -> str:
     from cot_flax.distill import recipe
 
     more, _ = recipe.of_stage("train", files, bindings, folders) or ([], ())
-    configuration.parse(files, [*more, *bindings], folders, NEEDED, prepare_libraries)
+    configuration.parse(files, [*bindings, *more], folders, NEEDED, prepare_libraries)
     from cot_flax.planning import plan
 
     found = plan.modelled(read_experiment(), wanted)

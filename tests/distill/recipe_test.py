@@ -2,9 +2,8 @@
 
 import pytest
 
-from cot_flax import run_folder
 from cot_flax.configuration import checks
-from cot_flax.distill import recipe, stages
+from cot_flax.distill import recipe
 from cot_flax.errors import UserError
 
 HEAD = """
@@ -31,26 +30,6 @@ def test_what_has_no_value_stands_in_the_folder(written):
     assert found["MODEL_DIR"] == found["CHECKPOINT_PATH"] == "runs/x/student"
     assert found["EVAL_OUTPUT_DIR"] == "runs/x/student/test"
     assert found["INITIAL_CHECKPOINT_PATH"] is None
-
-
-def test_what_is_evaluated_is_the_best_checkpoint_where_one_is_chosen(written):
-    file = written("OUT = 'runs/x'\nBEST_METRICS = ('t/accuracy', 'loss')")
-    read = recipe.read_recipe([file])
-    assert recipe.value(read, "CHECKPOINT_PATH") == "runs/x/student/best/t/accuracy"
-    assert recipe.value(read, "EVAL_OUTPUT_DIR") == "runs/x/student/test"
-    words = {step.name: step.command for step in stages.steps_of(read, [file], [])}
-    assert words["export"][2] == "runs/x/student/best/t/accuracy"
-    assert words["report"][1] == "runs/x/student"
-    assert stages.report_of([file]).runs == ("runs/x/student",)
-
-
-def test_a_run_that_stopped_early_is_at_its_end(tmp_path):
-    place = tmp_path / "student"
-    (place / "checkpoints" / "30").mkdir(parents=True)
-    run_folder.write_facts(place, {"id": "a", "training": {"steps": 90}})
-    assert stages.fingerprint(str(place)) == ""
-    run_folder.write_facts(place, {"id": "a", "training": {"steps": 90}, "stopped": {"step": 30}})
-    assert stages.fingerprint(str(place)) == "a@30"
 
 
 def test_a_value_of_the_files_or_of_a_flag_stays(written):

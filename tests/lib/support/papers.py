@@ -408,6 +408,7 @@ KIM_STAGE2 = (
     KIM_SHARED
     | KIM_FULL
     | code("4.3", BATCH_SIZE=64)
+    | recalled("4.3", TRAIN_QUESTIONS=64)
     | ours("4.3", EPOCHS=20, LEARNING_RATE=5e-5)
     | ours("4.3", INITIAL_RECIPE="recipes/kim2023_stage1_xl.gin")
     | ours("4.3", MIXTURE_OR_TASK_NAME="your_data_zero_shot_cot", TEST_TASKS=_CHOSEN)
