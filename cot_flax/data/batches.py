@@ -228,7 +228,7 @@ class TaskBatches:
             The examples of all tasks that are mixed, the overlong ones beside them, and the rows
             that as many examples of the stream fill.
         """
-        rates = self._rates() or {self.mixture_or_task_name: 1.0}
+        rates = self._rates() or {self._provider.name: 1.0}
         sizes = [self._sizes(name) for name in self._tasks() if rates[name]]
         fitting, overlong = (sum(size[i] for size in sizes) for i in (0, 1))
         if not self.pack or not fitting:
@@ -379,7 +379,7 @@ class TaskBatches:
 
     def _draws(self) -> Iterator[int]:
         """For ever, of which of `_tasks` a micro-batch is; the same for all shards."""
-        rates = self._rates() or {self.mixture_or_task_name: 1.0}
+        rates = self._rates() or {self._provider.name: 1.0}
         shares = np.array([rates[task] for task in self._tasks()])
         draw = np.random.RandomState(self.seed)
         while True:

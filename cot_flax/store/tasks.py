@@ -3,7 +3,7 @@
 import functools
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import gin
 import numpy as np
@@ -149,7 +149,7 @@ class StoreSource(seqio.DataSource):
 
     def _read_hashes(self, config: str) -> tuple[int, ...]:
         del config
-        left_out = getattr(self._data, "left_out", tuple)()  # of `sources.records_source`
+        left_out: Iterable[str] = getattr(self._data, "left_out", tuple)()  # of `records_source`
         found = set(map(layout.question_hash, left_out))
         for split in self._held_out:
             if self._data.num_input_examples(split) == 0:
