@@ -267,6 +267,18 @@ def read_metrics(folder: str | os.PathLike) -> list[dict]:
         ) from error
 
 
+def shared_notes(runs: Sequence[Run]) -> list[tuple[str, str, str]]:
+    """What is to be said of runs, `chosen` and `missing`: their labels, "has" or "have", what."""
+    found: dict[str, list[str]] = {}
+    for run in runs:
+        for sentence in dict.fromkeys((*run.chosen, *run.missing)):
+            found.setdefault(sentence, []).append(run.label)
+    return [
+        (", ".join(labels), "has" if len(labels) == 1 else "have", sentence)
+        for sentence, labels in found.items()
+    ]
+
+
 def base_of(runs: Sequence[Run]) -> int | None:
     """The place of the base run, if there is one."""
     return next((i for i, run in enumerate(runs) if run.is_base), None)

@@ -1,6 +1,7 @@
 """Tests of reading back what training and evaluation wrote."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -57,6 +58,18 @@ def test_evaluations_of_one_checkpoint_are_one_run(tmp_path):
         "an evaluation that did not end, without late",
         "no metrics.jsonl, so it has no learning curves",
         "results of another checkpoint in early, which are not shown",
+    ]
+
+
+def test_what_several_runs_share_is_said_once():
+    def run(label, *missing):
+        return run_folder.Run(label, Path(), {}, [], [], missing)
+
+    runs = [run("a", "gap", "leak"), run("b", "leak", "leak"), run("c", "other leak")]
+    assert run_folder.shared_notes(runs) == [
+        ("a", "has", "gap"),
+        ("a, b", "have", "leak"),
+        ("c", "has", "other leak"),
     ]
 
 

@@ -12,7 +12,7 @@ import cot_flax
 from cot_flax.reports.comparison import cells, examples, figures, tables
 from cot_flax.reports.comparison.cells import Cell
 from cot_flax.reports.pages import template
-from cot_flax.run_folder import Run, base_of
+from cot_flax.run_folder import Run, base_of, shared_notes
 
 TEMPLATE = Path(__file__).parent / "page.html.jinja"
 BLUE, RED = "0, 114, 178", "213, 94, 0"
@@ -26,6 +26,7 @@ def render(runs: Sequence[Run], path: str | Path) -> str:
     named = (cells.percent, cells.signed, cells.interval, cells.signed_interval, shade)
     return template(TEMPLATE, named).render(
         runs=runs,
+        notes=shared_notes(runs),
         looks=figures.looks(runs),
         base=base,
         columns=columns,

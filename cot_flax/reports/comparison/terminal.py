@@ -95,9 +95,8 @@ def print_table(
             table.add_row(Text(run.label), *(_cell(column, column.cells[i]) for column in part))
         console.print(table)
         console.print()
-    for run in found:
-        for sentence in (*run.chosen, *run.missing):
-            console.print(f"{run.label} has {sentence}.", markup=False, highlight=False)
+    for labels, verb, sentence in run_folder.shared_notes(found):
+        console.print(f"{labels} {verb} {sentence}.", markup=False, highlight=False)
 
 
 def parts(columns: Sequence[Column], width: int) -> list[tuple[str, list[Column]]]:

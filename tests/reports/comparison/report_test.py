@@ -1,5 +1,6 @@
 """Tests of the HTML page."""
 
+import io
 import json
 import math
 import subprocess
@@ -7,6 +8,7 @@ import sys
 from html.parser import HTMLParser
 
 import pytest
+from rich.console import Console
 from support.reports import ability_rows, write_run
 
 from cot_flax import run_folder
@@ -153,6 +155,23 @@ def test_missing_parts_are_said(demo_runs, tmp_path):
     assert "no prediction" in html.words
     with pytest.raises(UserError, match=r"got no results\.json"):
         comparison.write(tmp_path / "report.html", {"untested": tmp_path / "untested"})
+
+
+def test_leaks_that_runs_share_are_said_once(tmp_path):
+    same, other = (f"stories/test: of 240 questions {n} stand in the training data" for n in (0, 9))
+    runs = {}
+    for label, leaks in (("ce", [same]), ("kl", [same]), ("more", [other])):
+        write_run(tmp_path / label, ability_rows("word_sorting", 0.5, 0), [])
+        path = tmp_path / label / "test" / "results.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"leaks": leaks}))
+        runs[label] = tmp_path / label
+    comparison.write(tmp_path / "report.html", runs)
+    console = Console(file=io.StringIO(), width=200)
+    comparison.print_table(runs, console)
+    for text in (Outline((tmp_path / "report.html").read_text()).text, console.file.getvalue()):
+        assert (text.count(same), text.count(other)) == (1, 1)
+        assert f"ce, kl have {same}." in text
+        assert f"more has {other}." in text
 
 
 def test_the_best_checkpoints_are_named_with_the_roles_of_their_tasks(tmp_path):
