@@ -2,14 +2,18 @@
 
 `cot_collection_cot` learns chain and answer, `cot_collection_direct` the answer alone, in the
 paper's strings (template `kim2023`); `cot_collection_mix` has both, by default the first alone, as
-the paper trains. With a store of `cot-flax prepare` there are `cot_collection_teacher_cot` and so
-on. A record without a rationale is asked directly. A long source loses its end and not the words
-that ask; a long rationale loses its end and not the answer. What was cut is counted and shown.
+the paper trains. `cot_collection_few_shot_cot` and `cot_collection_few_shot_direct` show exemplars
+of the same task, as many as fit, which the paper does not; they stand in no mixture by themselves.
+With a store of `cot-flax prepare` there are `cot_collection_teacher_cot` and
+`cot_collection_teacher_direct`. A record without a rationale is asked directly. A long source loses
+its end and not the words that ask; a long rationale loses its end and not the answer. What was cut
+is counted and shown.
 
 Flan-T5 was trained on the sources and answers of most of its tasks. The licence is in dispute: the
 hub says CC BY 4.0, the authors' repository non-commercial use under OpenAI's terms (docs/data.md).
 """
 
+import functools
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -105,23 +109,32 @@ def _recipe() -> Recipe:
     return Recipe("cot_collection", _entry, FIELDS, ("category", "task"), validation)
 
 
-def _most():
+def _most(limit: int | None = None):
     bound = caps()
 
     def most(category: str, task: str) -> int | None:
         of_category = bound["by_category"].get(category, bound["each"])
-        return bound["by_task"].get(task, of_category)
+        own = bound["by_task"].get(task, of_category)
+        return own if limit is None else min(limit, limit if own is None else own)
 
     return most
 
 
 SOURCE = ShardedSource(_files, _recipe, _most)
+EXEMPLARS = ShardedSource(_files, _recipe, functools.partial(_most, 32))
+"""Up to 32 entries of each task, which exemplars are drawn from."""
 
 add_cot_task(
     "cot_collection",
     SOURCE,
-    formats=("zero_shot_cot", "zero_shot_answer"),
-    names={"zero_shot_cot": "cot", "zero_shot_answer": "direct", "cot_mix": "mix"},
+    exemplars=EXEMPLARS,
+    group="task",
+    names={
+        "zero_shot_cot": "cot",
+        "zero_shot_answer": "direct",
+        "few_shot_answer": "few_shot_direct",
+        "cot_mix": "mix",
+    },
     rates={"zero_shot_cot": 1.0, "zero_shot_answer": 0.0},
     answer_kind="text",
     template="kim2023",

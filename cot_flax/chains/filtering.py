@@ -33,7 +33,9 @@ UNREADABLE_GOLD = "unreadable_gold_answer"
 class Filters:
     """The settings of one filtering; in quotes, the reasons that a setting gives.
 
-    Whatever they are, a "malformed" (by its reader) and an "empty" chain are rejected.
+    Whatever they are, a "malformed" (by its reader) and an "empty" chain are rejected. A record of
+    a question and its answer alone (`Sample.is_direct`) has no chain to judge: only its gold
+    answer, its split and its lack of log-probabilities count.
 
     Attributes:
         rules: whose rules judge the answer and the text, a name of `RULES`:
@@ -121,7 +123,10 @@ def rejection(sample: Sample, filters: Filters) -> str | None:
     Args:
         filters: whose rules are not `own`.
     """
-    rules = (*_FIRST, *RULES[filters.rules], *_LAST)
+    judged = RULES[filters.rules]
+    if sample.is_direct:
+        judged = tuple(rule for rule in judged if rule[0] in _OF_GOLD)
+    rules = (*_FIRST, *judged, *_LAST)
     return next((reason for reason, breaks in rules if breaks(sample, filters)), None)
 
 
@@ -130,7 +135,7 @@ def _malformed(sample: Sample, filters: Filters) -> bool:
 
 
 def _empty(sample: Sample, filters: Filters) -> bool:
-    return not sample.text.strip()
+    return not sample.text.strip() and not sample.is_direct
 
 
 def _held_out(sample: Sample, filters: Filters) -> bool:
@@ -226,4 +231,5 @@ RULES: dict[Rules, tuple[_Rule, ...]] = {
     ),
     "none": (),
 }
+_OF_GOLD = {UNREADABLE_GOLD}
 _LAST: tuple[_Rule, ...] = (("no_logprobs", _no_logprobs), ("inconsistent_step", _inconsistent))

@@ -103,6 +103,8 @@ def _parsed(parse: Callable[[Raw], Sample], raw: Raw, fates: Counter) -> Sample 
 
 
 def _reason(sample: Sample, filters: Filters) -> str | None:
+    if sample.is_direct:
+        return "empty"  # the lines have chains alone
     try:
         return rejection(sample, filters)
     except UserError:

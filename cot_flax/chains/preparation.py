@@ -92,6 +92,7 @@ class Record:
         question: the question.
         answer: the gold answer; where there is none, the one that the chain gives.
         first: whether it is the first kept chain of its question.
+        has_chain: whether the targets have one, or the answer alone.
         targets: T ids, closed by the end id.
         projection: the teacher's rows, or None where the teacher gave no log-probabilities.
     """
@@ -100,6 +101,7 @@ class Record:
     question: str
     answer: str
     first: bool
+    has_chain: bool
     targets: tuple[int, ...]
     projection: Projection | None
 
@@ -186,7 +188,8 @@ def prepare_question(
                 tally.thoughts.update(_thought_counts(sample.thought, candidate.sample, tokenizer))
     tally.questions += 1
     tally.kept_chains[str(len(kept))] += 1
-    tally.distinct_chains[str(distinct_chains([sample.text for sample in kept]))] += 1
+    texts = [sample.text for sample in kept if not sample.is_direct]
+    tally.distinct_chains[str(distinct_chains(texts))] += 1
     tally.datasets.update(sample.dataset for sample in kept)
     tally.teachers.update(sample.teacher["model"] for sample in kept)
     tally.prompts += sum(_hash(sample.prompt_hash) for sample in kept)
@@ -220,7 +223,8 @@ class _Candidate:
     def of(cls, sample: Sample, tokenizer: Tokenizer, settings: Preparation) -> "_Candidate":
         kind = settings.filters.kind_of(sample)
         answer = sample.gold_answer or extract_answer(sample.text, kind=kind, mode="flexible") or ""
-        text = build_target(sample.text, answer, "zero_shot_cot", settings.template)
+        format = "zero_shot_answer" if sample.is_direct else "zero_shot_cot"
+        text = build_target(sample.text, answer, format, settings.template)
         edits = find_edits(text, tokenizer)
         edited = apply(text, edits)
         pieces = tokenizer.pieces(edited)
@@ -265,7 +269,8 @@ def _record(candidate, tokenizer, settings, tally: Tally, *, first: bool) -> Rec
         projection, tokens = _project(candidate, tokenizer, settings)
         tally.add_projection(projection, _example(sample, pieces, projection, tokens, wrong))
     targets = (*pieces.ids, tokenizer.special_ids.end)
-    tally.add_target(len(targets), source_of(sample.teacher), projection)
+    source = source_of(sample.teacher)
+    tally.add_target(len(targets), source, projection, has_chain=not sample.is_direct)
     tally.add_characters(
         candidate.unknown,
         _unknown_in_question(candidate, tokenizer) if first else Counter(),
@@ -276,6 +281,7 @@ def _record(candidate, tokenizer, settings, tally: Tally, *, first: bool) -> Rec
         question=sample.question,
         answer=candidate.answer,
         first=first,
+        has_chain=not sample.is_direct,
         targets=targets,
         projection=projection,
     )

@@ -288,6 +288,7 @@ def _rules(first: Sequence[Mapping[str, Any]], names: Mapping[str, str]) -> str:
     for record in first:
         with contextlib.suppress(BadRecord):
             found.append(_values(record, names, ""))
+    found = [v for v in found if v["text"].strip()] or found
     closed = sum(extract_answer(v["text"], kind="text", mode="strict") is not None for v in found)
     return (
         "none" if any(v["gold_answer"] for v in found) and closed <= len(found) / 2 else "default"
@@ -335,7 +336,8 @@ def _values(record: Mapping[str, Any], names: Mapping[str, str], place: str) -> 
     """What of a record becomes a sample; "" for what it does not say.
 
     Raises:
-        BadRecord: there is no question or no chain, or something else than a text or a number.
+        BadRecord: there is no question, neither chain nor answer, or something else than a text or
+            a number.
     """
     values = {
         ours: text
@@ -350,6 +352,8 @@ def _values(record: Mapping[str, Any], names: Mapping[str, str], place: str) -> 
         values |= solution(values["gold_answer"])
     if _THOUGHT_END in values.get("text", ""):
         values |= _apart(values["text"])
+    if "gold_answer" in values and not values.get("thought"):
+        values.setdefault("text", "")  # a question with its answer alone
     for name in ("question", "text"):
         if name not in values:
             got, wanted = f"no {name}", f"a text in {names.get(name, name)!r}"
@@ -442,13 +446,14 @@ def _content(content: Any, place: str) -> str:
 
 
 def _sample(values: Mapping[str, Any], origin: _Origin) -> Sample:
+    has_chain = values["text"].strip() or values.get("thought") or not values["gold_answer"]
     return Sample(
         id=values["id"],
         dataset=values.get("dataset") or origin.dataset,
         split=values.get("split") or "train",
         question=values["question"],
         gold_answer=values["gold_answer"],
-        format="zero_shot_cot",
+        format="zero_shot_cot" if has_chain else "zero_shot_answer",
         prompt_hash="",
         teacher={"model": values.get("teacher") or origin.teacher, "params": {}},
         sample=values.get("sample", 0),

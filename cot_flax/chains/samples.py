@@ -105,7 +105,8 @@ class Sample:
         prompt_hash: names the exact prompt that was sent; "" where the source does not record it.
         teacher: {"model": its name, "params": its sampling parameters}.
         sample: the number of this sample among those of the same question, from 0.
-        text: what the teacher wrote.
+        text: what the teacher wrote; "" of a record without a chain, whose format then is
+            "zero_shot_answer".
         logprobs: its log-probabilities, or None where the teacher gives none.
         finish_reason: "stop", "length" (cut at the token limit), "malformed", or the API's own.
         thought: what a teacher that thinks apart from its text thought before it; "" and absent in
@@ -130,6 +131,11 @@ class Sample:
     thought: str = ""
     thought_logprobs: Logprobs | None = None
     answer_kind: str = ""
+
+    @property
+    def is_direct(self) -> bool:
+        """Whether it is a question with its answer alone: its format asks for no chain."""
+        return bool(self.gold_answer) and self.format.endswith("_answer") and not self.text.strip()
 
 
 def source_of(teacher: Mapping[str, Any]) -> str:

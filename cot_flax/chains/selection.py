@@ -97,7 +97,7 @@ def _copies(texts: Sequence[str], filters: Filters) -> list[str | None]:
     """
     if filters.rules != "kim2023":
         return [None] * len(texts)
-    times = Counter(texts)
+    times = Counter(filter(None, texts))  # no chain is no copy
     return ["kim2023_f5_repeated" if times[text] > 1 else None for text in texts]
 
 

@@ -36,6 +36,7 @@ class Tally:
         kept_mass: soft positions by kept mass, in MASS_BINS equal bins.
         mass: the sum of the kept mass over the soft positions.
         one_hot_chains: kept chains without log-probabilities.
+        direct: kept records without a chain, of which the answer alone is learnt.
         target_tokens: kept chains by length in tokens, in steps of LENGTH_BIN.
         tokens: of all targets, ends included.
         teachers: kept chains by teacher.
@@ -73,6 +74,7 @@ class Tally:
     kept_mass: Counter = field(default_factory=Counter)
     mass: float = 0.0
     one_hot_chains: int = 0
+    direct: int = 0
     target_tokens: Counter = field(default_factory=Counter)
     tokens: int = 0
     teachers: Counter = field(default_factory=Counter)
@@ -149,12 +151,16 @@ class Tally:
         """Shows a dropped chain, perhaps; `example` has its "id" and "reason"."""
         self.dropped_examples = _of_each_reason([*self.dropped_examples, example])
 
-    def add_target(self, tokens: int, source: str, projection: Projection | None) -> None:
-        """Counts a kept chain's target, of so many tokens with its end."""
+    def add_target(
+        self, tokens: int, source: str, projection: Projection | None, *, has_chain: bool = True
+    ) -> None:
+        """Counts the target of a kept record, of so many tokens with its end."""
         self.tokens += tokens
         self.target_tokens[str(tokens // LENGTH_BIN * LENGTH_BIN)] += 1
         self.source_tokens[source] += tokens
-        if projection is None:
+        if not has_chain:
+            self.direct += 1
+        elif projection is None:
             self.one_hot_chains += 1
         else:
             self.source_scored[source] += 1
@@ -230,6 +236,8 @@ class Tally:
             if counts:
                 named = ", ".join(f"{name} {count:,}" for name, count in counts.most_common())
                 lines.append(f"{title}: {named}")
+        if self.direct:
+            lines.append(f"kept without a chain, to learn the answer alone: {self.direct:,}")
         for title, counts in (
             ("replaced in the targets", self.replaced),
             (f"unknown to the vocabulary in {self.unknown_chains:,} targets", self.unknown),

@@ -24,14 +24,14 @@ MOST_DROPPED = 10_000
 BLOCK = 64
 SIDES = ("inputs", "targets")
 Chains = Literal["all", "some"]
-Choose = Callable[[str, str], Sequence[Exemplar]]
-"""From a question and its record's id to the exemplars that go before it."""
+Choose = Callable[[str, str, str], Sequence[Exemplar]]
+"""From a question, its record's id and its group to the exemplars that go before it."""
 
 
 class ExemplarRule(Protocol):
     """How the exemplars of prompts are chosen."""
 
-    def choice(self) -> Choose:
+    def choice(self, format: str, layout: "Layout") -> Choose:
         """Chooses by what is bound at this moment; raises UserError where there are too few."""
         ...
 
@@ -53,18 +53,20 @@ _ABSENT = {"teacher_top_ids": ABSENT_ID, "teacher_top_logprobs": 0.0}
 
 def prompter(
     format: str, rule: ExemplarRule | None, layout: Callable[[], Layout]
-) -> Callable[[str, str], str]:
-    """From a question and its record's id to the encoder's text, by what is bound at this moment.
+) -> Callable[..., str]:
+    """From a question, its record's id and its group, which may be left out, to the encoder's text.
+
+    Everything is as bound at this moment.
 
     Raises:
         UserError: there are too few exemplars.
     """
-    template, instruction = layout()
-    choose = rule.choice() if rule else None
+    template, instruction = laid_out = layout()
+    choose = rule.choice(format, laid_out) if rule else None
     zero_shot = format.replace("few_shot", "zero_shot")
 
-    def prompt(question: str, id: str) -> str:
-        shown = choose(question, id) if choose else ()
+    def prompt(question: str, id: str, group: str = "") -> str:
+        shown = choose(question, id, group) if choose else ()
         asked = format if shown else zero_shot  # the only exemplar may be the question itself
         return build_input(question, asked, shown, template, instruction=instruction)
 
@@ -79,11 +81,12 @@ def write_prompt(
     layout: Callable[[], Layout],
     chains: Chains = "all",
     cuts: bool = False,
+    group: str = "",
 ) -> tf.data.Dataset:
     """Adds `inputs_pretokenized`, and `targets_pretokenized` where the record has no tokens.
 
-    Exemplars may depend on the question and the record's id alone, so neither sharding nor a
-    restart changes them.
+    Exemplars may depend on the question and the record's id and group alone, so neither sharding
+    nor a restart changes them.
 
     Args:
         rule: how a few-shot format has them chosen, None in a zero-shot one. It is asked when the
@@ -92,6 +95,7 @@ def write_prompt(
         chains: "all": every record has a rationale; "some": one without is asked for the answer
             alone, whatever the format.
         cuts: adds the texts that `cut` keeps, too: "inputs_end" and "targets_end".
+        group: the field by which the rule groups records; "" is none.
     """
     template = layout().template
     answer_only = format.removesuffix("_cot") + "_answer" if is_cot(format) else format
@@ -102,8 +106,8 @@ def write_prompt(
     def of(rationale):
         return format if chains == "all" or rationale.strip() else answer_only
 
-    def inputs(question, id, rationale):
-        return prompts[of(rationale)](question.decode(), id.decode()).encode()
+    def inputs(rationale, *texts):
+        return prompts[of(rationale)](*(text.decode() for text in texts)).encode()
 
     def targets(rationale, answer):
         asked = of(rationale)
@@ -113,10 +117,12 @@ def write_prompt(
         return ends(answer.decode(), of(rationale), template)[side].encode()
 
     def add(block):
-        # A stored record has its chain as tokens.
-        rationale = block.get("rationale", tf.fill(tf.shape(block["answer"]), "-"))
         answer = block["answer"]
-        block["inputs_pretokenized"] = _strings(inputs, block["question"], block["id"], rationale)
+        rationale = block.get("rationale", tf.fill(tf.shape(answer), "-"))
+        if "has_chain" in block and "rationale" not in block:  # a stored one is tokens
+            rationale = tf.where(block["has_chain"] == 1, rationale, "")
+        named = [block[name] for name in ("question", "id", group) if name in block]
+        block["inputs_pretokenized"] = _strings(inputs, rationale, *named)
         if "rationale" in block or not is_cot(format):
             block["targets_pretokenized"] = _strings(targets, rationale, answer)
         for side in SIDES if cuts else ():

@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from cot_flax.data import preprocessors
 from cot_flax.data.cards import TaskCard
+from cot_flax.data.exemplars import ExemplarChoice, Room, pool_maker
 from cot_flax.data.features import T5Vocabulary, output_features
 from cot_flax.errors import UserError
 from cot_flax.store import layout
@@ -20,9 +21,6 @@ from cot_flax.text.prompts import (
     ENGLISH,
     FORMATS,
     Exemplar,
-    ExemplarPool,
-    FixedExemplars,
-    check_no_leak,
     is_cot,
     is_few_shot,
 )
@@ -35,7 +33,7 @@ KIND = "answer_kind"
 
 
 _ON_DEMAND: list[Callable[[str], None]] = []
-_REGISTERED: dict[str, tuple[TaskCard, "_Exemplars | None", "_Texts"]] = {}
+_REGISTERED: dict[str, tuple[TaskCard, ExemplarChoice | None, "_Texts"]] = {}
 _MIXTURES: set[str] = set()  # of formats, whose rates gin may bind
 
 
@@ -113,6 +111,7 @@ def add_cot_task(
     rates: Mapping[str, float] | None = None,
     chains: preprocessors.Chains = "all",
     cut: Callable[[], Mapping[str, int]] | None = None,
+    group: str = "",
 ) -> None:
     """Registers `<name>_<format>` for every format and their mixture `<name>_cot_mix`.
 
@@ -151,10 +150,14 @@ def add_cot_task(
             teacher's chains on this data set, for instance a function that gin configures. Its
             manifest says how many entries a position has.
         names: instead of the formats, and of "cot_mix", what follows `<name>_`.
-        rates: of the formats in the mixture, where gin binds none.
+        rates: of the formats in the mixture, where gin binds none; formats without one are not in
+            it. By default all are.
         chains: "some" where records may lack a rationale: they are asked for the answer alone.
         cut: gives the lengths of inputs and targets to which long questions and rationales are cut;
             by default longer examples are left out. See `preprocessors.cut`.
+        group: the field whose value a question and its exemplars share. Of a group with few, and
+            where inputs are cut beside a long question, fewer than `shots` are shown. A teacher's
+            store does not have the field: there are no few-shot formats of it.
 
     Raises:
         UserError: an unknown answer kind, format, template or role, a limit below 1, or exemplars
@@ -170,7 +173,7 @@ def add_cot_task(
         find_template(template)
     vocabulary = vocabulary or T5Vocabulary()
     shown = (exemplars, None) if exemplars else (source, parse)
-    pool = _pool_maker(*shown, may_leak=bool(may_leak))
+    pools = pool_maker(*shown, may_leak=bool(may_leak), group=group, data=source)
     told = {"answer_kind": answer_kind, "role": role, "max_tokens": max_tokens}
     shared = {
         "texts": (wording, template, instruction),
@@ -178,17 +181,20 @@ def add_cot_task(
         "formats": formats,
         "fixed_exemplars": fixed_exemplars,
         "shots": shots,
-        "pool": pool,
+        "pools": pools,
         "vocabulary": vocabulary,
         "names": names or {},
         "rates": rates or {},
         "chains": chains,
         "cut": cut,
+        "group": group,
     }
     first = [functools.partial(_parse, parse=parse)] if parse else []
     _register(name, source, first, **shared)
     if teacher_store:
         stored = StoreSource(teacher_store, vocabulary=vocabulary, data=source, parse=parse)
+        if group:
+            shared["formats"] = [format for format in formats if not is_few_shot(format)]
         _register(f"{name}_teacher", stored, stored.preprocessors(), store=stored, **shared)
 
 
@@ -202,22 +208,27 @@ def _register(
     texts,
     fixed_exemplars,
     shots,
-    pool,
+    pools,
     vocabulary,
     names,
     rates,
     chains,
     cut,
+    group,
     store=None,
 ):
     """Registers the formats of a source and their mixture; `first` are its own preprocessors."""
     mixture = f"{name}_{names.get('cot_mix', 'cot_mix')}"
     tasks = {format: f"{name}_{names.get(format, format)}" for format in formats}
+    mixed = [format for format in formats if not rates or format in rates]
+    room = None
+    if cut and group:
+        room = Room(lambda: cut()["inputs"], lambda text: len(vocabulary.encode(text)))
     for format, task in tasks.items():
         settings = functools.partial(_prompting, name, task)
         own, rule = _Texts(told["answer_kind"], *texts, settings), None
         if is_few_shot(format):
-            rule = _Exemplars(fixed_exemplars, pool, shots, settings)
+            rule = ExemplarChoice(fixed_exemplars, pools, shots, settings, room)
         card = TaskCard(
             task, name, format, exemplars=None, shots=0, seed=None, template="t5", **told
         )
@@ -225,10 +236,14 @@ def _register(
         steps: list = list(first)
         if store and is_cot(format):
             steps.append(functools.partial(_check_chains, store=store, layout=own.layout))
-        has_use = preprocessors.with_chains if is_cot(format) else preprocessors.first_samples
-        steps.append(has_use)
+        if not is_cot(format):
+            steps.append(preprocessors.first_samples)
+        elif chains == "all":
+            steps.append(preprocessors.with_chains)
         steps += [
-            functools.partial(preprocessors.write_prompt, cuts=cut is not None, **writing),
+            functools.partial(
+                preprocessors.write_prompt, cuts=cut is not None, group=group, **writing
+            ),
             functools.partial(
                 preprocessors.tokenize,
                 vocabulary=vocabulary,
@@ -253,7 +268,7 @@ def _register(
         _REGISTERED[task] = card, rule, own
         _MIXTURES.add(mixture)
     seqio.MixtureRegistry.add(
-        mixture, [(task, _rate(mixture, format, rates)) for format, task in tasks.items()]
+        mixture, [(tasks[format], _rate(mixture, format, rates)) for format in mixed]
     )
 
 
@@ -317,8 +332,10 @@ def layout_of(name: str) -> preprocessors.Layout:
     return texts.layout()
 
 
-def prompter_of(name: str) -> Callable[[str, str], str]:
+def prompter_of(name: str) -> Callable[..., str]:
     """What makes a task's input of a question and its id, as evaluation shows it to a student.
+
+    Where exemplars are those of a group, its name is the third argument.
 
     Raises:
         UserError: as `cot_task`.
@@ -408,41 +425,6 @@ def _given(value):
     return value() if callable(value) else value
 
 
-@dataclass(frozen=True)
-class _Exemplars:
-    """Those of every prompt, all in their order; where there are none, drawn ones of a pool."""
-
-    fixed: Sequence[Exemplar] | Callable[[], Sequence[Exemplar] | None] | None
-    pool: Callable[[], ExemplarPool]
-    shots: int | Callable[[], int]
-    settings: Callable[[], dict]
-
-    def facts(self) -> dict:
-        if (fixed := self._fixed()) is not None:
-            return {"exemplars": "fixed", "shots": len(fixed)}
-        return {"exemplars": "drawn", "shots": self._count(), "seed": self.settings()["seed"]}
-
-    def choice(self) -> preprocessors.Choose:
-        if (fixed := self._fixed()) is not None:
-            return lambda question, id: fixed.without(question)
-        pool, shots, seed = self.pool(), self._count(), self.settings()["seed"]
-        if shots >= len(pool):
-            raise UserError(
-                f"a pool of {len(pool)} exemplars for {shots} shots",
-                "more exemplars than shots",
-                "lower registration.prompting.shots or give a larger train split",
-            )
-        return lambda question, id: pool.draw(question, shots, f"{seed}/{id}")
-
-    def _fixed(self) -> FixedExemplars | None:
-        given = _given(self.fixed)
-        return None if given is None else FixedExemplars(given)
-
-    def _count(self) -> int:
-        bound = self.settings()["shots"]
-        return _given(self.shots) if bound is None else bound
-
-
 def _prompting(dataset: str, task: str) -> dict:
     with gin.config_scope([task]):
         own = gin.get_bindings(prompting, inherit_scopes=False)
@@ -462,37 +444,6 @@ def _rate(mixture: str, format: str, own: Mapping[str, float]) -> Callable[[seqi
 
 def _parse(dataset, parse):
     return dataset.map(parse, num_parallel_calls=tf.data.AUTOTUNE)
-
-
-def _pool_maker(source, parse, may_leak) -> Callable[[], ExemplarPool]:
-    """Makes the pool when it is first needed, and again when gin has bound something else."""
-
-    @functools.lru_cache(maxsize=1)
-    def make(config: str) -> ExemplarPool:
-        del config
-        return _pool(source, parse, may_leak)
-
-    return lambda: make(gin.config_str())
-
-
-def _pool(source, parse, may_leak) -> ExemplarPool:
-    records = _records(source, parse, "train")
-    pool = ExemplarPool(Exemplar(r["question"], r["rationale"], r["answer"]) for r in records)
-    for split in source.splits:
-        if split != "train" and not may_leak and source.num_input_examples(split) != 0:
-            check_no_leak(pool, (r["question"] for r in _records(source, parse, split)))
-    return pool
-
-
-def _records(source, parse, split):
-    dataset = source.get_dataset(split, shuffle=False)
-    if parse:
-        dataset = dataset.map(parse)
-    names = ("question", "rationale", "answer")
-    chosen = dataset.map(lambda record: tuple(record[name] for name in names))
-    for columns in chosen.batch(preprocessors.BLOCK).as_numpy_iterator():
-        for texts in zip(*columns, strict=True):
-            yield dict(zip(names, (text.decode() for text in texts), strict=True))
 
 
 def _postprocess(output, *, example=None, is_target=False):

@@ -44,6 +44,7 @@ FEATURES: dict[str, dict] = {
     "question_hash": {"shape": [], "dtype": "int64"},
     "answer": {"shape": [], "dtype": "string"},
     "first": {"shape": [], "dtype": "int32"},
+    "has_chain": {"shape": [], "dtype": "int32"},
     "targets": {"shape": [None], "dtype": "int32"},
     "teacher_top_ids": {"shape": [], "dtype": "string"},
     "teacher_top_logprobs": {"shape": [], "dtype": "string"},
@@ -101,6 +102,7 @@ def serialize(record: Record, stored: StoredIds) -> bytes:
         "question_hash": _ints([question_hash(record.question)]),
         "answer": _bytes(record.answer.encode(errors="replace")),
         "first": _ints([int(record.first)]),
+        "has_chain": _ints([int(record.has_chain)]),
         "targets": _ints(record.targets),
         "teacher_top_ids": _bytes(ids),
         "teacher_top_logprobs": _bytes(logprobs),
@@ -289,6 +291,8 @@ def dataset(path: str, shards: int = 1, index: int = 0) -> tf.data.Dataset:
         name: tf.io.FixedLenFeature([], tf.string if entry["dtype"] == "string" else tf.int64)
         for name, entry in FEATURES.items()
     }
+    # Older stores do not say it.
+    description["has_chain"] = tf.io.FixedLenFeature([], tf.int64, 1)
     description["targets"] = tf.io.FixedLenSequenceFeature([], tf.int64, allow_missing=True)
     return tf.data.TFRecordDataset(files).map(
         lambda raw: tf.io.parse_single_example(raw, description),

@@ -74,8 +74,10 @@ class StoreSource(seqio.DataSource):
     def check_template(self, template: Template) -> None:
         """Raises UserError where the store's chains were closed as another template does."""
         directory = self.checked_directory()
-        stored = layout.read_manifest(directory)["plan"]["settings"].get("template", {})
-        for name in _OF_TARGETS:
+        manifest = layout.read_manifest(directory)
+        stored = manifest["plan"]["settings"].get("template", {})
+        direct = ("answer_target",) if manifest["tally"].get("direct") else ()
+        for name in (*_OF_TARGETS, *direct):
             own = getattr(template, name)
             if stored.get(name, own) != own:
                 raise UserError(
@@ -131,6 +133,8 @@ class StoreSource(seqio.DataSource):
             return dataset
         manifest = layout.read_manifest(self.checked_directory())
         stored, top_k = layout.ids_of(manifest), manifest["top_k"]
+        if not manifest["tally"].get("direct"):
+            dataset = dataset.map(_of_chains)
         return dataset.map(
             lambda record: _unpacked(record, top_k, stored),
             num_parallel_calls=tf.data.AUTOTUNE,
@@ -207,6 +211,11 @@ def _report(directory: str, excluded: tuple[int, ...]) -> None:
 
 def _is_new(record, excluded: tuple[int, ...]):
     return tf.reduce_all(record["question_hash"] != tf.constant(excluded, tf.int64))
+
+
+def _of_chains(record):
+    """A record of a store that has a chain in each, so that none needs to say so."""
+    return {name: value for name, value in record.items() if name != "has_chain"}
 
 
 def _unpacked(record, top_k, stored: layout.StoredIds):

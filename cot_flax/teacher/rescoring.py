@@ -34,7 +34,8 @@ def rescore(
 
     A text that leaves the right answer to `gold_answer` is closed with it first; see `closed`.
     `teacher["params"]["scored_by"]` of a sample names it. A text that it cannot score keeps no
-    log-probabilities and is counted by reason; a thought apart keeps none of another teacher.
+    log-probabilities and is counted by reason; a thought apart keeps none of another teacher. A
+    record without a chain stays as it is.
     Journal, order and errors are as in `dispatch.sample`.
 
     Args:
@@ -44,10 +45,12 @@ def rescore(
         wording: of the closing sentence.
     """
     totals = Totals(prices)
-    total = sum(1 for _ in read_samples(samples))  # A broken line is found before anything is paid.
+    # A broken line is found before anything is paid.
+    total = sum(not sample.is_direct for sample in read_samples(samples))
 
     def texts() -> Iterator[Sample]:
-        return (closed(sample, wording) for sample in read_samples(samples))
+        found = (sample for sample in read_samples(samples) if not sample.is_direct)
+        return (closed(sample, wording) for sample in found)
 
     with Journal(journal) as opened:
         desk = Desk(opened, totals, concurrency, max_cost=max_cost, spent=spent)
@@ -59,8 +62,13 @@ def rescore(
             await desk.ask(call_of(sample))
 
         def scored() -> Iterator[Sample]:
-            for sample in texts():
-                yield _rescored(sample, call_of(sample).key, teacher.name, desk)
+            for sample in read_samples(samples):
+                if sample.is_direct:
+                    totals.samples += 1
+                    yield sample
+                else:
+                    chain = closed(sample, wording)
+                    yield _rescored(chain, call_of(chain).key, teacher.name, desk)
 
         work_through(texts(), total, score, desk, teacher.close)
         write_samples(out, scored())

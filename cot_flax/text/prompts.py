@@ -81,8 +81,15 @@ def build_input(
         )
     template = template.worded(wording)
     parts = [instruction.strip()] if instruction.strip() else []
-    parts += [_show(exemplar, format, template) for exemplar in exemplars]
+    parts += [show(exemplar, format, template) for exemplar in exemplars]
     return "".join(part + template.separator for part in parts) + _ask(question, format, template)
+
+
+def show(exemplar: Exemplar, format: str, template: Template) -> str:
+    """An exemplar as a few-shot prompt has it, without the separator behind it."""
+    gap = template.cot_gap if is_cot(format) else template.answer_gap
+    asked = _ask(exemplar.question, format, template)
+    return asked + gap + _target(exemplar.rationale, exemplar.answer, format, template)
 
 
 def build_target(
@@ -241,12 +248,6 @@ def _asks(format: str, template: Template) -> str:
 
 def _ask(question: str, format: str, template: Template) -> str:
     return fill(_asks(format, template), question=question)
-
-
-def _show(exemplar: Exemplar, format: str, template: Template) -> str:
-    gap = template.cot_gap if is_cot(format) else template.answer_gap
-    asked = _ask(exemplar.question, format, template)
-    return asked + gap + _target(exemplar.rationale, exemplar.answer, format, template)
 
 
 def _target(rationale: str, answer: str, format: str, template: Template) -> str:

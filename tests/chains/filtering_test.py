@@ -25,11 +25,9 @@ RIGHT = Sample(
 )
 
 
-def reason(*, gold="1,200", text=RIGHT.text, finish_reason="stop", logprobs=None, **filters):
-    sample = replace(
-        RIGHT, gold_answer=gold, text=text, finish_reason=finish_reason, logprobs=logprobs
-    )
-    return rejection(sample, Filters(**filters))
+def reason(*, gold="1,200", **changed):
+    own = {name: changed.pop(name) for name in list(changed) if name in asdict(RIGHT)}
+    return rejection(replace(RIGHT, gold_answer=gold, **own), Filters(**changed))
 
 
 @pytest.mark.parametrize(
@@ -154,6 +152,17 @@ def test_kim2023(sample, expected):
 def test_no_rules_reject_only_what_is_no_chain():
     assert reason(text="Who knows?", finish_reason="length", rules="none") is None
     assert reason(text="", rules="none") == "empty"
+
+
+@pytest.mark.parametrize("rules", ["default", "fu2023", "ho2022", "kim2023", "none"])
+def test_a_question_with_its_answer_alone_has_no_chain_to_judge(rules):
+    direct = {"text": "", "gold": "42", "format": "zero_shot_answer"}
+    assert reason(**direct, rules=rules) is None
+    assert reason(**direct | {"gold": ""}, rules=rules) == "empty"
+    assert reason(**direct | {"format": "zero_shot_cot"}, rules=rules) == "empty"
+    assert reason(**direct, rules=rules, require_logprobs=True) == "no_logprobs"
+    unreadable = "unreadable_gold_answer" if rules == "default" else None
+    assert reason(**direct | {"gold": "many"}, rules=rules) == unreadable
     assert reason(finish_reason="malformed", rules="none") == "malformed"
 
 

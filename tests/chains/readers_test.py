@@ -17,7 +17,9 @@ from cot_flax.chains.readers import (
 from cot_flax.chains.records import BadRecord
 from cot_flax.chains.samples import (
     Sample,
+    read_samples,
     to_line,
+    write_samples,
 )
 from cot_flax.errors import UserError
 
@@ -161,7 +163,7 @@ ENTRIES = {
 def test_the_cot_collections_json(tmp_path):
     path = tmp_path / "c.json"
     bad_entries = {
-        "1": {"source": "One?", "target": "1"},
+        "1": {"target": "1", "rationale": "So."},
         "2": {"source": "One?", "target": [1], "rationale": "So."},
         "3": ["One?", "1", "So."],
     }
@@ -176,6 +178,24 @@ def test_the_cot_collections_json(tmp_path):
         (f"{path}, entry 2", "wrong_type"),
         (f"{path}, entry 3", "wrong_type"),
     ]
+
+
+@pytest.mark.parametrize("name", ["c.json", "c.jsonl"])
+@pytest.mark.parametrize("rationale", [{}, {"rationale": None}, {"rationale": " "}])
+def test_an_entry_without_a_rationale_is_its_answer_alone(tmp_path, name, rationale):
+    path = tmp_path / name
+    rows = [ENTRIES["0"], {"source": "Two?", "target": "2"} | rationale]
+    if name.endswith("l"):
+        write(path, *rows)
+    else:
+        path.write_text(json.dumps(dict(enumerate(rows))))
+    (chain, direct), bad = parsed(path)
+    assert (chain.format, chain.is_direct) == ("zero_shot_cot", False)
+    assert (direct.format, direct.is_direct) == ("zero_shot_answer", True)
+    assert (direct.question, direct.gold_answer, direct.text.strip()) == ("Two?", "2", "")
+    write_samples(tmp_path / "samples.jsonl", [direct])
+    assert list(read_samples(tmp_path / "samples.jsonl")) == [direct]
+    assert bad == []
 
 
 def test_an_entry_with_half_a_character_is_refused(tmp_path):

@@ -606,6 +606,36 @@ def test_t5xs_own_model_finetunes_on_a_mixture_by_gin_alone(team):
     assert_trained_and_scored(team / "run", "team_sums")
 
 
+def test_t5xs_own_model_finetunes_on_the_cot_collection(team, tmp_path, monkeypatch):
+    """By the mixture's name alone; the module is imported as docs/data.md has it."""
+    monkeypatch.setenv("COT_FLAX_CACHE", str(tmp_path / "cache"))
+    entries = {
+        str(n): {
+            "source": f"{n} + {n}?",
+            "target": str(2 * n),
+            "rationale": f"{n} + {n} = {2 * n}" if n % 5 else "",
+            "task": "sums",
+        }
+        for n in range(60)
+    }
+    (team / "collection.json").write_text(json.dumps(entries))
+    lines = [
+        "from __gin__ import dynamic_registration",
+        "from cot_flax.tasks import cot_collection",
+        "include 'gsm8k_finetune.gin'",
+        'MIXTURE_OR_TASK_NAME = "cot_collection_mix"',
+        'cot_collection.data.directory = "collection.json"',
+        "cot_collection.data.validation = 0.2",
+    ]
+    (team / "collection.gin").write_text("\n".join(lines))
+    lengths = {"inputs": 48, "targets": 32}
+    last_step, _ = finetune(team, file="collection.gin", TASK_FEATURE_LENGTHS=lengths)
+    assert last_step == 2
+    assert np.isfinite(summaries(team / "run" / "train")["loss"][2])
+    scored = {file.name for file in (team / "run" / "inference_eval").glob("*-metrics.jsonl")}
+    assert scored == {f"cot_collection_{name}-metrics.jsonl" for name in ("cot", "direct")}
+
+
 def test_kl_trains_on_a_teachers_tasks_beside_others(team):
     """The store has rows, the other task none; T5X's evaluator scores both by their names."""
     prepare_gsm8k(team)

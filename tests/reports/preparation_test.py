@@ -111,6 +111,7 @@ def test_figures_by_hand():
             "wrong_answer": {"count": 3, "share": 3 / 12},
             "repeated": {"count": 1, "share": 1 / 12},
         },
+        "direct": 0,
         "rejected_by_reason": {"bad_json": {"count": 2, "share": 2 / 12}},
     }
     assert list(found["records"]["dropped_by_reason"]) == ["wrong_answer", "repeated"]
@@ -244,6 +245,14 @@ def test_wrong_chains_that_were_kept_are_pointed_out(report):
         (ONE_HOT, "No chain has log-probabilities, so that nothing was aligned."),
         ({"fates": {"kept": 6}, "rejected": {}}, "Nothing was dropped or rejected."),
         ({"kept_chains": {"1": 2, "2": 2}}, "Questions: 4. Each has a kept chain."),
+        (
+            ONE_HOT | {"one_hot_chains": 4, "direct": 2},
+            "2 of the kept records have no chain: the student learns their answers alone.",
+        ),
+        (
+            ONE_HOT | {"one_hot_chains": 4, "direct": 2},
+            "No chain has log-probabilities, so that all 50 target positions are one-hot.",
+        ),
         (
             {"kinds": {"end": 5, "other_string": 35}, "kept_mass": {}, "mass": 0.0},
             "None of the 50 target positions is soft, though 5 chains have log-probabilities.",

@@ -100,7 +100,7 @@ def test_a_position_takes_20_bytes_at_k_5(world_store):
 def test_a_probability_is_kept_to_half_a_step_of_its_root(logprobs_TK, ids_TK):
     projection = Projection(ids_TK, logprobs_TK, np.zeros(3, np.int8), np.ones(3, np.float32))
     example = tf.train.Example.FromString(
-        layout.serialize(Record("a/0", "One?", "1", True, (3, 4, 1), projection), NARROW)
+        layout.serialize(Record("a/0", "One?", "1", True, True, (3, 4, 1), projection), NARROW)
     )
     values = {name: f.bytes_list.value[0] for name, f in example.features.feature.items() if
               name.startswith("teacher")}  # fmt: skip
@@ -115,7 +115,7 @@ def test_a_probability_is_kept_to_half_a_step_of_its_root(logprobs_TK, ids_TK):
 
 def test_what_utf_8_cannot_say_becomes_a_question_mark():
     example = tf.train.Example.FromString(
-        layout.serialize(Record("a/0", "half \ud83d", "\ud83d", False, (1,), None), NARROW)
+        layout.serialize(Record("a/0", "half \ud83d", "\ud83d", False, True, (1,), None), NARROW)
     )
     feature = example.features.feature
     assert feature["question"].bytes_list.value == [b"half ?"]

@@ -3,9 +3,13 @@
 import collections
 import itertools
 import json
+import os
 import random
+import subprocess
+import sys
 
 import gin
+import numpy as np
 import pytest
 import seqio
 
@@ -17,6 +21,7 @@ from cot_flax.data.preprocessors import CUTS
 from cot_flax.data.registration import cot_task, kind_of
 from cot_flax.errors import UserError
 from cot_flax.lab.world.vocabulary import VOCABULARY_PATH
+from cot_flax.store.make import template
 from cot_flax.store.prepare import prepare
 from cot_flax.students.layouts import EncoderDecoder
 from cot_flax.tasks import cot_collection
@@ -262,13 +267,150 @@ def test_caps_are_numbers_of_gin(bind):
 
 def test_the_mixture_is_the_papers_unless_gin_binds_rates(bind):
     bind(make_entries(40))
-    mixture = seqio.get_mixture_or_task(MIX)
+    mixture = seqio.get_mixture_or_task(
+        MIX
+    )  # few-shot tasks, which the paper has not, are not in it
     rates = {task.name: mixture.get_rate(task) for task in mixture.tasks}
     assert rates == {COT: 1.0, DIRECT: 0.0}
     lengths = {"inputs": 512, "targets": 512}
     assert len(read(MIX, lengths=lengths, count=60, num_epochs=None, shuffle=True, seed=0)) == 60
     gin.bind_parameter(f"{MIX}/cot_flax.data.registration.format_rates.zero_shot_answer", 0.5)
     assert [mixture.get_rate(task) for task in mixture.tasks] == [1.0, 0.5]
+
+
+FEW_COT, FEW_DIRECT = "cot_collection_few_shot_cot", "cot_collection_few_shot_direct"
+
+
+def exemplars_of(example, entries):
+    """The entries that a prompt shows, in order, by their sources, each of which has a number."""
+    asked = example["inputs_pretokenized"].decode()
+    places = {asked.index(e["source"]): e for e in entries if e["source"] in asked}
+    *shown, own = (places[place] for place in sorted(places))
+    assert own["source"].encode() == example["question"]
+    return shown
+
+
+@pytest.mark.parametrize("task", [FEW_COT, FEW_DIRECT])
+def test_exemplars_are_of_the_same_task_drawn_by_seed(bind, task):
+    entries = make_entries(120)
+    bind(entries)
+    examples = read(task)
+    assert len(examples) == 120
+    draws = set()
+    for example in examples:
+        shown = exemplars_of(example, entries)
+        assert len(shown) == 4
+        assert {e["task"] for e in shown} == {example["task"].decode()}
+        assert all(e["rationale"] for e in shown)
+        assert example["question"].decode() not in [e["source"] for e in shown]
+        draws.add(tuple(e["source"] for e in shown))
+    assert len(draws) > 100
+    prompts = written(examples)
+    assert written(read(task)) == prompts
+    gin.bind_parameter("cot_collection/cot_flax.data.registration.prompting.seed", 1)
+    assert written(read(task)) != prompts
+
+
+def test_a_few_shot_prompt_is_exemplars_and_the_papers_strings(bind):
+    entries = make_entries(3)
+    for entry in entries:
+        entry["task"] = "one"
+    bind(entries)
+    gin.bind_parameter("cot_collection/cot_flax.data.registration.prompting.shots", 1)
+    for example in read(FEW_COT):
+        (shown,) = exemplars_of(example, entries)
+        (own,) = (e for e in entries if e["source"].encode() == example["question"])
+        asked = "".join(strings(shown)) + " ### " + strings(own)[0]
+        assert (
+            example["inputs_pretokenized"].decode(),
+            example["targets_pretokenized"].decode(),
+        ) == (
+            asked,
+            strings(own)[1],
+        )
+
+
+def test_a_task_with_few_entries_shows_what_there_is(bind):
+    entries = make_entries(4)
+    entries[1]["task"] = entries[2]["task"] = "two"
+    bind(entries)
+    found = {e["question"].decode(): len(exemplars_of(e, entries)) for e in read(FEW_COT)}
+    assert [found[entry["source"]] for entry in entries] == [0, 1, 1, 0]
+    alone = next(e for e in read(FEW_COT) if e["question"].decode() == entries[0]["source"])
+    assert alone["inputs_pretokenized"].decode() == strings(entries[0])[0]
+
+
+def test_exemplars_fit_beside_the_question(bind):
+    entries = make_entries(150, most=30)
+    bind(entries)
+    lengths = {"inputs": 160, "targets": 160}
+    gin.bind_parameter(f"{MODULE}.lengths.tokens", lengths)
+    alone = read(COT)
+    cut = CUTS.counts(COT)[1]
+    CUTS.forget(FEW_COT)
+    examples = read(FEW_COT)
+    assert len(examples) == len(alone) == 150
+    assert CUTS.counts(FEW_COT)[1] == cut  # none that is not too long by itself
+    assert max(len(e["inputs"]) for e in examples) <= 160
+    shown = collections.Counter(len(exemplars_of(e, entries)) for e in examples)
+    assert len(shown) > 2 and max(shown) <= 4  # as many as fit
+
+
+def test_held_out_questions_are_no_exemplars(bind):
+    entries = make_entries(200)
+    bind(entries)
+    gin.bind_parameter(f"{MODULE}.data.validation", 0.3)
+    held_out = {e["question"].decode() for e in read(COT, "validation")}
+    examples = read(FEW_COT) + read(FEW_COT, "validation")
+    shown = {e["source"] for example in examples for e in exemplars_of(example, entries)}
+    assert len(examples) == 200 and held_out and shown
+    assert not shown & held_out
+
+
+def test_a_store_of_the_collection_has_no_few_shot_tasks():
+    names = set(seqio.TaskRegistry.names())
+    assert {FEW_COT, "cot_collection_teacher_cot", "cot_collection_teacher_direct"} <= names
+    assert "cot_collection_teacher_few_shot_cot" not in names
+
+
+@pytest.mark.slow
+def test_seqios_cache_holds_what_was_read(bind, tmp_path):
+    """Its own script, in a process of its own."""
+    pytest.importorskip("apache_beam", reason="pip install cot-flax[beam]")
+    path = bind(make_entries(30))
+    (tmp_path / "small.py").write_text(
+        "import gin\nfrom cot_flax.tasks import cot_collection\n"
+        f"gin.bind_parameter('{MODULE}.data.directory', {str(path)!r})\n"
+        f"gin.bind_parameter('{MODULE}.data.validation', 0.2)\n"
+        "gin.bind_parameter('cot_flax.data.features.t5_vocabulary_file.path', "
+        f"{str(VOCABULARY_PATH)!r})\n"
+    )
+    gin.bind_parameter(f"{MODULE}.data.validation", 0.2)
+    names, cache = (COT, DIRECT, FEW_COT), tmp_path / "offline"
+    command = [sys.executable, "-m", "seqio.scripts.cache_tasks_main", "--module_import=small"]
+    command += [f"--tasks={','.join(names)}", f"--output_cache_dir={cache}"]
+    paths = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        command, env=os.environ | {"PYTHONPATH": paths}, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+
+    def by_id(task, **settings):
+        examples = read(task, lengths={"inputs": 96, "targets": 64}, **settings)
+        return sorted(examples, key=lambda example: example["id"])
+
+    fresh = {name: by_id(name) for name in names}
+    bind(make_entries(5, seed=1))  # of which the cache knows nothing
+    seqio.set_global_cache_dirs([str(cache)])
+    try:
+        cached = {name: by_id(name, use_cached=True) for name in names}
+    finally:
+        seqio.set_global_cache_dirs([])
+    for name in names:
+        assert len(fresh[name]) == len(cached[name]) > 15
+        for one, other in zip(fresh[name], cached[name], strict=True):
+            for key in ("inputs", "targets", "question", "answer", "answer_kind"):
+                np.testing.assert_array_equal(one[key], other[key])
 
 
 def test_the_cards_say_what_is_known():
@@ -318,25 +460,58 @@ def test_a_store_of_the_collection_is_trained_on(bind, tmp_path):
     path = bind(entries)
     store = str(tmp_path / "store")
     provider = seqio.get_mixture_or_task("cot_collection_teacher_cot")
-    tally = prepare(
-        [str(path)],
-        store,
-        vocabulary=provider.output_features["targets"].vocabulary,
-        settings=Preparation(Filters(rules="none", answer_kind="gold"), template=template()),
-        workers=1,
-    )
+    tally = prepared(path, store)
     assert tally.read == 40 == tally.kept + tally.dropped + tally.rejected.total()
     gin.bind_parameter(f"{MODULE}.teacher_store.directory", store)
     examples = read("cot_collection_teacher_cot", lengths={"inputs": 512, "targets": 40})
-    assert len(examples) == tally.kept == 36
+    assert len(examples) == tally.kept == 40
     vocabulary = provider.output_features["targets"].vocabulary
     for e in examples:
         said = vocabulary.decode(e["targets"].tolist())
-        assert said.endswith(f"[ANSWER] {e['answer'].decode()}")
+        assert said.endswith(e["answer"].decode())
         assert len(e["targets"]) == len(e["teacher_top_ids"]) <= 40
 
 
-def template():
-    from cot_flax.store.make import template
+def prepared(path, store, **settings):
+    task = seqio.get_mixture_or_task("cot_collection_teacher_cot")
+    filters = Filters(rules="none", answer_kind="gold", **settings)
+    return prepare(
+        [str(path)],
+        store,
+        vocabulary=task.output_features["targets"].vocabulary,
+        settings=Preparation(filters, template=template("cot_collection_teacher_cot")),
+        workers=1,
+    )
 
-    return template("cot_collection_teacher_cot")
+
+def test_entries_without_a_rationale_are_direct_examples_of_a_store(bind, tmp_path):
+    entries = make_entries(40)
+    del entries[9]["rationale"]
+    entries[19]["rationale"] = None
+    entries[29]["rationale"] = " \n"
+    store = str(tmp_path / "store")
+    tally = prepared(bind(entries), store)
+    assert (tally.read, tally.kept, tally.direct, tally.one_hot_chains) == (40, 40, 4, 36)
+    assert "kept without a chain, to learn the answer alone: 4" in tally.summary()
+    gin.bind_parameter(f"{MODULE}.teacher_store.directory", store)
+
+    def texts(task):
+        vocabulary = seqio.get_mixture_or_task(task).output_features["targets"].vocabulary
+        return sorted(
+            (e["inputs_pretokenized"].decode(), vocabulary.decode(e["targets"].tolist()))
+            for e in read(task)
+        )
+
+    for entry in entries:
+        entry["rationale"] = (entry.get("rationale") or "").strip()
+    for name, direct in (("cot", False), ("direct", True)):
+        wanted = [strings(entry, direct=direct) for entry in entries]
+        # T5's pieces have no newline.
+        found = texts(f"cot_collection_teacher_{name}")
+        assert found == sorted((asked, " ".join(said.split())) for asked, said in wanted)
+
+
+def test_a_store_for_kl_has_no_direct_examples(bind, tmp_path):
+    entries = make_entries(20)
+    with pytest.raises(UserError, match=r"no usable chain.*'no_logprobs': 20"):
+        prepared(bind(entries), str(tmp_path / "store"), require_logprobs=True)

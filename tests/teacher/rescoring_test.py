@@ -61,6 +61,16 @@ def test_the_scores_are_the_servers_distribution(samples, tmp_path, dialect):
     assert not totals.problems
 
 
+def test_a_record_without_a_chain_is_not_sent(tmp_path):
+    direct = replace(SAMPLES[1], id="direct", text="", format="zero_shot_answer")
+    write_samples(tmp_path / "mixed.jsonl", [SAMPLES[0], direct])
+    with StoryServer() as server:
+        totals = run(server, tmp_path / "mixed.jsonl", tmp_path / "scored.jsonl")
+    scored = list(read_samples(tmp_path / "scored.jsonl"))
+    assert scored[0].logprobs and scored[1] == direct
+    assert (totals.samples, totals.requests, server.answered.total()) == (2, 1, 1)
+
+
 GIVEN = {"model": "given rationales", "params": {}}
 ASKED = {"model": "nobody", "params": {"recipe": "fu2023"}}
 

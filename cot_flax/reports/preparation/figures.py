@@ -35,8 +35,9 @@ class Histogram(NamedTuple):
 def summarize(manifest: Mapping[str, Any], sizes: Mapping[str, int]) -> dict[str, Any]:
     """The report's JSON; every share is of 1, and a mean over nothing is None.
 
-    records: `read`, which is `kept` + `dropped` + `rejected`; `dropped_by_reason` and
-        `rejected_by_reason` map a reason, the most frequent first, to {`count`, `share` of read}.
+    records: `read`, which is `kept` + `dropped` + `rejected`; `direct`, the kept ones without a
+        chain, of which the answer alone is learnt; `dropped_by_reason` and `rejected_by_reason` map
+        a reason, the most frequent first, to {`count`, `share` of read}.
     sources: by teacher, recipe and who scored (`samples.source_of`), the largest first, `read`,
         `kept`, `accepted` (their ratio), `dropped_by_reason`, `chains_with_logprobs`, `tokens` of
         the kept targets, `soft` and `soft_share` among these; none in stores of before.
@@ -123,6 +124,7 @@ def _records(tally: Tally) -> dict[str, Any]:
     return {
         "read": tally.read,
         "kept": tally.kept,
+        "direct": tally.direct,
         "dropped": tally.dropped,
         "rejected": tally.rejected.total(),
         "dropped_by_reason": _shares(dropped, tally.read),
