@@ -39,6 +39,24 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _short_shuffles():
+    """SeqIO shuffles among 1,000 examples, all of which are made before the first batch.
+
+    Tests have some twenty. What they start as processes of their own shuffles as a user's does.
+    """
+    import seqio
+
+    name = "_shuffle_buffer_size"
+    short = property(
+        lambda task: task.__dict__[name] and min(task.__dict__[name], 32),
+        lambda task, size: task.__dict__.update({name: size}),
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(seqio.Task, name, short, raising=False)
+        yield
+
+
 @pytest.fixture(scope="session")
 def fixtures() -> Path:
     """Tiny models that T5X and Hugging Face wrote, with their outputs; see README.md there."""
