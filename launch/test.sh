@@ -17,4 +17,5 @@ fi
 "$bin/ruff" format --check .
 "$bin/ruff" check .
 "$bin/mypy"
-JAX_PLATFORMS=cpu "$bin/python" -m pytest "${select[@]}" -n "${TEST_WORKERS:-2}" --dist loadfile "$@"
+JAX_PLATFORMS=cpu "$bin/python" -m pytest "${select[@]}" -n "${TEST_WORKERS:-2}" --dist loadfile \
+  --no-loadscope-reorder "$@"

@@ -39,6 +39,34 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+# What takes longest; begun last, it would keep one worker of two waiting.
+LONGEST = (
+    "tests/lab/demo_test.py",
+    "tests/training/hosts_test.py",
+    "tests/docs_test.py",
+    "tests/cli_test.py",
+    "tests/tasks/cot_collection_test.py",
+    "tests/training/white_box_test.py",
+    "tests/training/loop_test.py",
+    "tests/data/",
+    "tests/example_package_test.py",
+    "tests/mistakes_test.py",
+    "tests/cli_environment_test.py",
+    "tests/accelerator_test.py",
+    "tests/launch_test.py",
+)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items):
+    """The longest files first (launch/test.sh has pytest-xdist keep this order)."""
+
+    def place(item):
+        return next((n for n, name in enumerate(LONGEST) if item.nodeid.startswith(name)), 99)
+
+    items.sort(key=place)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _short_shuffles():
     """SeqIO shuffles among 1,000 examples, all of which are made before the first batch.

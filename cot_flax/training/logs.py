@@ -22,6 +22,19 @@ from cot_flax.training import hosts
 from cot_flax.training.trackers import Tracker
 
 T = TypeVar("T")
+_UNUSED = ("torch", "google.cloud.storage", "boto3")
+
+
+def _summary_writer() -> type:
+    """The class of tensorboardX, which imports what it finds of `_UNUSED`, for some two seconds."""
+    hidden = [name for name in _UNUSED if name not in sys.modules]
+    sys.modules.update(dict.fromkeys(hidden))
+    try:
+        from tensorboardX import SummaryWriter
+    finally:
+        for name in hidden:
+            del sys.modules[name]
+    return SummaryWriter
 
 
 class Logs:
@@ -42,8 +55,6 @@ class Logs:
         first_step: int = 0,
         tracker: Tracker | None = None,
     ):
-        from tensorboardX import SummaryWriter  # imports torch, where that is installed
-
         first = hosts.is_first()
         self._mirror = _Mirror(model_dir) if first and is_bucket(model_dir) else None
         folder = self._mirror.folder if self._mirror else path_at(model_dir)
@@ -51,7 +62,7 @@ class Logs:
             make_folder(folder)
         file = folder / METRICS if first else os.devnull
         self._jsonl = open(file, "a", buffering=1)  # noqa: SIM115 (closed in close)
-        self._board = SummaryWriter(str(folder / TENSORBOARD), write_to_disk=first)
+        self._board = _summary_writer()(str(folder / TENSORBOARD), write_to_disk=first)
         self._tracker = tracker
         self._progress = Progress(
             TextColumn("{task.description}"),

@@ -66,8 +66,15 @@ def test_a_mixture_is_resumed_exactly():
     assert_equal(take(make("stories_cot_mix", pack=True, seed=3), 2, skip=3), first[3:])
 
 
-@pytest.mark.parametrize("pack", [False, True])
-@pytest.mark.parametrize("shards", [1, 2])
+@pytest.mark.parametrize(
+    ("shards", "pack"),
+    [
+        (1, False),
+        (2, True),
+        pytest.param(1, True, marks=pytest.mark.slow),
+        pytest.param(2, False, marks=pytest.mark.slow),
+    ],
+)
 def test_with_another_batch_size_it_goes_on_with_the_next_row(pack, shards):
     """After 3 batches of 4 rows, batches of 6 hold what batches of 2 hold from the 7th on."""
     settings = {"pack": pack, "seed": 3, "shards": shards}

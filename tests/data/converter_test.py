@@ -53,8 +53,15 @@ def test_batches_are_those_of_our_trainer(task, pack, bound_store):
         assert (found[0]["teacher_top_logprobs"] < 0).any()
 
 
-@pytest.mark.parametrize("pack", [True, False])
-@pytest.mark.parametrize("use_cached", [True, False])
+@pytest.mark.parametrize(
+    ("use_cached", "pack"),
+    [
+        (True, False),
+        (False, True),
+        pytest.param(True, True, marks=pytest.mark.slow),
+        pytest.param(False, False, marks=pytest.mark.slow),
+    ],
+)
 def test_an_iterator_goes_on_from_what_was_saved(pack, use_cached, bound_store, tmp_path):
     """As T5X saves it with `save_dataset`; shuffled, so that the shuffle's state counts, too."""
 
@@ -85,8 +92,15 @@ def test_without_a_teacher_it_is_seqios_converter():
     assert_same(found[0], expected[0] | {"decoder_input_tokens": fed})
 
 
-@pytest.mark.parametrize("pack", [True, False])
-@pytest.mark.parametrize("task", [TAUGHT, "stories_zero_shot_cot"])
+@pytest.mark.parametrize(
+    ("task", "pack"),
+    [
+        (TAUGHT, False),
+        ("stories_zero_shot_cot", True),
+        pytest.param(TAUGHT, True, marks=pytest.mark.slow),
+        pytest.param("stories_zero_shot_cot", False, marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize(
     ("converter", "lengths"),
     [

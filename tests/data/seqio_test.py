@@ -46,6 +46,8 @@ def gsm8k(folder):
     return folder
 
 
+# Data sets of cot_flax/tasks/abilities.py as word_sorting is: they wait for --slow.
+ALIKE = ("boolean_expressions", "calculation", "object_tracking", "retelling")
 FILES = {"gsm8k": gsm8k, "scenario": lambda folder: ROOT / "examples" / "triage"}
 
 
@@ -97,7 +99,13 @@ def assert_same(left, right):
             np.testing.assert_array_equal(one[name], other[name], err_msg=name)
 
 
-@pytest.mark.parametrize("dataset", CARDS)
+@pytest.mark.parametrize(
+    "dataset",
+    [
+        pytest.param(dataset, marks=[pytest.mark.slow] if dataset in ALIKE else [])
+        for dataset in CARDS
+    ],
+)
 def test_seqios_tools_take_every_data_set(dataset, bound_store, tmp_path):
     task = task_of(dataset, bound_store)
     split = held_out(task)
