@@ -21,6 +21,7 @@ sys.argv += ["--gin.TRAIN_STEPS=1", "--gin.BATCH_SIZE=2", "--gin.WARMUP_STEPS=0"
 sys.argv += ["--gin.EVALUATORS=()", "--gin.MESH_DATA=1"]
 sys.argv += ["--gin.t5.T5Config.num_encoder_layers=1", "--gin.t5.T5Config.num_decoder_layers=1"]
 sys.argv += ["--gin.stories.size.train=64"]
+sys.argv += ["--gin.MIXTURE_OR_TASK_NAME=stories_zero_shot_answer"]  # one of the mixture's
 try:
     main()
 finally:

@@ -66,6 +66,7 @@ OWN_FILE = {
     "scenario": "runs/teach_scenario.gin",
     "rescore": "runs/rescore.gin",
 }
+ONE_TASK = "--gin.MIXTURE_OR_TASK_NAME=stories_zero_shot_answer"  # of the six of world_base_mix
 TWO_TASKS = "--gin.MIXTURE_OR_TASK_NAME=('stories_zero_shot_cot', 'word_sorting_zero_shot_answer')"
 
 
@@ -211,6 +212,8 @@ def small(arguments: list[str]) -> list[str]:
     flags = next((SMALL[key] for key in SMALL if tuple(arguments[: len(key)]) == key), [])
     if "--gin_file=experiments/world_evaluate.gin" in arguments:
         arguments = [arguments[0], TWO_TASKS, *arguments[1:]]
+    if "--gin_file=experiments/world_base.gin" in arguments:
+        arguments = [arguments[0], ONE_TASK, *arguments[1:]]
     if any("BEST_METRICS" in argument for argument in arguments):  # which need an evaluator
         few = "--gin.evaluators.AccuracyEvaluator.max_examples=2"
         flags = [few if "EVALUATORS" in flag else flag for flag in flags]
