@@ -27,6 +27,7 @@ from cot_flax.weights.opening import open_source
 
 KL = "--gin_file=experiments/world_cot_kl.gin"
 QUICK = ["--gin.BATCH_SIZE=2", "--gin.PACK=False", "--gin.WARMUP_STEPS=0", "--gin.EVALUATORS=()"]
+QUICK += [f"--gin.t5.T5Config.num_{side}_layers=1" for side in ("encoder", "decoder")]
 
 
 @pytest.fixture(scope="module", autouse=True)

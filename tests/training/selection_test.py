@@ -122,7 +122,12 @@ def test_a_folder_that_is_called_so_is_itself(whole, tmp_path):
     assert open_source(str(folder)).place == f"{folder}/checkpoints/60"
 
 
-@pytest.mark.parametrize("kill_at", range(6))
+def others_slow(fast, kills):
+    """As parameters: the kills that are not among the fast ones wait for --slow."""
+    return [pytest.param(n, marks=[] if n in fast else [pytest.mark.slow]) for n in kills]
+
+
+@pytest.mark.parametrize("kill_at", others_slow((0, 3, 5), range(6)))
 def test_a_run_killed_in_any_evaluation_keeps_its_best(whole, run, tmp_path, kill_at):  # noqa: F811
     with pytest.raises(SystemExit):
         run(tmp_path, evaluators=[Scripted(VALUES, kill_at=kill_at)], **CHOOSING)
@@ -166,7 +171,7 @@ def test_stopping_early_is_said_kept_and_lasting(run, tmp_path, capsys):  # noqa
     assert "stopped" not in run_folder.read_facts(tmp_path)
 
 
-@pytest.mark.parametrize("kill_at", [1, 3, 4])
+@pytest.mark.parametrize("kill_at", others_slow((3,), (1, 3, 4)))
 def test_the_evaluations_without_gain_are_counted_across_kills(run, tmp_path, kill_at):  # noqa: F811
     stopping = CHOOSING | {"early_stopping": 3}
     with pytest.raises(SystemExit):

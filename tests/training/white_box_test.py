@@ -73,7 +73,9 @@ def test_the_loss_is_that_of_both_forward_passes(teacher, config, loss):
     assert float(sums[loss]) == pytest.approx(float(jnp.sum(values * weights)), rel=1e-4)
 
 
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize(
+    "loss", ["softmax_kl", pytest.param("logit_mse", marks=pytest.mark.slow), "hidden_mse"]
+)
 def test_a_student_comes_nearer_to_its_teacher(teacher, run, tmp_path, loss, capsys):  # noqa: F811
     run(tmp_path, objective=objective(loss), teacher=teacher, total_steps=40)
     rows = rows_of(tmp_path)
@@ -122,7 +124,7 @@ def test_with_lora_the_projection_moves_beside_the_adapters(projected, run, conf
 
 
 @pytest.mark.skipif(jax.device_count() < 4, reason="needs 4 (simulated) devices")
-@pytest.mark.parametrize("loss", ["softmax_kl", "hidden_mse"])
+@pytest.mark.parametrize("loss", [pytest.param("softmax_kl", marks=pytest.mark.slow), "hidden_mse"])
 def test_four_devices_have_the_losses_of_one(teacher, run, config, tmp_path, loss):  # noqa: F811
     settings = {"model": config, "objective": objective(loss, 0.5), "teacher": teacher}
     meshes = {"one": MeshConfig(data=1), "four": MeshConfig(data=2, model=2, fsdp=True)}
