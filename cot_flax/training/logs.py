@@ -28,7 +28,7 @@ _UNUSED = ("torch", "google.cloud.storage", "boto3")
 def _summary_writer() -> type:
     """The class of tensorboardX, which imports what it finds of `_UNUSED`, for some two seconds."""
     hidden = [name for name in _UNUSED if name not in sys.modules]
-    sys.modules.update(dict.fromkeys(hidden))
+    sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]  # None: not to be had
     try:
         from tensorboardX import SummaryWriter
     finally:
