@@ -14,9 +14,10 @@ from support.buckets import serve_bucket
 from support.story_server import STORIES, StoryServer
 
 from cot_flax import run_folder
+from cot_flax.chains.file_names import record_files
 from cot_flax.chains.preparation import Preparation
 from cot_flax.chains.readers import parsed
-from cot_flax.chains.records import record_files, records
+from cot_flax.chains.records import records
 from cot_flax.chains.samples import merge_samples, read_samples, write_samples
 from cot_flax.errors import UserError
 from cot_flax.evaluation.outputs import Outputs

@@ -12,8 +12,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePath
 
+from cot_flax.chains.file_names import files_of
 from cot_flax.chains.readers import Format, find_format, solution
-from cot_flax.chains.records import BadRecord, files_of, reject
+from cot_flax.chains.records import BadRecord, reject
 from cot_flax.chains.samples import Sample
 from cot_flax.chains.thoughts import PARTS, Part
 from cot_flax.errors import UserError
@@ -80,7 +81,7 @@ class DataSet:
 
     Attributes:
         name: the data set's.
-        data: what `records.files_of` takes, or that by split.
+        data: what `file_names.files_of` takes, or that by split.
         question: the column of questions.
         rationale: that of chains.
         answer: that of gold answers.

@@ -16,13 +16,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from cot_flax.chains.file_names import divided_name
 from cot_flax.chains.records import (
     ENTRIES,
     LINES,
     TABLE,
     BadRecord,
     Container,
-    divided_name,
     find_container,
     json_object,
     raw_lines,

@@ -199,7 +199,7 @@ def distill(
 
 
 def _stem(data: str) -> str:
-    from cot_flax.chains.records import divided_name
+    from cot_flax.chains.file_names import divided_name
 
     return divided_name(data.rstrip("/"))[0]
 

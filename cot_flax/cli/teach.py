@@ -302,8 +302,8 @@ def import_given(
 
     Example: cot-flax teach import gsm8k_train.tsv --out human.jsonl.gz
     """
+    from cot_flax.chains.file_names import files_of
     from cot_flax.chains.readers import columns_of, parsed
-    from cot_flax.chains.records import files_of
     from cot_flax.chains.samples import write_samples
 
     named, count, thoughts = columns_of(columns) if columns else None, 0, 0

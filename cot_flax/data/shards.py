@@ -29,8 +29,9 @@ import seqio
 import tensorflow as tf
 
 from cot_flax import hub
+from cot_flax.chains.file_names import files_of
 from cot_flax.chains.readers import written
-from cot_flax.chains.records import BadRecord, files_of, find_container, reject
+from cot_flax.chains.records import BadRecord, find_container, reject
 from cot_flax.data.sources import slices
 from cot_flax.errors import UserError
 from cot_flax.files import cache, file_version, new_folder, path_at
@@ -88,7 +89,7 @@ class ShardedSource(seqio.DataSource):
 
     Args:
         files: gives, when the data is read, the folder of shards made before, or the files as a
-            user names them (see `records.files_of`).
+            user names them (see `file_names.files_of`).
         recipe: gives how they become shards.
         most: gives how many records of a group are read, by the group's values (as in the
             recipe); None is all.

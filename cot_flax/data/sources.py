@@ -15,8 +15,9 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from cot_flax import hub
+from cot_flax.chains.file_names import divided_name, record_files
 from cot_flax.chains.readers import parsed
-from cot_flax.chains.records import divided_name, record_files, records, reject, require
+from cot_flax.chains.records import records, reject, require
 from cot_flax.errors import UserError
 from cot_flax.files import path_at
 from cot_flax.text.prompts import normalize_question

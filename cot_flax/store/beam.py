@@ -13,9 +13,9 @@ from collections.abc import Mapping, Sequence
 import seqio
 from etils import epath
 
+from cot_flax.chains.file_names import files_of
 from cot_flax.chains.preparation import Preparation
 from cot_flax.chains.readers import find_format
-from cot_flax.chains.records import files_of
 from cot_flax.chains.tally import Tally
 from cot_flax.chains.workers import Job
 from cot_flax.data.features import fingerprint, tokenizer_of
@@ -53,7 +53,7 @@ def prepare(
     keeps too.
 
     Args:
-        inputs: files that `chains.readers` knows, as `records.files_of` takes them.
+        inputs: files that `chains.readers` knows, as `file_names.files_of` takes them.
         out: the store's folder. A finished one of the same inputs and settings is left as it is.
         vocabulary: the student's.
         settings: what is kept and how it is aligned.

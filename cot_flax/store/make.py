@@ -5,9 +5,10 @@ import itertools
 import sys
 from collections.abc import Sequence
 
+from cot_flax.chains.file_names import files_of
 from cot_flax.chains.preparation import Preparation
 from cot_flax.chains.readers import SAMPLES, find_format
-from cot_flax.chains.records import BadRecord, files_of
+from cot_flax.chains.records import BadRecord
 from cot_flax.chains.tally import Tally, most
 from cot_flax.data.cards import TaskCard
 from cot_flax.data.mixtures import find_task
@@ -35,7 +36,7 @@ def store(
     """Makes a store of samples files; says what became of the records.
 
     Args:
-        samples: files that `chains.readers` knows, as `records.files_of` takes them.
+        samples: files that `chains.readers` knows, as `file_names.files_of` takes them.
         out: the store's folder.
         task: has the student's vocabulary.
         settings: what is kept and how it is aligned.

@@ -17,10 +17,10 @@ import numpy as np
 import seqio
 import tensorflow as tf
 
+from cot_flax.chains.file_names import files_of
 from cot_flax.chains.filtering import UNREADABLE_GOLD
 from cot_flax.chains.preparation import Outcome, Preparation
 from cot_flax.chains.readers import Raw, find_format
-from cot_flax.chains.records import files_of
 from cot_flax.chains.samples import gzip_writer, to_line
 from cot_flax.chains.tally import Tally, most
 from cot_flax.chains.workers import Chunk, Job, cores, prepare_chunks
@@ -62,8 +62,8 @@ def prepare(
     """Filters, aligns and tokenizes samples into a store.
 
     Args:
-        inputs: files that `chains.readers` knows, as `records.files_of` takes them. The chains of
-            a question stand together in one.
+        inputs: files that `chains.readers` knows, as `file_names.files_of` takes them. The chains
+            of a question stand together in one.
         out: the store's folder. An unfinished one of the same inputs and settings is gone on with,
             a finished one is left as it is. One in a bucket grows at `files.work_path` until it is
             uploaded whole.

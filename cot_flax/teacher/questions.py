@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from cot_flax.chains.dataset import DataSet
+from cot_flax.chains.file_names import files_of
 from cot_flax.chains.readers import written
-from cot_flax.chains.records import files_of, records, reject, require
+from cot_flax.chains.records import records, reject, require
 from cot_flax.errors import UserError
 from cot_flax.files import path_at
 from cot_flax.text.calculator import strip_marks
@@ -61,7 +62,7 @@ def read_questions(path: str | os.PathLike, *, dataset: str, split: str) -> Iter
     passed over. GSM8K's solution that ends in `#### N` is taken apart, without its `<<...>>`.
 
     Args:
-        path: the file, or several as `records.files_of` takes them.
+        path: the file, or several as `file_names.files_of` takes them.
         dataset: the name of the data set.
         split: the name of the split; an item without an id is `{dataset}-{split}-{i}`, i from 0.
 

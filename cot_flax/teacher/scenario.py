@@ -8,7 +8,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
 
-from cot_flax.chains.records import record_files, reject, require
+from cot_flax.chains.file_names import record_files
+from cot_flax.chains.records import reject, require
 from cot_flax.errors import UserError
 from cot_flax.files import path_at
 from cot_flax.teacher.clipping import end_at
