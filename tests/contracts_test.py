@@ -18,10 +18,10 @@ SIGNATURES = {
     " teacher_ids_BTK, teacher_logprobs_BTK, *, objective, white_box, tiles",
     "data.registration.add_cot_task": "name, source, *, parse, exemplars, fixed_exemplars,"
     " shots, formats, answer_kind, wording, template, instruction, role, max_tokens,"
-    " seen_by_flan, may_leak, vocabulary, teacher_store, names, rates, chains, cut",
+    " seen_by_flan, may_leak, vocabulary, teacher_store, names, rates, chains, cut, group",
     "data.mixtures.mixture": "tasks, name",
     "data.mixtures.microbatch_shares": "examples, sizes",
-    "data.sources.records_source": "make, splits, optional",
+    "data.sources.records_source": "make, splits, optional, left_out",
     "students.student.build": "config, special_ids",
 }
 
