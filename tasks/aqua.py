@@ -53,4 +53,6 @@ def _parse(record, place):
 
 SOURCE = records_source(read, FILES)
 
-add_cot_task("aqua", SOURCE, answer_kind="choice", seen_by_flan=True, teacher_store=teacher_store)
+add_cot_task(
+    "aqua", SOURCE, answer_kind="choice A-E", seen_by_flan=True, teacher_store=teacher_store
+)

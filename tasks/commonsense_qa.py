@@ -80,7 +80,7 @@ add_cot_task(
     "commonsense_qa",
     SOURCE,
     formats=("zero_shot_cot", "zero_shot_answer", "few_shot_answer"),
-    answer_kind="choice",
+    answer_kind="choice A-E",
     seen_by_flan=True,
     teacher_store=teacher_store,
 )

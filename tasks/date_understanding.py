@@ -34,6 +34,6 @@ add_cot_task(
     "date_understanding",
     records_source(_records, ("test",)),
     formats=("zero_shot_cot", "zero_shot_answer"),
-    answer_kind="choice",
+    answer_kind="choice A-F",
     role="transfer",
 )

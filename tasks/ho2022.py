@@ -29,16 +29,19 @@ from cot_flax.data.sources import (
 from cot_flax.errors import UserError
 from cot_flax.files import path_at
 from cot_flax.tasks import aqua, gsm8k
-from cot_flax.text.answers import LETTERS
+from cot_flax.text.answers import FLOAT, LETTERS
 from cot_flax.text.prompts import Exemplar
 from cot_flax.text.templates import Template
 
 KINDS = {
-    **dict.fromkeys(("single_eq", "addsub", "multiarith", "gsm8k", "svamp"), "number"),
-    **dict.fromkeys(("aqua", "date_understanding", "tracking_shuffled_objects"), "choice"),
+    **dict.fromkeys(("multiarith", "gsm8k"), "number"),
+    **dict.fromkeys(("single_eq", "addsub", "svamp"), FLOAT),
+    "aqua": "choice A-E",
+    "date_understanding": "choice A-F",
+    "tracking_shuffled_objects": "choice A-C",
     "last_letter_concatenation": LETTERS,
     "coin_flip": "yes_no",
-    "commonsense_qa": "choice",
+    "commonsense_qa": "choice A-E",
     "strategy_qa": "yes_no",
 }
 SEEN = {"gsm8k", "aqua", "svamp", "single_eq", "addsub", "multiarith", "commonsense_qa"}

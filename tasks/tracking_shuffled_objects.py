@@ -33,6 +33,6 @@ add_cot_task(
     "tracking_shuffled_objects",
     records_source(_records, ("test",)),
     formats=("zero_shot_cot", "zero_shot_answer"),
-    answer_kind="choice",
+    answer_kind="choice A-G",
     role="transfer",
 )

@@ -11,15 +11,18 @@ from typing import Literal
 from cot_flax.chains.samples import Sample
 from cot_flax.errors import UserError
 from cot_flax.text.answers import (
-    KINDS,
     MARKED,
     answers_match,
     extract_answer,
+    family,
     gold_answer,
+    is_kind,
     kind_of_gold,
+    kinds_said,
     marked_kind,
 )
 from cot_flax.text.equations import find_equations
+from cot_flax.text.formulas import Undecided
 
 KEPT = "kept"
 Rules = Literal["own", "default", "fu2023", "ho2022", "kim2023", "none"]
@@ -89,8 +92,8 @@ class Filters:
         self._check("held_out_splits", names, "names of splits in brackets")
         object.__setattr__(self, "held_out_splits", tuple(self.held_out_splits))  # JSON has lists
         self._check("rules", self.rules in (OWN, *RULES), f"one of {(OWN, *RULES)}")
-        kinds = (BY_GOLD, *KINDS)
-        self._check("answer_kind", self.answer_kind in kinds, f"one of {kinds}")
+        known = self.answer_kind == BY_GOLD or is_kind(self.answer_kind)
+        self._check("answer_kind", known, f"{BY_GOLD}, or {kinds_said()}")
         similarity = 1.0 if self.similarity is None else self.similarity
         self._check("similarity", 0 < similarity <= 1, "a number in (0, 1], or None")
         for name in ("per_question", "balance"):
@@ -159,6 +162,17 @@ def _no_answer(sample: Sample, filters: Filters) -> bool:
     return extract_answer(sample.text, kind=filters.kind_of(sample), mode="flexible") is None
 
 
+def _undecided(sample: Sample, filters: Filters) -> bool:
+    """A formula whose comparison was ended: it may be right."""
+    if family(filters.kind_of(sample)) != "math":
+        return False
+    try:
+        _wrong_answer(sample, filters)
+    except Undecided:
+        return True
+    return False
+
+
 def _wrong_answer(sample: Sample, filters: Filters) -> bool:
     return bool(sample.gold_answer) and not _right(sample, sample.text, filters, "flexible")
 
@@ -219,6 +233,7 @@ RULES: dict[Rules, tuple[_Rule, ...]] = {
         (UNREADABLE_GOLD, _unreadable_gold),
         ("truncated", _truncated),
         ("no_answer", _no_answer),
+        ("undecided_answer", _undecided),
         ("wrong_answer", _wrong_answer),
     ),
     "fu2023": (("unlabelled", _unlabelled), ("fu2023_wrong_answer", _fu2023_wrong)),

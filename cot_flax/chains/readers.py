@@ -31,7 +31,7 @@ from cot_flax.chains.records import (
 )
 from cot_flax.chains.samples import Sample, sample_from_record
 from cot_flax.errors import UserError
-from cot_flax.text.answers import KINDS, extract_answer
+from cot_flax.text.answers import extract_answer, is_kind, kinds_said
 from cot_flax.text.calculator import strip_marks
 
 NAMES = {
@@ -221,9 +221,9 @@ def _writable(sample: Sample, place: str) -> Sample:
             getattr(sample, name).encode()
     except UnicodeEncodeError as error:
         reject("bad_text", place, f"{name!r} with half a character ({error.reason})", "UTF-8")
-    if sample.answer_kind and sample.answer_kind not in KINDS:
+    if sample.answer_kind and not is_kind(sample.answer_kind):
         got = f"the answer kind {sample.answer_kind!r}"
-        reject("answer_kind", place, got, f"one of {', '.join(KINDS)}")
+        reject("answer_kind", place, got, kinds_said())
     return sample
 
 

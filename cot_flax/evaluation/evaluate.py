@@ -34,7 +34,7 @@ from cot_flax.generation.generator import Beams, Continuation, Generator, place_
 from cot_flax.generation.sampling import Sampling
 from cot_flax.students.student import Student
 from cot_flax.text import scoring
-from cot_flax.text.answers import MARKED, MODES, Mode, base_kind, gold_answer
+from cot_flax.text.answers import MARKED, MODES, Mode, family, gold_answer
 from cot_flax.text.prompts import is_cot
 from cot_flax.text.templates import TEMPLATES
 from cot_flax.text.wording import ENGLISH, LANGUAGES
@@ -340,6 +340,7 @@ def _rows(card: TaskCard, example: Mapping, texts: Sequence[str], mode: str) -> 
             "text": text,
             "extracted": score.extracted,
             "right": score.right,
+            **({"undecided": True} if score.undecided else {}),
             **steps,
         }
         for sample, (text, score) in enumerate(zip(texts, scores, strict=True))
@@ -381,6 +382,7 @@ def summarize(rows: Sequence[Mapping]) -> dict:
     Samples of one question are not independent: the interval is that of so many `questions`, as
     wide as if all samples of a question agreed.
 
+    `undecided` counts rows whose comparison was ended without a verdict, where there are some.
     `off_format_rate` is the share of chains where an answer alone was asked for, or the reverse.
     Where answers are labels or texts, `labels` has for each of the most frequent ones the rows that
     have it as `gold`, the rows in which it was `given`, and the `right` ones; `majority` is the
@@ -401,6 +403,8 @@ def summarize(rows: Sequence[Mapping]) -> dict:
     asked = [is_cot(row["format"]) for row in rows]
     off_format = sum(map(operator.ne, chains, asked)) / len(rows)
     added = {"off_format_rate": off_format, **_labels(rows)}
+    if undecided := sum(row.get("undecided", False) for row in rows):
+        added["undecided"] = undecided
     return summary(rows) | added | {"by_steps": by_steps}
 
 
@@ -424,7 +428,7 @@ def _words(text: str) -> int:
 
 
 def _labels(rows: Sequence[Mapping]) -> dict:
-    if any(base_kind(row["answer_kind"]) == "number" for row in rows):
+    if any(family(row["answer_kind"]) == "number" for row in rows):
         return {}
     golds = [gold_answer(r["gold"], kind=r["answer_kind"]) for r in rows]
     counts, given = Counter(golds), Counter(row["extracted"] for row in rows)

@@ -17,11 +17,12 @@ from cot_flax.teacher.questions import Question, placed_questions
 from cot_flax.teacher.recipes import Numbers, Recipe, messages, others, worked
 from cot_flax.teacher.requests import Completion, Messages
 from cot_flax.text.answers import (
-    KINDS,
     answers_match,
     extract_answer,
     gold_answer,
+    is_kind,
     kind_of_golds,
+    kinds_said,
     label_kind,
     marked_kind,
     normal_text,
@@ -389,8 +390,8 @@ def read_settings(folder: str | os.PathLike) -> Settings:
     for words in [*told, *settings.markers]:
         if not has_words(words):
             raise _unusable(path, f"cue, closing or markers with {words!r}", "words")
-    if settings.answer_kind not in KINDS:
-        raise _unusable(path, f"answer_kind {settings.answer_kind!r}", f"one of {KINDS}")
+    if not is_kind(settings.answer_kind):
+        raise _unusable(path, f"answer_kind {settings.answer_kind!r}", kinds_said())
     return settings
 
 

@@ -18,16 +18,19 @@ A text is read in this order:
    (`text`, labels) a bare answer alone: one line of at most `BARE_WORDS` words.
 """
 
+import functools
+import itertools
 import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from string import ascii_uppercase
 from typing import Literal, NamedTuple, get_args
 
 from cot_flax.errors import UserError
-from cot_flax.text import latex, legacy
+from cot_flax.text import formulas, latex, legacy
 from cot_flax.text.arithmetic import evaluate, tokenize
 from cot_flax.text.numerals import (
     ASCII_FORMS,
@@ -37,8 +40,12 @@ from cot_flax.text.numerals import (
     format_number,
     only_number,
     read_literal,
+    with_points,
 )
+from cot_flax.text.units import UNITS, in_unit
 from cot_flax.text.wording import LANGUAGES
+
+_LAST_LETTERS = list(enumerate(ascii_uppercase))[1:]
 
 
 class Added(NamedTuple):
@@ -58,9 +65,20 @@ class Marked(NamedTuple):
     end: re.Pattern[str] | None
 
 
-KINDS = ["number", "choice", "yes_no", "text"]  # and those of ADDED and MARKED
+KINDS = ["number", "choice", "yes_no", "text", "math"]  # and those of ADDED and MARKED
 LETTERS = "letters"
 """A kind that is added below: a word, spelt or whole (`naoa`, `"n a o a"`, `n-a-o-a`)."""
+
+OF_UNIT = {f"number in {unit}": unit for unit in UNITS}
+"""Kinds of numbers that a card wants in one unit: `2 hours` is 120 of kind `number in minutes`."""
+OF_LETTERS = {f"choice A-{last}": ascii_uppercase[: i + 1] for i, last in _LAST_LETTERS}
+"""Kinds of choices among so many: of kind `choice A-E` an F is no answer."""
+FLOAT = "float"
+"""Numbers that the rule `ho2022` compares as floats, as it does AddSub's golds without a point."""
+FAMILIES = {
+    **dict.fromkeys(OF_UNIT, "number"), **dict.fromkeys(OF_LETTERS, "choice"), FLOAT: "number"
+}  # fmt: skip
+"""By kind the one of `KINDS` whose answers it has."""
 
 ADDED: dict[str, Added] = {}
 MARKED: dict[str, Marked] = {}
@@ -119,6 +137,11 @@ _NO_ANSWER = re.compile(
     r"|not\b(?!\s+only))",
     re.IGNORECASE,
 )
+# Of formulas, among which `undefined` and `none` are answers.
+_NOT_FOUND = re.compile(
+    r"\W*(?:(?:is|are)\s+)?(?:unknown|unclear|undetermined|cannot|can't|can not|not\b)",
+    re.IGNORECASE,
+)
 _BUT = re.compile(
     r"\W*not\b(?!\s+(?:known|clear|given|enough|possible|sure|certain))[^.!?\n]*?"
     r"\b(?:but|rather|it is|it's)\s+",
@@ -132,16 +155,39 @@ _COMMENT = re.compile(
 )
 
 _THOUGHT = re.compile(
-    r"<(/?)(?:think|thinking|thought|reasoning|scratchpad)\s*>|\[(/?)think\]", re.IGNORECASE
+    r"<\|?(/?)(?:\w+:)?(?:think|thinking|thoughts?|reasoning|reflection|analysis|scratchpad)\s*\|?>"
+    r"|\[(/?)think\]|◁(/?)think▷|<\|(?:begin|(end))_of_thought\|>",
+    re.IGNORECASE,
 )
 _FINAL_CHANNEL = "<|channel|>final<|message|>"
 _OTHER_CHANNEL = "<|channel|>"
-_TURN_START = re.compile(
-    r"(?:\s|<pad>|<s>|<bos>|<\|(?:im_start|start|assistant)\|>(?:assistant)?)*"
+_BEGIN = r"(?:\s|<pad>|<s>|<bos>|<\|begin_of_text\|>|<｜begin▁of▁sentence｜>)*"
+# The header of a student's turn, by family: ChatML (Qwen), gpt-oss, Phi, Llama, Gemma, DeepSeek,
+# Mistral, Command R, Granite, EXAONE.
+_ASSISTANT = (
+    r"<\|im_start\|>(?:assistant)?(?:<\|im_sep\|>)?|<\|start\|>assistant|<\|assistant\|>"
+    r"|<\|start_header_id\|>assistant<\|end_header_id\|>|<start_of_turn>model|<｜Assistant｜>"
+    r"|\[/INST\]|<\|START_OF_TURN_TOKEN\|><\|CHATBOT_TOKEN\|>"
+    r"|<\|start_of_role\|>assistant<\|end_of_role\|>|\[\|assistant\|\]"
 )
+_TURN_START = re.compile(rf"{_BEGIN}(?:{_ASSISTANT})?\s*")
+_OTHERS = (
+    r"<\|im_start\|>(?:user|system|tool)|<\|start\|>(?:user|system|developer)"
+    r"|<\|(?:user|system|observation)\|>|<\|start_header_id\|>(?!assistant)|<start_of_turn>user"
+    r"|<｜User｜>|\[INST\]|<\|START_OF_TURN_TOKEN\|><\|(?:USER|SYSTEM)_TOKEN\|>"
+    r"|<\|start_of_role\|>(?!assistant)|\[\|(?:user|system)\|\]"
+)
+_PROMPT_START = re.compile(rf"{_BEGIN}(?:{_OTHERS})")
+_HEADER = re.compile(_ASSISTANT)
 _TURN_END = re.compile(
-    r"<\|(?:im_end|endoftext|end_of_text|eot_id|eom_id|end|return)\|>|</s>|<eos>|<end_of_turn>"
-    r"|<｜end▁of▁sentence｜>|<\|im_start\|>"
+    r"<\|(?:im_end|endoftext|end_of_text|eot_id|eom_id|eot|eom|end|return|end_of_turn)\|>"
+    r"|</s>|<eos>|<end_of_turn>|<turn\|>|<｜end▁of▁sentence｜>|<\|END_OF_TURN_TOKEN\|>"
+    rf"|\[\|endofturn\|\]|<\|im_start\|>|{_OTHERS}"
+)
+_MARK = re.compile(r"[<\[◁][|｜/A-Za-z]")  # whether there may be one: not GSM8K's `<<6*7=42>>`
+# Behind its answer a model without such marks asks itself the next question.
+_NEXT_QUESTION = re.compile(
+    r"\n\s*(?:#+ |\*\*)?(?:Q|Question|Human|User|Instruction|Problem)(?: [0-9]+)?(?:\*\*)?\s*:"
 )
 
 _BRACKETED = r"(?<!\w)\((?:(?:option|choice|answer)\s+)?([A-Za-z])\)"
@@ -250,7 +296,10 @@ def extract_answer(text: str, *, kind: str, mode: str) -> str | None:
         text: a generation, a chain of thought, or a gold answer.
         kind: `number` (normal form `18`, `-0.75`, `1/3`; a percent sign is a unit, so `50%` is 50),
             `choice` (a capital letter), `yes_no` (`true` is yes), or `text` (case-folded, in NFC,
-            single spaces, no quotes or final full stop), or one that `add_answer_kind` added.
+            single spaces, no quotes or final full stop), `math` (a formula; see `formulas`), or one
+            that `add_answer_kind` added. Of kind `choice A-E` other letters are no answers; of kind
+            `number in minutes`, or another of `UNITS`, two hours are 120; `float` is `number`,
+            which the papers' rule `ho2022` compares as a float.
         mode: `strict` reads only what follows an answer marker: the first number, choice or yes/no
             of that sentence (what follows the last `=`, if any), or the sentence up to `because`.
             `flexible` does the same, and takes the last one of the whole text where no marker gives
@@ -262,8 +311,10 @@ def extract_answer(text: str, *, kind: str, mode: str) -> str | None:
     """
     _check_names(kind, mode)
     if mode in legacy.RULES:
-        return legacy.RULES[mode].extract(text, base_kind(kind))
-    text = said(_stopped(text, kind))
+        return legacy.RULES[mode].extract(text, _paper_kind(kind))
+    text = _before_next_question(said(_stopped(text, kind)), kind)
+    if "," in text and family(kind) == "number":
+        text = with_points(text)
     found, decided = _marked(text, kind)
     if found or decided or mode == "strict":
         return found or None
@@ -285,10 +336,11 @@ def answers_match(pred: str | None, gold: str, *, kind: str, mode: str = "strict
 
     Raises:
         UserError: unknown `kind` or `mode`, or a gold in which there is no answer of that kind.
+        formulas.Undecided: the comparison of two formulas was ended without a verdict.
     """
     _check_names(kind, mode)
     if mode in legacy.RULES:
-        return pred is not None and legacy.RULES[mode].matches(pred, gold, base_kind(kind))
+        return pred is not None and legacy.RULES[mode].matches(pred, gold, _paper_kind(kind))
     wanted = gold_answer(gold, kind=kind)
     if wanted is None:
         raise UserError(
@@ -299,9 +351,11 @@ def answers_match(pred: str | None, gold: str, *, kind: str, mode: str = "strict
     found = None if pred is None else gold_answer(pred, kind=kind)
     if found is None:
         return False
-    base = base_kind(kind)
+    base = family(kind)
     if base == "number":
         return _same_number(found, wanted)
+    if base == "math":
+        return formulas.same(found, wanted)
     if base == "text" and found != wanted:  # what `The answer is` and this gold would give
         return found == _first_text(_last_line(gold)) or _PARENTHESIS.sub("", found) == wanted
     return found == wanted
@@ -328,7 +382,7 @@ def add_answer_kind(name: str, find: Callable[[str], list[str]], *, bare: bool =
     """
     if ADDED.get(name) == (find, bare):
         return
-    if name in KINDS:
+    if is_kind(name):
         raise UserError(
             f"answer kind {name!r} a second time",
             "a new name",
@@ -406,6 +460,31 @@ def base_kind(kind: str) -> str:
     return MARKED[kind].kind if kind in MARKED else kind
 
 
+def family(kind: str) -> str:
+    """Which of `KINDS` a kind's answers are: `choice` of `choice A-E`, with or without markers."""
+    kind = base_kind(kind)
+    return FAMILIES.get(kind, kind)
+
+
+def is_kind(kind: str) -> bool:
+    """Whether there is such a kind: ours, or one that was added."""
+    return kind in KINDS or kind in FAMILIES
+
+
+def kinds_said() -> str:
+    """The names of all kinds, for a message."""
+    return (
+        f"one of {', '.join(KINDS)}, {FLOAT}, choice A-B to choice A-Z, number in "
+        f"{' or '.join(UNITS)}"
+    )
+
+
+def _paper_kind(kind: str) -> str:
+    """What a paper's rule needs to know of a kind."""
+    base = base_kind(kind)
+    return base if base == FLOAT or base in OF_LETTERS else family(kind)
+
+
 def _stopped(text: str, kind: str) -> str:
     """The text up to the stop text of its kind, if there is one."""
     end = MARKED[kind].end if kind in MARKED else None
@@ -431,7 +510,7 @@ def _own(marker: str) -> str:
 def _markers_of(kind: str) -> re.Pattern[str]:
     if kind in MARKED:
         return MARKED[kind].pattern
-    return _CHOICE_MARKER if kind == "choice" else ANSWER_MARKER
+    return _CHOICE_MARKER if family(kind) == "choice" else ANSWER_MARKER
 
 
 def first_sentence(text: str) -> str:
@@ -445,7 +524,9 @@ def said(text: str) -> str:
     A thought that is never closed goes to the end; one that the chat template opened, from the
     start. Full-width signs and other scripts' digits become ASCII.
     """
-    if "<" in text or "[" in text:
+    if _MARK.search(text):
+        if _PROMPT_START.match(text):  # the prompt is part of it
+            text = text[max((header.end() for header in _HEADER.finditer(text)), default=0) :]
         text = _without_thoughts(text)
         text = _behind(_TURN_START, text)
         text = _TURN_END.split(text, maxsplit=1)[0]
@@ -455,13 +536,13 @@ def said(text: str) -> str:
 def gold_answer(gold: str, *, kind: str) -> str | None:
     """Returns a gold answer in its normal form, or None if there is none of that kind in it.
 
-    As `extract_answer` in mode `flexible`, except that a bare text may have any length: its last
-    line is the answer.
+    As `extract_answer` in mode `flexible`, except that a bare text or formula may have any length
+    and may be prose: its last line is the answer.
     """
-    if base_kind(kind) != "text":
+    if base_kind(kind) not in _BARE_GOLDS:
         return extract_answer(gold, kind=kind, mode="flexible")
     text = said(_stopped(gold, kind))
-    return _marked(text, kind)[0] or normal_text(_last_line(text)) or None
+    return _marked(text, kind)[0] or _BARE_GOLDS[base_kind(kind)](_last_line(text)) or None
 
 
 def kind_of_gold(gold: str) -> str:
@@ -563,10 +644,8 @@ def whole_text(text: str, gold: str, kind: str = "text") -> str | None:
 
 def check_kind(kind: str) -> None:
     """Raises UserError for a kind that is neither ours nor added."""
-    if kind not in KINDS:
-        raise UserError(
-            f"answer kind {kind!r}", f"one of {tuple(KINDS)}", "correct the name, or add the kind"
-        )
+    if not is_kind(kind):
+        raise UserError(f"answer kind {kind!r}", kinds_said(), "correct the name, or add the kind")
 
 
 def _check_names(kind: str, mode: str) -> None:
@@ -580,6 +659,15 @@ def _same_number(found: str, gold: str) -> bool:
     return abs(Fraction(found) - Fraction(gold)) <= rounded * _ROUNDED_TOLERANCE
 
 
+def _before_next_question(text: str, kind: str) -> str:
+    """The text up to a question that follows an answer marker, and that it did not begin with."""
+    following = _NEXT_QUESTION.search(text) if ":" in text else None
+    if not following or _NEXT_QUESTION.match(f"\n{text[:20]}"):
+        return text
+    before = text[: following.start()]
+    return before if _markers_of(kind).search(before) else text
+
+
 def _without_thoughts(text: str) -> str:
     if _FINAL_CHANNEL in text:
         return text.rpartition(_FINAL_CHANNEL)[2]
@@ -587,7 +675,7 @@ def _without_thoughts(text: str) -> str:
         return ""
     kept, start, thinks = [], 0, False
     for tag in _THOUGHT.finditer(text):
-        closes = bool(tag[1] or tag[2])
+        closes = any(tag.groups())
         if not closes and not thinks:
             kept.append(text[start : tag.start()])
         elif closes and not thinks:
@@ -598,13 +686,15 @@ def _without_thoughts(text: str) -> str:
 
 def _marked(text: str, kind: str) -> tuple[str | None, bool]:
     """The answer behind the last marker that gives one, and whether the search ends there."""
-    tails, kind = _tails(text, kind), base_kind(kind)
+    tails, first, kind = _tails(text, kind), _FIRST[base_kind(kind)], family(kind)
     for end, tail in tails:
         if _HOPED.search(text, max(0, end - 60), end):
             continue
-        if kind in _REFUSABLE and _NO_ANSWER.match(tail):
+        if (kind in _REFUSABLE and _NO_ANSWER.match(tail)) or (
+            kind == "math" and _NOT_FOUND.match(tail)
+        ):
             return None, True
-        found = _FIRST[kind](tail)
+        found = first(tail)
         if found is not None:
             return found, True
         if kind != "number" and not _COMMENT.match(first_sentence(tail)):
@@ -616,7 +706,7 @@ def _tails(text: str, kind: str) -> Iterator[tuple[int, str]]:
     """(end of a marker, what follows it up to the next one), the last marker first."""
     own = MARKED[kind].markers if kind in MARKED else ()
     markers = list(_markers_of(kind).finditer(text, _first_stem(text, own)))
-    kind = base_kind(kind)
+    kind = family(kind)
     if kind == "choice":
         markers = sorted([*markers, *_AFFIRMED.finditer(text)], key=re.Match.end)
     end = len(text)
@@ -647,7 +737,8 @@ def _tail(tail: str, marker: str, kind: str) -> str:
     """What stands behind a marker as the answer: in its box or tag, behind `therefore`, ..."""
     if marker.endswith(("boxed", "fbox")):
         tail = tail.lstrip()
-        return (latex.group(tail, 0) or "").strip() if tail.startswith("{") else ""
+        boxed = (latex.group(tail, 0) or "").strip() if tail.startswith("{") else ""
+        return rf"\[{boxed}\]" if boxed and kind == "math" else boxed  # whole, whatever it is
     if marker == "<answer>":
         tail = tail.partition("</")[0]
     if marker.endswith("\n"):
@@ -731,33 +822,40 @@ def _last_number(text: str) -> str | None:
     return _written(find_numbers(line))
 
 
+def _first_in_unit(tail: str, unit: str) -> str | None:
+    return _first_number(in_unit(first_sentence(_behind(_OPENING, tail)), unit))
+
+
+def _last_in_unit(text: str, unit: str) -> str | None:
+    return _last_number(in_unit(text, unit))
+
+
 def _is_bare(text: str) -> bool:
     return "\n" not in text.strip() and len(text.split(maxsplit=BARE_WORDS)) <= BARE_WORDS
 
 
-def _choices(text: str) -> list[str]:
+def _choices(text: str, letters: str) -> list[str]:
     lone = _LONE_LETTER.fullmatch(text)
-    if lone:
-        return [lone[1].upper()]
-    return [(match[1] or match[2]).upper() for match in _CHOICE.finditer(text)]
+    found = [lone[1]] if lone else [match[1] or match[2] for match in _CHOICE.finditer(text)]
+    return [letter for letter in map(str.upper, found) if letter in letters]
 
 
-def _first_choice(tail: str) -> str | None:
+def _first_choice(tail: str, letters: str = ascii_uppercase) -> str | None:
     sentence = first_sentence(latex.plain(tail[:_LONGEST_FORMULAS]) if "\\" in tail else tail)
     lettered = _LETTERED.match(sentence)
-    if lettered:
+    if lettered and lettered[1].upper() in letters:
         return lettered[1].upper()
     sentence = _REJECTED.sub(" ", sentence)
     if _EITHER.match(sentence.lstrip(_QUOTES)):
         return _NONE_THERE
-    bracketed = re.search(_BRACKETED, sentence)  # `Plan B (D)` is D
-    if bracketed:
-        return bracketed[1].upper()
-    return next(iter(_choices(sentence)), None)
+    bracketed = map(str.upper, re.findall(_BRACKETED, sentence))  # `Plan B (D)` is D
+    inside = (letter for letter in bracketed if letter in letters)
+    return next(itertools.chain(inside, _choices(sentence, letters)), None)
 
 
-def _last_choice(text: str) -> str | None:
-    return next(reversed(_choices(_DISMISSED.sub(" ", _REJECTED.sub(" ", text)))), None)
+def _last_choice(text: str, letters: str = ascii_uppercase) -> str | None:
+    left = _DISMISSED.sub(" ", _REJECTED.sub(" ", text))
+    return next(reversed(_choices(left, letters)), None)
 
 
 def _first_yes_no(tail: str) -> str | None:
@@ -816,6 +914,18 @@ def _bare_word(text: str, find: Callable[[str], list[str]]) -> str | None:
     return found[0] if is_one else None
 
 
+def _first_math(tail: str) -> str | None:
+    found = formulas.formula_behind(tail)
+    if found is None:
+        number = _first_number(tail)
+        found = _first_text(tail) if number is None else number
+    return found
+
+
+def _last_math(text: str) -> str | None:
+    return formulas.last_formula(text) or _last_number(text) or _bare_text(text)
+
+
 def _last_line(text: str) -> str:
     return text.strip().rpartition("\n")[2]
 
@@ -839,13 +949,23 @@ _FIRST: dict[str, _Finder] = {
     "choice": _first_choice,
     "yes_no": _first_yes_no,
     "text": _first_text,
+    "math": _first_math,
 }
 _LAST: dict[str, _Finder] = {
     "number": _last_number,
     "choice": _last_choice,
     "yes_no": _last_yes_no,
     "text": _bare_text,
+    "math": _last_math,
 }
+for _kind, _letters in OF_LETTERS.items():
+    _FIRST[_kind] = functools.partial(_first_choice, letters=_letters)
+    _LAST[_kind] = functools.partial(_last_choice, letters=_letters)
+for _kind, _unit in OF_UNIT.items():
+    _FIRST[_kind] = functools.partial(_first_in_unit, unit=_unit)
+    _LAST[_kind] = functools.partial(_last_in_unit, unit=_unit)
+_FIRST[FLOAT], _LAST[FLOAT] = _first_number, _last_number
+_BARE_GOLDS: dict[str, Callable[[str], str]] = {"text": normal_text, "math": formulas.normal}
 
 
 _SPELT = re.compile(

@@ -17,7 +17,7 @@ from cot_flax.text.numerals import LIMIT, bounded, format_number
 
 _LONGEST = 120
 _DEEPEST = 6
-MARKUP = re.compile(r"\\|\{,\}|\^|√|sqrt")
+MARKUP = re.compile(r"\\|\{,\}|\^|√|sqrt|\*\*(?= ?[-(\d])")
 _UNREADABLE = " 0/0 "  # a number whose value is none: `numerals` reads it as beyond all limits
 
 _WRAPPED = re.compile(
@@ -36,6 +36,9 @@ _LAYOUT = [
     (re.compile(r"\\div(?![A-Za-z])"), "÷"),
     (re.compile(r"\\(?:approx|simeq)(?![A-Za-z])"), "≈"),
     (re.compile(r"√\s*(\d+)|(?<![\w\\])sqrt\s*\(\s*(\d+)\s*\)"), r"\\sqrt{\1\2}"),
+    (re.compile(r"(?<=[\d)])(\s?)\*\*\1(?=[-(\d])"), "^"),  # alike on both sides: not bold text
+    (re.compile(r"\^\s*\(?([-−]\d+)\)?"), r"^{\1}"),
+    (re.compile(r"\^\s*(\d+)\s*\^\s*(\d+)(?!\s*\^)"), r"^{\1^{\2}}"),
     (re.compile(r"(?<=\d)\s*[xX*]\s*(?=10\s*\^)"), "×"),
 ]
 # What changes the value of the number beside it, read or not.
@@ -45,7 +48,8 @@ _FORMULA = re.compile(
 )
 _EXPONENT = re.compile(r"[-−]?\d+|\S?")
 _COMMAND = re.compile(r"\\[A-Za-z]+")
-_AMBIGUOUS = re.compile(r"\d\s+\d|\d\s*\(")  # two numbers side by side: of a product, or of a list
+# Two numbers side by side, of a product or of a list, and powers of powers.
+_AMBIGUOUS = re.compile(r"\d\s+\d|\d\s*\(|\^\s*(?:\d+|\{\d+\})\s*\^")
 _OPERAND = "0123456789.,+-−*/×·÷() "
 _BEFORE = re.compile(r"(?<![\d.,])(?=[-−(\d])(?:(?>\d+(?:[.,]\d+)*)|[-−+*/×·÷() ])++$")
 

@@ -24,13 +24,16 @@ class Rule:
     matches: Callable[[str, str, str], bool]
 
 
+_NUMBERS = ("number", "float")
+
+
 def _fu_extract(text: str, kind: str) -> str | None:
     """Fu et al. 2023: the last unsigned number (maths), or what follows `the answer is` (BBH, CoT
     prompt).
 
     The number is given as a float's shortest form: the paper compares floats.
     """
-    if kind != "number":
+    if kind not in _NUMBERS:
         parts = text.split("the answer is")
         return parts[1] if len(parts) > 1 else None
     numbers = re.findall(r"\d*\.?\d+", text)
@@ -39,15 +42,15 @@ def _fu_extract(text: str, kind: str) -> str | None:
 
 def _fu_matches(found: str, gold: str, kind: str) -> bool:
     """The same rule reads the gold number; elsewhere the gold need only be a substring (BBH)."""
-    return found == _fu_extract(gold, kind) if kind == "number" else gold in found
+    return found == _fu_extract(gold, kind) if kind in _NUMBERS else gold in found
 
 
 def _ho_extract(text: str, kind: str) -> str | None:
     """Ho et al. 2022, template `ft_cot_token`: the first candidate after `-->`, else the last of
     the text.
 
-    Choices are A-F, date understanding's range; the paper stops at E (AQuA, CommonsenseQA) or C
-    (tracking shuffled objects) in other tasks.
+    Choices are those of the kind: `choice A-E` for AQuA and CommonsenseQA, `choice A-C` for
+    tracking shuffled objects. Of kind `choice` they are A-F, date understanding's range.
     """
     before, marker, after = text.partition("-->")
     candidates = _ho_candidates(after if marker else before, kind)
@@ -57,10 +60,10 @@ def _ho_extract(text: str, kind: str) -> str | None:
 
 
 def _ho_candidates(text: str, kind: str) -> list[str]:
-    if kind == "number":
+    if kind in _NUMBERS:
         return re.findall(r"-?\d+(?:\.\d+)?", text.replace(",", ""))
-    if kind == "choice":
-        return re.findall(r"[A-F]", text)
+    if kind.partition(" ")[0] == "choice":
+        return re.findall(f"[{kind.partition(' ')[2] or 'A-F'}]", text)
     if kind == "yes_no":
         words = re.sub(r"[\"'\n.\s:,]", " ", text.lower()).split(" ")
         return [word for word in words if word in ("yes", "no")]
@@ -69,10 +72,11 @@ def _ho_candidates(text: str, kind: str) -> list[str]:
 
 
 def _ho_matches(found: str, gold: str, kind: str) -> bool:
-    """Equal strings; floats to 1e-6 where golds have a point (AddSub, SVAMP, SingleEq)."""
-    if kind == "number":
+    """Equal strings; floats to 1e-6 of kind `float` (AddSub, SVAMP, SingleEq), and where the gold
+    has a point."""
+    if kind in _NUMBERS:
         gold = gold.replace(",", "")
-        if re.fullmatch(r"-?\d+\.\d+", gold):
+        if re.fullmatch(r"-?\d+\.\d+" if kind == "number" else r"-?\d+(?:\.\d+)?", gold):
             return abs(float(found) - float(gold)) <= 1e-6
     return found == (gold.lower() if kind == "yes_no" else gold)
 

@@ -3,9 +3,10 @@
 Two grammars share one syntax. `find_numbers` reads what is clear anywhere in a text: thousands
 separators of several locales, decimals with or without a leading zero, exponents, fractions
 (`3/4`, `½`), mixed numbers (`2 1/2`), a minus sign or word, other scripts' digits, scales (`2.5
-million`). `first_number` reads where an answer is expected, and there also takes what elsewhere
-could be two numbers or a unit (`1 250`, `12,5`, `5k`), a sum, and number words. A percent sign or a
-unit after a number does not change it. What stands in LaTeX comes through `latex.plain` first.
+million`, `3万`). `first_number` reads where an answer is expected, and there also takes what
+elsewhere could be two numbers or a unit (`1 250`, `12,5`, `5k`), a sum, and number words, English
+and Chinese. A percent sign or a unit after a number does not change it; nor does `dozen`, which
+questions ask for by the dozen. What stands in LaTeX comes through `latex.plain` first.
 """
 
 import re
@@ -28,6 +29,7 @@ _LOCAL = (
     r"|[1-9][0-9]{0,2}(?:\.[0-9]{3}){2,}(?:,[0-9]+)?(?![0-9])"  # 1.234.567
     r"|[1-9][0-9]{0,2}(?:\.[0-9]{3})+,[0-9]{1,2}(?![0-9])"  # 1.234,56
     r"|[1-9][0-9]{0,2}(?:['’][0-9]{3})+(?:[.,][0-9]+)?(?![0-9])"  # 1'250
+    r"|(?<!\w)[1-9][0-9]{0,2}(?:_[0-9]{3})+(?:\.[0-9]+)?(?!\w)"  # 1_250
     rf"|[1-9][0-9]{{0,2}}(?:[{_NARROW}][0-9]{{3}})+(?:[.,][0-9]+)?(?![0-9])"
     r"|(?<![(\[{,0-9])0,[0-9]+(?![,0-9])"  # 0,125
 )
@@ -46,13 +48,17 @@ _SIGN = (
 _CURRENCY = r"[$€£¥₹]"
 _SCALES = {"hundred": 2, "thousand": 3, "lakh": 5, "million": 6, "crore": 7, "billion": 9}
 _SCALES |= {"trillion": 12, "k": 3, "m": 6, "b": 9, "bn": 9}
-_SCALE_WORD = r"[ -]?(?P<scale>(?:hundred|thousand|lakh|million|crore|billion|trillion)(?=s?\b))"
+_SCALES |= {"千": 3, "万": 4, "萬": 4, "億": 8, "亿": 8}
+_SCALE_WORD = (
+    r"(?:[ -]?(?P<scale>(?:hundred|thousand|lakh|million|crore|billion|trillion)(?=s?\b))"
+    r"|(?P<myriad>[千万萬億亿]))"
+)
 
 
 def _grammar(*, loose: bool) -> re.Pattern:
     literal = rf"(?:{_LOCAL}{_LOOSE * loose}|{UNSIGNED}{_EXPONENT})"
     gap = r"(?: and | & |[ -])" if loose else " "
-    thousands = r"(?P<kilo>[kK])(?!\w)" if loose else r"(?P<kilo>(?!))"
+    thousands = r"(?P<kilo>K| ?k)(?!\w)" if loose else r"(?P<kilo>(?!))"
     return re.compile(
         r"(?=[-−–.0-9MmNn])(?:"
         r"(?:(?<![0-9:.,])(?P<hour>[0-9]{1,2}):(?P<minute>[0-5][0-9])(?![0-9:]))"
@@ -63,6 +69,19 @@ def _grammar(*, loose: bool) -> re.Pattern:
         r"(?P<pi> ?(?:π|pi\b))?)"
     )
 
+
+_COMMA = re.compile(r",[0-9]{1,2}(?![0-9,])")  # found soon
+_OF_SUM = r"[-−+*/×·÷=]"
+_UNIT = r"(?:€|%|(?:[Ee]uros?|EUR|[kcm]?m|k?g|m?l|[Ll]iter|litros?|litres?)\b)"
+_DECIMAL_COMMA = re.compile(
+    rf"(?:(?<![\w.,]){_OF_SUM} ?|€ ?)[0-9]+,[0-9]{{1,2}}(?![0-9,])"
+    rf"|(?<![0-9.,\[{{])[0-9]+,[0-9]{{1,2}}(?: ?{_OF_SUM} ?[0-9]| ?{_UNIT})"
+)
+_DECIMAL_POINT = re.compile(r"(?<![0-9.,])[0-9]+\.[0-9]{1,2}(?![0-9.])|,[0-9]{3}\.[0-9]")
+_CONTINENTAL = re.compile(
+    r"(?<![0-9.,])(?:(?:[0-9]{1,3}(?:\.[0-9]{3})+|[0-9]+),[0-9]+"
+    r"|[1-9][0-9]{0,2}(?:\.[0-9]{3})+)(?![0-9]|[.,][0-9])"
+)
 
 _CLEAR = _grammar(loose=False)
 _EXPECTED = _grammar(loose=True)
@@ -78,15 +97,30 @@ _MULTIPLES = {word: Fraction(10 ** _SCALES[word]) for word in _SCALES if len(wor
 _MULTIPLES["dozen"] = Fraction(12)
 _PARTS = {"half": 2, "halves": 2, "third": 3, "quarter": 4, "fourth": 4, "fifth": 5, "sixth": 6}
 _PARTS |= {"seventh": 7, "eighth": 8, "ninth": 9, "tenth": 10}
-_WORD = "|".join([*_WORDS, *_MULTIPLES])
+COUNTING_WORD = "|".join([*_WORDS, *_MULTIPLES])
 _PART = "|".join(_PARTS)
+_LARGE = "hundred|thousand|million|billion|dozen"
+_NEXT = rf"(?:[\s-]+|\s+and\s+(?!\w+[\s-]+(?:{_PART})\b))(?:{COUNTING_WORD})s?"
 _SPELT = re.compile(
     r"(?<![\w-])(?P<sign>(?:minus|negative) )?"
-    rf"(?:(?P<an>an?) (?P<some>hundred|thousand|million|billion|dozen|(?:{_PART})(?!s))\b"
-    rf"|(?P<lone>half)\b|(?P<words>(?:{_WORD})s?(?:(?:[\s-]+|\s+and\s+)(?:{_WORD})s?)*)\b"
-    rf"(?:(?P<and>\s+and\s+(?:an?|(?P<count>{'|'.join(_SMALL)})))?[\s-]+(?P<part>{_PART})s?\b)?)"
-    r"(?!-)",
+    rf"(?:(?:(?P<half>half )?(?P<an>an?)|(?P<lone>half)) (?:(?P<some>{_PART})(?!s)\b"
+    rf"|(?P<large>(?:{_LARGE})(?:{_NEXT})*)\b)"
+    rf"|(?P<only>half)\b|(?P<words>(?:{COUNTING_WORD})s?(?:{_NEXT})*)\b"
+    rf"(?:\s+point(?P<decimals>(?:[\s-]+(?:{'|'.join(_SMALL[:10])})\b)+)"
+    rf"|(?P<and>\s+and\s+(?:an?|(?P<count>{'|'.join(_SMALL)})))?[\s-]+(?P<part>{_PART})s?\b)?"
+    rf"(?:\s+(?P<times>(?:{_LARGE})s?)\b)?)(?!-)",
     re.IGNORECASE,
+)
+_HAN_DIGITS = {c: i for i, c in enumerate("零一二三四五六七八九")} | {"〇": 0, "两": 2, "兩": 2}
+_HAN_UNITS = {"十": 10, "百": 100, "千": 1000}
+_HAN_MYRIADS = {"万": 10**4, "萬": 10**4, "亿": 10**8, "億": 10**8}
+_HAN_NUMBER = f"[{''.join([*_HAN_DIGITS, *_HAN_UNITS, *_HAN_MYRIADS])}]+"
+# `一起` and `一样` are words.
+_HAN = re.compile(
+    rf"(?:^\W*|[是为為有共约約于於]\W*)(?P<sign>[负負])?"
+    rf"(?:(?P<whole>{_HAN_NUMBER})分之(?P<parts>{_HAN_NUMBER})"
+    rf"|(?P<number>{_HAN_NUMBER})(?:[点點](?P<decimals>[{''.join(_HAN_DIGITS)}]+))?)"
+    r"(?<!一(?=[起些样樣般直定旦切共同]))"
 )
 # `one of them`, `no one`: a pronoun.
 _PRONOUN_BEFORE = re.compile(
@@ -99,6 +133,17 @@ _PRONOUN_BEHIND = re.compile(
 _VULGAR = re.compile(r"([0-9])?[  ]?([¼-¾⅐-⅞])")
 _RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
 _SUPERSCRIPT = re.compile(r"(?<=[0-9)])[⁻⁰¹²³⁴-⁹]+")
+
+
+def with_points(text: str) -> str:
+    """Writes decimal commas as points where the text says that its commas are such.
+
+    It says so by a number like `2,5` in a sum, before a unit or a percent sign, if there is none
+    like `2.5`. Then `3,125` is three and an eighth, and `1.250` twelve hundred and fifty.
+    """
+    if not _COMMA.search(text) or not _DECIMAL_COMMA.search(text) or _DECIMAL_POINT.search(text):
+        return text
+    return _CONTINENTAL.sub(lambda m: m[0].replace(".", "").replace(",", "."), text)
 
 
 def find_numbers(text: str) -> list[Fraction | None]:
@@ -115,6 +160,8 @@ def first_number(text: str) -> list[Fraction | None]:
     text = fold_numbers(text)
     match = _EXPECTED.search(text)
     spelt = _first_spelt(text, before=match.start() if match else None)
+    if spelt is None and not text.isascii():
+        spelt = _first_han(text, before=match.start() if match else None)
     if spelt is not None:
         return [spelt]
     return _values(match)[:1] if match else []
@@ -193,9 +240,9 @@ def _values(match: re.Match) -> list[Fraction | None]:
     value = _read_local(match["top"])
     if match["bottom"]:
         value = _divide(value, read_literal(match["bottom"]))
-    scale = match["scale"] or match["kilo"] or match["short"]
+    scale = match["scale"] or match["myriad"] or match["kilo"] or match["short"]
     if scale and value is not None:
-        value = bounded(value * 10 ** _SCALES[scale.lower()])
+        value = bounded(value * 10 ** _SCALES[scale.strip().lower()])
     values: list[Fraction | None] = [value]
     if match["whole"]:
         whole = read_literal(match["whole"])
@@ -212,7 +259,7 @@ def _read_local(literal: str) -> Fraction | None:
     """Reads a literal with the separators of any locale: the last of `.` and `,` is the point."""
     if literal.isdecimal():
         return read_literal(literal)
-    literal = re.sub(rf"['’ {_NARROW}]", "", literal)
+    literal = re.sub(rf"['’ _{_NARROW}]", "", literal)
     point, comma = literal.rfind("."), literal.rfind(",")
     if comma > point >= 0 or _LITERAL_OF_DECIMAL_COMMA.fullmatch(literal):
         literal = literal.replace(".", "").replace(",", ".")
@@ -238,14 +285,23 @@ def _first_spelt(text: str, before: int | None) -> Fraction | None:
 
 def _spelt(match: re.Match, text: str) -> Fraction | None:
     value: Fraction | None
-    if match["an"]:
-        word = match["some"].lower()
-        value = _MULTIPLES.get(word) or Fraction(1, _PARTS[word])
-    elif match["lone"]:
+    if match["some"]:
+        value = Fraction(1, _PARTS[match["some"].lower()])
+        value = value / 2 if match["half"] or match["lone"] else value
+    elif match["large"]:
+        value = _cardinal(match["large"])
+        if value is not None and (match["half"] or match["lone"]):  # `half a million`
+            value = value / 2 if " " not in match["large"] else None
+    elif match["only"]:
         value = Fraction(1, 2)
     else:
         value = _cardinal(match["words"])
-        if value is not None and match["part"]:
+        if value is not None and match["decimals"]:
+            digits = "".join(
+                str(_WORDS[word]) for word in re.findall(r"\w+", match["decimals"].lower())
+            )
+            value += Fraction(f"0.{digits}")
+        elif value is not None and match["part"]:
             part = Fraction(1, _PARTS[match["part"].lower()])
             count = _WORDS.get((match["count"] or "one").lower(), Fraction(1))
             value = value + count * part if match["and"] else value * part
@@ -254,7 +310,46 @@ def _spelt(match: re.Match, text: str) -> Fraction | None:
             or _PRONOUN_BEFORE.search(text, 0, match.start())
         ):
             return None
+        if value is not None and match["times"]:
+            value *= _MULTIPLES[match["times"].lower().removesuffix("s")]
     return value if value is None or not match["sign"] else -value
+
+
+def _first_han(text: str, before: int | None) -> Fraction | None:
+    """The first Chinese number that begins `text` or stands behind a verb such as `是`."""
+    match = _HAN.search(text, 0, len(text) if before is None else before)
+    if not match:
+        return None
+    if match["parts"]:
+        whole, parts = _han(match["whole"]), _han(match["parts"])
+        value = parts if match["whole"] == "百" else _divide(parts, whole)  # a percent sign
+    else:
+        value = _han(match["number"])
+        if value is not None and match["decimals"]:
+            value += Fraction(f"0.{''.join(str(_HAN_DIGITS[c]) for c in match['decimals'])}")
+    return value if value is None or not match["sign"] else -value
+
+
+def _han(digits: str) -> Fraction | None:
+    """`一百零五` is 105, `二〇二四` is 2024, `五百二` is 520; None for what is no number."""
+    if len(digits) > 1 and all(c in _HAN_DIGITS for c in digits):
+        return Fraction(int("".join(str(_HAN_DIGITS[c]) for c in digits)))
+    total = current = 0
+    digit, unit = None, 1
+    for c in digits:
+        if c in _HAN_DIGITS:
+            if digit:
+                return None
+            digit, unit = _HAN_DIGITS[c], 1 if c in "零〇" else unit
+        elif c in _HAN_UNITS:
+            unit = _HAN_UNITS[c]
+            current += (1 if digit is None else digit) * unit
+            digit = None
+        else:
+            unit = _HAN_MYRIADS[c]
+            total += (current + (digit or 0) or 1) * unit
+            current, digit = 0, None
+    return Fraction(total + current + (digit or 0) * max(unit // 10, 1))
 
 
 def _cardinal(words: str) -> Fraction | None:

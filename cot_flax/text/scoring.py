@@ -6,13 +6,22 @@ from typing import NamedTuple
 
 from cot_flax.errors import UserError
 from cot_flax.text.answers import answers_match, base_kind, extract_answer, whole_text
+from cot_flax.text.formulas import Undecided
 
 
 class Score(NamedTuple):
-    """One scored prediction: is it right, and which answer was found in it (None: none)."""
+    """One scored prediction.
+
+    Attributes:
+        right: whether it is.
+        extracted: the answer that was found in it; None: none.
+        undecided: whether comparing it with the gold answer was ended without a verdict, as may
+            happen with formulas. It is not right then, and has to be counted and named.
+    """
 
     right: bool
     extracted: str | None
+    undecided: bool = False
 
 
 def score(
@@ -48,7 +57,10 @@ def _score(text: str, gold: str, kind: str, mode: str) -> Score:
     answer = extract_answer(text, kind=kind, mode=mode)
     if answer is None and base_kind(kind) == "text" and mode == "flexible":
         answer = whole_text(text, gold, kind)
-    return Score(answers_match(answer, gold, kind=kind, mode=mode), answer)
+    try:
+        return Score(answers_match(answer, gold, kind=kind, mode=mode), answer)
+    except Undecided:
+        return Score(False, answer, undecided=True)
 
 
 def summarize(records: Iterable[tuple[bool, str | None]]) -> dict[str, float]:

@@ -264,6 +264,28 @@ def test_choice_without_a_marker(text, flexible):
 @pytest.mark.parametrize(
     ("text", "strict", "flexible"),
     [
+        ("The answer is (E).", "E", "E"),
+        ("The answer is (F).", None, None),
+        ("The answer is f)", None, None),
+        ("The answer is Plan G (B)", "B", "B"),
+        ("The answer is Plan B (F)", "B", "B"),
+        ("Both C and Z", None, "C"),
+        ("(F)", None, None),
+        ("I did it", None, None),
+    ],
+)
+def test_choices_follow_the_letters_of_the_card(text, strict, flexible):
+    check(text, "choice A-E", strict, flexible)
+    marked = marked_kind("choice A-E", ["Verdict"])
+    check(text.replace("The answer is", "Verdict:"), marked, strict, flexible)
+    assert gold_answer("(F)", kind="choice A-E") is None
+    with pytest.raises(UserError, match="gold answer 'F'; expected an answer of kind 'choice A-E'"):
+        answers_match("E", "F", kind="choice A-E")
+
+
+@pytest.mark.parametrize(
+    ("text", "strict", "flexible"),
+    [
         ("The answer is yes.", "yes", "yes"),
         ("The answer is No!", "no", "no"),
         ("No. The answer is (yes).", "yes", "yes"),
@@ -430,6 +452,48 @@ def test_any_number_is_read_as_it_was_written(number, way, sentence):
     assume(bounded(wanted) is not None)
     answer = extract_answer(sentence.format(write(wanted)), kind="number", mode="flexible")
     assert Fraction(answer) == wanted
+
+
+# Each has the value of its integer, by arithmetic alone: (written, value).
+FORMS = [
+    lambda n: (f"{n}", n),
+    lambda n: (f"{n:,}", n),
+    lambda n: (f"{n:,}.00", n),
+    lambda n: (f"{n}.25", n + Fraction(1, 4)),
+    lambda n: (f"{n:,}%", n),
+    lambda n: (f"${n:,}.50", n + Fraction(1, 2)),
+    lambda n: (f"€{n}", n),
+    lambda n: (f"{n} dollars", n),
+    lambda n: (f"${n} million", n * 10**6),
+    lambda n: (f"{n}k", n * 1000),
+    lambda n: (f"{n} 3/4", n + Fraction(3, 4)),
+    lambda n: (f"{n}½", n + Fraction(1, 2)),
+    lambda n: (f"{n}^2", n**2),
+    lambda n: (f"{n}**2", n**2),
+    lambda n: (f"{n}²", n**2),
+    lambda n: (f"{n:_}", n),
+    lambda n: (f"{n:,}".replace(",", " "), n),
+    lambda n: (f"{n:,}".replace(",", "'"), n),
+    lambda n: (f"{n:,}".replace(",", "\u202f"), n),
+    lambda n: (f"{n},5 kg", n + Fraction(1, 2)),
+    lambda n: (f"{n:,}".replace(",", ".") + ",50 €", n + Fraction(1, 2)),
+    *(
+        lambda n, zero=zero: ("".join(chr(ord(zero) + int(digit)) for digit in str(n)), n)
+        for zero in "०০٠۰０"  # Devanagari, Bengali, Arabic-Indic, Persian, full-width
+    ),
+]
+
+
+@given(st.integers(1, 10**7), st.sampled_from(FORMS), st.booleans(), st.sampled_from(SENTENCES))
+def test_a_number_in_any_form_has_its_value(number, form, negative, sentence):
+    written, value = form(number)
+    powers = "^" in written or "**" in written or "²" in written
+    assume(
+        not (negative and powers) and not (powers and "boxed" not in sentence and number > 10**4)
+    )
+    text = sentence.format(f"-{written}" if negative else written)
+    answer = extract_answer(text, kind="number", mode="strict" if "#" in text else "flexible")
+    assert Fraction(answer) == (-value if negative else value)
 
 
 FRAGMENTS = [

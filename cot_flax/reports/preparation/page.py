@@ -23,6 +23,7 @@ REASONS = {  # what they mean to a reader
     "truncated": "The teacher was cut off at its token limit.",
     "no_answer": "The chain states no answer of the kind asked for.",
     "wrong_answer": "The chain's answer is not the gold answer.",
+    "undecided_answer": "No comparison of its formula with the gold one came to an end.",
     "unlabelled": "There is no gold answer, which these rules need.",
     "unreadable_gold_answer": "The gold answer holds none of the kind asked for.",
     "fu2023_wrong_answer": "Fu et al. 2023: the last number is not the gold answer's.",
