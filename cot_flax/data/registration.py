@@ -466,4 +466,5 @@ def _accuracy(targets, predictions, *, kind):
         mode=answer_mode(),
     )
     summary = scoring.summarize(records)
-    return {"accuracy": summary["accuracy"], "parse_failures": summary["parse_failure_rate"]}
+    told = {"accuracy": summary["accuracy"], "parse_failures": summary["parse_failure_rate"]}
+    return told | {name: summary[name] for name in ("undecided",) if name in summary}

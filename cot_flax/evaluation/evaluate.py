@@ -390,7 +390,9 @@ def summarize(rows: Sequence[Mapping]) -> dict:
     """
 
     def summary(chosen):
-        found = scoring.summarize((row["right"], row["extracted"]) for row in chosen)
+        found = scoring.summarize(
+            (row["right"], row["extracted"], row.get("undecided", False)) for row in chosen
+        )
         questions = len({row["id"] for row in chosen})
         if questions < len(chosen):
             low, high = scoring.wilson_interval(found["accuracy"] * questions, questions)
@@ -403,8 +405,6 @@ def summarize(rows: Sequence[Mapping]) -> dict:
     asked = [is_cot(row["format"]) for row in rows]
     off_format = sum(map(operator.ne, chains, asked)) / len(rows)
     added = {"off_format_rate": off_format, **_labels(rows)}
-    if undecided := sum(row.get("undecided", False) for row in rows):
-        added["undecided"] = undecided
     return summary(rows) | added | {"by_steps": by_steps}
 
 

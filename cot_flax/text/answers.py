@@ -254,7 +254,7 @@ _PARENTHESIS = re.compile(r"(?<=\w)\s*\([^()]*\)$")
 
 _SIMPLE = re.compile(r"\$?((?:[1-9][0-9]{0,2}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?)%?[.\s]*")
 _REMARKS = re.compile(  # `18 dollars (9 + 9 = 18)`, `4 (4 x 1)`; not `2 (3 + 4) = 14`
-    r"(?:(?<=[\w%€°$*])\s*\([^()]*=[^()]*\)|(?:(?<=[0-9%€°])|(?<=\*\*))\s+\([^()]*\))"
+    r"(?:(?<=[\w%€°$*}])\s*\([^()]*=[^()]*\)|(?:(?<=[0-9%€°])|(?<=\*\*))\s+\([^()]*\))"
     r"(?!\s*[-−=+*/×·÷])"
 )
 _WHICH_IS = re.compile(
@@ -660,12 +660,16 @@ def _same_number(found: str, gold: str) -> bool:
 
 
 def _before_next_question(text: str, kind: str) -> str:
-    """The text up to a question that follows an answer marker, and that it did not begin with."""
+    """The text up to a further question: behind an answer marker, or `Q:` behind an empty line.
+
+    A text that begins with a question is a prompt with its examples, and left whole.
+    """
     following = _NEXT_QUESTION.search(text) if ":" in text else None
     if not following or _NEXT_QUESTION.match(f"\n{text[:20]}"):
         return text
     before = text[: following.start()]
-    return before if _markers_of(kind).search(before) else text
+    ends = following[0].startswith("\n\nQ:") or _markers_of(kind).search(before)
+    return before if ends and before.strip() else text
 
 
 def _without_thoughts(text: str) -> str:
@@ -757,7 +761,8 @@ def _first_number(tail: str) -> str | None:
     sentence = first_sentence(_behind(_OPENING, tail))
     if simple := _SIMPLE.fullmatch(sentence):  # as most are: the steps below find the same
         return _written([read_literal(simple[1])])
-    sentence = _REMARKS.sub("", latex.plain(fold_numbers(sentence)))
+    sentence = _REMARKS.sub("", fold_numbers(sentence))
+    sentence = _REMARKS.sub("", latex.plain(sentence))
     sentence = _WHICH_IS.sub(" = ", sentence)
     reason = _REASON.search(sentence)
     if reason and first_number(sentence[: reason.start()]):
@@ -817,8 +822,9 @@ def _last_number(text: str) -> str | None:
         if numbers := numbers or (_sum(plain) if _EXPRESSION.fullmatch(plain) else []):
             return _written(numbers)
     line = next((line for line in reversed(text.split("\n")) if _DIGIT.search(line)), "")
+    line = fold_numbers(line)
     if latex.MARKUP.search(line):
-        line = latex.plain(fold_numbers(line[-_LONGEST_FORMULAS:]))
+        line = latex.plain(line[-_LONGEST_FORMULAS:])
     return _written(find_numbers(line))
 
 

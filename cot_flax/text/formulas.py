@@ -30,6 +30,7 @@ LONGEST = 400
 """Characters of a formula; what is longer is no answer."""
 CPU_SECONDS = 5.0
 _MEMORY = 4 * 2**30  # bytes of address space
+_LAYERS = 12  # of layout within one another
 _PRECISION = 50  # digits to which irrational values must agree before they are proved the same
 
 _DELIMITED = re.compile(
@@ -87,14 +88,14 @@ def formula_behind(tail: str) -> str | None:
     """Returns the formula that `tail`, the text behind an answer marker, begins with.
 
     Returns:
-        Its normal form, or None where the first sentence is prose.
+        Its normal form, "" where it is too long, or None where the first sentence is prose.
     """
     tail = tail[_OPENING.match(tail).end() : 4 * LONGEST]  # type: ignore[union-attr]
     sentence = _SENTENCE_END.split(tail, maxsplit=1)[0] or tail
     first = _DELIMITED.search(tail)
     if first and first.start() <= len(sentence) and not re.search(r"\d", tail[: first.start()]):
-        return normal(_joined(tail, first)) or None
-    return normal(sentence) or None if is_formula(sentence) else None
+        return normal(_joined(tail, first))
+    return normal(sentence) if is_formula(sentence) else None
 
 
 def last_formula(text: str) -> str | None:
@@ -119,6 +120,15 @@ def normal(formula: str) -> str:
 
     A whole number with a unit in `\text{}` is the number; a whole `\text{}` is its words.
     """
+    for _ in range(_LAYERS):
+        if (simpler := _simpler(formula)) == formula:
+            break
+        formula = simpler
+    return formula
+
+
+def _simpler(formula: str) -> str:
+    """One layer of layout less."""
     if bare := _DELIMITED.fullmatch(formula.strip()):
         formula = _inner(bare)
     formula = formula.strip().rstrip(".,;:").strip(" *_`")
@@ -133,7 +143,8 @@ def normal(formula: str) -> str:
         return formula.casefold()
     for pattern, new in _PLAIN:
         formula = pattern.sub(new, formula)
-    formula = re.sub(r"(?<![A-Za-z])\s+|\s+(?![A-Za-z])", "", formula)
+    formula = " ".join(formula.split())
+    formula = re.sub(r"(?<![A-Za-z]) | (?![A-Za-z])", "", formula)
     formula = _UNIT.sub("", formula)
     arithmetic = latex.plain(formula) if _ARITHMETIC.fullmatch(formula) else ""
     value = _NUMBER.fullmatch(arithmetic.replace(" ", ""))

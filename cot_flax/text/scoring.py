@@ -63,26 +63,28 @@ def _score(text: str, gold: str, kind: str, mode: str) -> Score:
         return Score(False, answer, undecided=True)
 
 
-def summarize(records: Iterable[tuple[bool, str | None]]) -> dict[str, float]:
-    """Sums up (right, extracted) pairs: shares between 0 and 1 and a count.
+def summarize(records: Iterable[tuple[bool, str | None, bool]]) -> dict[str, float]:
+    """Sums up scores: shares between 0 and 1 and a count.
 
     Returns:
         `accuracy`; `accuracy_low` and `accuracy_high`, its 95% Wilson interval;
         `parse_failure_rate`, the share of predictions in which no answer was found (they count as
-        wrong); `count`.
+        wrong); `count`; where there are some, `undecided`, the number of those without a verdict.
 
     Raises:
         UserError: no records.
     """
-    pairs = list(records)
-    right = sum(is_right for is_right, _ in pairs)
-    low, high = wilson_interval(right, len(pairs))
+    scores = [Score(*record) for record in records]
+    right = sum(score.right for score in scores)
+    low, high = wilson_interval(right, len(scores))
+    undecided = sum(score.undecided for score in scores)
     return {
-        "accuracy": right / len(pairs),
+        "accuracy": right / len(scores),
         "accuracy_low": low,
         "accuracy_high": high,
-        "parse_failure_rate": sum(answer is None for _, answer in pairs) / len(pairs),
-        "count": len(pairs),
+        "parse_failure_rate": sum(score.extracted is None for score in scores) / len(scores),
+        "count": len(scores),
+        **({"undecided": undecided} if undecided else {}),
     }
 
 

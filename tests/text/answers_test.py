@@ -212,6 +212,86 @@ def test_a_marker_without_an_answer_gives_way_to_the_one_before(text, kind, stri
     check(text, kind, strict, flexible)
 
 
+MARKED_THOUGHTS = [
+    "<think>{}</think>",
+    "{}</think>",  # opened by the template
+    "[THINK]{}[/THINK]",
+    "<|thinking|>{}<|/thinking|>",
+    "<thoughts>{}</thoughts>",
+    "<reasoning>{}</reasoning>",
+    "<seed:think>{}</seed:think>",
+    "◁think▷{}◁/think▷",
+    "<|begin_of_thought|>{}<|end_of_thought|>",
+    "<|channel|>analysis<|message|>{}<|end|><|start|>assistant<|channel|>final<|message|>",
+]
+TURNS = [  # by family: the header of a user's turn, of a model's turn, and the end of one
+    ("<|im_start|>user\n", "<|im_start|>assistant\n", "<|im_end|>"),
+    ("<|start_header_id|>user<|end_header_id|>\n\n",
+     "<|start_header_id|>assistant<|end_header_id|>\n\n", "<|eot_id|>"),
+    ("<start_of_turn>user\n", "<start_of_turn>model\n", "<end_of_turn>"),
+    ("[INST] ", " [/INST]", "</s>"),
+    ("[INST] ", " [/INST]", ""),
+    ("<|user|>", "<|assistant|>", "<|end|>"),
+    ("<|user|>", "<|assistant|>", ""),
+    ("<｜User｜>", "<｜Assistant｜>", "<｜end▁of▁sentence｜>"),
+    ("<|start|>user<|message|>", "<|start|>assistant<|message|>", "<|return|>"),
+    ("<|START_OF_TURN_TOKEN|><|USER_TOKEN|>", "<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>",
+     "<|END_OF_TURN_TOKEN|>"),
+    ("<|start_of_role|>user<|end_of_role|>", "<|start_of_role|>assistant<|end_of_role|>",
+     "<|end_of_text|>"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("thought", MARKED_THOUGHTS)
+def test_no_thought_is_an_answer(thought):
+    said = thought.format("The answer is 5.")
+    check(f"{said}The answer is 6.", "number", "6", "6")
+    check(f"{said}It is 6", "number", None, "6")
+    check(f"{said}", "number", None, None)
+
+
+@pytest.mark.parametrize(("user", "model", "end"), TURNS)
+def test_the_turns_of_a_chat_are_kept_apart(user, model, end):
+    ask = "What is 3 + 4? The answer is 9?"
+    check(
+        f"{model}The answer is 6.{end}{user}{ask}{end}{model}The answer is 8.", "number", "6", "6"
+    )
+    check(f"The answer is 6.{end}{user}{ask}{end}{model}The answer is 8.", "number", "6", "6")
+    check(f"{user}{ask}{end}{model}The answer is 6.{end}", "number", "6", "6")
+    check(f"{user}{ask}{end}{model}6", "number", None, "6")
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        "\n\nQ: 1 + 2?\nA:",
+        "\n\nQuestion 2: 1 + 2?\nAnswer:",
+        "\nHuman: 1 + 2?\n",
+        "\n\n### Problem:",
+    ],
+)
+def test_a_question_behind_the_answer_ends_the_text(question):
+    """As a model asks itself that was not stopped."""
+    check(f"So 6. The answer is 6.{question} The answer is 3.", "number", "6", "6")
+    restated = f"Let me see.{question} The answer is 3."
+    if "Q:" not in question:
+        check(restated, "number", "3", "3")
+    asked = f"Q: 1 + 5?\nA: The answer is 6.{question} The answer is 3."
+    check(asked, "number", "3", "3")  # a prompt with its exemplars
+
+
+@pytest.mark.parametrize(
+    ("kind", "answer"),
+    [("number", "5"), ("choice", "B"), ("choice A-C", "B"), ("yes_no", "no"), ("text", "rain"),
+     ("math", "x+1"), ("float", "5"), ("number in hours", "5"), ("letters", "naoa")],
+)  # fmt: skip
+@pytest.mark.parametrize(
+    "tail", ["", " The answer is", " **Answer:**", " I hope my answer is right."]
+)
+def test_of_any_kind_a_marker_without_an_answer_hides_none(kind, answer, tail):
+    check(f"The answer is {answer}.{tail}", kind, answer, answer)
+
+
 @pytest.mark.parametrize(
     ("tail", "answer"),
     [
@@ -484,15 +564,16 @@ FORMS = [
 ]
 
 
-@given(st.integers(1, 10**7), st.sampled_from(FORMS), st.booleans(), st.sampled_from(SENTENCES))
+@given(
+    number=st.one_of(st.integers(1, 99), st.integers(1, 10**7)),
+    form=st.sampled_from(FORMS),
+    negative=st.booleans(),
+    sentence=st.sampled_from([s for s in SENTENCES if s != "4 - 9 = {}"]),  # 9 = 1 250: two numbers
+)
 def test_a_number_in_any_form_has_its_value(number, form, negative, sentence):
     written, value = form(number)
-    powers = "^" in written or "**" in written or "²" in written
-    assume(
-        not (negative and powers) and not (powers and "boxed" not in sentence and number > 10**4)
-    )
     text = sentence.format(f"-{written}" if negative else written)
-    answer = extract_answer(text, kind="number", mode="strict" if "#" in text else "flexible")
+    answer = extract_answer(text, kind="number", mode="flexible")
     assert Fraction(answer) == (-value if negative else value)
 
 
@@ -697,7 +778,7 @@ def test_palm_is_right_on_74_5_percent_of_svamps_training_questions(shared_data)
     lines = (folder / "svamp_train.json").read_text().splitlines()
     right = 0
     for chain, line in zip(chains, lines, strict=True):
-        answer = extract_answer(chain.partition("\n\n")[0], kind="number", mode="flexible")
+        answer = extract_answer(chain, kind="number", mode="flexible")  # with questions behind
         right += answers_match(answer, json.loads(line)["label"], kind="number")
     assert (right, len(chains)) == (596, 800)
 

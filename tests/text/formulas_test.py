@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from cot_flax.text import formulas
 from cot_flax.text.answers import answers_match, extract_answer, gold_answer
 from cot_flax.text.formulas import Undecided, normal, same
-from cot_flax.text.scoring import Score, score
+from cot_flax.text.scoring import Score, score, summarize
 
 ENDLESS = "9^{9^{9^9}}"
 
@@ -135,6 +135,9 @@ def test_a_score_says_that_there_was_no_verdict(short):
     texts = [rf"\boxed{{{ENDLESS}}}", r"\boxed{\frac{10}{2}}", "The answer is 6."]
     scores = score(texts, ["5"] * 3, kind="math", mode="flexible")
     assert scores == [Score(False, ENDLESS, True), Score(True, "5"), Score(False, "6")]
+    summary = summarize(scores)
+    assert (summary["accuracy"], summary["undecided"], summary["count"]) == (1 / 3, 1, 3)
+    assert "undecided" not in summarize(scores[1:])
 
 
 def _is_half(_):

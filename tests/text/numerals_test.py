@@ -14,6 +14,7 @@ from cot_flax.text.numerals import (
     format_number,
     only_number,
     read_literal,
+    with_points,
 )
 
 
@@ -74,6 +75,30 @@ def test_find_numbers(text, numbers):
         ("a dozen", "12"),
         ("two thirds of 9", "2/3"),
         ("two and a half", "2.5"),
+        ("two and a half million", "2500000"),
+        ("one and one half", "1.5"),
+        ("half a dozen", "6"),
+        ("half a million", "500000"),
+        ("a hundred and five", "105"),
+        ("a thousand two hundred", "1200"),
+        ("two point five", "2.5"),
+        ("2 dozen eggs", "2"),  # as questions ask for dozens
+        ("5 k", "5000"),
+        ("1_250", "1250"),
+        ("一百二十五", "125"),
+        ("二十七个苹果", "27"),
+        ("两百零五", "205"),
+        ("五百二", "520"),
+        ("一万二", "12000"),
+        ("三千零四十", "3040"),
+        ("二〇二四", "2024"),
+        ("一亿零五百万", "105000000"),
+        ("负五点二五", "-5.25"),
+        ("三分之二", "2/3"),
+        ("百分之五十", "50"),
+        ("一样的", ""),
+        ("3万元", "30000"),
+        ("1.5亿", "150000000"),
         ("five for 3", "5"),
         ("at most 3 of five", "3"),
         ("one of them", ""),
@@ -94,6 +119,41 @@ def test_only_number():
 def test_numbers_are_read_in_words(value):
     """Written as English is taught, thousands and hundreds first."""
     assert first_number(in_words(value)) == [value]
+
+
+@given(st.integers(0, 10**12 - 1))
+def test_numbers_are_read_in_chinese(value):
+    assert first_number(in_chinese(value)) == [value]
+
+
+def in_chinese(value: int) -> str:
+    """With a zero for every gap, and all ones."""
+    for unit, name in ((10**8, "亿"), (10**4, "万"), (1000, "千"), (100, "百"), (10, "十")):
+        if value >= unit:
+            high, rest = divmod(value, unit)
+            gap = "零" * (0 < rest < unit // 10)
+            return in_chinese(high) + name + (gap + in_chinese(rest) if rest else "")
+    return "零一二三四五六七八九"[value]
+
+
+@pytest.mark.parametrize(
+    ("text", "same"),
+    [
+        ("2,5 + 3,625 = 6,125", "2.5 + 3.625 = 6.125"),
+        ("3,50 € of 1.250 and 1.234,5", "3.50 € of 1250 and 1234.5"),
+        ("€ 2,50 and 7,125", "€ 2.50 and 7.125"),
+        ("(2,5 + 0,625)", "(2.5 + 0.625)"),
+        ("12,5 kg, 1.000.000", "12.5 kg, 1000000"),
+        # Nothing says so, or something says the opposite.
+        ("1,250 and 3,125", "1,250 and 3,125"),
+        ("1,2 and 3", "1,2 and 3"),
+        ("(1,2) + [3,4]", "(1,2) + [3,4]"),
+        ("2,5 + 3 = 5.5", "2,5 + 3 = 5.5"),
+        ("2,5 + 1,250.5", "2,5 + 1,250.5"),
+    ],
+)
+def test_decimal_commas_are_read_where_the_text_has_them(text, same):
+    assert with_points(text) == same
 
 
 def in_words(value: int) -> str:
