@@ -474,8 +474,8 @@ def is_kind(kind: str) -> bool:
 def kinds_said() -> str:
     """The names of all kinds, for a message."""
     return (
-        f"one of {', '.join(KINDS)}, {FLOAT}, choice A-B to choice A-Z, number in "
-        f"{' or '.join(UNITS)}"
+        f"one of {(*KINDS, FLOAT)}, 'choice A-B' to 'choice A-Z', 'number in' one of "
+        f"{', '.join(UNITS)}"
     )
 
 

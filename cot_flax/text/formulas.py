@@ -275,6 +275,7 @@ def _serve() -> None:
 
 
 def _equal(gold: str, found: str) -> bool:
+    import sympy
     from math_verify import LatexExtractionConfig, parse, verify
 
     if (_SET.match(gold) and _TUPLE.match(found)) or (_TUPLE.match(gold) and _SET.match(found)):
@@ -286,7 +287,12 @@ def _equal(gold: str, found: str) -> bool:
     ]
     if not all(trees):
         return False
-    return verify(*trees, numeric_precision=_PRECISION, timeout_seconds=None)
+    if verify(*trees, numeric_precision=_PRECISION, timeout_seconds=None):
+        return True
+    one, other = trees[0][0], trees[1][0]
+    expressions = isinstance(one, sympy.Expr) and isinstance(other, sympy.Expr)
+    # math-verify compares a lone symbol with its own name alone: `2x/2` would not be `x`.
+    return expressions and (one.is_Symbol or other.is_Symbol) and sympy.simplify(one - other) == 0
 
 
 def _exact(formula: str) -> str:

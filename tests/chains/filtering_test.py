@@ -8,6 +8,7 @@ from cot_flax.chains.codex import read_codex_dump
 from cot_flax.chains.filtering import RULES, Filters, rejection
 from cot_flax.chains.samples import Logprobs, Sample
 from cot_flax.errors import UserError
+from cot_flax.text import formulas
 
 RIGHT = Sample(
     id="q",
@@ -55,10 +56,21 @@ def test_the_default_rules(sample, expected):
     assert reason(**sample) == expected
 
 
+def test_a_formula_without_a_verdict_is_not_called_wrong(monkeypatch):
+    monkeypatch.setattr(formulas, "CPU_SECONDS", 0.3)
+    formulas._verdict.cache_clear()
+    endless = "The answer is $9^{9^{9^9}}$."
+    assert reason(gold="x", text=endless, answer_kind="math") == "undecided_answer"
+    assert reason(gold="x", text="The answer is $2x/2$.", answer_kind="math") is None
+    assert reason(gold="x", text="The answer is $2x$.", answer_kind="math") == "wrong_answer"
+
+
 @pytest.mark.parametrize(
     ("kind", "gold", "right", "wrong"),
     [
         ("choice", "B", "The answer is (B).", "The answer is (C)."),
+        ("choice A-C", "B", "The answer is (B).", "The answer is (C)."),
+        ("number in minutes", "90", "The answer is 1.5 hours.", "The answer is 1.5."),
         ("yes_no", "yes", "So the answer is yes.", "So the answer is no."),
         ("text", "blue", "The answer is blue", "The answer is red"),
     ],
