@@ -50,15 +50,22 @@ add_answer_kind("option", find_options)
 add_answer_kind("truth", find_truth, bare=True)
 add_answer_kind("validity", find_validity, bare=True)
 
-_CHOICES = """
-date_understanding disambiguation_qa geometric_shapes hyperbaton logical_deduction_five_objects
-logical_deduction_seven_objects logical_deduction_three_objects penguins_in_a_table
-reasoning_about_colored_objects salient_translation_error_detection snarks temporal_sequences
-tracking_shuffled_objects_five_objects tracking_shuffled_objects_seven_objects
-tracking_shuffled_objects_three_objects
-"""
+_LAST_LETTERS = {
+    "B": ("hyperbaton", "snarks"),
+    "C": ("logical_deduction_three_objects", "tracking_shuffled_objects_three_objects"),
+    "D": ("disambiguation_qa", "temporal_sequences"),
+    "E": (
+        "logical_deduction_five_objects",
+        "penguins_in_a_table",
+        "tracking_shuffled_objects_five_objects",
+    ),
+    "F": ("date_understanding", "salient_translation_error_detection"),
+    "G": ("logical_deduction_seven_objects", "tracking_shuffled_objects_seven_objects"),
+    "K": ("geometric_shapes",),
+    "R": ("reasoning_about_colored_objects",),
+}
 KINDS = {
-    **dict.fromkeys(_CHOICES.split(), "choice"),
+    **{task: f"choice A-{last}" for last, tasks in _LAST_LETTERS.items() for task in tasks},
     **dict.fromkeys(("movie_recommendation", "ruin_names"), "option"),
     **dict.fromkeys(("causal_judgement", "navigate", "sports_understanding"), "yes_no"),
     **dict.fromkeys(("multistep_arithmetic_two", "object_counting"), "number"),

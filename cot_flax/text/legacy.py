@@ -62,8 +62,8 @@ def _ho_extract(text: str, kind: str) -> str | None:
 def _ho_candidates(text: str, kind: str) -> list[str]:
     if kind in _NUMBERS:
         return re.findall(r"-?\d+(?:\.\d+)?", text.replace(",", ""))
-    if kind.partition(" ")[0] == "choice":
-        return re.findall(f"[{kind.partition(' ')[2] or 'A-F'}]", text)
+    if choice := re.fullmatch(r"choice(?: (A-[B-Z]))?", kind):
+        return re.findall(f"[{choice[1] or 'A-F'}]", text)
     if kind == "yes_no":
         words = re.sub(r"[\"'\n.\s:,]", " ", text.lower()).split(" ")
         return [word for word in words if word in ("yes", "no")]
