@@ -134,7 +134,8 @@ def add_cot_task(
         shots: exemplars a prompt where they are drawn and gin binds no number, or what gives it.
         formats: those of the four that make sense, for instance only answers without rationales.
         answer_kind: "number", "choice", "yes_no", "text" or "math", one of `answers.FAMILIES`
-            such as "choice A-E", or one that `answers.add_answer_kind` added before; or what gives it when it is needed.
+            such as "choice A-E", or one that `answers.add_answer_kind` added before; or what gives
+            it when it is needed.
         wording: cue, closing sentence and answer markers, such as `LANGUAGES["zh"].wording` or
             `Wording("Pensemos", "La respuesta es")`; or what gives it when it is needed.
         template: the layout of inputs and targets, where gin binds none: a name of `TEMPLATES`, a
