@@ -58,7 +58,7 @@ _SCALE_WORD = (
 def _grammar(*, loose: bool) -> re.Pattern:
     literal = rf"(?:{_LOCAL}{_LOOSE * loose}|{UNSIGNED}{_EXPONENT})"
     gap = r"(?: and | & |[ -])" if loose else " "
-    thousands = r"(?P<kilo>K| ?k)(?!\w)" if loose else r"(?P<kilo>(?!))"
+    thousands = r"(?P<kilo>[kK])(?!\w)" if loose else r"(?P<kilo>(?!))"
     return re.compile(
         r"(?=[-−–.0-9MmNn])(?:"
         r"(?:(?<![0-9:.,])(?P<hour>[0-9]{1,2}):(?P<minute>[0-5][0-9])(?![0-9:]))"
@@ -71,7 +71,7 @@ def _grammar(*, loose: bool) -> re.Pattern:
 
 
 _COMMA = re.compile(r",[0-9]{1,2}(?![0-9,])")  # found soon
-_OF_SUM = r"[-−+*/×·÷=]"
+_OF_SUM = r"[+*/×·÷=]"
 _UNIT = r"(?:€|%|(?:[Ee]uros?|EUR|[kcm]?m|k?g|m?l|[Ll]iter|litros?|litres?)\b)"
 _DECIMAL_COMMA = re.compile(
     rf"(?:(?<![\w.,]){_OF_SUM} ?|€ ?)[0-9]+,[0-9]{{1,2}}(?![0-9,])"
@@ -117,7 +117,7 @@ _HAN_MYRIADS = {"万": 10**4, "萬": 10**4, "亿": 10**8, "億": 10**8}
 _HAN_NUMBER = f"[{''.join([*_HAN_DIGITS, *_HAN_UNITS, *_HAN_MYRIADS])}]+"
 # `一起` and `一样` are words.
 _HAN = re.compile(
-    rf"(?:^\W*|[是为為有共约約于於]\W*)(?P<sign>[负負])?"
+    rf"(?:^\W*|[是为為于於]\W*)(?P<sign>[负負])?"
     rf"(?:(?P<whole>{_HAN_NUMBER})分之(?P<parts>{_HAN_NUMBER})"
     rf"|(?P<number>{_HAN_NUMBER})(?:[点點](?P<decimals>[{''.join(_HAN_DIGITS)}]+))?)"
     r"(?<!一(?=[起些样樣般直定旦切共同]))"
@@ -138,8 +138,8 @@ _SUPERSCRIPT = re.compile(r"(?<=[0-9)])[⁻⁰¹²³⁴-⁹]+")
 def with_points(text: str) -> str:
     """Writes decimal commas as points where the text says that its commas are such.
 
-    It says so by a number like `2,5` in a sum, before a unit or a percent sign, if there is none
-    like `2.5`. Then `3,125` is three and an eighth, and `1.250` twelve hundred and fifty.
+    It says so by a number like `2,5` beside a plus, times or equals sign, or before a unit or a
+    percent sign, if there is none like `2.5`. Then `3,125` is three and an eighth, and `1.250` twelve hundred and fifty.
     """
     if not _COMMA.search(text) or not _DECIMAL_COMMA.search(text) or _DECIMAL_POINT.search(text):
         return text
@@ -242,7 +242,7 @@ def _values(match: re.Match) -> list[Fraction | None]:
         value = _divide(value, read_literal(match["bottom"]))
     scale = match["scale"] or match["myriad"] or match["kilo"] or match["short"]
     if scale and value is not None:
-        value = bounded(value * 10 ** _SCALES[scale.strip().lower()])
+        value = bounded(value * 10 ** _SCALES[scale.lower()])
     values: list[Fraction | None] = [value]
     if match["whole"]:
         whole = read_literal(match["whole"])
