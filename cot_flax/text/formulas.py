@@ -205,28 +205,24 @@ class _Comparer:
 
     def __init__(self):
         self._lock = threading.Lock()
-        self._process: subprocess.Popen | None = None
+        self._process: subprocess.Popen
         self._owner = 0  # a fork must not write into its parent's pipes
 
     def __call__(self, gold: str, found: str) -> bool | None:
         with self._lock:
-            if self._process is None or self._owner != os.getpid():
+            if self._owner != os.getpid() or self._process.poll() is not None:
                 self._start()
-            try:
-                self._process.stdin.write(json.dumps([gold, found, CPU_SECONDS]) + "\n")
-                self._process.stdin.flush()
-                answer = self._process.stdout.readline()
-            except BrokenPipeError:
-                answer = ""
+            self._process.stdin.write(json.dumps([gold, found, CPU_SECONDS]) + "\n")
+            self._process.stdin.flush()
+            answer = self._process.stdout.readline()
             if not answer:  # the system ended it
                 self.end()
             return None if not answer else answer == "same\n"
 
     def end(self) -> None:
-        if self._process is not None and self._owner == os.getpid():
+        if self._owner == os.getpid():
             self._process.kill()
             self._process.communicate()
-        self._process = None
 
     def _start(self) -> None:
         code = f"import sys; sys.path[:] = {sys.path!r}; from {__name__} import _serve; _serve()"

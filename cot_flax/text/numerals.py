@@ -139,7 +139,8 @@ def with_points(text: str) -> str:
     """Writes decimal commas as points where the text says that its commas are such.
 
     It says so by a number like `2,5` beside a plus, times or equals sign, or before a unit or a
-    percent sign, if there is none like `2.5`. Then `3,125` is three and an eighth, and `1.250` twelve hundred and fifty.
+    percent sign, if there is none like `2.5`. Then `3,125` is three and an eighth, and `1.250` is
+    twelve hundred and fifty.
     """
     if not _COMMA.search(text) or not _DECIMAL_COMMA.search(text) or _DECIMAL_POINT.search(text):
         return text
