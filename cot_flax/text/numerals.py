@@ -18,6 +18,7 @@ from fractions import Fraction
 LIMIT = 10**100
 _LONGEST_LITERAL = 200
 _LONGEST_DECIMAL = 20
+_LONGEST_SPELT = 40  # characters of a Chinese number, and words of a decimal
 
 UNSIGNED = (
     r"(?:(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?"
@@ -106,7 +107,7 @@ _SPELT = re.compile(
     rf"(?:(?:(?P<half>half )?(?P<an>an?)|(?P<lone>half)) (?:(?P<some>{_PART})(?!s)\b"
     rf"|(?P<large>(?:{_LARGE})(?:{_NEXT})*)\b)"
     rf"|(?P<only>half)\b|(?P<words>(?:{COUNTING_WORD})s?(?:{_NEXT})*)\b"
-    rf"(?:\s+point(?P<decimals>(?:[\s-]+(?:{'|'.join(_SMALL[:10])})\b)+)"
+    rf"(?:\s+point(?P<decimals>(?:[\s-]+(?:{'|'.join(_SMALL[:10])})\b){{1,{_LONGEST_SPELT}}})"
     rf"|(?P<and>\s+and\s+(?:an?|(?P<count>{'|'.join(_SMALL)})))?[\s-]+(?P<part>{_PART})s?\b)?"
     rf"(?:\s+(?P<times>(?:{_LARGE})s?)\b)?)(?!-)",
     re.IGNORECASE,
@@ -114,13 +115,14 @@ _SPELT = re.compile(
 _HAN_DIGITS = {c: i for i, c in enumerate("零一二三四五六七八九")} | {"〇": 0, "两": 2, "兩": 2}
 _HAN_UNITS = {"十": 10, "百": 100, "千": 1000}
 _HAN_MYRIADS = {"万": 10**4, "萬": 10**4, "亿": 10**8, "億": 10**8}
-_HAN_NUMBER = f"[{''.join([*_HAN_DIGITS, *_HAN_UNITS, *_HAN_MYRIADS])}]+"
-# `一起` and `一样` are words.
+_HAN_DIGIT = f"[{''.join(_HAN_DIGITS)}]"
+_HAN_SIGN = f"[{''.join([*_HAN_DIGITS, *_HAN_UNITS, *_HAN_MYRIADS])}]"
+_SOME = f"{{1,{_LONGEST_SPELT}}}"
 _HAN = re.compile(
     rf"(?:^\W*|[是为為于於]\W*)(?P<sign>[负負])?"
-    rf"(?:(?P<whole>{_HAN_NUMBER})分之(?P<parts>{_HAN_NUMBER})"
-    rf"|(?P<number>{_HAN_NUMBER})(?:[点點](?P<decimals>[{''.join(_HAN_DIGITS)}]+))?)"
-    r"(?<!一(?=[起些样樣般直定旦切共同]))"
+    rf"(?:(?P<whole>{_HAN_SIGN}{_SOME})分之(?P<parts>{_HAN_SIGN}{_SOME})"
+    rf"|(?P<number>{_HAN_SIGN}{_SOME})(?:[点點](?P<decimals>{_HAN_DIGIT}{_SOME}))?)"
+    rf"(?!{_HAN_SIGN})(?<!一(?=[起些样樣般直定旦切共同]))"  # `一起` and `一样` are words
 )
 # `one of them`, `no one`: a pronoun.
 _PRONOUN_BEFORE = re.compile(

@@ -635,7 +635,22 @@ def test_an_answer_is_in_normal_form(text, kind, mode):
         assert answers_match(answer, answer, kind=kind)
 
 
-LONG = ("\\frac", "\\boxed{", "<think>", "2^", "(A) or ", "twenty ", "\n", "'000", "**answer**\n")
+LONG = (
+    "一",
+    "point one ",
+    "一点",
+    "1,5 + ",
+    "$x$ ",
+    "\\frac",
+    "\\boxed{",
+    "<think>",
+    "2^",
+    "(A) or ",
+    "twenty ",
+    "\n",
+    "'000",
+    "**answer**\n",
+)
 
 
 @pytest.mark.parametrize("kind", KINDS)
