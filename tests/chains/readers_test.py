@@ -482,7 +482,7 @@ def test_records_may_say_of_what_kind_their_answer_is(tmp_path):
     assert [sample.answer_kind for sample in samples] == ["yes_no", ""]
     assert [json.loads(to_line(s)).get("answer_kind") for s in samples] == ["yes_no", None]
     assert reason == "answer_kind"
-    assert "expected one of number, choice, yes_no, text" in error
+    assert "expected one of ('number', 'choice', 'yes_no', 'text'" in error
 
 
 def test_what_is_thought_apart_is_not_the_chain(tmp_path):
