@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -133,14 +133,21 @@ def evaluate(
     process_count: ProcessCount = None,
     process_index: ProcessIndex = None,
     overwrite: Overwrite = False,
+    compare: Annotated[
+        tuple[str, str] | None,
+        typer.Option(metavar="RUN RUN", help="Test the second against the first, and end."),
+    ] = None,
 ):
-    """Decode held-out questions with a checkpoint and score the answers.
+    """Decode held-out questions with a checkpoint and score the answers; or compare two runs.
 
     --gin.NAME=VALUE sets any macro of the gin files.
 
     Example: cot-flax evaluate --gin_file=experiments/world_evaluate.gin
     --gin.CHECKPOINT_PATH=runs/base --gin.EVAL_OUTPUT_DIR=runs/base/test
     """
+    if compare:
+        _compare(compare, [*gin_file, *context.args])
+        return
     from cot_flax import configuration
 
     bindings = ["OVERWRITE=True"] if overwrite else []
@@ -158,6 +165,28 @@ def evaluate(
 app.command(context_settings=GIN_FLAGS)(distill)
 app.command()(export)
 app.command(context_settings=GIN_FLAGS)(plan)
+
+
+def _compare(runs: tuple[str, str], others: list[str]) -> None:
+    if others:
+        remedy = "give --compare alone: nothing is decoded"
+        raise UserError(f"--compare and {' '.join(others)}", "two evaluated runs", remedy)
+    from cot_flax.reports import comparison
+
+    labelled = _labelled(runs)
+    if len(labelled) < len(runs):
+        raise UserError(f"--compare {runs[0]} with itself", "two runs", "name another one")
+    comparison.print_differences(labelled, base=next(iter(labelled)))
+
+
+def _labelled(runs: Sequence[str]) -> dict[str, str]:
+    """Runs by label; those of one name keep their whole path, or the later would hide the other."""
+    from cot_flax.files import is_bucket
+
+    if any(map(is_bucket, runs)):
+        prepare_libraries()  # what reads buckets starts TensorFlow, which prints
+    names = [Path(run).name for run in runs]
+    return dict(zip(names if len(set(names)) == len(names) else runs, runs, strict=True))
 
 
 @app.command("report")
@@ -188,16 +217,14 @@ def report_command(
     if not runs:
         raise UserError("no runs", "model directories", "name them, or a recipe's --gin_file")
     out = out or "report.html"
-    if any(map(is_bucket, [*runs, out])):
-        prepare_libraries()  # what reads buckets starts TensorFlow, which prints
-    # Folders of one name keep their whole path, or the later one would hide the other.
-    names = [Path(run).name for run in runs]
-    labels = names if len(set(names)) == len(names) else runs
-    by_folder = {path_at(run): label for run, label in zip(runs, labels, strict=True)}
+    labelled = _labelled(runs)
+    if is_bucket(out):
+        prepare_libraries()
+    by_folder = {path_at(run): label for label, run in labelled.items()}
     if base is not None and path_at(base) not in by_folder:
         raise UserError(f"--base {base}", f"one of {', '.join(runs)}", "name it among the runs too")
     base_label = by_folder[path_at(base)] if base is not None else None
-    comparison.write(out, dict(zip(labels, runs, strict=True)), base_label)
+    comparison.write(out, labelled, base_label)
     typer.echo(out)
 
 

@@ -6,9 +6,6 @@
 import contextlib
 import dataclasses
 import itertools
-import operator
-import re
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -28,31 +25,21 @@ from cot_flax.data.mixtures import Tasks, find_task, task_names
 from cot_flax.data.registration import cot_task, kind_of
 from cot_flax.errors import UserError
 from cot_flax.evaluation.outputs import Outputs, Reporter
+from cot_flax.evaluation.summary import summarize
 from cot_flax.files import cleared_on_error, is_bucket
 from cot_flax.generation.beam import RULES, RuleName
 from cot_flax.generation.generator import Beams, Continuation, Generator, place_keys
 from cot_flax.generation.sampling import Sampling
 from cot_flax.students.student import Student
 from cot_flax.text import scoring
-from cot_flax.text.answers import MARKED, MODES, Mode, family, gold_answer
-from cot_flax.text.prompts import is_cot
-from cot_flax.text.templates import TEMPLATES
-from cot_flax.text.wording import ENGLISH, LANGUAGES
+from cot_flax.text.answers import MODES, Mode
 from cot_flax.training import hosts, interruption, sharding, state
 from cot_flax.weights.opening import open_source
 from cot_flax.weights.source import Access, load
 
 _DATE = "%Y-%m-%dT%H:%M:%SZ"
-_OPENING, _BARE = 3, 12  # words
-_CLOSINGS = (
-    "answer is",
-    *(known.wording.head.strip().casefold() for known in LANGUAGES.values()),
-    *(head.casefold() for known in TEMPLATES.values() for head in known.worded(ENGLISH).heads),
-)
-_UNSPACED = "\u3040-\u30ff\u3400-\u9fff"  # Japanese and Chinese
 _FITS = "lower DECODE_BATCH_SIZE, NUM_SAMPLES or MAX_DECODE_LENGTH, or spread it (MESH_MODEL, FSDP)"
 _LISTED = 3  # gold answers in a message
-_LABELS = 20  # in results.json
 
 
 @dataclass(frozen=True)
@@ -374,70 +361,6 @@ def _of_first_process(tasks: Sequence[str], chosen: Sequence[bool]) -> list[str]
 
 def _ignore(rows: list[dict]) -> None:
     del rows
-
-
-def summarize(rows: Sequence[Mapping]) -> dict:
-    """Accuracy with its interval and parse failures: of all rows, and by number of steps.
-
-    Samples of one question are not independent: the interval is that of so many `questions`, as
-    wide as if all samples of a question agreed.
-
-    `undecided` counts rows whose comparison was ended without a verdict, where there are some.
-    `off_format_rate` is the share of chains where an answer alone was asked for, or the reverse.
-    Where answers are labels or texts, `labels` has for each of the most frequent ones the rows that
-    have it as `gold`, the rows in which it was `given`, and the `right` ones; `majority` is the
-    share of the most frequent gold, which a student has right that always says the same.
-    """
-
-    def summary(chosen):
-        found = scoring.summarize(
-            (row["right"], row["extracted"], row.get("undecided", False)) for row in chosen
-        )
-        questions = len({row["id"] for row in chosen})
-        if questions < len(chosen):
-            low, high = scoring.wilson_interval(found["accuracy"] * questions, questions)
-            found |= {"accuracy_low": low, "accuracy_high": high}
-        return found | {"questions": questions}
-
-    steps = sorted({row["steps"] for row in rows if "steps" in row})
-    by_steps = {str(n): summary([r for r in rows if r.get("steps") == n]) for n in steps}
-    chains = [is_chain(row["text"], row["answer_kind"]) for row in rows]
-    asked = [is_cot(row["format"]) for row in rows]
-    off_format = sum(map(operator.ne, chains, asked)) / len(rows)
-    added = {"off_format_rate": off_format, **_labels(rows)}
-    return summary(rows) | added | {"by_steps": by_steps}
-
-
-def is_chain(text: str, kind: str = "number") -> bool:
-    """Whether an output reasons: more than three words before its last `answer is`.
-
-    `So the answer is` has fewer. Without this sentence, in the language or the template of the
-    task, or a marker of its answer kind, more than a dozen words are taken for a chain that did not
-    end.
-    """
-    text = text.casefold()
-    own = MARKED[kind].markers if kind in MARKED else ()
-    if (end := max(map(text.rfind, (*_CLOSINGS, *own)))) >= 0:
-        return _words(text[:end]) > _OPENING
-    return _words(text) > _BARE
-
-
-def _words(text: str) -> int:
-    """Scripts without spaces have two characters a word."""
-    return len(re.findall(rf"[{_UNSPACED}]{{1,2}}|[^\s{_UNSPACED}]+", text))
-
-
-def _labels(rows: Sequence[Mapping]) -> dict:
-    if any(family(row["answer_kind"]) == "number" for row in rows):
-        return {}
-    golds = [gold_answer(r["gold"], kind=r["answer_kind"]) for r in rows]
-    counts, given = Counter(golds), Counter(row["extracted"] for row in rows)
-    right = Counter(gold for gold, row in zip(golds, rows, strict=True) if row["right"])
-    for unread in (counts, given):
-        del unread[None]
-    names = [name for name, _ in (counts + given).most_common(_LABELS)]
-    labels = {n: {"gold": counts[n], "given": given[n], "right": right[n]} for n in names}
-    return {"majority": max(counts.values(), default=0) / len(rows), "labels": labels}
 
 
 def read_examples(task: str, split: str, max_examples: int | None) -> list[dict]:

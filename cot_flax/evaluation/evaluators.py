@@ -14,8 +14,8 @@ from cot_flax.evaluation.evaluate import (
     check_golds,
     predict,
     read_examples,
-    summarize,
 )
+from cot_flax.evaluation.summary import summarize
 from cot_flax.objectives.losses import Objective
 from cot_flax.students.student import Student
 from cot_flax.training import sharding, step

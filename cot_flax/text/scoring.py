@@ -88,7 +88,7 @@ def summarize(records: Iterable[tuple[bool, str | None, bool]]) -> dict[str, flo
     }
 
 
-def wilson_interval(right: float, total: int, z: float = 1.96) -> tuple[float, float]:
+def wilson_interval(right: float, total: float, z: float = 1.96) -> tuple[float, float]:
     """Returns Wilson's score interval of a proportion: the p with |right/total - p| <= z
     sqrt(p(1-p)/total).
 

@@ -22,13 +22,13 @@ from cot_flax.errors import UserError
 from cot_flax.evaluation import evaluate, evaluators, outputs
 from cot_flax.evaluation.evaluate import Decoding
 from cot_flax.evaluation.evaluators import AccuracyEvaluator
+from cot_flax.evaluation.summary import summarize
 from cot_flax.generation import generator
 from cot_flax.generation.beam import beam_search
 from cot_flax.generation.decoding import decode
 from cot_flax.students.t5 import T5Config, T5Student
 from cot_flax.tasks import abilities  # noqa: F401 (registers)
 from cot_flax.tasks.stories import VOCABULARY
-from cot_flax.text.answers import marked_kind
 from cot_flax.text.prompts import FORMATS
 from cot_flax.text.scoring import wilson_interval
 from cot_flax.training.checkpoints import Checkpointer, Metadata
@@ -153,17 +153,6 @@ def test_results_are_what_is_in_the_predictions(evaluated, checkpoint):
         assert found["accuracy"] == sum(row["right"] for row in rows) / 12
         nothing = sum(row["extracted"] is None for row in rows)
         assert found["parse_failure_rate"] == nothing / 12
-
-
-def test_samples_of_a_question_make_no_interval_narrower(evaluated):
-    """Each of 6 questions stands twice; the width is that of 6."""
-    found = evaluated[1]["tasks"][COT]
-    assert (found["count"], found["questions"]) == (12, 6)
-    row = rows_of(evaluated, COT)[0]
-    rows = [row | {"id": str(i % 4), "right": i % 4 == 0} for i in range(32)]
-    found = evaluate.summarize(rows)
-    assert (found["accuracy_low"], found["accuracy_high"]) == wilson_interval(1, 4)
-    assert found["accuracy"] == 1 / 4
 
 
 def test_steps_add_up(evaluated):
@@ -309,7 +298,7 @@ def gold_at_even_places(place, e):
 
 def test_accuracies_are_those_of_the_texts(monkeypatch, student):
     examples, _ = fake(monkeypatch, COT, gold_at_even_places)
-    found = evaluate.summarize(evaluate.predict(*student, COT, "test", Decoding(max_tokens=90)))
+    found = summarize(evaluate.predict(*student, COT, "test", Decoding(max_tokens=90)))
     assert (found["accuracy"], found["parse_failure_rate"], found["count"]) == (0.5, 0.5, STORIES)
     assert (found["accuracy_low"], found["accuracy_high"]) == wilson_interval(5, 10)
     # Steps are 1 2 3 4 1 2 3 4 1 2, so those at even places are odd.
@@ -322,10 +311,7 @@ def test_the_answer_mode_is_obeyed(monkeypatch, student):
     fake(monkeypatch, COT, lambda place, e: VOCABULARY.encode(e["answer"].decode()))
     for mode, accuracy in (("flexible", 1.0), ("strict", 0.0)):
         decoding = Decoding(max_tokens=9, mode=mode)
-        assert (
-            evaluate.summarize(evaluate.predict(*student, COT, "test", decoding))["accuracy"]
-            == accuracy
-        )
+        assert summarize(evaluate.predict(*student, COT, "test", decoding))["accuracy"] == accuracy
 
 
 def test_the_accuracy_evaluator_takes_the_first_of_the_validation_split(monkeypatch, student):
@@ -540,52 +526,6 @@ def test_on_a_terminal_a_bar_counts_the_questions():
     assert "questions" not in shown
 
 
-def test_labels_show_who_always_says_the_same():
-    golds = ["Page.", "page", "queue", "queue", "queue"]
-    rows = [
-        {"answer_kind": "text", "gold": gold, "extracted": "queue", "right": gold == "queue"}
-        | {"format": "zero_shot_answer", "text": "queue", "id": str(place)}
-        for place, gold in enumerate(golds)
-    ]
-    rows[0]["extracted"] = None
-    found = evaluate.summarize(rows)
-    assert found["majority"] == found["accuracy"] == 3 / 5
-    assert found["labels"] == {
-        "queue": {"gold": 3, "given": 4, "right": 3},
-        "page": {"gold": 2, "given": 0, "right": 0},
-    }
-
-
-@pytest.mark.parametrize(
-    ("text", "is_chain"),
-    [
-        ("The answer is 18", False),
-        ("So, the answer is 18.", False),
-        ("18", False),
-        ("page", False),
-        ("", False),
-        ("答案是18", False),
-        ("所以答案是18。", False),
-        ("3+5=8个，8个苹果还剩下很多。答案是8", True),
-        ("一盒鸡蛋有十个，五盒鸡蛋一共有五十个，小刚有二十元，还剩十三元", True),
-        ("Tres y dos son cinco. La respuesta es 5", True),
-        ("2 + 3 = 5. The answer is 5", True),
-        ("The answer is 4 of 5, so one is left. The answer is 1", True),
-        ("Ann has two. Bob has three. Together they have five apples and no pears at", True),
-    ],
-)
-def test_chains_are_told_from_bare_answers(text, is_chain):
-    assert evaluate.is_chain(text) == is_chain
-
-
-def test_outputs_of_another_format_are_counted():
-    row = {"answer_kind": "number", "gold": "5", "extracted": "5", "right": True}
-    texts = ["2 + 3 = 5. The answer is 5"] * 3 + ["The answer is 5"]
-    for name, share in (("few_shot_answer", 3 / 4), ("zero_shot_cot", 1 / 4)):
-        rows = [row | {"format": name, "text": t, "id": str(i)} for i, t in enumerate(texts)]
-        assert evaluate.summarize(rows)["off_format_rate"] == share
-
-
 def test_prompts_with_unknown_pieces_are_counted():
     unknown = VOCABULARY.unk_id
     examples = [{"inputs": np.array(ids)} for ids in ([5, 6], [5, unknown], [unknown] * 3)]
@@ -601,10 +541,3 @@ def test_numbers_have_no_labels(evaluated):
 def test_a_folder_without_checkpoints_is_named(tmp_path):
     with pytest.raises(UserError, match=f"no checkpoint at {tmp_path}"):
         evaluate_checkpoint(str(tmp_path), tmp_path)
-
-
-def test_a_template_of_ones_own_tells_chains_from_answers():
-    kind = marked_kind("text", ["=>"], "STOP")
-    assert evaluate.is_chain("He is at y because of z => B STOP", kind)
-    assert not evaluate.is_chain("=> B STOP", kind)
-    assert evaluate.is_chain("He is at y because of z. --> B")

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from cot_flax import run_folder
 from cot_flax.files import write_whole
-from cot_flax.reports.comparison.terminal import print_results, print_table
+from cot_flax.reports.comparison.terminal import print_differences, print_results, print_table
 
-__all__ = ["print_results", "print_table", "write"]
+__all__ = ["print_differences", "print_results", "print_table", "write"]
 
 
 def write(path: str | Path, runs: Mapping[str, Path], base: str | None = None) -> None:

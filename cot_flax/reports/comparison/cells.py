@@ -57,7 +57,7 @@ def pool(summaries: Iterable[Mapping], note: str = "") -> Cell | None:
         return None
     right = sum(round(part.value * part.count) for part in parts)
     failures = sum(part.no_answer * part.count for part in parts)
-    # Samples of one question are not independent (see `evaluate.summarize`).
+    # Samples of one question are not independent (see `summary.summarize`).
     questions = sum(summary.get("questions", summary["count"]) for summary in listed)
     ends = wilson_interval(right * questions / total, questions)
     return Cell(right / total, *ends, total, failures / total, note)

@@ -9,7 +9,7 @@ from pathlib import Path
 from markupsafe import Markup
 
 import cot_flax
-from cot_flax.reports.comparison import cells, examples, figures, tables
+from cot_flax.reports.comparison import cells, examples, figures, paired, tables
 from cot_flax.reports.comparison.cells import Cell
 from cot_flax.reports.pages import template
 from cot_flax.run_folder import Run, base_of, shared_notes
@@ -31,6 +31,8 @@ def render(runs: Sequence[Run], path: str | Path) -> str:
         base=base,
         columns=columns,
         groups=[(name, len(list(part))) for name, part in groups],
+        differences=paired.differences(runs),
+        paired=paired,
         figures=_drawn(runs),
         width=width(columns),
         examples=examples.examples(runs),

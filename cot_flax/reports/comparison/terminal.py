@@ -1,7 +1,7 @@
 """Tables of results for the command line, readable at 80 columns."""
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -9,7 +9,8 @@ from rich.table import Table
 from rich.text import Text
 
 from cot_flax import run_folder
-from cot_flax.reports.comparison import tables
+from cot_flax.errors import UserError
+from cot_flax.reports.comparison import paired, tables
 from cot_flax.reports.comparison.cells import (
     Cell,
     from_summary,
@@ -60,6 +61,7 @@ def print_results(results: dict, console: Console | None = None) -> None:
             notes.append(f"{title}: {share} are {wanted}")
         if cell.unknown:
             notes.append(f"{title}: {cell.unknown:,} prompts with unknown characters")
+        notes += [f"{title}: {words}" for words in _beside(summary)]
     table.caption = "\n".join(notes)
     console.print(table)
 
@@ -97,6 +99,50 @@ def print_table(
         console.print()
     for labels, verb, sentence in run_folder.shared_notes(found):
         console.print(f"{labels} {verb} {sentence}.", markup=False, highlight=False)
+
+
+def print_differences(
+    runs: Mapping[str, Path], console: Console | None = None, base: str | None = None
+) -> None:
+    """Prints each run against the base, or the first one, on the questions that both answered.
+
+    Args:
+        runs: as in `write`.
+        console: where to; by default standard output.
+        base: as in `write`.
+
+    Raises:
+        UserError: as `write`, or no task whose questions two runs share.
+    """
+    found = run_folder.read_runs(runs, base)
+    differences = paired.differences(found)
+    if not any(difference.found for difference in differences):
+        reasons = [f"{' '.join(one.title)}: {one.why_not}" for one in differences]
+        raise UserError(
+            f"no task to compare in {' and '.join(map(str, runs.values()))}"
+            + "".join(f" ({reason})" for reason in reasons),
+            "predictions of the same questions by each",
+            "evaluate the runs with the same suite, split and settings",
+        )
+    console = console or Console()
+    against = found[differences[0].against].label
+    console.print(f"Differences from {against} on the same questions, in points.\n", markup=False)
+    for title, group in itertools.groupby(differences, key=lambda one: one.title):
+        heading(console, ", ".join(title))
+        table = _table("run")
+        for name in paired.TITLES:
+            table.add_column(name.replace(" ", "\n", 1), justify="right", no_wrap=True)
+        why_not = []
+        for one in group:
+            label = found[one.run].label
+            table.add_row(Text(label), *(paired.cells(one) if one.found else ()))
+            why_not += [f"{label}: {one.why_not}"] if one.why_not else []
+        console.print(table)
+        for line in why_not:
+            console.print(line, markup=False, highlight=False)
+        console.print()
+    for note in paired.NOTES:
+        console.print(note, markup=False, highlight=False)
 
 
 def parts(columns: Sequence[Column], width: int) -> list[tuple[str, list[Column]]]:
@@ -153,6 +199,22 @@ def _result_row(summary: Mapping, halves: list[list[int]], labelled: bool) -> li
         *([majority] if labelled else []),
         *(percent(part.value) if part else "–" for part in pooled),
     ]
+
+
+def _beside(summary: Mapping) -> Iterator[str]:
+    """The other ways to read and to count, where they find something else."""
+    if summary.get("mode_disagreement_rate"):
+        strict, flexible = (percent(summary[f"{mode}_accuracy"]) for mode in ("strict", "flexible"))
+        share = percent(summary["mode_disagreement_rate"])
+        yield f"{strict} read strictly, {flexible} flexibly; {share}% are read differently"
+    counted = []
+    for name in ("maj", "pass"):
+        if by_k := summary.get(f"{name}_at_k"):
+            k = max(by_k, key=int)
+            ends = (percent(by_k[k][f"accuracy_{end}"]) for end in ("low", "high"))
+            counted.append(f"{name}@{k} {percent(by_k[k]['accuracy'])} ({'–'.join(ends)})")
+    if counted:
+        yield ", ".join(counted)
 
 
 def _header(column: Column) -> str:

@@ -68,3 +68,16 @@ def test_outputs_of_another_format_are_named():
     assert "s zero-shot answer: 100.0% of the outputs are a chain" in text
     assert "s few-shot CoT: 30.0% of the outputs are no chain" in text
     assert text.count("% of the outputs") == 2
+
+
+def test_votes_and_the_other_way_to_read_are_named():
+    part = {"accuracy": 0.5, "accuracy_low": 0.2, "accuracy_high": 0.5, "parse_failure_rate": 0.0}
+    modes = {"strict_accuracy": 0.41, "flexible_accuracy": 0.5, "mode_disagreement_rate": 0.125}
+    votes = {
+        f"{name}_at_k": {"2": part, "16": part | {"accuracy": 0.3}} for name in ("maj", "pass")
+    }
+    results = {"split": "test", "cards": {"x": task_card("s", "zero_shot_cot")}}
+    results["tasks"] = {"x": part | {"count": 50} | modes | votes}
+    text = " ".join(printed(comparison.print_results, results, width=120).split())
+    assert "s zero-shot CoT: 41.0 read strictly, 50.0 flexibly; 12.5% are read differently" in text
+    assert "s zero-shot CoT: maj@16 30.0 (20.0–50.0), pass@16 30.0 (20.0–50.0)" in text
