@@ -170,6 +170,12 @@ def first_number(text: str) -> list[Fraction | None]:
     return _values(match)[:1] if match else []
 
 
+def spelt_numbers(text: str) -> list[Fraction]:
+    """Returns the numbers in words in `text`, in order: `twenty-five`, `half`, `two dozen`."""
+    values = (_spelt(match, text) for match in _SPELT.finditer(text))
+    return [value for value in values if value is not None]
+
+
 def only_number(text: str) -> list[Fraction | None]:
     """Returns the number of a text that has no other, read as `first_number` does; else []."""
     text = fold_numbers(text)

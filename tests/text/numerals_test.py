@@ -14,6 +14,7 @@ from cot_flax.text.numerals import (
     format_number,
     only_number,
     read_literal,
+    spelt_numbers,
     with_points,
 )
 
@@ -204,3 +205,8 @@ def test_limit():
     assert bounded(Fraction(LIMIT)) is None
     assert bounded(Fraction(1, LIMIT)) is None
     assert read_literal("1e99") == 10**99
+
+
+def test_spelt_numbers():
+    words = "Twenty-five boys, two dozen girls, half a cake and no one of them has 3."
+    assert spelt_numbers(words) == [25, 24, Fraction(1, 2)]
