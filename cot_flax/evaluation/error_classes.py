@@ -112,7 +112,7 @@ def classify(row: Mapping, *, mode: str = "flexible") -> str:
     """The one class of a prediction: see the module.
 
     Args:
-        row: a row of `evaluate.predict`. `cut_off` may lack, as it does in others' predictions.
+        row: a row of `evaluate.predict`; others' predictions may lack `cut_off`.
         mode: of the answers' reading, as in `extract_answer`.
     """
     text, kind = row["text"], row["answer_kind"]
@@ -145,10 +145,11 @@ def classify(row: Mapping, *, mode: str = "flexible") -> str:
 def calculated(row: Mapping, *, mode: str = "flexible") -> Score:
     """How a row is scored once a calculator has corrected its equations, with what follows.
 
-    Arguments are those of `classify`. A text that needs no correction keeps its score.
+    Arguments are those of `classify`. A text that needs no correction keeps its score, and so does
+    one whose gold answer cannot be read, as a paper's own mode allows.
     """
     text = rewrite(row["text"])
-    if text == row["text"]:
+    if text == row["text"] or gold_answer(row["gold"], kind=row["answer_kind"]) is None:
         return Score(row["right"], row["extracted"])
     (found,) = score([text], [row["gold"]], kind=row["answer_kind"], mode=mode)
     return found

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Literal, get_args
 
 import jax
 import numpy as np
@@ -24,6 +25,7 @@ from cot_flax.data.features import fingerprint, tokenizer_of
 from cot_flax.data.mixtures import Tasks, find_task, task_names
 from cot_flax.data.registration import cot_task, kind_of
 from cot_flax.errors import UserError
+from cot_flax.evaluation import error_classes
 from cot_flax.evaluation.outputs import Outputs, Reporter
 from cot_flax.evaluation.summary import summarize
 from cot_flax.files import cleared_on_error, is_bucket
@@ -42,6 +44,9 @@ _FITS = "lower DECODE_BATCH_SIZE, NUM_SAMPLES or MAX_DECODE_LENGTH, or spread it
 _LISTED = 3  # gold answers in a message
 
 
+Calculator = Literal["decoding"]
+
+
 @dataclass(frozen=True)
 class Decoding:
     """How answers are made and read.
@@ -58,6 +63,8 @@ class Decoding:
         beams: of beam search, whose best answer counts; 1 is greedy or sampled decoding.
         length_penalty: of beam search; None is the default of its rule.
         beam_rule: "huggingface" or "t5x": whose beam search it is.
+        calculator: "decoding" has a calculator write the results behind the student's `=`; None
+            leaves them to it.
         seed: of the sampling; a prompt's samples depend on it and on the prompt's place alone.
         mode: of answers.extract_answer: "flexible", "strict" or a paper's rule by name.
     """
@@ -73,6 +80,7 @@ class Decoding:
     beams: int = 1
     length_penalty: float | None = None
     beam_rule: RuleName = "huggingface"
+    calculator: Calculator | None = None
     seed: int = 0
     mode: Mode = "flexible"
 
@@ -106,6 +114,16 @@ class Decoding:
                 f"{self.min_new_tokens}",
                 "greedy or sampled decoding with these",
                 "set NUM_BEAMS=1",
+            )
+        if self.calculator not in (None, *get_args(Calculator)):
+            raise UserError(
+                f"calculator {self.calculator!r}", 'None or "decoding"', "correct CALCULATOR"
+            )
+        if self.beams > 1 and self.calculator:
+            raise UserError(
+                f"{self.beams} beams with a calculator",
+                "greedy or sampled decoding with one",
+                "set NUM_BEAMS=1, or CALCULATOR=None",
             )
         if self.beams < 1:
             raise UserError(f"{self.beams} beams", "1 or more", "set NUM_BEAMS=1 to be greedy")
@@ -197,7 +215,11 @@ def evaluate(
                         reporter.add(rows)
 
                     rows = _answer(student, params, task, examples[task], decoding, ended)
-                summaries[task] = summarize(rows) | count_unknown(task, examples[task])
+                summaries[task] = (
+                    summarize(rows)
+                    | error_classes.summarize(rows, mode=decoding.mode)
+                    | count_unknown(task, examples[task])
+                )
                 if lacking := summaries[task].get("prompts_with_unknown"):
                     reporter.say(
                         f"{lacking:,} of {len(examples[task]):,} prompts of {task} hold characters "
@@ -233,8 +255,8 @@ def predict(
 
     Returns:
         A dict a prediction, in the order of the data: task, dataset, format, role, answer_kind,
-        id, question, prompt, gold, sample, text, extracted, right, and steps where the data set
-        has them.
+        id, question, prompt, gold, sample, text, cut_off (it met the limit of tokens), extracted,
+        right, and steps where the data set has them.
 
     Raises:
         UserError: no limit of tokens, neither of the decoding nor of the task; no examples, or gold
@@ -286,8 +308,7 @@ def _answer(
     by_place: dict[int, list[dict]] = {}
 
     def score(place: int, drawn: Sequence[Continuation]) -> None:
-        texts = [continuation.text for continuation in drawn]
-        by_place[place] = _rows(card, examples[place], texts, decoding.mode)
+        by_place[place] = _rows(card, examples[place], drawn, decoding.mode)
         ended(by_place[place])
 
     vocabulary = seqio.get_mixture_or_task(task).output_features["targets"].vocabulary
@@ -298,6 +319,7 @@ def _answer(
         sampling=Sampling(*(getattr(decoding, name) for name in Sampling._fields)),
         samples=decoding.samples,
         beams=beams if decoding.beams > 1 else None,
+        calculator=decoding.calculator is not None,
         slots=decoding.batch_size,
         keys=place_keys(decoding.seed, len(examples)),
         ended=score,
@@ -306,8 +328,9 @@ def _answer(
     return [rows[sample] for sample in range(decoding.samples) for rows in ordered]
 
 
-def _rows(card: TaskCard, example: Mapping, texts: Sequence[str], mode: str) -> list[dict]:
-    """A row of `predict` for each text of one example."""
+def _rows(card: TaskCard, example: Mapping, drawn: Sequence[Continuation], mode: str) -> list[dict]:
+    """A row of `predict` for each continuation of one example."""
+    texts = [continuation.text for continuation in drawn]
     gold = example["answer"].decode()
     kind = kind_of(card.name, example)
     scores = scoring.score(texts, [gold] * len(texts), kind=kind, mode=mode)
@@ -324,13 +347,14 @@ def _rows(card: TaskCard, example: Mapping, texts: Sequence[str], mode: str) -> 
             "prompt": example["inputs_pretokenized"].decode(),
             "gold": gold,
             "sample": sample,
-            "text": text,
+            "text": one.text,
+            "cut_off": one.cut_off,
             "extracted": score.extracted,
             "right": score.right,
             **({"undecided": True} if score.undecided else {}),
             **steps,
         }
-        for sample, (text, score) in enumerate(zip(texts, scores, strict=True))
+        for sample, (one, score) in enumerate(zip(drawn, scores, strict=True))
     ]
 
 

@@ -17,7 +17,8 @@ class State(NamedTuple):
         ages_B: int32, tokens that the prompt's samples have.
         tokens_BN: int32, the last ones.
         ended_BN: whether a sample has ended.
-        output_BNT: int32, all tokens.
+        output_BNT: int32, all tokens; behind them padding, and tokens that a sample has to write
+            next, where somebody put some.
         keys_B: random keys.
         head: int32, the column of the ring that is written next.
     """
@@ -100,7 +101,11 @@ def add_tokens(student: Student, params, sampling: Sampling, state: State) -> St
         student.special_ids.end,
     )
     chosen_BN = choose(logits_BNV, sampling, state.keys_B, ages_B)
-    tokens_BN = jnp.where(state.ended_BN, student.special_ids.pad, chosen_BN)
+    pad = student.special_ids.pad
+    due_B11 = jnp.minimum(ages_B, state.output_BNT.shape[2] - 1)[:, None, None]
+    due_BN = jnp.take_along_axis(state.output_BNT, due_B11, axis=2)[:, :, 0]
+    tokens_BN = jnp.where(due_BN == pad, chosen_BN, due_BN)
+    tokens_BN = jnp.where(state.ended_BN, pad, tokens_BN)
     places_B = jnp.where(open_B, ages_B, state.output_BNT.shape[2])  # beyond the end: not written
     output_BNT = state.output_BNT.at[jnp.arange(len(ages_B)), :, places_B].set(
         tokens_BN, mode="drop"

@@ -15,8 +15,9 @@ import numpy as np
 from cot_flax.axes import MeshRules, all_gather
 from cot_flax.generation.beam import beam_search
 from cot_flax.generation.sampling import Sampling
-from cot_flax.generation.slots import Take, bucket, decode_all
+from cot_flax.generation.slots import Dictation, Take, bucket, decode_all
 from cot_flax.students.student import Params, Student
+from cot_flax.text.calculator import EQUALS, result_behind
 from cot_flax.text.tokenizers import Tokenizer
 
 Text = str | Sequence[int]
@@ -34,10 +35,14 @@ class Beams(NamedTuple):
 
 
 class Continuation(NamedTuple):
-    """What a student wrote after a prompt: ids before the end or the first padding, their text."""
+    """What a student wrote after a prompt: ids before the end or the first padding, their text.
+
+    `cut_off` says that there was no end: the student would have gone on.
+    """
 
     ids: list[int]
     text: str
+    cut_off: bool
 
 
 class Scores(NamedTuple):
@@ -80,6 +85,7 @@ class Generator:
         sampling: Sampling = Sampling(),  # noqa: B008 (immutable)
         samples: int = 1,
         beams: Beams | None = None,
+        calculator: bool = False,
         slots: int = 32,
         keys=None,
         ended: Callable[[int, list[Continuation]], None] | None = None,
@@ -90,6 +96,8 @@ class Generator:
             max_tokens: of a continuation, its end included.
             samples: N continuations a prompt.
             beams: beam search, which draws nothing and gives one continuation, the best.
+            calculator: behind an expression and `=` the right result is written for the student;
+                not with beam search.
             slots: prompts decoded at once.
             keys: a random key for each prompt, whose samples depend on nothing else; None makes
                 them of the prompts' places.
@@ -120,6 +128,7 @@ class Generator:
                     max_tokens=max_tokens,
                     samples=samples,
                     sampling=sampling,
+                    dictation=self._calculator() if calculator else None,
                     ended=take,
                 )
         return [found[place] for place in range(len(ready))]
@@ -165,7 +174,28 @@ class Generator:
         special_ids = self._student.special_ids
         stops = (i for i, id in enumerate(ids) if id in (special_ids.pad, special_ids.end))
         written = ids[: next(stops, len(ids))]
-        return Continuation(written, self._tokenizer.decode(written))
+        return Continuation(written, self._tokenizer.decode(written), len(written) == len(ids))
+
+    def _calculator(self) -> Dictation:
+        """The results that a calculator writes; nothing where the vocabulary cannot write one."""
+        tokenizer = self._tokenizer
+
+        def next_ids(ids: Sequence[int]) -> list[int]:
+            text = tokenizer.decode(ids)
+            result = result_behind(text)
+            if result is None:
+                return []
+            sign, signed = tokenizer.encode("="), tokenizer.encode("=" + result)
+            # Behind a sign a result begins otherwise than a text; some vocabularies join the two.
+            ways = [signed[len(sign) :]] if signed[: len(sign)] == sign else []
+            ways.append(tokenizer.encode(result))
+            right = (way for way in ways if tokenizer.decode([*ids, *way]) == text + result)
+            return next(right, [])
+
+        asks_V = np.zeros(self._student.config.vocab_size, bool)
+        for id in range(len(tokenizer.writable)):
+            asks_V[id] = tokenizer.id_to_text(id).endswith(EQUALS)
+        return Dictation(asks_V, next_ids)
 
     def _search(self, prompts, max_tokens: int, beams: Beams, slots: int, take: Take) -> None:
         """The best beam alone, int32 [1, T], of each prompt; those of like length go together."""

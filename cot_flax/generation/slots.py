@@ -36,6 +36,18 @@ Take = Callable[[int, np.ndarray], None]
 """Is given the place of a prompt that has ended, and its outputs, int32 [N, T]."""
 
 
+class Dictation(NamedTuple):
+    """Tokens that a sample has to write, for what it wrote: see `generator.calculator`.
+
+    Attributes:
+        asks_V: bool, tokens behind which `next` is asked at once.
+        next: of a sample's tokens so far the ones that follow; none leaves the choice to it.
+    """
+
+    asks_V: np.ndarray
+    next: Callable[[Sequence[int]], Sequence[int]]
+
+
 def bucket(length: int) -> int:
     """The width that a prompt is padded to: two of them an octave, so that few are compiled."""
     grain = max(SHORTEST_BUCKET, (1 << (length - 1).bit_length()) // 4)
@@ -53,6 +65,7 @@ class Slots:
         slots: B, prompts decoded at once; a few more where the mesh does not divide them.
         max_tokens: T, of every output.
         samples: N continuations a prompt.
+        dictation: what samples have to write.
     """
 
     def __init__(
@@ -64,8 +77,10 @@ class Slots:
         max_tokens: int,
         samples: int = 1,
         sampling: Sampling = Sampling(),  # noqa: B008 (immutable)
+        dictation: Dictation | None = None,
     ):
         self._student, self._params, self._sampling = student, params, sampling
+        self._dictation = dictation
         self._shape = samples, max_tokens
         self._readers = axis_size(*mesh_axes("batch"))
         rounds = -(-slots // self._readers)
@@ -97,7 +112,7 @@ class Slots:
         return arrival.ticket
 
     def advance(self) -> Iterator[tuple[int, np.ndarray]]:
-        """Fills free slots and takes a block of steps.
+        """Fills free slots and takes a block of steps; it ends early where a dictation is asked.
 
         Returns:
             Of each prompt that has ended its ticket and int32 [N, T]; after the end id, which is
@@ -105,7 +120,13 @@ class Slots:
         """
         if not self.busy:
             return iter(())
-        state, open_B = _advance(self._student, self._params, self._sampling, self._filled())
+        asks_V = None if self._dictation is None else self._dictation.asks_V
+        state, open_B, asked = _advance(
+            self._student, self._params, self._sampling, self._filled(), asks_V
+        )
+        if self._dictation is not None and asked:
+            due_BNT = self._dictated(state, self._dictation)
+            state = _dictate(state, due_BNT, self._student.special_ids.pad)
         self._state, open_B = state, np.asarray(open_B)
         tickets = {b: at.ticket for b, at in enumerate(self._holders) if at and not open_B[b]}
         ended = list(tickets)
@@ -116,6 +137,19 @@ class Slots:
         for slot in ended:
             self._holders[slot] = None
         return zip(tickets.values(), output_BNT[ended], strict=True)
+
+    def _dictated(self, state: State, dictation: Dictation) -> np.ndarray:
+        """What the samples have to write next, int32 [B, N, T], each at its place."""
+        output_BNT = np.asarray(all_gather(state.output_BNT))
+        ages_B = np.asarray(all_gather(state.ages_B))
+        due_BNT = np.full_like(output_BNT, self._student.special_ids.pad)
+        for b, n in np.ndindex(output_BNT.shape[:2]):
+            written = output_BNT[b, n, : ages_B[b]]
+            if self._holders[b] and len(written) and dictation.asks_V[written[-1]]:
+                due = dictation.next(written.tolist())
+                due_T = due_BNT[b, n, ages_B[b] :]
+                due_T[: len(due)] = due[: len(due_T)]
+        return due_BNT
 
     def _filled(self) -> State:
         """The state as wide as its longest prompt, with a prompt in every slot if enough wait."""
@@ -154,6 +188,7 @@ def decode_all(
     max_tokens: int,
     samples: int = 1,
     sampling: Sampling = Sampling(),  # noqa: B008 (immutable)
+    dictation: Dictation | None = None,
     ended: Take | None = None,
 ) -> np.ndarray:
     """Continues all prompts, as `decode` does; the arguments are those of `Slots`.
@@ -175,6 +210,7 @@ def decode_all(
         max_tokens=max_tokens,
         samples=samples,
         sampling=sampling,
+        dictation=dictation,
     )
     for prompt, key in zip(prompts, keys, strict=True):
         decoding.submit(prompt, key)
@@ -261,8 +297,20 @@ def _insert(student: Student, params, state: State, tokens_GS, keys_G, slots_G) 
 
 
 @partial(jax.jit, static_argnames="student", donate_argnames="state")
-def _advance(student: Student, params, sampling: Sampling, state: State) -> tuple[State, jax.Array]:
-    """A block of steps, or fewer where all samples end; also, for the host, `open_B`."""
+def _advance(
+    student: Student, params, sampling: Sampling, state: State, asks_V
+) -> tuple[State, jax.Array, jax.Array]:
+    """A block of steps, or fewer where all samples end or one writes a token that asks.
+
+    Returns:
+        The state; for the host, `open_B` and whether a sample asks.
+    """
+
+    def asks(state):
+        if asks_V is None:
+            return jnp.array(False)
+        # Those that have ended have padding as their last token.
+        return (jnp.asarray(asks_V)[state.tokens_BN] & state.open_B[:, None]).any()
 
     def body(carry):
         count, state = carry
@@ -270,10 +318,18 @@ def _advance(student: Student, params, sampling: Sampling, state: State) -> tupl
 
     def unfinished(carry):
         count, state = carry
-        return (count < STEPS) & state.open_B.any()
+        return (count < STEPS) & state.open_B.any() & ((count == 0) | ~asks(state))
 
     state = _spread(jax.lax.while_loop(unfinished, body, (0, state))[1])
-    return state, with_sharding_constraint(state.open_B, (None,))
+    open_B = with_sharding_constraint(state.open_B, (None,))
+    return state, open_B, with_sharding_constraint(asks(state), ())
+
+
+@partial(jax.jit, donate_argnames="state")
+def _dictate(state: State, due_BNT, pad) -> State:
+    """Puts tokens behind those that are written."""
+    output_BNT = jnp.where(state.output_BNT == pad, due_BNT, state.output_BNT)
+    return _spread(state._replace(output_BNT=output_BNT))
 
 
 @partial(jax.jit, static_argnames="width")

@@ -55,8 +55,8 @@ class DistillationModel(models.EncoderDecoderModel):
         microbatches: T5X's, which adds up the gradients of their means: each counts as much.
 
     Raises:
-        UserError: adapters, several samples a prompt or limits of cards, of which T5X knows
-            nothing.
+        UserError: adapters, several samples a prompt, a calculator or limits of cards, of which
+            T5X knows nothing.
     """
 
     FEATURE_CONVERTER_CLS = DistillationFeatureConverter
@@ -86,6 +86,8 @@ class DistillationModel(models.EncoderDecoderModel):
             raise UserError(
                 f"{decoding.samples} samples a prompt under T5X", "1", "use cot-flax evaluate"
             )
+        if decoding.calculator is not None:
+            raise UserError("a calculator under T5X", "None", "use cot-flax evaluate")
         if decoding.max_tokens is None:
             raise UserError("no max_tokens under T5X", "a number", "set MAX_DECODE_LENGTH")
         self.objective, self._decoding, self._microbatches = objective, decoding, microbatches

@@ -1,15 +1,16 @@
-"""A calculator for chains of thought, applied after they were written.
+"""A calculator for chains of thought: after they were written, or while they are.
 
 Wei et al. 2022 (arXiv 2201.11903, Table 1) evaluate every equation of a generated chain and carry
-each corrected result into the later ones. How much accuracy this wins is a cheap proxy for their
-category "calculator error only" (appendix D.2). Theirs is Python's `eval`; this one reads nothing
-but arithmetic.
+each corrected result into the later ones: `rewrite`. How much accuracy this wins is a cheap proxy
+for their category "calculator error only" (appendix D.2). Theirs is Python's `eval`; this one reads
+nothing but arithmetic. Cobbe et al. 2021 (arXiv 2110.14168) have the model write the expression and
+`=`, and the calculator the result: `result_behind`.
 """
 
 import re
 from dataclasses import replace
 from fractions import Fraction
-from itertools import groupby
+from itertools import groupby, pairwise
 
 from cot_flax.text.answers import ANSWER_MARKER, first_sentence
 from cot_flax.text.arithmetic import Token, evaluate, tokenize
@@ -17,6 +18,9 @@ from cot_flax.text.equations import Equation, agrees, as_stated, decimals, find_
 from cot_flax.text.numerals import format_number
 
 _MARK = re.compile(r"<<[^<>\n]*>>")
+EQUALS = ("=", "＝")
+_CURRENCIES = tuple("$€£¥₹")
+_THOUSANDS = re.compile(r"[0-9],[0-9]{3}(?![0-9])")
 _WRITTEN_DECIMALS = 4
 
 Edits = dict[tuple[int, int], str]  # (start, end) -> new text
@@ -40,6 +44,28 @@ def rewrite(text: str) -> str:
         for token in tokenize(text, marker.end(), _sentence_end(text, marker.end())):
             _carry(token, carried, edits)
     return _apply(text, edits)
+
+
+def result_behind(text: str) -> str | None:
+    """What a calculator writes behind a text that ends with an expression and `=`.
+
+    None where there is none, or none that can be read for sure. The number follows the chain: with
+    a space where one stands before the `=`, `$` where the expression is an amount of money, with
+    separators of thousands where the chain has some, and up to four decimals. In a chain with
+    GSM8K's marks a result is written inside them alone.
+    """
+    if not text.endswith(EQUALS) or _is_outside_marks(text):
+        return None
+    steps = find_equations(text + "0")  # where a result may stand
+    if not steps or steps[-1].results[0].start != len(text):
+        return None
+    step = steps[-1]
+    value = 100 * step.value if step.hundredths else step.value
+    operands = [token for token in step.operands if token.kind == "number"]
+    places = max(_WRITTEN_DECIMALS, *map(decimals, operands))
+    commas = bool(_THOUSANDS.search(text))
+    written = _spell(round(value, places), money=_currency(step, text), commas=commas)
+    return " " * text[:-1].endswith(" ") + written
 
 
 def strip_marks(text: str) -> str:
@@ -71,11 +97,26 @@ def _carry(token: Token, carried: Carried, edits: Edits) -> Token:
 
 
 def _write(value: Fraction, like: Token) -> str:
-    value = _rounded(value, like)
+    return _spell(_rounded(value, like), money="$" * ("$" in like.text), commas="," in like.text)
+
+
+def _spell(value: Fraction, *, money: str, commas: bool) -> str:
     digits = format_number(abs(value))
-    if "," in like.text and value.denominator == 1:
+    if commas and value.denominator == 1:
         digits = f"{value.numerator:,}".lstrip("-")
-    return "-" * (value < 0) + "$" * ("$" in like.text) + digits
+    return "-" * (value < 0) + money + digits
+
+
+def _currency(step: Equation, text: str) -> str:
+    """The sign of an amount of money, "" of other results: one amount over another is none."""
+    before = {token.start: text[token.start - 1 : token.start] for token in step.operands}
+    signs = [sign for sign in before.values() if sign in _CURRENCIES]
+    over = any(a.kind == "/" and before[b.start] in signs for a, b in pairwise(step.operands))
+    return signs[0] if signs and not over else ""
+
+
+def _is_outside_marks(text: str) -> bool:
+    return text.rfind("<<") <= text.rfind(">>") and "<<" in text
 
 
 def _rounded(value: Fraction, like: Token) -> Fraction:

@@ -20,6 +20,7 @@ from cot_flax.data.features import fingerprint
 from cot_flax.data.registration import cot_task
 from cot_flax.errors import UserError
 from cot_flax.evaluation import evaluate, evaluators, outputs
+from cot_flax.evaluation.error_classes import calculated, tally
 from cot_flax.evaluation.evaluate import Decoding
 from cot_flax.evaluation.evaluators import AccuracyEvaluator
 from cot_flax.evaluation.summary import summarize
@@ -155,6 +156,32 @@ def test_results_are_what_is_in_the_predictions(evaluated, checkpoint):
         assert found["parse_failure_rate"] == nothing / 12
 
 
+def test_error_classes_and_the_calculator_stand_beside_accuracy(evaluated):
+    for task, found in evaluated[1]["tasks"].items():
+        rows = rows_of(evaluated, task)
+        assert found["error_classes"] == {k: t.count for k, t in tally(rows).items()}
+        assert sum(found["error_classes"].values()) == 12
+        assert found["accuracy_with_calculator"] == sum(calculated(row).right for row in rows) / 12
+        assert any(row["cut_off"] for row in rows)  # after 5 tokens
+
+
+def test_a_calculator_of_decoding_is_a_macro_of_evaluation(student, monkeypatch):
+    places = ["CHECKPOINT_PATH='run'", "EVAL_OUTPUT_DIR='out'", f"MIXTURE_OR_TASK_NAME='{COT}'"]
+    configuration.parse(["runs/evaluate.gin"], [*places, "CALCULATOR='decoding'"])
+    decoding = configuration.call("evaluation.Decoding")
+    assert decoding.calculator == "decoding" and Decoding().calculator is None
+    asked, generate = [], generator.Generator.generate
+
+    def watched(*arguments, **settings):
+        asked.append(settings["calculator"])
+        return generate(*arguments, **settings)
+
+    monkeypatch.setattr(generator.Generator, "generate", watched)
+    for chosen in (decoding, Decoding()):
+        evaluate.predict(*student, COT, "test", dataclasses.replace(chosen, max_tokens=4), 2)
+    assert asked == [True, False]
+
+
 def test_steps_add_up(evaluated):
     found = evaluated[1]["tasks"][COT]
     parts = found["by_steps"].values()
@@ -210,6 +237,8 @@ def test_with_beams_the_best_of_each_prompt_is_scored(terse):
         ({"beams": 4, "temperature": 0.7}, "4 beams, 1 samples, temperature 0.7; "),
         ({"beams": 0}, "0 beams; expected 1 or more"),
         ({"beam_rule": "t5"}, "beam rule 't5'; expected one of"),
+        ({"calculator": "after"}, "calculator 'after'; expected None or \"decoding\""),
+        ({"calculator": "decoding", "beams": 2}, "2 beams with a calculator; .*CALCULATOR=None"),
         ({"temperature": -1.0}, "temperature -1.0; expected 0 or more"),
         ({"top_k": -1}, "top_k -1; expected 1 or more"),
         ({"top_p": 0.0}, "top_p 0.0; expected above 0"),

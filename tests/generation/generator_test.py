@@ -3,6 +3,7 @@
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -10,10 +11,12 @@ from cot_flax.axes import MeshRules
 from cot_flax.generation.beam import beam_search
 from cot_flax.generation.decoding import decode
 from cot_flax.generation.generator import Beams, Generator, place_keys
-from cot_flax.generation.sampling import Sampling
+from cot_flax.generation.sampling import Sampling, choose
 from cot_flax.lab.world.vocabulary import VOCABULARY_PATH
 from cot_flax.students.student import build
 from cot_flax.students.t5 import T5Config
+from cot_flax.text.calculator import result_behind
+from cot_flax.text.equations import find_equations
 from cot_flax.text.tokenizers import open_tokenizer
 from cot_flax.training.sharding import MeshConfig, make_mesh, replicated
 
@@ -58,6 +61,54 @@ def test_texts_are_those_of_the_plain_decoder(prompts, student, batch):
         for continuation, ids in zip(samples, ids_NT, strict=True):
             assert continuation.ids == (ids[: ids.index(1)] if 1 in ids else ids)
             assert continuation.text == TOKENIZER.decode(continuation.ids)
+
+
+@pytest.fixture(scope="module")
+def calculating(student):
+    """A student that writes little but numbers, operators and `=`."""
+    model, params = student
+    pieces = [TOKENIZER.id_to_text(id) for id in range(len(TOKENIZER.writable))]
+    arithmetic = [piece.strip() in "0123456789+-*/=" and bool(piece.strip()) for piece in pieces]
+    arithmetic = np.array([*arithmetic, *[False] * (CONFIG.vocab_size - len(pieces))])
+    kernel = params["decoder"]["logits_dense"]["kernel"]
+    kernel = kernel * np.where(arithmetic, 1.0, 0.05)[None]
+    return model, params | {"decoder": params["decoder"] | {"logits_dense": {"kernel": kernel}}}
+
+
+def test_a_calculator_writes_the_results_as_a_loop_without_cache_does(calculating, forward):
+    """Token by token with the whole answer read anew, and every sample by itself."""
+    model, params = calculating
+    length, samples, keys = 30, 3, place_keys(0, 3)
+    draw = jax.jit(lambda z, key, at: choose(z, Sampling(1.0), key[None], at[None]))
+    results = 0
+
+    def naive(i, n):
+        nonlocal results
+        ids, due = [], []
+        while len(ids) < length and 1 not in ids:
+            if not due:
+                shifted = np.zeros((1, length), np.int32)
+                shifted[0, 1 : len(ids) + 1] = ids
+                real = np.ones((1, length), np.int32)
+                logits_V = forward(model, params, np.array([IDS[i]]), shifted, real)[0, len(ids)]
+                logits_1NV = jnp.broadcast_to(logits_V, (1, samples, len(logits_V)))
+                due = [int(draw(logits_1NV, keys[i], jnp.int32(len(ids)))[0, n])]
+            ids.append(due.pop(0))
+            result = result_behind(TOKENIZER.decode(ids)) if not due else None
+            if result is not None:
+                due = TOKENIZER.encode("=" + result)[1:]
+                results += 1
+        return ids[: ids.index(1)] if 1 in ids else ids
+
+    settings = {"max_tokens": length, "samples": samples, "sampling": Sampling(1.0), "slots": 2}
+    writer = Generator(model, params, TOKENIZER)
+    found = writer.generate(PROMPTS, calculator=True, **settings)
+    expected = [[naive(i, n) for n in range(samples)] for i in range(3)]
+    assert [[one.ids for one in samples] for samples in found] == expected
+    assert results > 8
+    assert found != writer.generate(PROMPTS, **settings)
+    steps = [s for samples in found for one in samples for s in find_equations(one.text)]
+    assert len(steps) > 3 and sum(step.right for step in steps) >= len(steps) - 2
 
 
 def test_the_best_beam_alone(student, batch):

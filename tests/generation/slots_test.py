@@ -147,7 +147,7 @@ def test_a_refilled_slot_does_not_see_its_predecessor(lively, prompts):
         )
         state = slots._insert(model, params, state, padded, KEYS[3:4], np.array([1]))
         while state.open_B[1]:
-            state, _ = slots._advance(model, params, Sampling(2.0), state)
+            state, *_ = slots._advance(model, params, Sampling(2.0), state, None)
         return np.asarray(state.output_BNT)[1]
 
     clean = answer(0.0)

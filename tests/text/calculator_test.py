@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cot_flax.text.calculator import rewrite, strip_marks
+from cot_flax.text.calculator import result_behind, rewrite, strip_marks
 from cot_flax.text.equations import find_equations
 
 
@@ -81,6 +81,58 @@ def test_a_rewritten_equation_is_right(a, b, operator, stated):
 @given(st.lists(st.sampled_from([*"125.,()+-*/=x%$ \n", "<<", ">>", " answer is ", "cats"])))
 def test_never_raises(pieces):
     assert isinstance(rewrite("".join(pieces)), str)
+
+
+@pytest.mark.parametrize(
+    ("chain", "result"),
+    [
+        ("6 boxes * 7 eggs =", " 42"),
+        ("6*7=", "42"),
+        ("3 + 4 = 7. 7 * 2 =", " 14"),
+        ("3 * 20 = 60 * 2 =", " 120"),
+        ("She pays 5 * $3 =", " $15"),
+        ("$20 / 4 =", " $5"),
+        ("$20 / $5 =", " 4"),  # how often
+        ("€2 + €3 =", " €5"),
+        ("$5.50 * 3 =", " $16.5"),
+        ("1,200 + 1,300 =", " 2,500"),
+        ("Of 10,000 people 3 * 500 =", " 1,500"),
+        ("1200 + 1300 =", " 2500"),
+        ("5 - 8 =", " -3"),
+        ("10 / 3 =", " 3.3333"),
+        ("0.00012 * 0.5 =", " 0.00006"),
+        ("20% of 50 =", " 10"),
+        ("10/50 * 100% =", " 20"),
+        ("(3 + 4) * 2 =", " 14"),
+        ("48/2 = <<48/2=", "24"),
+        ("48/2 = <<48/2=24>>24. 24 + 48 =", None),  # its mark comes next
+        ("２＋２＝", "4"),
+        *[
+            (text, None)
+            for text in (
+                "",
+                "=",
+                "6 * 7",
+                "6 * 7 = ",  # begun
+                "6 * 7 = 4",
+                "x =",
+                "2x + 3 =",
+                "42 =",
+                "3 + 4 ==",
+                "3 + 4 >=",
+                "4 / 0 =",
+                "sqrt(16) + 1 =",
+                "7500(26/25)^3 =",
+                "12:30 + 2 =",
+                "6 * =",
+            )
+        ],
+    ],
+)
+def test_the_result_behind_an_expression(chain, result):
+    assert result_behind(chain) == result
+    if result is not None:
+        assert find_equations(chain + result)[-1].right or chain.startswith("10/50")
 
 
 def test_strip_marks():

@@ -42,7 +42,12 @@ def print_results(results: dict, console: Console | None = None) -> None:
     heading(console, f"Right answers in %, split {results['split']}")
     table = _table("task")
     labelled = any("majority" in summary for summary in tasks.values())
-    names = ["all", "95%\ninterval", "n", "unparsed", *(["majority"] if labelled else [])]
+    calculated = any(
+        summary.get("accuracy_with_calculator", summary["accuracy"]) != summary["accuracy"]
+        for summary in tasks.values()
+    )
+    names = ["all", *(["calcu-\nlated"] if calculated else []), "95%\ninterval", "n", "unparsed"]
+    names += ["majority"] if labelled else []
     for name in names:
         table.add_column(name, justify="right", no_wrap=True)
     halves = _halves(tasks)
@@ -51,9 +56,10 @@ def print_results(results: dict, console: Console | None = None) -> None:
         table.add_column(header, justify="right", no_wrap=True)
     notes = ["majority: right for a student that always gives the most frequent label"]
     notes = notes if labelled else []
+    notes += ["calculated: with the equations of each chain put right"] if calculated else []
     for task, summary in tasks.items():
         title = " ".join(tables.task_title(results["cards"][task]))
-        table.add_row(Text(title), *_result_row(summary, halves, labelled))
+        table.add_row(Text(title), *_result_row(summary, halves, labelled, calculated))
         cell = from_summary(summary)
         if cell.is_off_format:
             share = f"{percent(cell.off_format)}% of the outputs"
@@ -187,12 +193,18 @@ def _halves(tasks: Mapping[str, Mapping]) -> list[list[int]]:
     return [half for half in (few, numbers[len(few) :]) if half]
 
 
-def _result_row(summary: Mapping, halves: list[list[int]], labelled: bool) -> list[str]:
+def _result_row(
+    summary: Mapping, halves: list[list[int]], labelled: bool, calculated: bool
+) -> list[str]:
     cell, by_steps = from_summary(summary), summary.get("by_steps", {})
-    majority = percent(summary["majority"]) if "majority" in summary else "–"
+    majority, after = (
+        percent(summary[name]) if name in summary else "–"
+        for name in ("majority", "accuracy_with_calculator")
+    )
     pooled = [pool(by_steps[str(n)] for n in half if str(n) in by_steps) for half in halves]
     return [
         percent(cell.value),
+        *([after] if calculated else []),
         interval(cell),
         str(cell.count),
         percent(cell.no_answer),

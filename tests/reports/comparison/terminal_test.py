@@ -56,6 +56,20 @@ def test_labels_have_the_share_of_the_most_frequent_one():
     assert "majority: right for a student" in text
 
 
+def test_what_a_calculator_changes_is_a_column():
+    part = {"accuracy_low": 0.2, "accuracy_high": 0.5, "parse_failure_rate": 0.0, "count": 50}
+    tasks = {"x": part | {"accuracy": 0.34, "accuracy_with_calculator": 0.38}}
+    tasks["y"] = part | {"accuracy": 0.5}
+    results = {"split": "test", "tasks": tasks}
+    results["cards"] = {name: task_card(name, "few_shot_cot") for name in "xy"}
+    text = printed(comparison.print_results, results)
+    rows = {line.split()[0]: line.split() for line in text.splitlines() if "few-shot" in line}
+    assert rows["x"][3:5] == ["34.0", "38.0"] and rows["y"][3:5] == ["50.0", "–"]
+    assert "calculated: with the equations" in text
+    tasks["x"]["accuracy_with_calculator"] = 0.34
+    assert "calculated" not in printed(comparison.print_results, results)
+
+
 def test_outputs_of_another_format_are_named():
     part = {"accuracy": 0.5, "accuracy_low": 0.2, "accuracy_high": 0.5, "parse_failure_rate": 0.0}
     part |= {"count": 50}
