@@ -124,7 +124,7 @@ class Slots:
         state, open_B, asked = _advance(
             self._student, self._params, self._sampling, self._filled(), asks_V
         )
-        if self._dictation is not None and asked:
+        if self._dictation is not None and np.asarray(asked):
             due_BNT = self._dictated(state, self._dictation)
             state = _dictate(state, due_BNT, self._student.special_ids.pad)
         self._state, open_B = state, np.asarray(open_B)

@@ -107,6 +107,11 @@ def test_a_calculator_writes_the_results_as_a_loop_without_cache_does(calculatin
     assert [[one.ids for one in samples] for samples in found] == expected
     assert results > 8
     assert found != writer.generate(PROMPTS, **settings)
+    config = MeshConfig(data=2)
+    devices = MeshRules(make_mesh(config), config.rules())
+    placed = jax.device_put(params, replicated(devices.mesh))
+    on_two = Generator(model, placed, TOKENIZER, devices)
+    assert on_two.generate(PROMPTS, calculator=True, **settings) == found
     steps = [s for samples in found for one in samples for s in find_equations(one.text)]
     assert len(steps) > 3 and sum(step.right for step in steps) >= len(steps) - 2
 
