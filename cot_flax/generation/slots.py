@@ -37,7 +37,7 @@ Take = Callable[[int, np.ndarray], None]
 
 
 class Dictation(NamedTuple):
-    """Tokens that a sample has to write, for what it wrote: see `generator.calculator`.
+    """Tokens that a sample has to write, for what it wrote: a calculator's results.
 
     Attributes:
         asks_V: bool, tokens behind which `next` is asked at once.
