@@ -154,7 +154,8 @@ def palm(shared_data):
         for i in range(2)
         for chain in json.loads((folder / "llm" / f"train_CoT_{i}.json").read_text())
     ]
-    items = [json.loads(line) for line in (folder / "svamp_train.json").open()]
+    lines = (folder / "svamp_train.json").read_text().splitlines()
+    items = [json.loads(line) for line in lines]
     return [
         row(chain.partition("\n\n")[0], item["label"], item["input"], id=str(i))
         for i, (item, chain) in enumerate(zip(items, chains, strict=True))

@@ -115,7 +115,7 @@ def test_predictions_have_the_promised_fields(evaluated):
     for row, e in zip(rows, examples * 2, strict=True):
         assert row.keys() == {
             *("task", "dataset", "format", "role", "answer_kind", "id", "question", "prompt"),
-            *("gold", "sample", "text", "extracted", "right", "steps"),
+            *("gold", "sample", "text", "cut_off", "extracted", "right", "steps"),
         }
         assert (row["dataset"], row["format"]) == ("stories", "zero_shot_cot")
         assert (row["role"], row["answer_kind"]) == (CARD.role, CARD.answer_kind)
@@ -291,7 +291,18 @@ class FakeDecoding:
         self.calls = []
 
     def __call__(
-        self, module, params, prompts, keys, *, slots, max_tokens, samples, sampling, ended
+        self,
+        module,
+        params,
+        prompts,
+        keys,
+        *,
+        slots,
+        max_tokens,
+        samples,
+        sampling,
+        dictation,
+        ended,
     ):
         self.calls.append(prompts)
         for place in reversed(range(len(prompts))):
