@@ -111,7 +111,8 @@ def write_facts(model_dir: str | os.PathLike, facts: Mapping) -> None:
               task), `split`, `pack`, `shuffle`, `seed`, `cached`, `by_task` (of micro-batches
               of one task each: how many, of how many rows), `settings` (what is bound to
               functions of tasks, such as the shots of prompts), `store` (of the teacher's chains),
-              `stores` (the fingerprints of several, by data set),
+              `stores` (the fingerprints of several, by data set), `prompts` (by task its `dataset`,
+              `format` and the fields of `text.prompting.Prompting`),
               `leaks` (by `<dataset>/<split>`, how many of a held-out split's `questions` the
               training questions give away: the `same`, a `template`, an `overlap`),
               `fingerprint` (SHA-256 of the checksums of the store's files),

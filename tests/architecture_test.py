@@ -42,7 +42,18 @@ ROOMS = {
         *("text", "chains", "students", "objectives", "weights", "training", "teacher"),
         *("data", "evaluation", "reports", "store"),
     },
-    "cli": {*FOUNDATION, "distill", "text", "chains", "students", "weights", "training", "teacher"}
+    "serving": {"text", "students", "generation", "weights", "training", "teacher"},
+    "cli": {
+        *FOUNDATION,
+        "serving",
+        "distill",
+        "text",
+        "chains",
+        "students",
+        "weights",
+        "training",
+        "teacher",
+    }
     | {"planning", "data", "evaluation", "reports", "store", "hosts", "lab", "tasks"},
 }
 ALLOWED = FOUNDATION | {room: {*FOUNDATION, *others} for room, others in ROOMS.items()}

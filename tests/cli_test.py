@@ -246,6 +246,7 @@ def test_train_leaves_what_the_run_is_as_data(folder):
         "lengths": {"inputs": 96, "targets": 72},
         **{"split": "train", "pack": False, "shuffle": True, "seed": 0, "cached": False},
         "leaks": {f"stories/{split}": ANY for split in ("validation", "test")},
+        "prompts": {"stories_teacher_zero_shot_cot": ANY},
         "settings": {"WORLD_SEED": 0, "registration.prompting.shots": 2},
         "store": str(folder / "store"),
         "fingerprint": hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest(),

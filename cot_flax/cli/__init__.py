@@ -10,6 +10,7 @@ import typer
 
 import cot_flax
 from cot_flax.cli import environment, experiments, teach
+from cot_flax.cli.answer import answer
 from cot_flax.cli.common import (
     GIN_FLAGS,
     CoordinatorAddress,
@@ -163,6 +164,7 @@ def evaluate(
 
 
 app.command(context_settings=GIN_FLAGS)(distill)
+app.command()(answer)
 app.command()(export)
 app.command(context_settings=GIN_FLAGS)(plan)
 

@@ -351,11 +351,16 @@ def _import_quietly(module: str) -> None:
 
 
 def prepare_libraries() -> None:
-    """Quiets what talks too much and keeps compiled programs between runs."""
+    """Quiets what talks too much, TensorFlow first, and keeps compiled programs between runs."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    _import_quietly("cot_flax.data")
+    prepare_jax()
+
+
+def prepare_jax() -> None:
+    """The same for verbs that read no data sets, so that TensorFlow stays away."""
     import logging
 
-    _import_quietly("cot_flax.data")
     import jax
 
     from cot_flax.files import cache

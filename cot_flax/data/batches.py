@@ -26,7 +26,7 @@ from cot_flax.data.features import (
     special_ids,
 )
 from cot_flax.data.preprocessors import CUTS
-from cot_flax.data.registration import stores_of
+from cot_flax.data.registration import prompts_of, stores_of
 from cot_flax.errors import UserError
 from cot_flax.objectives.losses import Objective
 from cot_flax.students.layouts import Example, Layout
@@ -156,6 +156,7 @@ class TaskBatches:
         } | {
             **({"rates": {name: rate / total for name, rate in rates.items()}} if rates else {}),
             **({"stores": stores} if len(stores) > 1 else {}),
+            "prompts": prompts_of(seqio.get_subtasks(self._provider)),
             "leaks": {name: dataclasses.asdict(found) for name, found in self.found_leaks.items()},
         }
 

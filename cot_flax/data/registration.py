@@ -17,6 +17,7 @@ from cot_flax.errors import UserError
 from cot_flax.store import layout
 from cot_flax.store.tasks import StoreSource, StoreTask
 from cot_flax.text import answers, scoring
+from cot_flax.text.prompting import Prompting
 from cot_flax.text.prompts import (
     ENGLISH,
     FORMATS,
@@ -345,6 +346,22 @@ def prompter_of(name: str) -> Callable[..., str]:
     return preprocessors.prompter(card.format, rule, texts.layout)
 
 
+def prompts_of(tasks: Sequence[seqio.Task]) -> dict[str, dict]:
+    """How the prompts of tasks look, by name, as run.json keeps it: see `prompting.Prompting`.
+
+    Where exemplars are drawn, those of one draw stand for them. Tasks that `add_cot_task` did not
+    register are left out.
+    """
+    found = {}
+    for task in tasks:
+        if task.name in _REGISTERED:
+            card, rule, texts = _REGISTERED[task.name]
+            shown = tuple(rule.choice()("", "")) if rule else ()
+            about = {"dataset": card.dataset, "format": card.format}
+            found[task.name] = about | texts.prompting(shown).to_json()
+    return found
+
+
 def _registered(name):
     demand(name)
     if name not in _REGISTERED:
@@ -399,6 +416,18 @@ class _Texts:
         template, wording = self._template(), _given(self.wording)
         heads = (*template.worded(wording).heads, *wording.heads)
         return answers.marked_kind(own or _given(self.answer_kind), heads, template.stop)
+
+    def prompting(self, exemplars: tuple[Exemplar, ...]) -> Prompting:
+        """All of it, for one who asks without the task."""
+        layout, kind = self.layout(), _given(self.answer_kind)
+        return Prompting(
+            layout.template,
+            layout.instruction,
+            kind,
+            answers.labels_of(kind),
+            _given(self.wording).heads,
+            exemplars,
+        )
 
     def facts(self) -> dict:
         wording, template = _given(self.wording), named(self._template())

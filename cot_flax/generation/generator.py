@@ -15,7 +15,7 @@ import numpy as np
 from cot_flax.axes import MeshRules, all_gather
 from cot_flax.generation.beam import beam_search
 from cot_flax.generation.sampling import Sampling
-from cot_flax.generation.slots import Dictation, Take, bucket, decode_all
+from cot_flax.generation.slots import Dictation, Slots, Take, bucket, decode_all
 from cot_flax.students.student import Params, Student
 from cot_flax.text.calculator import EQUALS, result_behind
 from cot_flax.text.tokenizers import Tokenizer
@@ -66,14 +66,14 @@ class Generator:
 
     Args:
         params: as they are trained, adapters and stacked layers included.
-        tokenizer: of the vocabulary that the parameters belong to.
+        tokenizer: of the vocabulary that the parameters belong to; an attribute, too.
         mesh: the devices that share the work; None is the mesh of the caller's context.
     """
 
     def __init__(
         self, student: Student, params: Params, tokenizer: Tokenizer, mesh: MeshRules | None = None
     ):
-        self._tokenizer, self._mesh = tokenizer, mesh
+        self.tokenizer, self._mesh = tokenizer, mesh
         with self._active():
             self._student, self._params = student.for_decoding(params)
 
@@ -106,8 +106,7 @@ class Generator:
         Returns:
             N for each prompt, in the order of the prompts.
         """
-        layout, special_ids = self._student.layout, self._student.special_ids
-        ready = [layout.prompt(self.encode(prompt), special_ids) for prompt in prompts]
+        ready = [self.ready(prompt) for prompt in prompts]
         found: dict[int, list[Continuation]] = {}
 
         def take(place: int, ids_NT: np.ndarray) -> None:
@@ -137,7 +136,7 @@ class Generator:
         """Teacher-forced log-probabilities of one text after each prompt."""
         if not len(texts):
             return []
-        encode = self._tokenizer.encode
+        encode = self.tokenizer.encode
         targets = [encode(text) if isinstance(text, str) else list(text) for text in texts]
         inputs = [self.encode(prompt) for prompt in prompts]
         examples = [
@@ -161,24 +160,36 @@ class Generator:
             for n, example in enumerate(examples)
         ]
 
+    def open_slots(self, *, slots: int, max_tokens: int) -> Slots:
+        """Slots for prompts that arrive one by one, as `ready` makes them, of one sample each."""
+        return Slots(self._student, self._params, slots=slots, max_tokens=max_tokens)
+
+    def ready(self, prompt: Text) -> list[int]:
+        """The ids of a prompt as slots take it."""
+        return self._student.layout.prompt(self.encode(prompt), self._student.special_ids)
+
+    def before_end(self, ids: Sequence[int]) -> list[int]:
+        """The ids before the end or the first padding: fewer where the student has ended."""
+        special_ids = self._student.special_ids
+        stops = (i for i, id in enumerate(ids) if id in (special_ids.pad, special_ids.end))
+        return list(ids[: next(stops, len(ids))])
+
     def encode(self, prompt: Text) -> list[int]:
         """The ids of a prompt, closed by the end id."""
         if isinstance(prompt, str):
-            return [*self._tokenizer.encode(prompt), self._student.special_ids.end]
+            return [*self.tokenizer.encode(prompt), self._student.special_ids.end]
         return list(prompt)
 
     def _active(self):
         return nullcontext() if self._mesh is None else self._mesh.active()
 
     def _continuation(self, ids: list[int]) -> Continuation:
-        special_ids = self._student.special_ids
-        stops = (i for i, id in enumerate(ids) if id in (special_ids.pad, special_ids.end))
-        written = ids[: next(stops, len(ids))]
-        return Continuation(written, self._tokenizer.decode(written), len(written) == len(ids))
+        written = self.before_end(ids)
+        return Continuation(written, self.tokenizer.decode(written), len(written) == len(ids))
 
     def _calculator(self) -> Dictation:
         """The results that a calculator writes; nothing where the vocabulary cannot write one."""
-        tokenizer = self._tokenizer
+        tokenizer = self.tokenizer
 
         def next_ids(ids: Sequence[int]) -> list[int]:
             text = tokenizer.decode(ids)
@@ -218,7 +229,7 @@ class Generator:
 
     def _writable(self) -> np.ndarray:
         """bool [V]: the pieces that are a text by themselves; surplus rows are none."""
-        writable = self._tokenizer.writable
+        writable = self.tokenizer.writable
         return np.array([*writable, *[False] * (self._student.config.vocab_size - len(writable))])
 
 

@@ -15,6 +15,8 @@ _BLOCK = 128  # of the vocabulary: a draw finds its block first
 class Sampling(NamedTuple):
     """How tokens are chosen; numbers that may change without compiling anew.
 
+    `temperature` and `top_p` may be float32 [B], of each prompt its own.
+
     Attributes:
         temperature: 0 is greedy; otherwise tokens are drawn from softmax(logits / temperature).
         top_k: only the k likeliest tokens are drawn; 0 is off.
@@ -25,9 +27,9 @@ class Sampling(NamedTuple):
         min_new_tokens: so many tokens come before the end.
     """
 
-    temperature: float = 0.0
+    temperature: float | jax.Array = 0.0
     top_k: int = 0
-    top_p: float = 1.0
+    top_p: float | jax.Array = 1.0
     no_repeat_ngram: int = 0
     min_new_tokens: int = 0
 
@@ -46,7 +48,15 @@ def choose(logits_BNV, sampling: Sampling, keys_B, positions_B) -> jax.Array:
         weights_BNV = _weights(logits_BNV, sampling)
         return jax.vmap(jax.vmap(_invert))(weights_BNV, uniforms_BN)
 
-    return jax.lax.cond(sampling.temperature > 0, drawn, lambda: _likeliest(logits_BNV))
+    draws = jnp.asarray(sampling.temperature > 0)
+    if not draws.ndim:
+        return jax.lax.cond(draws, drawn, lambda: _likeliest(logits_BNV))
+    likeliest_BN = _likeliest(logits_BNV)
+    return jax.lax.cond(
+        draws.any(),
+        lambda: jnp.where(draws[:, None], drawn(), likeliest_BN),
+        lambda: likeliest_BN,
+    )
 
 
 def forbid(logits_BNV, sampling: Sampling, start_B, output_BNT, ages_B, end: int) -> jax.Array:
@@ -113,19 +123,27 @@ def _weights(logits_BNV, sampling: Sampling):
     """Unnormalised probabilities, at most 1; what is cut off has none."""
     # Less the highest: no exponential overflows, however low the temperature.
     highest_BN1 = logits_BNV.max(axis=-1, keepdims=True)
-    weights = jnp.exp((logits_BNV - highest_BN1) / jnp.maximum(sampling.temperature, 1e-6))
+    temperature, top_p = _broad(sampling.temperature), _broad(sampling.top_p)
+    weights = jnp.exp((logits_BNV - highest_BN1) / jnp.maximum(temperature, 1e-6))
     weights = jax.lax.cond(
         sampling.top_k > 0,
         lambda w: _cut(w, jnp.ones_like, jnp.float32(sampling.top_k)),
         lambda w: w,
         weights,
     )
-    return jax.lax.cond(
-        sampling.top_p < 1,
-        lambda w: _cut(w, lambda kept: kept, sampling.top_p * w.sum(axis=-1, keepdims=True)),
-        lambda w: w,
-        weights,
-    )
+
+    def cut(w):
+        kept = _cut(w, lambda kept: kept, top_p * w.sum(axis=-1, keepdims=True))
+        # Where it is off nothing is cut, not even what a sum in float32 does not notice.
+        return jnp.where(top_p < 1, kept, w)
+
+    return jax.lax.cond(jnp.any(top_p < 1), cut, lambda w: w, weights)
+
+
+def _broad(setting) -> jax.Array:
+    """A setting of all prompts as it is, one a prompt as [B, 1, 1]."""
+    setting = jnp.asarray(setting)
+    return setting[:, None, None] if setting.ndim else setting
 
 
 def _cut(weights_BNV, measure, amount):

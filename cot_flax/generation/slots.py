@@ -87,6 +87,7 @@ class Slots:
         self._holders: list[_Arrival | None] = [None] * (rounds * self._readers)
         self._waiting: list[_Arrival] = []  # the longest last
         self._submitted = 0
+        self._closing: set[int] = set()  # slots whose prompts were cancelled
         self._width = 0
         self._state: State | None = None
 
@@ -95,17 +96,26 @@ class Slots:
         """Whether a prompt decodes or waits."""
         return bool(self._waiting) or any(self._holders)
 
-    def submit(self, prompt: Sequence[int], key) -> int:
+    def submit(
+        self,
+        prompt: Sequence[int],
+        key,
+        *,
+        temperature: float | None = None,
+        top_p: float | None = None,
+    ) -> int:
         """Lets a prompt wait for a slot.
 
         Args:
             prompt: ids as `student.layout.prompt` makes them, without padding.
             key: a random key: the prompt's samples depend on no other prompt.
+            temperature: of this prompt, in place of the sampling's.
+            top_p: likewise.
 
         Returns:
             A ticket, under which `advance` hands out what was decoded: 0, 1, 2, ...
         """
-        arrival = _Arrival(self._submitted, prompt, key)
+        arrival = _Arrival(self._submitted, prompt, key, temperature, top_p)
         # Longest first: the slots then hold prompts of like length, and their width only shrinks.
         bisect.insort(self._waiting, arrival, key=lambda arrival: len(arrival.prompt))
         self._submitted += 1
@@ -121,8 +131,9 @@ class Slots:
         if not self.busy:
             return iter(())
         asks_V = None if self._dictation is None else self._dictation.asks_V
+        filled = self._filled()
         state, open_B, asked = _advance(
-            self._student, self._params, self._sampling, self._filled(), asks_V
+            self._student, self._params, self._settings(), filled, asks_V
         )
         if self._dictation is not None and np.asarray(asked):
             due_BNT = self._dictated(state, self._dictation)
@@ -150,10 +161,38 @@ class Slots:
                 due_T = due_BNT[b, n, ages_B[b] :]
                 due_T[: len(due)] = due[: len(due_T)]
         return due_BNT
+    def written(self) -> dict[int, np.ndarray]:
+        """What the prompts that decode have so far: int32 [N, t] by ticket, padded as outputs."""
+        held = {slot: holder for slot, holder in enumerate(self._holders) if holder}
+        if self._state is None or not held:
+            return {}
+        output_BNT = np.asarray(all_gather(self._state.output_BNT))
+        ages_B = np.asarray(all_gather(self._state.ages_B))
+        return {holder.ticket: output_BNT[slot, :, : ages_B[slot]] for slot, holder in held.items()}
+
+    def cancel(self, ticket: int) -> None:
+        """Frees the slot of a prompt, or its place among those that wait; an ended one has none."""
+        self._waiting = [arrival for arrival in self._waiting if arrival.ticket != ticket]
+        for slot, holder in enumerate(self._holders):
+            if holder and holder.ticket == ticket:
+                self._holders[slot] = None
+                self._closing.add(slot)
+
+    def _settings(self) -> Sampling:
+        """The sampling, with settings a slot where prompts have their own."""
+        if all(at is None or at.temperature is at.top_p is None for at in self._holders):
+            return self._sampling
+        common = self._sampling.temperature, self._sampling.top_p
+        rows = [common if at is None else at.own(*common) for at in self._holders]
+        temperature_B, top_p_B = np.array(rows, np.float32).T
+        return self._sampling._replace(temperature=temperature_B, top_p=top_p_B)
 
     def _filled(self) -> State:
         """The state as wide as its longest prompt, with a prompt in every slot if enough wait."""
         state = self._resized()
+        if self._closing:
+            closed_B = np.isin(np.arange(len(self._holders)), [*self._closing])
+            state, self._closing = _close(state, closed_B), set()
         pad = self._student.special_ids.pad
         free = [slot for slot, holder in enumerate(self._holders) if holder is None]
         # As many at a time as devices read in parallel: one prompt each, in one program.
@@ -226,6 +265,15 @@ class _Arrival(NamedTuple):
     ticket: int
     prompt: Sequence[int]
     key: jax.Array
+    temperature: float | None = None
+    top_p: float | None = None
+
+    def own(self, temperature, top_p) -> tuple[float, float]:
+        """Its own settings, or else these."""
+        return (
+            temperature if self.temperature is None else self.temperature,
+            top_p if self.top_p is None else self.top_p,
+        )
 
 
 def _entering(holders, chosen, width, readers, pad):
@@ -294,6 +342,12 @@ def _insert(student: Student, params, state: State, tokens_GS, keys_G, slots_G) 
             prompts=jax.tree.map(put, state.prompts, entering),
         )
     )
+
+
+@partial(jax.jit, donate_argnames="state")
+def _close(state: State, closed_B) -> State:
+    """Ends all samples of prompts that nobody waits for."""
+    return state._replace(ended_BN=state.ended_BN | closed_B[:, None])
 
 
 @partial(jax.jit, static_argnames="student", donate_argnames="state")

@@ -424,6 +424,12 @@ def label_kind(labels: Collection[str]) -> str:
     return kind
 
 
+def labels_of(kind: str) -> tuple[str, ...]:
+    """The labels of a kind that `label_kind` gave; none of any other."""
+    found = ADDED[kind].find if kind in ADDED else None
+    return found.labels if isinstance(found, Labels) else ()
+
+
 def marked_kind(kind: str, markers: Sequence[str], stop: str = "") -> str:
     """Returns a kind whose answers are also found behind these markers; adds it where it is new.
 

@@ -14,7 +14,7 @@ from dataclasses import astuple, dataclass
 
 from cot_flax.errors import UserError
 from cot_flax.text.numerals import ASCII_FORMS
-from cot_flax.text.templates import TEMPLATES, Template, fill
+from cot_flax.text.templates import DEFAULT_NAME, TEMPLATES, Template, fill
 from cot_flax.text.wording import ENGLISH, PLACE, Wording
 
 FORMATS = ("zero_shot_cot", "few_shot_cot", "zero_shot_answer", "few_shot_answer")
@@ -38,7 +38,7 @@ class Exemplar:
     answer: str
 
 
-DEFAULT = TEMPLATES["t5"]
+DEFAULT = TEMPLATES[DEFAULT_NAME]
 
 
 def is_cot(format: str) -> bool:
@@ -87,9 +87,8 @@ def build_input(
 
 def show(exemplar: Exemplar, format: str, template: Template) -> str:
     """An exemplar as a few-shot prompt has it, without the separator behind it."""
-    gap = template.cot_gap if is_cot(format) else template.answer_gap
-    asked = _ask(exemplar.question, format, template)
-    return asked + gap + _target(exemplar.rationale, exemplar.answer, format, template)
+    target = _target(exemplar.rationale, exemplar.answer, format, template)
+    return show_turn(exemplar.question, target, format, template)
 
 
 def build_target(
@@ -129,6 +128,12 @@ def ends(answer: str, format: str, template: Template = DEFAULT) -> tuple[str, s
     closing = template.closing if is_cot(format) else template.answer_target
     join = template.join if is_cot(format) else ""
     return behind, join + closing.replace(PLACE, answer) + template.stop
+
+
+def show_turn(question: str, output: str, format: str, template: Template = DEFAULT) -> str:
+    """A question with what was said to it, as an exemplar is shown whose target is `output`."""
+    gap = template.cot_gap if is_cot(format) else template.answer_gap
+    return _ask(question, format, template) + gap + output
 
 
 class ExemplarPool:

@@ -120,6 +120,7 @@ _HO = Template(
 )
 _FU = Template(few_shot_answer_input="Q: {question}\nA:", separator="\n\n")
 
+DEFAULT_NAME = "t5"
 TEMPLATES = {
     # T5's vocabulary has no newline, so `fu2023`'s blank line is no more than a space there.
     "t5": dataclasses.replace(_FU, separator=" ### "),

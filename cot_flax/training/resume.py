@@ -54,7 +54,7 @@ _FREE = (
 )
 # The checkpoint itself says these, a store's fingerprint what is in its folder.
 _ELSEWHERE = (
-    *("id", "versions", "resumed", "data.store", "data.shards", "data.leaks"),
+    *("id", "versions", "resumed", "data.store", "data.shards", "data.leaks", "data.prompts"),
     *(f"student.{name}" for name in ("family", "parameters", "special_ids", "vocabulary")),
 )
 _BINDINGS = ("data.settings", "training.settings")

@@ -288,6 +288,7 @@ def test_the_facts_of_a_stream():
     assert facts.pop("rates") == pytest.approx({f"stories_{k}": v for k, v in rates.items()})
     same = {name: found["same"] for name, found in facts.pop("leaks").items()}
     assert same == {"stories/validation": 0, "stories/test": 0}
+    assert facts.pop("prompts").keys() == {f"stories_{format}" for format in FORMATS}
     assert facts == {
         "mixture": "stories_cot_mix",
         "lengths": WIDE,

@@ -177,3 +177,63 @@ def test_no_prompts_no_answers(lively):
 )
 def test_buckets_are_two_an_octave(length, width):
     assert bucket(length) == width
+
+
+def test_what_is_written_grows_to_the_output(lively, prompts, plain):
+    decoding = Slots(*lively, slots=2, max_tokens=LENGTH, samples=3, sampling=DRAW)
+    for i in range(3):
+        decoding.submit(prompts[i], KEYS[i])
+    assert decoding.written() == {}
+    lengths, expected = [], plain(3, DRAW)
+    while decoding.busy:
+        ended = dict(decoding.advance())
+        written = decoding.written()
+        assert not ended.keys() & written.keys()
+        for ticket, ids_Nt in written.items():
+            length = ids_Nt.shape[1]
+            np.testing.assert_array_equal(ids_Nt, expected[ticket, :, :length])
+            lengths.append(length)
+    assert 0 < min(lengths) <= slots.STEPS < max(lengths)
+
+
+def test_a_cancelled_prompt_frees_its_slot_and_no_other(lively, prompts, plain):
+    decoding = Slots(*lively, slots=2, max_tokens=LENGTH, samples=3, sampling=DRAW)
+    order = sorted(range(5), key=lambda i: -len(prompts[i]))
+    for i in order:
+        decoding.submit(prompts[i], KEYS[i])
+    found = dict(decoding.advance())
+    decoding.cancel(0)  # decodes
+    decoding.cancel(3)  # waits
+    decoding.cancel(17)  # is nowhere
+    assert 0 not in decoding.written()
+    while decoding.busy:
+        found |= dict(decoding.advance())
+    assert found.keys() - {0} == {1, 2, 4}
+    for ticket in (1, 2, 4):
+        np.testing.assert_array_equal(found[ticket], plain(3, DRAW)[order[ticket]])
+
+
+def test_nothing_decodes_for_a_cancelled_prompt(lively, prompts):
+    decoding = Slots(*lively, slots=2, max_tokens=LENGTH, sampling=Sampling(min_new_tokens=LENGTH))
+    decoding.submit(prompts[0], KEYS[0])
+    list(decoding.advance())
+    decoding.cancel(0)
+    decoding.submit(prompts[1], KEYS[1])
+    list(decoding.advance())
+    assert np.asarray(decoding._state.ages_B)[0] == slots.STEPS
+    assert decoding.written()[1].shape == (1, slots.STEPS)
+
+
+def test_each_prompt_has_its_own_temperature_and_top_p(lively, prompts, plain):
+    """One is greedy, one as hot as DRAW, one narrow, beside each other in slots of one program."""
+    draw = Sampling(temperature=1.0, top_k=12)
+    decoding = Slots(*lively, slots=3, max_tokens=LENGTH, samples=3, sampling=draw)
+    own = [Sampling(0.0, 12), Sampling(1.0, 12, 0.9), Sampling(0.7, 12, 1.0)]
+    for i, chosen in enumerate(own):
+        decoding.submit(prompts[i], KEYS[i], temperature=chosen.temperature, top_p=chosen.top_p)
+    found = {}
+    while decoding.busy:
+        found |= dict(decoding.advance())
+    for i, chosen in enumerate(own):
+        np.testing.assert_array_equal(found[i], plain(3, chosen)[i])
+    assert len({found[1].tobytes(), plain(3, own[0])[1].tobytes()}) == 2
