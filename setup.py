@@ -21,6 +21,7 @@ DATA = [  # the only home of TensorFlow, which has 1.9 of the 3.2 GB
 ]
 TEACH = [*TABLES, "openai>=3.54.0", "stamina>=26.1.0"]
 REPORT = ["matplotlib>=3.11.2"]
+SERVE = ["aiohttp>=3.14.5"]
 BEAM = ["apache-beam>=2.77.0"]
 BESIDE = ("tasks", "gin", "examples")
 TORCH = ["torch==2.13.0", "transformers>=5.3.0"]  # what parity and speed are measured against
@@ -70,11 +71,12 @@ setup(
         "typer>=0.29.2",
         "zstandard>=0.25.0",  # the standard library has it from 3.14 on
     ],
-    # errors.py knows which verb's libraries come with which of data, teach and report.
+    # errors.py knows which verb's libraries come with which of these.
     extras_require={
         "data": DATA,
         "teach": TEACH,
         "report": REPORT,
+        "serve": SERVE,
         "tpu": ["jax[tpu]>=0.10.2"],
         "gpu": ["jax[cuda13]>=0.10.2"],
         "beam": [*DATA, *BEAM],
@@ -91,6 +93,7 @@ setup(
             *DATA,
             *TEACH,
             *REPORT,
+            *SERVE,
             *TORCH,
             *BEAM,
             "gcp-storage-emulator>=2026.7.19",  # a bucket on the loopback, for the tests

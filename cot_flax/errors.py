@@ -17,6 +17,7 @@ EXTRAS = {
     ),
     "teach": ("openai", "pyarrow", "stamina"),
     "report": ("matplotlib",),
+    "serve": ("aiohttp",),
 }
 """Libraries that only some verbs need, by the extra of setup.py that installs them."""
 

@@ -42,6 +42,7 @@ def run_without(hidden, words, folder):
         ("teach", f"{SAMPLE} {SERVER}"),
         ("report", "report run"),
         ("report", "demo"),
+        ("serve", "serve --checkpoint=."),
     ],
 )
 def test_a_verb_without_its_extra_says_which(extra, words, tmp_path):

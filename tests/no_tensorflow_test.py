@@ -20,7 +20,9 @@ for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
 
 
 def modules_imported(package):
-    hidden = HIDDEN if package == "teacher" else [*HIDDEN, *EXTRAS["teach"], *EXTRAS["report"]]
+    own = {"teacher": "teach", "serving": "serve"}
+    others = [extra for extra in EXTRAS if extra not in ("data", own.get(package))]
+    hidden = [*HIDDEN, *(library for extra in others for library in EXTRAS[extra])]
     command = [sys.executable, "-c", IMPORT_ALL, package, *hidden]
     result = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, result.stderr[-3000:]
@@ -40,6 +42,7 @@ def modules_imported(package):
         "weights",
         "planning",
         "lab.world",
+        "serving",
     ],
 )
 def test_imports_without_tensorflow(package):

@@ -30,6 +30,7 @@ from cot_flax.cli.doctor import doctor
 from cot_flax.cli.export import export
 from cot_flax.cli.plan import plan
 from cot_flax.cli.prepare import prepare
+from cot_flax.cli.serve import serve
 from cot_flax.errors import UserError, report_error
 
 app = typer.Typer(
@@ -165,6 +166,7 @@ def evaluate(
 
 app.command(context_settings=GIN_FLAGS)(distill)
 app.command()(answer)
+app.command()(serve)
 app.command()(export)
 app.command(context_settings=GIN_FLAGS)(plan)
 
