@@ -12,7 +12,7 @@ from cot_flax.errors import UserError
 def export(
     format: Annotated[
         str | None,
-        typer.Option(help="huggingface, t5x or openai_finetune.", show_default=False),
+        typer.Option(help="huggingface, t5x, ctranslate2 or openai_finetune.", show_default=False),
     ] = None,
     out: Annotated[
         str | None,
@@ -70,7 +70,7 @@ def export(
         ),
     ] = False,
 ):
-    """Write a student for transformers or T5X, or right chains for OpenAI's fine-tuning.
+    """Write a student for transformers, T5X or CTranslate2, or chains for OpenAI's fine-tuning.
 
     Example: cot-flax export --checkpoint runs/demo/world_cot_kl --format huggingface --out student
     """

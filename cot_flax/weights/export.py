@@ -2,17 +2,19 @@
 
 import math
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from cot_flax.errors import UserError
-from cot_flax.files import path_at
+from cot_flax.files import new_folder, path_at, size_of
 from cot_flax.weights import huggingface, t5x, tokenizer_files
 from cot_flax.weights.opening import open_source
-from cot_flax.weights.source import Access
+from cot_flax.weights.source import Access, Source
 
-FORMATS = ("huggingface", "t5x")
+FORMATS = ("huggingface", "t5x", "ctranslate2")
 DTYPES = ("float32", "bfloat16")
 
 
@@ -35,7 +37,7 @@ def export(
     tokenizer: str | os.PathLike | None = None,
     access: Access = Access(),  # noqa: B008 (frozen)
 ) -> Exported:
-    """Writes the parameters of a checkpoint for Hugging Face or for T5X; adapters are merged.
+    """Writes the parameters of a checkpoint for another library; adapters are merged.
 
     Args:
         checkpoint: anything that INITIAL_CHECKPOINT_PATH takes.
@@ -58,16 +60,49 @@ def export(
     parameters = sum(math.prod(tensor.shape) for tensor in source.tensors.values())
     out = path_at(out)
     if format == "t5x":
-        size = t5x.write(source, out, dtype=dtype)
-    else:
-        size = huggingface.write_folder(
-            source,
-            out,
-            dtype=dtype,
-            tokenizer=tokenizer_files.read(source, tokenizer),
-            card=card(out.name, parameters, source.folder, source.place),
-        )
+        return Exported(source.place, parameters, t5x.write(source, out, dtype=dtype))
+    write = huggingface.write_folder if format == "huggingface" else _write_ctranslate2
+    size = write(
+        source,
+        out,
+        dtype=dtype,
+        tokenizer=tokenizer_files.read(source, tokenizer),
+        card=card(out.name, parameters, source.folder, source.place),
+    )
     return Exported(source.place, parameters, size)
+
+
+def _write_ctranslate2(source: Source, out: Path, *, dtype: str, tokenizer, card: str) -> int:
+    """Writes what CTranslate2 loads, by its own converter from a folder of Hugging Face's.
+
+    Returns:
+        The bytes of the files.
+
+    Raises:
+        UserError: as `huggingface.write_folder`; or a model that the converter does not know.
+    """
+    from ctranslate2.converters import TransformersConverter
+
+    with new_folder(out) as folder, TemporaryDirectory() as beside:
+        from_folder, made = Path(beside) / "huggingface", Path(beside) / "made"
+        # Rounded by the converter, once; biases and norms stay as it wants them.
+        huggingface.write_folder(
+            source, from_folder, dtype="float32", tokenizer=tokenizer, card=card
+        )
+        kept = [
+            name for name in (*tokenizer_files.NAMES, "README.md") if (from_folder / name).is_file()
+        ]
+        converter = TransformersConverter(str(from_folder), copy_files=kept)
+        try:
+            converter.convert(str(made), quantization=dtype)
+        except (ValueError, NotImplementedError, KeyError) as error:
+            raise UserError(
+                f"{source.place} ({error})",
+                "a model that the converter of CTranslate2 knows",
+                "take --format huggingface",
+            ) from error
+        shutil.copytree(made, folder, dirs_exist_ok=True)
+        return size_of(folder)
 
 
 def _check_choice(option, value, choices):

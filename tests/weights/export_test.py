@@ -9,6 +9,7 @@ import pytest
 from support.tokenizers import END, byte_level
 
 from cot_flax.errors import UserError
+from cot_flax.generation.generator import Generator
 from cot_flax.lab.world.vocabulary import VOCABULARY_PATH
 from cot_flax.students.lora import Lora, merge
 from cot_flax.students.parameters import flatten, nest, stack_layers
@@ -16,9 +17,10 @@ from cot_flax.students.t5 import T5Student
 from cot_flax.students.t5.config import T5Config
 from cot_flax.text.tokenizers import SentencePieceTokenizer, open_tokenizer
 from cot_flax.training.checkpoints import Checkpointer, Metadata, save_vocabulary
-from cot_flax.training.state import TrainState
+from cot_flax.training.state import TrainState, abstract_variables
 from cot_flax.weights import export as exporting
 from cot_flax.weights.opening import open_source
+from cot_flax.weights.source import load
 
 CONFIG = T5Config(
     vocab_size=256,
@@ -159,3 +161,23 @@ def test_wrong_input(run, tmp_path):
     with pytest.raises(UserError, match="out, which is not empty"):
         export(str(run), out, format="t5x")
     assert [path.name for path in out.iterdir()] == ["file"]
+
+
+def test_ctranslate2_writes_the_same_tokens(run, tmp_path):
+    ctranslate2 = pytest.importorskip(
+        "ctranslate2", reason="the extra ctranslate2 is not installed"
+    )
+    export(run, tmp_path / "out", format="ctranslate2")
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names >= {"model.bin", "config.json", "spiece.model", "README.md"}
+    source = open_source(str(run))
+    params = load(source, abstract_variables(source.student)["params"])
+    tokenizer = open_tokenizer(VOCABULARY_PATH)
+    prompts = ["Anna has 3 coins.", "How many pens does Ben have now?", "Ben loses 2 books."]
+    ours = Generator(source.student, params, tokenizer).generate(prompts, max_tokens=12)
+    translator = ctranslate2.Translator(str(tmp_path / "out"))
+    pieces = [[*tokenizer.pieces(prompt).strings, "</s>"] for prompt in prompts]
+    theirs = translator.translate_batch(pieces, beam_size=1, max_decoding_length=12)
+    for (own,), other in zip(ours, theirs, strict=True):
+        assert [tokenizer.id_to_piece(i) for i in own.ids] == other.hypotheses[0]
+    assert len({tuple(own.ids) for (own,) in ours}) > 1
