@@ -25,7 +25,6 @@ SERVE = ["aiohttp>=3.14.5"]
 BEAM = ["apache-beam>=2.77.0"]
 BESIDE = ("tasks", "gin", "examples")
 TORCH = ["torch==2.13.0", "transformers>=5.3.0"]  # what parity and speed are measured against
-CTRANSLATE2 = ["ctranslate2>=4.8.5", *TORCH]  # its converter reads the model with transformers
 
 setup(
     name="cot-flax",
@@ -78,7 +77,7 @@ setup(
         "teach": TEACH,
         "report": REPORT,
         "serve": SERVE,
-        "ctranslate2": CTRANSLATE2,
+        "ctranslate2": ["ctranslate2>=4.8.5", *TORCH],  # its converter reads with transformers
         "tpu": ["jax[tpu]>=0.10.2"],
         "gpu": ["jax[cuda13]>=0.10.2"],
         "beam": [*DATA, *BEAM],

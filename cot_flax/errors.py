@@ -18,7 +18,6 @@ EXTRAS = {
     "teach": ("openai", "pyarrow", "stamina"),
     "report": ("matplotlib",),
     "serve": ("aiohttp",),
-    "ctranslate2": ("ctranslate2", "torch", "transformers"),
 }
 """Libraries that only some verbs need, by the extra of setup.py that installs them."""
 

@@ -33,9 +33,9 @@ from cot_flax.students.layouts import EncoderDecoder
 from cot_flax.text import answers
 
 ROOT = Path(__file__).resolve().parents[1]
-ORDER = ("README", "teach", "prepare", "train", "evaluate", "weights", "hosts", "plans")
+ORDER = ("README", "teach", "prepare", "train", "evaluate", "ask", "weights", "hosts", "plans")
 NEEDS = "# needs:"
-HARMLESS = {"bash", "cot-flax", "done", "for"}
+HARMLESS = {"bash", "cot-flax", "done", "for", "printf"}
 LONGEST_README = 200
 CHECKOUT = ("benchmarks", "docs", "examples", "gin", "launch", "tasks", "tests")
 # What makes a command small; a command's own value gives way.

@@ -42,10 +42,12 @@ _VERBS = {
     "data": "demo, prepare, train, evaluate and plan",
     "teach": "teach with a server",
     "report": "report and demo",
+    "serve": "serve",
 }
 _OPTIONAL = {
     "huggingface": ("transformers", "teach --huggingface"),
     "beam": ("apache_beam", "prepare --runner"),
+    "ctranslate2": ("ctranslate2", "export --format ctranslate2"),
 }
 _FOUND_ANYWAY = ("importlib_resources", "pyarrow")  # with other extras or libraries, too
 _REPORTED = (

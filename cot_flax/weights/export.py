@@ -79,9 +79,18 @@ def _write_ctranslate2(source: Source, out: Path, *, dtype: str, tokenizer, card
         The bytes of the files.
 
     Raises:
-        UserError: as `huggingface.write_folder`; or a model that the converter does not know.
+        UserError: as `huggingface.write_folder`; no CTranslate2, or a model that its converter
+            does not know.
     """
-    from ctranslate2.converters import TransformersConverter
+    try:
+        import torch  # noqa: F401 (the converter says nothing of it)
+        from ctranslate2.converters import TransformersConverter
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"no {error.name}",
+            "CTranslate2, transformers and PyTorch, which its converter uses",
+            'run: pip install "cot-flax[ctranslate2]"',
+        ) from error
 
     with new_folder(out) as folder, TemporaryDirectory() as beside:
         from_folder, made = Path(beside) / "huggingface", Path(beside) / "made"
