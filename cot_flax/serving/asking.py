@@ -229,7 +229,7 @@ def vote(
     found = [read(text) for text in texts]
     votes = dict(Counter(filter(None, found)).most_common())  # of equals the first drawn is first
     answer = next(iter(votes), None)
-    tied = tuple(other for other, count in votes.items() if count == votes[answer])
+    tied = tuple(other for other, count in votes.items() if count == max(votes.values()))
     return Answer(
         question,
         prompt,

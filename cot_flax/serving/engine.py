@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import jax
+import numpy as np
 
 from cot_flax.generation.generator import Generator
 
@@ -39,7 +40,7 @@ class Job:
         max_tokens: of the text, its end included.
         temperature: as in `Sampling`.
         top_p: likewise.
-        seed: of the draws.
+        seed: of the draws, from 0 to 2^64 - 1.
         sample: its place among the texts of one prompt, of which each is drawn otherwise.
         tell: gets the tokens.
     """
@@ -120,7 +121,12 @@ class Engine:
         """
         done = threading.Event()
         prompt = self._generator.ready("")
-        self.submit([Job(prompt, 1, 1.0, 1.0, 0, 0, lambda ids, reason: reason and done.set())])
+
+        def tell(ids: list[int], reason: str | None) -> None:
+            if reason:
+                done.set()
+
+        self.submit([Job(prompt, 1, 1.0, 1.0, 0, 0, tell)])
         done.wait()
         if self.failure:
             raise self.failure
@@ -148,9 +154,8 @@ class Engine:
             self._dropped.clear()
             while self._waiting and len(self._decoding) < self._count:
                 job = self._waiting.popleft()
-                key = jax.random.fold_in(jax.random.key(job.seed), job.sample)
                 own = {"temperature": job.temperature, "top_p": job.top_p}
-                self._decoding[self._slots.submit(job.prompt, key, **own)] = job
+                self._decoding[self._slots.submit(job.prompt, _key(job), **own)] = job
             return bool(self._decoding or not self._closed)
 
     def _advance(self) -> None:
@@ -166,6 +171,12 @@ class Engine:
                 with self._changed:
                     del self._decoding[ticket]
             _tell(job, ids[: job.max_tokens], reason)
+
+
+def _key(job: Job):
+    """Of all 64 bits of the seed: JAX by itself takes the lower 32."""
+    low, high = np.uint32(job.seed % 2**32), np.uint32(job.seed >> 32)
+    return jax.random.fold_in(jax.random.fold_in(jax.random.key(low), high), job.sample)
 
 
 def _tell(job: Job, ids: list[int], reason: str | None) -> None:

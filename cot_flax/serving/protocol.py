@@ -190,7 +190,7 @@ def _turns(body: Mapping) -> list[tuple[str, str]]:
         raise BadRequestError("messages must be a list with at least one message", "messages")
     turns = []
     for i, message in enumerate(messages):
-        role = _ROLES.get(message.get("role")) if isinstance(message, dict) else None
+        role = _ROLES.get(str(message.get("role"))) if isinstance(message, dict) else None
         if role is None:
             known = ", ".join(_ROLES)
             raise BadRequestError(f"messages[{i}] must have a role of {known}", "messages")
@@ -206,8 +206,9 @@ def _content(content: Any, place: int) -> str:
     if isinstance(content, str):
         return content
     parts = content if isinstance(content, list) else [None]
-    texts = [p.get("text") for p in parts if isinstance(p, dict) and p.get("type") == "text"]
-    if len(texts) < len(parts) or not all(isinstance(text, str) for text in texts):
+    known = [p for p in parts if isinstance(p, dict) and p.get("type") == "text"]
+    texts = [p["text"] for p in known if isinstance(p.get("text"), str)]
+    if len(texts) < len(parts):
         raise BadRequestError(f"messages[{place}].content must be text", "messages")
     return "".join(texts)
 

@@ -6,7 +6,7 @@ import json
 import signal
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 
 from aiohttp import web
 
@@ -200,7 +200,7 @@ class Server:
 
     async def _parts(
         self, asked: Asked, choices: Sequence[Choice]
-    ) -> AsyncIterator[tuple[Choice, str] | None]:
+    ) -> AsyncGenerator[tuple[Choice, str] | None, None]:
         """New text by choice, as it comes; at first None, when the engine has taken all.
 
         Whoever stops listening, because a client has gone, frees the slots.
@@ -220,7 +220,7 @@ class Server:
                 asked.max_tokens,
                 asked.temperature,
                 asked.top_p,
-                asked.seed % 2**63,
+                asked.seed % 2**64,
                 choice.index % asked.n,
                 teller(choice),
             )

@@ -118,8 +118,9 @@ def test_samples_are_those_of_their_seed(client):
     first, second = (complete(client, PROMPTS[0], **settings) for _ in range(2))
     texts = [choice.text for choice in first.choices]
     assert texts == [choice.text for choice in second.choices] and len(set(texts)) == 4
-    other = complete(client, PROMPTS[0], **settings | {"seed": 6})
-    assert texts != [choice.text for choice in other.choices]
+    for seed in (6, 5 + 2**32, -5):
+        other = complete(client, PROMPTS[0], **settings | {"seed": seed})
+        assert texts != [choice.text for choice in other.choices]
     free = [complete(client, PROMPTS[0], temperature=1.0).choices[0].text for _ in range(2)]
     assert free[0] != free[1]
     narrow = complete(client, PROMPTS[0], temperature=1.0, top_p=0).choices[0].text
