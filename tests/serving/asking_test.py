@@ -180,7 +180,7 @@ def test_the_core_alone_answers_and_importing_it_is_light(run):
         f"for name in {[name for names in EXTRAS.values() for name in names]!r}:\n"
         "    sys.modules[name] = None\n"
         "import cot_flax\n"
-        "print(len({'jax', 'numpy', 'flax', 'seqio'} & sys.modules.keys()))\n"
+        "print(len({'jax', 'numpy', 'flax', 'orbax'} & sys.modules.keys()))\n"
         f"found = cot_flax.load({str(run)!r}).answer('How many coins?', max_tokens=2)\n"
         "print(found.prompt)\n"
     )

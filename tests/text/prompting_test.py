@@ -27,7 +27,11 @@ def test_it_comes_back_from_json():
         (Prompting.of_template(), "2 + 2 = 4. The answer is 4", "4"),
         (Prompting.of_template("ho2022_decoder_only"), "2 + 2 --> 4 END and 5", "4"),
         (Prompting.of_template("t5", Wording("Pensemos", "Resulta")), "es 3. Resulta 4", "4"),
-        (Prompting(TEMPLATES["t5"].worded(ENGLISH), labels=("ham", "spam")), "It is spam", None),
+        (
+            Prompting(TEMPLATES["t5"].worded(ENGLISH), labels=("ham", "spam")),
+            "Is it spam? Ham?",
+            None,
+        ),
         (Prompting(TEMPLATES["t5"].worded(ENGLISH), labels=("ham", "spam")), "Spam", "spam"),
         (Prompting.of_template(), "nobody knows", None),
     ],
