@@ -14,6 +14,7 @@ from cot_flax.teacher.scenario import read_exemplars, read_instruction, read_set
 from cot_flax.text.prompting import Prompting
 from cot_flax.text.prompts import Exemplar
 from cot_flax.text.templates import DEFAULT_NAME
+from cot_flax.training import interruption
 from cot_flax.training.state import abstract_variables
 from cot_flax.weights import source as weights
 from cot_flax.weights import tokenizer_files
@@ -23,6 +24,8 @@ from cot_flax.weights.source import Access
 MAX_TOKENS = 256
 VOTING_TEMPERATURE = 0.7
 """Of several samples, where none is given: the papers' (self-consistency draws at 0.5 to 0.7)."""
+FITS = "lower the number of slots or of tokens (--slots, --max-tokens)"
+"""What to do where a device has too little memory."""
 _LISTED = 5
 
 
@@ -92,6 +95,7 @@ class Reasoner:
         """How questions are put in a format: as trained, or else as in another one of the run."""
         return self.prompting.get(format) or self.prompting[""]
 
+    @interruption.memory_named(FITS)
     def answer(
         self,
         question: str | Sequence[str],

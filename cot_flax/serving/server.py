@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from aiohttp import web
 
 from cot_flax.errors import UserError
-from cot_flax.serving.asking import Reasoner
+from cot_flax.serving.asking import FITS, Reasoner
 from cot_flax.serving.engine import FAILED, ClosedError, Engine, FullError, Job
 from cot_flax.serving.protocol import (
     TOP_K,
@@ -24,6 +24,7 @@ from cot_flax.serving.protocol import (
     usage_of,
 )
 from cot_flax.text.prompting import Prompting
+from cot_flax.training import interruption
 
 _DRAIN = 60.0  # seconds that running answers have when the server is told to end
 _RETRY = {"Retry-After": "1"}
@@ -42,7 +43,7 @@ class Server:
         queue: texts that may wait; a request beyond that is answered with 429.
 
     Raises:
-        UserError: from `warm_up` of the engine, or from a prompt of this format.
+        UserError: too little memory, or no prompt of this format.
     """
 
     def __init__(
@@ -64,7 +65,8 @@ class Server:
         self._created = int(time.time())
         self._ending = False
         self.engine = Engine(self._generator, slots=slots, max_tokens=max_tokens, queue=queue)
-        self.engine.warm_up()
+        with interruption.memory_named(FITS):
+            self.engine.warm_up()
         self.app = web.Application(middlewares=[_errors], client_max_size=8 * 2**20)
         self.app.add_routes(
             [
