@@ -179,7 +179,7 @@ def test_with_hardly_a_library_it_still_ends_with_its_report(python, tmp_path):
     needed = {name.replace("-", "_") for name in with_requirements("typer")}
     bare = libraries(tmp_path / "bare", alone=needed | {"markdown_it", "typing_extensions"})
     code, found, out = examine(python, [bare], tmp_path)
-    assert code == 2 and "\n1 problem, 8 notes\n" in out
+    assert code == 2 and "\n1 problem, 9 notes\n" in out
     assert found["python"][0][1].startswith("this check failed: ModuleNotFoundError: No module")
     assert out.rstrip().splitlines()[-1].startswith(("HF_HOME=", "TF_"))
 

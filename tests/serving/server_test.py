@@ -337,8 +337,8 @@ def test_the_command_serves_until_it_is_told_to_end(run):
     """What runs at SIGTERM is finished; afterwards nobody listens."""
     command = [sys.executable, "-m", "cot_flax.cli", "serve", "--checkpoint", str(run)]
     command += ["--port", "0", "--slots", "2", "--name", "tiny", "--max-tokens", "400"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    try:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, **pipes) as process, ended(process):
         line = process.stdout.readline()
         assert line.startswith("tiny (2 slots) at http://127.0.0.1:"), process.stderr.read()[-2000:]
         url = line.split()[-1]
@@ -352,5 +352,12 @@ def test_the_command_serves_until_it_is_told_to_end(run):
         assert "Traceback" not in process.stderr.read()
         with pytest.raises(ConnectionError):
             socket.create_connection(("127.0.0.1", int(url.split(":")[2].partition("/")[0])))
+
+
+@contextmanager
+def ended(process):
+    """Whatever happens, the process is gone afterwards."""
+    try:
+        yield
     finally:
         process.kill()
