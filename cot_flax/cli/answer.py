@@ -9,7 +9,6 @@ import typer
 
 from cot_flax.cli.common import prepare_jax
 from cot_flax.errors import UserError
-from cot_flax.files import path_at
 
 if TYPE_CHECKING:
     from cot_flax.serving.asking import Answer, Reasoner
@@ -129,6 +128,8 @@ def _questions(given: list[str], file: str | None) -> list[str]:
         if file == "-":
             found += _lines(sys.stdin.read(), "stdin")
         else:
+            from cot_flax.files import path_at
+
             try:
                 text = path_at(file).read_bytes().decode("utf-8-sig")
             except (OSError, UnicodeDecodeError) as error:
