@@ -161,6 +161,7 @@ class Slots:
                 due_T = due_BNT[b, n, ages_B[b] :]
                 due_T[: len(due)] = due[: len(due_T)]
         return due_BNT
+
     def written(self) -> dict[int, np.ndarray]:
         """What the prompts that decode have so far: int32 [N, t] by ticket, padded as outputs."""
         held = {slot: holder for slot, holder in enumerate(self._holders) if holder}
