@@ -30,7 +30,7 @@ from itertools import groupby
 from operator import eq
 from typing import NamedTuple
 
-from cot_flax.text.answers import base_kind, extract_answer, gold_answer
+from cot_flax.text.answers import extract_answer, family, gold_answer
 from cot_flax.text.arithmetic import evaluate
 from cot_flax.text.calculator import rewrite, strip_marks
 from cot_flax.text.equations import Equation, find_equations
@@ -131,7 +131,7 @@ def classify(row: Mapping, *, mode: str = "flexible") -> str:
     steps = find_equations(chain)
     if not steps:
         return "other"
-    gold = _number(gold_answer(row["gold"], kind=kind)) if base_kind(kind) == "number" else None
+    gold = _number(gold_answer(row["gold"], kind=kind)) if family(kind) == "number" else None
     if gold is not None and steps[-1].stated == gold and all(step.right for step in steps):
         return "wrong_answer_read"
     given = _given(row["question"], chain)
