@@ -71,7 +71,7 @@ def test_evaluate_goes_on_after_a_kill():
     rows = {task: [{"task": task, "id": str(i)} for i in range(2)] for task in tasks}
     first = Outputs("gs://runs/student/test", facts, tasks)
     first.end_task("a", rows["a"], {"count": 2})
-    with pytest.raises(KeyboardInterrupt), first.growing() as add:
+    with pytest.raises(KeyboardInterrupt), first.growing("b") as add:
         add(rows["b"][:1])
         raise KeyboardInterrupt
     assert first.unfinished == work_path("gs://runs/student/test") / "predictions.unfinished.jsonl"
@@ -80,7 +80,7 @@ def test_evaluate_goes_on_after_a_kill():
     assert (list(run.tasks), run.predictions) == (["a"], rows["a"])
 
     second = Outputs("gs://runs/student/test", facts, tasks)
-    assert second.rows == {"a": rows["a"]}
+    assert second.rows == {"a": rows["a"]} and second.begun("b") == rows["b"][:1]
     second.end_task("b", rows["b"], {"count": 2})
     (run,) = run_folder.read_runs({"run": path_at("gs://runs/student")})
     assert run.predictions == [*rows["a"], *rows["b"]]

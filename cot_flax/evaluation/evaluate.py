@@ -151,7 +151,7 @@ def evaluate(
     """Evaluates a checkpoint on tasks, or on all tasks of mixtures; writes and returns the results.
 
     What was decoded is in files at once: see `outputs.Outputs`. Called again with the same settings
-    it goes on with the tasks that are not in results.json.
+    it goes on with the questions that are not there; an answer depends on its place alone.
 
     Args:
         checkpoint_path: a checkpoint of ours, of Hugging Face or its hub, or of T5X.
@@ -207,14 +207,22 @@ def evaluate(
             for warning in facts["leaks"]:
                 reporter.say(warning)
             for task in left:
+                kept = _by_place(outputs.begun(task), examples[task], decoding) if outputs else {}
+                places = range(len(examples[task]))
+                asked = _of_first_process(places, [place not in kept for place in places])
                 reporter.begin_task(task)
-                with outputs.growing() if outputs else contextlib.nullcontext(_ignore) as add:
+                for rows in kept.values():
+                    reporter.add(rows)
+                with outputs.growing(task) if outputs else contextlib.nullcontext(_ignore) as add:
 
                     def ended(rows, add=add):
                         add(rows)
                         reporter.add(rows)
 
-                    rows = _answer(student, params, task, examples[task], decoding, ended)
+                    new = _answer(student, params, task, examples[task], decoding, asked, ended)
+                if not (by_place := kept | new):
+                    continue  # another process knows them all
+                rows = _in_order(by_place)
                 summaries[task] = (
                     summarize(rows)
                     | error_classes.summarize(rows, mode=decoding.mode)
@@ -265,7 +273,8 @@ def predict(
     _max_tokens(decoding, cot_task(task))
     examples = read_examples(task, split, max_examples)
     check_golds({task: examples}, decoding.mode)
-    return _answer(student, params, task, examples, decoding, _ignore)
+    places = range(len(examples))
+    return _in_order(_answer(student, params, task, examples, decoding, places, _ignore))
 
 
 def check_golds(examples: Mapping[str, Sequence[Mapping]], mode: str) -> None:
@@ -301,31 +310,57 @@ def _answer(
     task: str,
     examples: Sequence[Mapping],
     decoding: Decoding,
+    places: Sequence[int],
     ended: Callable[[list[dict]], None],
-) -> list[dict]:
-    """The rows of `predict`; those of one question go to `ended` as soon as it is decoded."""
+) -> dict[int, list[dict]]:
+    """The rows of the examples at some places; they go to `ended` as soon as they are decoded."""
     card = cot_task(task)
     by_place: dict[int, list[dict]] = {}
 
-    def score(place: int, drawn: Sequence[Continuation]) -> None:
-        by_place[place] = _rows(card, examples[place], drawn, decoding.mode)
-        ended(by_place[place])
+    def score(i: int, drawn: Sequence[Continuation]) -> None:
+        by_place[places[i]] = _rows(card, examples[places[i]], drawn, decoding.mode)
+        ended(by_place[places[i]])
 
+    if not places:
+        return {}
     vocabulary = seqio.get_mixture_or_task(task).output_features["targets"].vocabulary
     beams = Beams(decoding.beams, decoding.length_penalty, decoding.beam_rule)
     Generator(student, params, tokenizer_of(vocabulary)).generate(
-        [example["inputs"].tolist() for example in examples],
+        [examples[place]["inputs"].tolist() for place in places],
         max_tokens=_max_tokens(decoding, card),
         sampling=Sampling(*(getattr(decoding, name) for name in Sampling._fields)),
         samples=decoding.samples,
         beams=beams if decoding.beams > 1 else None,
         calculator=decoding.calculator is not None,
         slots=decoding.batch_size,
-        keys=place_keys(decoding.seed, len(examples)),
+        keys=place_keys(decoding.seed, len(examples))[np.array(places)],
         ended=score,
     )
-    ordered = [by_place[place] for place in range(len(examples))]
-    return [rows[sample] for sample in range(decoding.samples) for rows in ordered]
+    return by_place
+
+
+def _in_order(by_place: Mapping[int, list[dict]]) -> list[dict]:
+    """All first samples in the order of the data, then all second ones, and so on."""
+    ordered = [by_place[place] for place in sorted(by_place)]
+    return [row for rows in zip(*ordered, strict=True) for row in rows]
+
+
+def _by_place(
+    rows: Iterable[dict], examples: Sequence[Mapping], decoding: Decoding
+) -> dict[int, list[dict]]:
+    """Rows that were left, by the places of their examples; of those alone that have all samples.
+
+    Examples that are equal in id and prompt have none: their samples cannot be told apart.
+    """
+    places: dict[tuple[str, str], list[int]] = {}
+    for place, example in enumerate(examples):
+        key = example["id"].decode(), example["inputs_pretokenized"].decode()
+        places.setdefault(key, []).append(place)
+    found: dict[int, list[dict]] = {}
+    for row in rows:
+        if len(at := places.get((row["id"], row["prompt"]), ())) == 1:
+            found.setdefault(at[0], []).append(row)
+    return {place: some for place, some in found.items() if len(some) == decoding.samples}
 
 
 def _rows(card: TaskCard, example: Mapping, drawn: Sequence[Continuation], mode: str) -> list[dict]:
@@ -377,10 +412,10 @@ def _written(checkpoint: str) -> str:
     return datetime.fromtimestamp(newest, UTC).strftime(_DATE)
 
 
-def _of_first_process(tasks: Sequence[str], chosen: Sequence[bool]) -> list[str]:
-    """The tasks that the first process chose: it alone may see the folder with the results."""
+def _of_first_process(things: Sequence, chosen: Sequence[bool]) -> list:
+    """What the first process chose: it alone may see the folder with the results."""
     agreed = multihost_utils.broadcast_one_to_all(np.array(chosen, bool))
-    return [task for task, is_chosen in zip(tasks, agreed, strict=True) if is_chosen]
+    return [thing for thing, is_chosen in zip(things, agreed, strict=True) if is_chosen]
 
 
 def _ignore(rows: list[dict]) -> None:

@@ -22,9 +22,10 @@ _SILENCE = 30.0  # seconds between two lines of one task, off a terminal
 class Outputs:
     """The files of one evaluation.
 
-    Predictions are appended to `predictions.unfinished.jsonl` as they come. When a task ends,
-    predictions.jsonl and results.json appear with all tasks so far, each whole or not at all, and
-    results.json names those that are not there yet as `unfinished`. For a folder in a bucket, where
+    results.json says from the start what is evaluated, and which tasks are `unfinished`.
+    Predictions are appended to `predictions.unfinished.jsonl` as they come, and an evaluation with
+    the same facts goes on behind them. When a task ends, predictions.jsonl and results.json hold
+    all tasks so far, each whole or not at all. For a folder in a bucket, where
     files do not grow, the unfinished one lies in the cache on this machine.
 
     Args:
@@ -48,16 +49,24 @@ class Outputs:
         self._facts, self._tasks = facts, tasks
         self._summaries: dict[str, dict] = {}
         self.rows: dict[str, list[dict]] = {}
-        if not overwrite:
-            self._go_on(output_dir)
         place = work_path(output_dir) if is_bucket(output_dir) else path_at(output_dir)
         self.unfinished = make_folder(place) / UNFINISHED
+        self._begun: list[dict] = []
+        if overwrite or not self._go_on(output_dir):
+            self._write_results()
+
+    def begun(self, task: str) -> list[dict]:
+        """The rows of a task that an evaluation with the same facts left when it was killed."""
+        return [row for row in self._begun if row["task"] == task]
 
     @contextlib.contextmanager
-    def growing(self):
-        """A file for the rows of one task; on an error it stays, and its name is printed."""
-        count = 0
-        with self.unfinished.open("w", encoding="utf-8") as file:
+    def growing(self, task: str):
+        """A file for the rows of one task, behind those that are begun; on an error it stays, and
+        its name is printed."""
+        kept = self.begun(task)
+        count = len(kept)
+        write_whole(self.unfinished, "".join(map(_line, kept)))
+        with self.unfinished.open("a", encoding="utf-8") as file:
 
             def add(rows: Sequence[dict]) -> None:
                 nonlocal count
@@ -80,8 +89,19 @@ class Outputs:
         with new_file(self._folder / PREDICTIONS) as path, path.open("w", encoding="utf-8") as file:
             for done in self._done():
                 file.writelines(map(_line, self.rows[done]))
-        write_whole(self._folder / RESULTS, json.dumps(self.results(), indent=2) + "\n")
+        self._write_results()
         self.unfinished.unlink(missing_ok=True)
+
+    def _write_results(self) -> None:
+        write_whole(self._folder / RESULTS, json.dumps(self.results(), indent=2) + "\n")
+
+    def _whole(self) -> list[dict]:
+        """The rows that are not finished, up to a line that a kill broke off."""
+        rows: list[dict] = []
+        if self.unfinished.is_file():
+            with contextlib.suppress(ValueError), self.unfinished.open(encoding="utf-8") as file:
+                rows.extend(map(json.loads, file))
+        return rows
 
     def results(self) -> dict:
         """results.json as it is now."""
@@ -94,19 +114,25 @@ class Outputs:
     def _done(self) -> list[str]:
         return [task for task in self._tasks if task in self._summaries]
 
-    def _go_on(self, output_dir: str) -> None:
+    def _go_on(self, output_dir: str) -> bool:
+        """Takes what an evaluation with the same facts left; whether there is something."""
         path = self._folder / RESULTS
         if not path.is_file():
-            return
-        before = _read(path)
+            return False
+        before, begun = _read(path), self._whole()
+        if not (before.get("tasks") or begun) and before.get("unfinished"):
+            return False
         if changes := self._changes(before):
-            raise _occupied(path, before, changes, output_dir)
+            raise _occupied(path, before, begun, changes, output_dir)
         if not before["unfinished"]:
             self._facts = {**self._facts, "date": before["date"]}
-        self._summaries = before["tasks"]
+        self._begun, self._summaries = begun, before["tasks"]
+        if not self._summaries:
+            return True
         for line in (self._folder / PREDICTIONS).read_text(encoding="utf-8").splitlines():
             row = json.loads(line)
             self.rows.setdefault(row["task"], []).append(row)
+        return True
 
     def _changes(self, before: Mapping) -> list[str]:
         """What is not the same as in the results that lie there, by name."""
@@ -184,8 +210,11 @@ def _read(path) -> dict:
     return found if isinstance(found, dict) else {}
 
 
-def _occupied(path: Path, before: Mapping, changes: Sequence[str], output_dir: str) -> UserError:
+def _occupied(
+    path: Path, before: Mapping, begun: Sequence, changes: Sequence[str], output_dir: str
+) -> UserError:
     counts = [summary.get("count", 0) for summary in before.get("tasks", {}).values()]
+    counts += [len(begun)] if begun else []
     return UserError(
         f"{path} with {sum(counts):,} predictions of {len(counts)} tasks, not of this evaluation "
         f"(others: {', '.join(changes)})",

@@ -501,13 +501,16 @@ def test_a_kill_loses_nothing_that_was_decoded(checkpoint, tmp_path, dying, eval
     assert all(row in rows_of(evaluated, TASKS[1]) for row in rows)
     assert f"6 predictions are in {unfinished}" in capsys.readouterr().err
 
-    # The same again goes on with the second task; another evaluation does not take its place.
+    # The same again asks the three questions that are left; another evaluation does not take its
+    # place, and a line that the kill broke off is asked again.
+    with unfinished.open("a") as file:
+        file.write(json.dumps(rows[0])[:40])
     with pytest.raises(
-        UserError, match=r"12 predictions of 1 tasks, not of this .*\(others: max_ex"
+        UserError, match=r"18 predictions of 2 tasks, not of this .*\(others: max_ex"
     ):
         evaluate_checkpoint(checkpoint, tmp_path, **settings | {"max_examples": 5})
     again = evaluate_checkpoint(checkpoint, tmp_path, **settings)
-    assert dying == [6, 6, 6]
+    assert dying == [6, 6, 3]
     assert f"1 of 2 tasks are in {folder}" in capsys.readouterr().err
     assert again | {"date": ""} == results | {"date": ""}
     assert lines_of(folder / "predictions.jsonl") == lines_of(whole / "predictions.jsonl")
