@@ -139,6 +139,13 @@ def evaluate(
         tuple[str, str] | None,
         typer.Option(metavar="RUN RUN", help="Test the second against the first, and end."),
     ] = None,
+    rescore: Annotated[
+        str | None,
+        typer.Option(metavar="FOLDER", help="Read an evaluation's answers anew, and end."),
+    ] = None,
+    answer_mode: Annotated[
+        str | None, typer.Option(help="How to read them: strict, flexible or a paper's rule.")
+    ] = None,
 ):
     """Decode held-out questions with a checkpoint and score the answers; or compare two runs.
 
@@ -147,9 +154,16 @@ def evaluate(
     Example: cot-flax evaluate --gin_file=experiments/world_evaluate.gin
     --gin.CHECKPOINT_PATH=runs/base --gin.EVAL_OUTPUT_DIR=runs/base/test
     """
+    others = [*gin_file, *context.args]
     if compare:
-        _compare(compare, [*gin_file, *context.args])
+        _compare(compare, others)
         return
+    if rescore:
+        _rescore(rescore, answer_mode, others)
+        return
+    if answer_mode:
+        remedy = "bind ANSWER_MODE where answers are decoded"
+        raise UserError(f"--answer-mode {answer_mode}", "--rescore FOLDER with it", remedy)
     from cot_flax import configuration
 
     bindings = ["OVERWRITE=True"] if overwrite else []
@@ -181,6 +195,16 @@ def _compare(runs: tuple[str, str], others: list[str]) -> None:
     if len(labelled) < len(runs):
         raise UserError(f"--compare {runs[0]} with itself", "two runs", "name another one")
     comparison.print_differences(labelled, base=next(iter(labelled)))
+
+
+def _rescore(folder: str, answer_mode: str | None, others: list[str]) -> None:
+    if others:
+        remedy = "give --rescore and --answer-mode alone: nothing is decoded"
+        raise UserError(f"--rescore and {' '.join(others)}", "one evaluation", remedy)
+    from cot_flax.evaluation import rescoring
+    from cot_flax.reports import comparison
+
+    comparison.print_results(rescoring.rescore(folder, answer_mode))
 
 
 def _labelled(runs: Sequence[str]) -> dict[str, str]:

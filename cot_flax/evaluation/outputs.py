@@ -1,10 +1,11 @@
 """What an evaluation leaves in its folder, and what it says meanwhile."""
 
 import contextlib
+import itertools
 import json
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -86,10 +87,8 @@ class Outputs:
     def end_task(self, task: str, rows: list[dict], summary: dict) -> None:
         """Writes all tasks so far: predictions first, so that no result stands without them."""
         self.rows[task], self._summaries[task] = rows, summary
-        with new_file(self._folder / PREDICTIONS) as path, path.open("w", encoding="utf-8") as file:
-            for done in self._done():
-                file.writelines(map(_line, self.rows[done]))
-        self._write_results()
+        done = itertools.chain.from_iterable(self.rows[task] for task in self._done())
+        write_evaluation(self._folder, done, self.results())
         self.unfinished.unlink(missing_ok=True)
 
     def _write_results(self) -> None:
@@ -141,6 +140,13 @@ class Outputs:
         names = [n for n in new if n not in ("decoding", "date") and old.get(n) != new[n]]
         tasks = [*before.get("tasks", {}), *before.get("unfinished", [])]
         return names + (["tasks"] if set(tasks) != set(self._tasks) else [])
+
+
+def write_evaluation(folder: Path, rows: Iterable[dict], results: Mapping) -> None:
+    """Writes predictions.jsonl and results.json, each whole or not at all."""
+    with new_file(folder / PREDICTIONS) as path, path.open("w", encoding="utf-8") as file:
+        file.writelines(map(_line, rows))
+    write_whole(folder / RESULTS, json.dumps(results, indent=2) + "\n")
 
 
 class Reporter:

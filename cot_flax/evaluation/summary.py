@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from cot_flax.evaluation import statistics
 from cot_flax.evaluation.statistics import Answered
 from cot_flax.text import scoring
-from cot_flax.text.answers import MARKED, family, gold_answer
+from cot_flax.text.answers import MARKED, describe_kind, family, gold_answer
 from cot_flax.text.prompts import is_cot
 from cot_flax.text.templates import TEMPLATES
 from cot_flax.text.wording import ENGLISH, LANGUAGES
@@ -44,6 +44,7 @@ def summarize(rows: Sequence[Mapping]) -> dict:
           rows that have it as `gold`, the rows in which it was `given`, and the `right` ones;
           `majority` is the share of the most frequent gold, which a student has right that always
           says the same.
+        - `answer_kinds`: those of the rows, as of `answers.describe_kind`.
     """
     steps = sorted({row["steps"] for row in rows if "steps" in row})
     by_steps = {str(n): _accuracy([r for r in rows if r.get("steps") == n]) for n in steps}
@@ -51,7 +52,8 @@ def summarize(rows: Sequence[Mapping]) -> dict:
     asked = [is_cot(row["format"]) for row in rows]
     off_format = sum(map(operator.ne, chains, asked)) / len(rows)
     added = {"off_format_rate": off_format, **_modes(rows), **_samples(rows), **_labels(rows)}
-    return _accuracy(rows) | added | {"by_steps": by_steps}
+    kinds = map(describe_kind, sorted({row["answer_kind"] for row in rows}))
+    return _accuracy(rows) | added | {"by_steps": by_steps, "answer_kinds": list(kinds)}
 
 
 def cluster_of(row: Mapping) -> str:

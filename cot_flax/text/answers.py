@@ -19,11 +19,12 @@ A text is read in this order:
 """
 
 import functools
+import importlib
 import itertools
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from string import ascii_uppercase
@@ -459,6 +460,39 @@ def marked_kind(kind: str, markers: Sequence[str], stop: str = "") -> str:
         MARKED[name] = Marked(kind, new, pattern, stop, end)
         KINDS.append(name)
     return name
+
+
+def describe_kind(kind: str) -> dict:
+    """What `described_kind` needs to add the kind in another process, as JSON values."""
+    base, marked = base_kind(kind), MARKED.get(kind)
+    found: dict = {"kind": base}
+    if labels := labels_of(base):
+        found["labels"] = list(labels)
+    elif base in ADDED:
+        found["module"] = ADDED[base].find.__module__
+    if marked:
+        found |= {"markers": list(marked.markers), "stop": marked.stop}
+    return found
+
+
+def described_kind(description: Mapping) -> str:
+    """The kind that `describe_kind` described; adds it where it is new.
+
+    A kind of somebody's own is added where its module is imported.
+
+    Raises:
+        UserError: its module is not there, or adds it no more.
+    """
+    kind = description["kind"]
+    if labels := description.get("labels"):
+        kind = label_kind(labels)
+    elif not is_kind(kind) and (module := description.get("module")):
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            got, wanted = f"answer kind {kind!r} of {module}: {error}", "a module to be imported"
+            raise UserError(got, wanted, "put it on PYTHONPATH") from error
+    return marked_kind(kind, description.get("markers", ()), description.get("stop", ""))
 
 
 def base_kind(kind: str) -> str:
