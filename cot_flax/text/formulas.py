@@ -17,11 +17,11 @@ import json
 import logging
 import os
 import re
-import resource
 import signal
 import subprocess
 import sys
 import threading
+from typing import IO
 
 from cot_flax.text import latex
 from cot_flax.text.numerals import format_number, read_literal
@@ -127,6 +127,12 @@ def normal(formula: str) -> str:
     return formula
 
 
+def _inside(formula: str) -> str | None:
+    """What a formula wraps or boxes as a whole."""
+    wrapped = _WRAPPED.fullmatch(formula)
+    return wrapped[1] if wrapped else _boxed(formula)
+
+
 def _simpler(formula: str) -> str:
     """One layer of layout less."""
     if bare := _DELIMITED.fullmatch(formula.strip()):
@@ -134,8 +140,8 @@ def _simpler(formula: str) -> str:
     formula = formula.strip().rstrip(".,;:").strip(" *_`")
     if len(formula) > LONGEST:
         return ""
-    while (wrapped := _WRAPPED.fullmatch(formula)) or (boxed := _boxed(formula)):
-        formula = (wrapped[1] if wrapped else boxed).strip()  # type: ignore[arg-type]
+    while (inner := _inside(formula)) is not None:
+        formula = inner.strip()
     for pattern, new in _LAYOUT:
         formula = pattern.sub(new, formula)
     formula = " ".join(formula.split())
@@ -206,15 +212,17 @@ class _Comparer:
     def __init__(self):
         self._lock = threading.Lock()
         self._process: subprocess.Popen
+        self._pipes: tuple[IO[str], IO[str]]
         self._owner = 0  # a fork must not write into its parent's pipes
 
     def __call__(self, gold: str, found: str) -> bool | None:
         with self._lock:
             if self._owner != os.getpid() or self._process.poll() is not None:
                 self._start()
-            self._process.stdin.write(json.dumps([gold, found, CPU_SECONDS]) + "\n")
-            self._process.stdin.flush()
-            answer = self._process.stdout.readline()
+            asked, answers = self._pipes
+            asked.write(json.dumps([gold, found, CPU_SECONDS]) + "\n")
+            asked.flush()
+            answer = answers.readline()
             if not answer:  # the system ended it
                 self.end()
             return None if not answer else answer == "same\n"
@@ -236,7 +244,10 @@ class _Comparer:
             start_new_session=True,  # Ctrl-C is for us
         )
         self._owner = os.getpid()
-        if self._process.stdout.readline() != "ready\n":
+        asked, answers = self._process.stdin, self._process.stdout
+        assert asked and answers  # they are pipes
+        self._pipes = asked, answers
+        if answers.readline() != "ready\n":
             self.end()
             raise RuntimeError("no process that compares formulas could be started")
 
@@ -255,6 +266,8 @@ def _verdict(gold: str, found: str) -> bool | None:
 
 def _serve() -> None:
     """Answers lines of stdin: a gold formula, a found one, and the seconds that they may take."""
+    import resource  # which Windows lacks
+
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
     logging.disable(logging.CRITICAL)
     _equal("1", "\\frac{1}{2}")  # loads the parser
