@@ -356,7 +356,7 @@ def prompts_of(tasks: Sequence[seqio.Task]) -> dict[str, dict]:
     for task in tasks:
         if task.name in _REGISTERED:
             card, rule, texts = _REGISTERED[task.name]
-            shown = tuple(rule.choice()("", "")) if rule else ()
+            shown = tuple(rule.choice(card.format, texts.layout())("", "", "")) if rule else ()
             about = {"dataset": card.dataset, "format": card.format}
             found[task.name] = about | texts.prompting(shown).to_json()
     return found
