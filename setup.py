@@ -64,7 +64,6 @@ setup(
         # From 0.2.3 on its generated code, which SeqIO imports, asks for protobuf 7; Beam has 6.
         "sentencepiece>=0.2.2,<0.2.3",
         "safetensors>=0.8.0",
-        "scipy>=1.17.1",  # JAX needs it, too
         "tensorboardX>=2.6.5",
         "tensorstore>=0.1.86",
         "tokenizers>=0.22.2",

@@ -245,6 +245,7 @@ def test_train_leaves_what_the_run_is_as_data(folder):
         "mixture": "stories_teacher_zero_shot_cot",
         "lengths": {"inputs": 96, "targets": 72},
         **{"split": "train", "pack": False, "shuffle": True, "seed": 0, "cached": False},
+        "by_task": None,
         "leaks": {f"stories/{split}": ANY for split in ("validation", "test")},
         "prompts": {"stories_teacher_zero_shot_cot": ANY},
         "settings": {"WORLD_SEED": 0, "registration.prompting.shots": 2},

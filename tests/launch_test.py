@@ -626,7 +626,7 @@ def test_the_matrix_prints_a_table_and_keeps_the_versions_that_passed(matrix):
     assert f"jax=={version('jax')}\n" in (kept / "3.12.txt").read_text()
     assert (kept / "3.13.txt").read_text() == "numpy==1.0\n"  # the newest failed
     bounds = matrix.checkout / "runs" / "matrix" / "3.11-lowest" / "lowest.txt"
-    assert bounds.read_text().startswith("apache-beam==")
+    assert "apache-beam==" in bounds.read_text()
 
 
 def test_an_end_without_an_interpreter_is_said_before_anything_is_installed(matrix):

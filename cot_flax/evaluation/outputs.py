@@ -23,7 +23,7 @@ _SILENCE = 30.0  # seconds between two lines of one task, off a terminal
 class Outputs:
     """The files of one evaluation.
 
-    results.json says from the start what is evaluated, and which tasks are `unfinished`.
+    results.json says from the first prediction on what is evaluated, and what is `unfinished`.
     Predictions are appended to `predictions.unfinished.jsonl` as they come, and an evaluation with
     the same facts goes on behind them. When a task ends, predictions.jsonl and results.json hold
     all tasks so far, each whole or not at all. For a folder in a bucket, where
@@ -53,8 +53,7 @@ class Outputs:
         place = work_path(output_dir) if is_bucket(output_dir) else path_at(output_dir)
         self.unfinished = make_folder(place) / UNFINISHED
         self._begun: list[dict] = []
-        if overwrite or not self._go_on(output_dir):
-            self._write_results()
+        self._is_written = not overwrite and self._go_on(output_dir)
 
     def begun(self, task: str) -> list[dict]:
         """The rows of a task that an evaluation with the same facts left when it was killed."""
@@ -71,6 +70,8 @@ class Outputs:
 
             def add(rows: Sequence[dict]) -> None:
                 nonlocal count
+                if not self._is_written:
+                    self._write_results()
                 count += len(rows)
                 file.writelines(map(_line, rows))
                 file.flush()
@@ -93,6 +94,7 @@ class Outputs:
 
     def _write_results(self) -> None:
         write_whole(self._folder / RESULTS, json.dumps(self.results(), indent=2) + "\n")
+        self._is_written = True
 
     def _whole(self) -> list[dict]:
         """The rows that are not finished, up to a line that a kill broke off."""

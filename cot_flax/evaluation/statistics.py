@@ -8,10 +8,10 @@ import math
 from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from functools import lru_cache
+from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
-from scipy import optimize, stats
 
 from cot_flax.errors import UserError
 from cot_flax.text.scoring import wilson_interval
@@ -19,6 +19,7 @@ from cot_flax.text.scoring import wilson_interval
 ALPHA, POWER = 0.05, 0.8
 """Of two-sided tests, and the chance with which `smallest_difference` would be found."""
 RESAMPLES = 10_000
+_NORMAL = NormalDist()
 _BLOCK = 2**22  # numbers drawn at once
 
 
@@ -157,7 +158,9 @@ def mcnemar(gained: int, lost: int) -> float:
 
     1 where none differs (Q. McNemar, Psychometrika 12, 1947; exact form).
     """
-    return float(stats.binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
+    differing = gained + lost
+    tail = sum(math.comb(differing, few) for few in range(min(gained, lost) + 1))
+    return min(1.0, 2 * tail / 2**differing)
 
 
 def unpaired(right: tuple[int, int], total: tuple[int, int]) -> float:
@@ -168,7 +171,7 @@ def unpaired(right: tuple[int, int], total: tuple[int, int]) -> float:
     pooled = sum(right) / sum(total)
     error = math.sqrt(pooled * (1 - pooled) * sum(1 / n for n in total))
     gap = right[1] / total[1] - right[0] / total[0]
-    return float(2 * stats.norm.sf(abs(gap) / error)) if error else 1.0
+    return 2 * _NORMAL.cdf(-abs(gap) / error) if error else 1.0
 
 
 def compare(
@@ -235,14 +238,15 @@ def smallest_difference(differing: float, pairs: float) -> float | None:
     """
     if not differing or not pairs:
         return None
-    alpha, beta = stats.norm.isf(ALPHA / 2), stats.norm.isf(1 - POWER)
-
-    def lacking(gap: float) -> float:
-        error = alpha * math.sqrt(differing) + beta * math.sqrt(max(differing - gap**2, 0.0))
-        return gap * math.sqrt(pairs) - error
-
+    alpha, beta = _NORMAL.inv_cdf(1 - ALPHA / 2), _NORMAL.inv_cdf(POWER)
+    # gap sqrt(pairs) = alpha sqrt(differing) + beta sqrt(differing - gap^2), solved for the gap.
+    middle = alpha * math.sqrt(pairs * differing)
+    inner = middle**2 - (pairs + beta**2) * differing * (alpha**2 - beta**2)
+    if inner < 0:
+        return None
+    gap = (middle + math.sqrt(inner)) / (pairs + beta**2)
     # All that differ, to one side, is the largest difference there can be.
-    return float(optimize.brentq(lacking, 0.0, differing)) if lacking(differing) > 0 else None
+    return gap if gap < differing else None
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -29,6 +29,7 @@ def filled(n):
         kept_chains=Counter({"1": n}),
         distinct_chains=Counter({"2": n}),
         one_hot_chains=4 * n,
+        direct=9 * n,
         target_tokens=Counter({"16": n}),
         tokens=5 * n,
         teachers=Counter(somebody=n),

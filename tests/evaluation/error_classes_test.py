@@ -13,7 +13,7 @@ from cot_flax.evaluation.error_classes import (
     summarize,
     tally,
 )
-from cot_flax.text.scoring import score
+from cot_flax.text.scoring import Score, score
 
 EGGS = "Ann has 4 boxes of 6 eggs and eats 3. How many eggs are left?"  # 21
 
@@ -124,10 +124,10 @@ def test_repetition(text, expected):
 
 
 def test_the_score_after_the_calculator():
-    assert calculated(row("4 * 6 = 26. 26 - 3 = 23. The answer is 23.")) == (True, "21")
-    assert calculated(row("4 * 6 = 25. 25 - 4 = 21. The answer is 21.")) == (False, "20")
+    assert calculated(row("4 * 6 = 26. 26 - 3 = 23. The answer is 23.")) == Score(True, "21")
+    assert calculated(row("4 * 6 = 25. 25 - 4 = 21. The answer is 21.")) == Score(False, "20")
     kept = row("4 * 6 = 24. The answer is 24.") | {"extracted": "as it was"}
-    assert calculated(kept) == (False, "as it was")
+    assert calculated(kept) == Score(False, "as it was")
 
 
 def test_counts_shares_and_examples():

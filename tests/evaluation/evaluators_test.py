@@ -67,6 +67,7 @@ def evaluated(evaluator, student, params):
 
 
 def test_cross_entropy_of_tasks(blank):
+    gin.clear_config()
     gin.bind_parameter("cot_flax.tasks.stories.size.validation", 10)
     lengths = {"inputs": 96, "targets": 72}
     data = TaskBatches(
