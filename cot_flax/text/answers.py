@@ -642,14 +642,14 @@ def kind_of_golds(golds: Iterable[str]) -> GoldKind:
         counts[kind] += given[gold]
     kind, count = counts.most_common(1)[0] if counts else ("text", 0)
     others = [gold for gold in given if kinds[gold] != kind]
-    is_kind = kind != "text" and count >= _SURE * total
+    is_sure = kind != "text" and count >= _SURE * total
     are_slips = total - count < _TIMES * len(set(map(normal_text, others)))
     most = ", ".join(f"{label} {number}" for label, number in labels.most_common())
     seen = f"({most})" if most else f"({len(given):,} different ones)"
-    if labels and not (is_kind and (not others or are_slips)) and _can_be_labels(given, labels):
+    if labels and not (is_sure and (not others or are_slips)) and _can_be_labels(given, labels):
         why = f"{len(labels)} different ones come again and again among {total:,} {seen}"
         return GoldKind("labels", tuple(sorted(labels)), why)
-    if is_kind:
+    if is_sure:
         slips = f" but {total - count:,}, such as {others[0]!r}," if others else ""
         return GoldKind(kind, (), f"all{slips} of {total:,} are {_CALLED[kind]} {seen}")
     looks = f", which look like {', '.join(sorted(counts))}" if len(counts) > 1 else ""
